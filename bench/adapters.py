@@ -1,0 +1,185 @@
+"""The LoRA configuration, without PEFT: the fields that decide what is adapted and what it costs.
+
+Field names and meanings are those of `peft.LoraConfig`
+(https://huggingface.co/docs/peft/package_reference/lora).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from bench.errors import BenchError, UnknownName
+
+TASK_TYPES = (
+    "SEQ_CLS",
+    "SEQ_2_SEQ_LM",
+    "CAUSAL_LM",
+    "TOKEN_CLS",
+    "QUESTION_ANS",
+    "FEATURE_EXTRACTION",
+)
+BIASES = ("none", "all", "lora_only")
+ALL_LINEAR = "all-linear"
+
+# PEFT trains these heads beside the adapter when the task type is given.
+TASK_HEADS = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
+
+# Fields of an adapter_config.json that change neither what is adapted nor how many parameters it
+# takes: bookkeeping, and initialisations of the same matrices.
+_INERT = frozenset(
+    """auto_mapping base_model_name_or_path corda_config eva_config inference_mode
+    loftq_config lora_ga_config megatron_core peft_type peft_version revision runtime_config
+    qalora_group_size""".split()
+)
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """One LoRA configuration.
+
+    Raises BenchError when a value is impossible (r < 1, an unknown bias or task type, an empty
+    target list, a malformed regular expression, layers_to_transform with a regex).
+    """
+
+    target_modules: tuple[str, ...] | str | None = None
+    r: int = 8
+    lora_alpha: float = 8
+    lora_dropout: float = 0.0
+    exclude_modules: tuple[str, ...] | str | None = None
+    target_parameters: tuple[str, ...] = ()
+    modules_to_save: tuple[str, ...] = ()
+    bias: str = "none"
+    task_type: str | None = None
+    fan_in_fan_out: bool = False
+    use_rslora: bool = False
+    use_dora: bool = False
+    lora_bias: bool = False
+    init_lora_weights: bool | str = True
+    layers_to_transform: tuple[int, ...] | int | None = None
+    layers_pattern: tuple[str, ...] | str | None = None
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    trainable_token_indices: tuple[int, ...] | Mapping[str, tuple[int, ...]] | None = None
+    layer_replication: tuple[tuple[int, int], ...] = ()
+    ensure_weight_tying: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value in (("r", self.r), *((f"rank_pattern[{k!r}]", v) for k, v in self.ranks)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise BenchError(f"{name} must be a whole number of at least 1, not {value!r}")
+        if not 0 <= self.lora_dropout <= 1:
+            raise BenchError(f"lora_dropout must lie between 0 and 1, not {self.lora_dropout!r}")
+        if self.bias not in BIASES:
+            raise UnknownName("bias", str(self.bias), BIASES)
+        if self.task_type is not None and self.task_type not in TASK_TYPES:
+            raise UnknownName("task type", str(self.task_type), TASK_TYPES, "(PEFT has no other)")
+        if self.target_modules in ((), "") and not self.target_parameters:
+            raise BenchError("target_modules is empty: name at least one module")
+        for name in ("target_modules", "exclude_modules"):
+            pattern = getattr(self, name)
+            if isinstance(pattern, str) and pattern != ALL_LINEAR:
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    raise BenchError(
+                        f"{name} {pattern!r} is not a regular expression: {error}"
+                    ) from None
+        if isinstance(self.target_modules, str) and (
+            self.layers_to_transform is not None or self.layers_pattern
+        ):
+            raise BenchError(
+                "layers_to_transform and layers_pattern need a list of target_modules, not a regex"
+            )
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise BenchError("layers_pattern needs layers_to_transform beside it")
+        if self.lora_bias and self.use_dora:
+            raise BenchError("lora_bias does not go with use_dora")
+
+    @property
+    def ranks(self) -> tuple[tuple[str, int], ...]:
+        return tuple(self.rank_pattern.items())
+
+    @property
+    def saved_modules(self) -> tuple[str, ...]:
+        """`modules_to_save` with the heads that the task type adds, as PEFT extends it."""
+        return self.modules_to_save + TASK_HEADS.get(self.task_type or "", ())
+
+    def with_rank(self, r: int) -> AdapterConfig:
+        return replace(self, r=r)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Keyword arguments for `peft.LoraConfig`: lists for sequences, defaults left out."""
+        changed = {
+            key: value
+            for key, value in asdict(self).items()
+            if value != getattr(_DEFAULTS, key) or key == "r"
+        }
+        return {key: _to_lists(value) for key, value in changed.items()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], where: str = "adapter") -> AdapterConfig:
+        """From `peft.LoraConfig`'s fields, as adapter_config.json holds them.
+
+        Raises BenchError for another PEFT method, and for a field whose effect is not known here
+        unless it holds nothing: what is not understood is never ignored.
+        """
+        if not isinstance(data, Mapping):
+            raise BenchError(f"{where}: expected an object, found {type(data).__name__}")
+        method = data.get("peft_type")
+        if method not in (None, "LORA"):
+            raise BenchError(f"{where}: peft_type is {method!r}; only 'LORA' is understood")
+        known = {f.name for f in fields(cls)}
+        for key, value in data.items():
+            if key not in known | _INERT and value not in (None, False, {}, [], ""):
+                raise UnknownName(f"field with a value in {where}:", key, known)
+        given = {k: _to_tuples(v) for k, v in data.items() if k in known and v is not None}
+        try:
+            return cls(**given)
+        except (TypeError, BenchError) as error:
+            raise BenchError(f"{where}: {error}") from None
+
+    @classmethod
+    def from_file(cls, path: Path) -> AdapterConfig:
+        """From an adapter_config.json, or a folder that holds one."""
+        return cls.from_dict(read_json(path / "adapter_config.json" if path.is_dir() else path),
+                             str(path))  # fmt: skip
+
+
+_DEFAULTS = AdapterConfig()
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in `path`; BenchError, naming the file, when it is missing or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BenchError(f"{path}: no such file") from None
+    except OSError as error:
+        raise BenchError(f"{path}: cannot be read: {error.strerror}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise BenchError(f"{path}: not JSON: {error}") from None
+
+
+def _to_tuples(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(_to_tuples(item) for item in value)
+    if isinstance(value, dict):
+        return {key: _to_tuples(item) for key, item in value.items()}
+    return value
+
+
+def _to_lists(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_to_lists(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _to_lists(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,352 @@
+"""Architectures: the registered ones with what their authors declare of them, and a user's own.
+
+A registered architecture is a folder in `fixtures/architectures/`: the published `config.json` and
+an `architecture.toml` of hand-written expectations. Any other folder or file with a `config.json`,
+or the id of a model on the Hugging Face Hub, works everywhere a registered name does.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.adapters import read_json
+from bench.errors import BenchError, UnknownName, check_keys
+from bench.expressions import evaluate
+from bench.modules import ModuleTable, read_table
+from bench.roles import check_role
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
+_PROJECTION_KEYS = ("role", "module", "kind", "in_features", "out_features", "bias", "count",
+                    "regex", "tied", "experts", "kernel")  # fmt: skip
+KINDS = ("linear", "conv1d", "conv2d", "embedding", "expert")
+
+
+@dataclass(frozen=True)
+class Projection:
+    """One declared kind of module: `count` modules of `in_features × out_features` each.
+
+    `module` is what one writes in `target_modules` to reach exactly these (for experts: in
+    `target_parameters`); with `regex` it is the end of a regular expression.
+    """
+
+    role: str
+    module: str
+    kind: str
+    in_features: int
+    out_features: int
+    bias: bool
+    count: int
+    regex: bool = False
+    tied: bool = False
+    experts: int = 1
+    kernel: int = 1
+
+    @property
+    def weight_elements(self) -> int:
+        return self.in_features * self.out_features * self.kernel * self.experts
+
+    @property
+    def parameters(self) -> int:
+        """Elements of all `count` modules; a tied weight counts where it is declared untied."""
+        weight = 0 if self.tied else self.weight_elements
+        return self.count * (weight + self.bias * self.out_features)
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """A smaller geometry with the same module names and width ratios, for machines without GPU."""
+
+    label: str
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A registered architecture: its folder and the declarations in architecture.toml."""
+
+    name: str
+    hub_id: str
+    source: str
+    auto_class: str
+    folder: Path
+    declared: tuple[Mapping[str, Any], ...] = field(repr=False)
+    layers: str
+    other_parameters: str
+    published: Mapping[str, Any]
+    reduction: Reduction | None
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(str(p["role"]) for p in self.declared))
+
+    def entries(self, role: str) -> list[Mapping[str, Any]]:
+        """The declared projections of one role, expressions not yet evaluated."""
+        return [p for p in self.declared if p["role"] == role]
+
+    def projections(self, fields: Mapping[str, Any]) -> tuple[Projection, ...]:
+        """Every declared projection, its expressions evaluated over the configuration `fields`."""
+        evaluated = []
+        for number, declared in enumerate(self.declared, 1):
+            where = f"{self.name}: projection {number} ({declared['module']})"
+            values = dict(declared)
+            for key in ("in_features", "out_features", "count", "experts", "kernel"):
+                if key in values:
+                    values[key] = evaluate(values[key], fields, f"{where}: {key}")
+            evaluated.append(Projection(**values))
+        return tuple(evaluated)
+
+    def total_parameters(self, fields: Mapping[str, Any]) -> int:
+        """The base model's parameters in closed form, from the declarations alone."""
+        rest = evaluate(self.other_parameters, fields, f"{self.name}: other_parameters")
+        return rest + sum(p.parameters for p in self.projections(fields))
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model to ask about: a label, the values of its config.json and the class to build.
+
+    `source_folder` is where it was found (None for a hub id); `architecture` is set for registered
+    ones.
+    """
+
+    label: str
+    config: Mapping[str, Any] = field(repr=False)
+    auto_class: str
+    architecture: Architecture | None = None
+    source_folder: Path | None = None
+    reduced: bool = False
+    trust_remote_code: bool = False
+
+    @property
+    def model_type(self) -> str:
+        return str(self.config.get("model_type", ""))
+
+    def reduce(self) -> Model:
+        """The reduced geometry that the architecture declares; its label tells the reduction."""
+        reduction = self.architecture.reduction if self.architecture else None
+        if reduction is None:
+            raise BenchError(f"{self.label}: no reduced geometry is declared")
+        return replace(
+            self,
+            label=f"{self.label}@{reduction.label}",
+            config={**self.config, **reduction.config},
+            reduced=True,
+        )
+
+    @cached_property
+    def transformers_config(self) -> Any:
+        """The transformers configuration object. Raises BenchError for an unknown model type."""
+        from transformers import AutoConfig
+
+        values = {k: v for k, v in self.config.items() if k != "model_type"}
+        if "auto_map" in values and not self.trust_remote_code:
+            known = _known_model_types()
+            if self.model_type not in known:
+                raise BenchError(
+                    f"{self.label}: needs code from its own repository, which is only run with "
+                    "--trust-remote-code"
+                )
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return AutoConfig.for_model(self.model_type, **values)
+        except ValueError as error:
+            known = _known_model_types()
+            if self.model_type not in known:
+                raise UnknownName(
+                    f"model_type in {self.label}:", self.model_type, known,
+                    f"(transformers {_version('transformers')})",
+                ) from None  # fmt: skip
+            raise BenchError(f"{self.label}: {error}") from None
+        except Exception as error:  # transformers validates configs with many error types
+            raise BenchError(f"{self.label}: transformers refuses the config: {error}") from None
+
+    @cached_property
+    def fields(self) -> dict[str, Any]:
+        """Configuration fields for the declared expressions, with defaults filled in."""
+        config = self.transformers_config
+        fields = config.to_dict()
+        fields.update({k: getattr(config, k) for k in config.attribute_map})
+        fields["num_labels"] = getattr(config, "num_labels", 2)
+        return fields
+
+    def build(self) -> nn.Module:
+        """The model on the meta device: every shape, no memory."""
+        import torch
+
+        loader = model_class(self.auto_class)
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                if hasattr(loader, "from_config"):
+                    return loader.from_config(self.transformers_config)  # type: ignore[no-any-return]
+                return loader(self.transformers_config)  # type: ignore[no-any-return]
+            except BenchError:
+                raise
+            except Exception as error:
+                raise BenchError(
+                    f"{self.label}: {self.auto_class} cannot be built from this config: "
+                    f"{_first_line(error)}"
+                ) from error
+
+    @cached_property
+    def table(self) -> ModuleTable:
+        return read_table(self.build())
+
+
+def model_class(name: str) -> Any:
+    """The transformers auto class or model class called `name`."""
+    import transformers
+
+    found = getattr(transformers, name, None)
+    if found is None or not (hasattr(found, "from_config") or hasattr(found, "config_class")):
+        known = [n for n in dir(transformers) if n.startswith("AutoModel")]
+        raise UnknownName("model class", name, known)
+    return found
+
+
+def registered(folder: Path | None = None) -> dict[str, Path]:
+    """Name → folder of every registered architecture."""
+    root = folder or FIXTURES / "architectures"
+    return {path.parent.name: path.parent for path in sorted(root.glob("*/architecture.toml"))}
+
+
+def load_architecture(folder: Path) -> Architecture:
+    """Read one architecture.toml. Raises BenchError, naming file and key, on anything unknown."""
+    path = folder / "architecture.toml"
+    data = read_toml(path)
+    keys = ("name", "hub_id", "source", "auto_class", "layers", "other_parameters", "projection")
+    check_keys(data, str(path), (*keys, "published", "reduced"), keys)
+    check_keys(data.get("published", {}), f"{path}: published", ("total_parameters", "source"))
+    for number, projection in enumerate(data["projection"], 1):
+        where = f"{path}: projection {number}"
+        check_keys(projection, where, _PROJECTION_KEYS, _PROJECTION_KEYS[:7])
+        check_role(projection["role"], where)
+        if projection["kind"] not in KINDS:
+            raise UnknownName(f"kind in {where}:", str(projection["kind"]), KINDS)
+    reduced = data.get("reduced")
+    if reduced is not None:
+        check_keys(reduced, f"{path}: reduced", ("label", "config"), ("label", "config"))
+    return Architecture(
+        name=data["name"],
+        hub_id=data["hub_id"],
+        source=data["source"],
+        auto_class=data["auto_class"],
+        folder=folder,
+        declared=tuple(data["projection"]),
+        layers=data["layers"],
+        other_parameters=data["other_parameters"],
+        published=data.get("published", {}),
+        reduction=Reduction(**reduced) if reduced else None,
+    )
+
+
+def find_model(
+    name: str, auto_class: str | None = None, *, trust_remote_code: bool = False
+) -> Model:
+    """The model called `name`: registered (by name or hub id), a folder or file, or a hub id.
+
+    `auto_class` overrides the class to build; without it the architecture's declaration, or the
+    config's `architectures`, decide. Raises BenchError naming what is wrong.
+    """
+    folders = registered()
+    architecture = None
+    if name in folders:
+        architecture = load_architecture(folders[name])
+    else:
+        by_hub_id = {a.hub_id: a for a in map(load_architecture, folders.values())}
+        architecture = by_hub_id.get(name)
+    path = Path(name)
+    if architecture is not None:
+        folder: Path | None = architecture.folder
+        config = read_config(architecture.folder / "config.json")
+        label = architecture.name
+    elif path.exists() or name.endswith(".json") or name.startswith((".", "/", "~")):
+        path = path.expanduser()
+        file = path / "config.json" if path.is_dir() else path
+        config = read_config(file)
+        folder, label = file.parent, file.resolve().parent.name
+    else:
+        config, folder, label = _from_hub(name, folders), None, name.rpartition("/")[2]
+    chosen = auto_class or (architecture.auto_class if architecture else _auto_class(config))
+    return Model(label, config, chosen, architecture, folder, False, trust_remote_code)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A config.json's values; BenchError when it is missing, not JSON or has no model_type."""
+    config = read_json(path)
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise BenchError(f"{path}: not a model's config.json: it has no model_type")
+    return config
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The TOML in `path`; BenchError, naming the file, when it is missing or malformed."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BenchError(f"{path}: cannot be read: {error.strerror}") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise BenchError(f"{path}: not TOML: {error}") from None
+
+
+def _from_hub(name: str, known: Mapping[str, Path]) -> dict[str, Any]:
+    if name.count("/") != 1:
+        raise UnknownName("architecture", name, known,
+            "; or give a folder or file with a config.json, or a hub id (owner/name)")  # fmt: skip
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        offline = bool(os.environ.get("HF_HUB_OFFLINE"))
+        path = hf_hub_download(name, "config.json", local_files_only=offline)
+    except HFValidationError:
+        raise UnknownName("architecture", name, known) from None
+    except Exception as error:  # the hub client has dozens of network errors
+        raise BenchError(
+            f"{name}: neither a registered architecture ({', '.join(known)}), nor a folder, nor a "
+            f"hub id that is cached or can be reached ({_first_line(error)})"
+        ) from None
+    return read_config(Path(path))
+
+
+def _auto_class(config: Mapping[str, Any]) -> str:
+    """The class that the config's `architectures` names, else the most specific auto class."""
+    import transformers
+
+    for name in config.get("architectures") or ():
+        if isinstance(name, str) and hasattr(getattr(transformers, name, None), "config_class"):
+            return name
+    from transformers.models.auto import modeling_auto as auto
+
+    for task in ("CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "MASKED_LM"):
+        if config["model_type"] in getattr(auto, f"MODEL_FOR_{task}_MAPPING_NAMES"):
+            return {"CAUSAL_LM": "AutoModelForCausalLM", "MASKED_LM": "AutoModelForMaskedLM",
+                    "SEQ_TO_SEQ_CAUSAL_LM": "AutoModelForSeq2SeqLM"}[task]  # fmt: skip
+    return "AutoModel"
+
+
+def _known_model_types() -> list[str]:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    return list(CONFIG_MAPPING_NAMES)
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import version
+
+    return version(package)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -1,0 +1,35 @@
+"""Errors that are a user's to mend: each says what was wrong, where, and what would be right."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class BenchError(Exception):
+    """Wrong input. Commands print its message without a traceback and exit with status 2."""
+
+
+class UnknownName(BenchError):
+    """A name that nothing is registered under; the message offers the nearest known names."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+        known = sorted(known)
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        offer = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+        super().__init__(f"unknown {kind} {name!r}: {offer}{' ' + hint if hint else ''}")
+        self.name = name
+
+
+def check_keys(
+    data: object, where: str, allowed: Iterable[str], required: Iterable[str] = ()
+) -> None:
+    """Raise BenchError unless `data` is a table with every required key and no unknown one."""
+    if not isinstance(data, dict):
+        raise BenchError(f"{where}: expected a table, found {type(data).__name__}")
+    allowed = list(allowed)
+    for key in data:
+        if key not in allowed:
+            raise UnknownName(f"key in {where}:", str(key), allowed)
+    if missing := [key for key in required if key not in data]:
+        raise BenchError(f"{where}: missing key {', '.join(map(repr, missing))}")

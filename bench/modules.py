@@ -1,0 +1,244 @@
+"""The module table: every module and parameter of a model, read off once, kept without torch.
+
+The ledger and the formulas answer from such a table, so that a hundred scenarios of one model cost
+one model on the meta device.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# Kinds that LoRA can adapt, as PEFT dispatches them; everything else is OTHER.
+LINEAR, CONV1D, EMBEDDING, MULTIHEAD = "linear", "conv1d", "embedding", "multihead_attention"
+CONVOLUTIONS = ("convolution1d", "convolution2d", "convolution3d")
+OTHER = "other"
+
+# The first numbered segment is the layer; a nested index (an expert's) is not. PEFT reads
+# `layers_to_transform` the same way.
+_LAYER = re.compile(r"^(.*?\.?[^.]*\.\d+)\.")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One tensor: its full name and logical shape (4-bit weights unpacked).
+
+    `same_as` names the parameter that it shares its memory with, when that one comes first.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    same_as: str = ""
+
+    @property
+    def elements(self) -> int:
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Module:
+    """One named module. Features are channels for a convolution, rows × width for an embedding.
+
+    `kernel` is the number of positions in a convolution's window, `groups` its channel groups.
+    """
+
+    name: str
+    kind: str = OTHER
+    in_features: int = 0
+    out_features: int = 0
+    bias: bool = False
+    kernel: int = 1
+    groups: int = 1
+    class_name: str = ""
+
+    @property
+    def leaf(self) -> str:
+        """The last segment of the name, as people write it in `target_modules`."""
+        return self.name.rpartition(".")[2]
+
+    @property
+    def layer(self) -> str:
+        """The repeated block that holds this module ("model.layers.3"); "" outside all of them."""
+        return layer_of(self.name)
+
+    @property
+    def weight_elements(self) -> int:
+        return self.in_features * self.out_features * self.kernel // self.groups
+
+
+def layer_of(name: str) -> str:
+    """The name up to the first numbered segment, or "" for a module outside the layers."""
+    found = _LAYER.match(name + ".")
+    return found.group(1) if found else ""
+
+
+@dataclass(frozen=True)
+class ModuleTable:
+    """What a model is made of.
+
+    Attributes:
+        model_type: the configuration's `model_type` ("" for a model without one).
+        class_name: the model's class.
+        modules: in `named_modules()` order, shared modules once, the root left out.
+        parameters: in `named_parameters(remove_duplicate=False)` order.
+        input_embedding, output_embedding: names of those modules, "" where there is none.
+        tied: names of the modules whose weight is the input embedding's.
+        moe_conversion: the family by which PEFT rewrites transformers-4 expert names, or "".
+    """
+
+    model_type: str
+    class_name: str
+    modules: tuple[Module, ...]
+    parameters: tuple[Parameter, ...]
+    input_embedding: str = ""
+    output_embedding: str = ""
+    tied: tuple[str, ...] = ()
+    moe_conversion: str = ""
+    repeated: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+
+    @cached_property
+    def by_name(self) -> dict[str, Module]:
+        return {module.name: module for module in self.modules}
+
+    @cached_property
+    def total_parameters(self) -> int:
+        """Logical elements, shared tensors once."""
+        return sum(p.elements for p in self.parameters if not p.same_as)
+
+    @cached_property
+    def layers(self) -> tuple[str, ...]:
+        """Blocks that hold at least one linear weight, in order."""
+        holders = [m.layer for m in self.modules if m.kind in (LINEAR, CONV1D)]
+        holders += [layer_of(p.name) for p in self.expert_parameters]
+        return tuple(dict.fromkeys(layer for layer in holders if layer))
+
+    @cached_property
+    def expert_parameters(self) -> tuple[Parameter, ...]:
+        """3-D weights of fused experts (experts × rows × columns), which hold no nn.Linear.
+
+        Class tokens and position tables are 3-D too, with a first dimension of 1.
+        """
+        owners = {m.name for m in self.modules if m.kind == OTHER}
+        return tuple(
+            p
+            for p in self.parameters
+            if len(p.shape) == 3 and min(p.shape) > 1 and p.name.rpartition(".")[0] in owners
+        )
+
+    def below(self, module: str) -> Iterator[Parameter]:
+        """Every parameter in the module or its children, shared ones too (a copy copies them)."""
+        prefix = module + "."
+        return (p for p in self.parameters if p.name.startswith(prefix))
+
+
+def read_table(model: nn.Module) -> ModuleTable:
+    """The table of a live model (on any device, the meta device included)."""
+    config = getattr(model, "config", None)
+    model_type = getattr(config, "model_type", "") or ""
+    names: dict[int, str] = {}
+    parameters = []
+    for name, tensor in model.named_parameters(remove_duplicate=False):
+        first = names.setdefault(id(tensor), name)
+        parameters.append(
+            Parameter(name, _logical_shape(model, name, tensor), "" if first == name else first)
+        )
+    named = [(name, module) for name, module in model.named_modules() if name]
+    by_id = {id(module): name for name, module in named}
+
+    def embedding(getter: str) -> str:
+        try:
+            return by_id.get(id(getattr(model, getter)()), "")
+        except (AttributeError, NotImplementedError, TypeError):
+            return ""
+
+    seen = set(by_id.values())
+    repeated = tuple(
+        (name, by_id[id(module)])
+        for name, module in model.named_modules(remove_duplicate=False)
+        if name and name not in seen
+    )
+    input_embedding = embedding("get_input_embeddings")
+    shared = {p.name: p.same_as or p.name for p in parameters}
+    weight = shared.get(f"{input_embedding}.weight")
+    tied = tuple(
+        name.removesuffix(".weight")
+        for name, first in shared.items()
+        if weight and first == weight and name != f"{input_embedding}.weight"
+    )
+    return ModuleTable(
+        model_type=model_type,
+        class_name=type(model).__name__,
+        modules=tuple(_read_module(name, module) for name, module in named),
+        parameters=tuple(parameters),
+        input_embedding=input_embedding,
+        output_embedding=embedding("get_output_embeddings"),
+        tied=tied,
+        moe_conversion=_moe_conversion(model_type),
+        repeated=repeated,
+    )
+
+
+def _read_module(name: str, module: Any) -> Module:
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    class_name = type(module).__name__
+    if isinstance(module, nn.Linear):
+        return Module(
+            name,
+            LINEAR,
+            module.in_features,
+            module.out_features,
+            module.bias is not None,
+            class_name=class_name,
+        )
+    if isinstance(module, Conv1D):
+        rows, columns = module.weight.shape
+        return Module(name, CONV1D, rows, columns, True, class_name=class_name)
+    if isinstance(module, nn.Embedding):
+        return Module(
+            name, EMBEDDING, module.num_embeddings, module.embedding_dim, class_name=class_name
+        )
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return Module(
+            name,
+            CONVOLUTIONS[len(module.kernel_size) - 1],
+            module.in_channels,
+            module.out_channels,
+            module.bias is not None,
+            prod(module.kernel_size),
+            module.groups,
+            class_name,
+        )
+    if isinstance(module, nn.MultiheadAttention):
+        width = module.embed_dim
+        bias = module.in_proj_bias is not None
+        return Module(name, MULTIHEAD, width, width, bias, class_name=class_name)
+    return Module(name, class_name=class_name)
+
+
+def _logical_shape(model: nn.Module, name: str, tensor: Any) -> tuple[int, ...]:
+    # bitsandbytes packs a 4-bit weight into a column of bytes; the layer knows the real shape.
+    if name.endswith(".weight") and getattr(tensor, "bnb_quantized", False):
+        layer = model.get_submodule(name.removesuffix(".weight"))
+        if hasattr(layer, "out_features"):
+            return (layer.out_features, layer.in_features)
+    return tuple(tensor.shape)
+
+
+def _moe_conversion(model_type: str) -> str:
+    # PEFT adds mixtral itself to transformers' table, and asks nothing of other model types.
+    if model_type == "mixtral":
+        return "mixtral"
+    try:
+        from transformers.conversion_mapping import _MODEL_TO_CONVERSION_PATTERN
+    except ImportError:  # transformers 4 fuses no experts
+        return ""
+    return str(_MODEL_TO_CONVERSION_PATTERN.get(model_type) or "")

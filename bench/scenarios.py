@@ -1,0 +1,216 @@
+"""Scenarios: which modules to adapt and to train whole, in roles or in literal names.
+
+A scenario in roles runs on every architecture that has the roles; one in literal names is what
+somebody published. They live in `fixtures/scenarios/*.toml`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.adapters import AdapterConfig
+from bench.architectures import FIXTURES, Architecture, Model, read_toml
+from bench.errors import BenchError, UnknownName, check_keys
+from bench.modules import OTHER, ModuleTable
+from bench.roles import FUSED, check_role, role_of, serves
+
+_KEYS = ("roles", "optional_roles", "saved_roles", "target_modules", "modules_to_save", "optional",
+         "r", "ranks", "lora_alpha", "lora_dropout", "expected")  # fmt: skip
+_EXPECTED_KEYS = ("adapted_layers", "dead_entries", "same_as", "note")
+
+# What a task adds: PEFT's task type, and the fresh heads that no task type names.
+_TASKS: dict[str, tuple[str | None, tuple[str, ...]]] = {
+    "AutoModelForSequenceClassification": ("SEQ_CLS", ()),
+    "AutoModelForTokenClassification": ("TOKEN_CLS", ()),
+    "AutoModelForQuestionAnswering": ("QUESTION_ANS", ()),
+    "AutoModelForCausalLM": ("CAUSAL_LM", ()),
+    "AutoModelForSeq2SeqLM": ("SEQ_2_SEQ_LM", ()),
+    "AutoModelForImageClassification": (None, ("classifier",)),
+}
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One choice of target modules.
+
+    Either `roles` (with `optional_roles`, adapted where the architecture has them, and
+    `saved_roles`) or literal `target_modules` and `modules_to_save` is given. `optional` names
+    entries that may reach nothing. `architectures` is empty for a scenario for all of them.
+    """
+
+    name: str
+    roles: tuple[str, ...] = ()
+    optional_roles: tuple[str, ...] = ()
+    saved_roles: tuple[str, ...] = ()
+    target_modules: tuple[str, ...] = ()
+    modules_to_save: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    r: int = 8
+    ranks: tuple[int, ...] = ()
+    lora_alpha: float = 32
+    lora_dropout: float = 0.0
+    architectures: tuple[str, ...] = ()
+    source: str = ""
+    expected: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def literal(self) -> bool:
+        return bool(self.target_modules)
+
+    @property
+    def measured_ranks(self) -> tuple[int, ...]:
+        """The ranks at which the scenario was published."""
+        return self.ranks or (self.r,)
+
+    def applies_to(self, architecture: Architecture) -> bool:
+        """Whether it was written for this architecture and finds its roles there."""
+        if self.architectures and architecture.name not in self.architectures:
+            return False
+        return self.literal or not self._missing(architecture.roles)
+
+    def _missing(self, present: Sequence[str]) -> list[str]:
+        """Wanted roles that are not there, not even in a fused projection wanted as a whole."""
+        wanted = {*self.roles, *self.optional_roles}
+        usable = [r for r in present if r in wanted or set(FUSED.get(r, "-")) <= wanted]
+        return [
+            role
+            for role in (*self.roles, *self.saved_roles)
+            if not any(serves(r, role) for r in (*usable, *(set(present) & {*self.saved_roles})))
+        ]
+
+    def resolve_roles(self, present: Sequence[str], label: str) -> tuple[str, ...]:
+        """The roles, as an architecture has them, that this scenario adapts.
+
+        A fused projection is adapted when everything that it does is asked for. Raises BenchError
+        naming the roles that are missing, or that only exist fused with others.
+        """
+        if missing := self._missing(present):
+            fused = [r for r in present if any(serves(r, m) for m in missing) and r in FUSED]
+            why = (
+                f"it fuses {', '.join(FUSED[fused[0]])} in one projection: ask for all of them"
+                if fused
+                else f"it has {', '.join(present)}"
+            )
+            raise BenchError(
+                f"scenario {self.name!r} wants role {', '.join(missing)}, which {label} does not "
+                f"have: {why}"
+            )
+        wanted = {*self.roles, *self.optional_roles}
+        return tuple(r for r in present if r in wanted or set(FUSED.get(r, "-")) <= wanted)
+
+    def adapter(self, model: Model, r: int | None = None) -> AdapterConfig:
+        """The LoRA configuration of this scenario on `model`, at rank `r` (default: its own).
+
+        The task type and the fresh heads follow from the model's class. Dropout is left out where
+        experts are adapted: PEFT's wrapper for parameters has none.
+        """
+        task_type, heads = _TASKS.get(model.auto_class, (None, ()))
+        rank = self.r if r is None else r
+        if self.literal:
+            saved = tuple(dict.fromkeys((*self.modules_to_save, *heads)))
+            return AdapterConfig(
+                self.target_modules, rank, self.lora_alpha, self.lora_dropout,
+                modules_to_save=saved, task_type=task_type,
+            )  # fmt: skip
+        places = _places(model)
+        present = tuple(dict.fromkeys(p.role for p in places))
+        chosen = [p for p in places if p.role in self.resolve_roles(present, model.label)]
+        saved = tuple(p.module for p in places if p.role in self.saved_roles)
+        modules = [p for p in chosen if not p.is_parameter]
+        parameters = tuple(p.module for p in chosen if p.is_parameter)
+        targets: tuple[str, ...] | str = tuple(dict.fromkeys(p.module for p in modules))
+        if any(p.regex for p in modules):
+            parts = [p.module if p.regex else p.module.replace(".", r"\.") for p in modules]
+            targets = rf"(?:.*\.)?(?:{'|'.join(parts)})"
+        return AdapterConfig(
+            targets, rank, self.lora_alpha, 0.0 if parameters else self.lora_dropout,
+            target_parameters=parameters, modules_to_save=tuple(dict.fromkeys((*saved, *heads))),
+            task_type=task_type,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a role is found: a target_modules entry, or a target_parameters one."""
+
+    role: str
+    module: str
+    regex: bool = False
+    is_parameter: bool = False
+
+
+def _places(model: Model) -> list[_Place]:
+    if model.architecture is not None:
+        return [
+            _Place(p["role"], p["module"], bool(p.get("regex")), p["kind"] == "expert")
+            for p in model.architecture.declared
+        ]
+    return _places_in(model.table)
+
+
+def _places_in(table: ModuleTable) -> list[_Place]:
+    """Roles by rule, for a model that nobody declared: bare names where they are unambiguous."""
+    roles = {m.name: role_of(m.name) for m in table.modules if m.kind != OTHER}
+    places = []
+    for name, role in roles.items():
+        leaf = name.rpartition(".")[2]
+        alike = {r for n, r in roles.items() if n == leaf or n.endswith(f".{leaf}")}
+        places.append(_Place(role, leaf if alike == {role} else name))
+    places += [
+        _Place(role_of(p.name), ".".join(p.name.split(".")[-3:]), is_parameter=True)
+        for p in table.expert_parameters
+    ]
+    return list(dict.fromkeys(places))
+
+
+def load_scenarios(folder: Path | None = None) -> dict[str, Scenario]:
+    """Every scenario by name. Raises BenchError, naming file and key, on anything unknown."""
+    scenarios: dict[str, Scenario] = {}
+    for path in sorted((folder or FIXTURES / "scenarios").glob("*.toml")):
+        for scenario in _read(path):
+            if scenario.name in scenarios:
+                raise BenchError(f"{path}: scenario {scenario.name!r} is defined twice")
+            scenarios[scenario.name] = scenario
+    return scenarios
+
+
+def find_scenario(name: str) -> Scenario:
+    """The scenario called `name`; UnknownName with the nearest known ones."""
+    scenarios = load_scenarios()
+    if name not in scenarios:
+        raise UnknownName("scenario", name, scenarios)
+    return scenarios[name]
+
+
+def _read(path: Path) -> list[Scenario]:
+    data = read_toml(path)
+    check_keys(data, str(path), ("source", "architectures", "defaults", "scenario"), ("scenario",))
+    defaults = data.get("defaults", {})
+    check_keys(defaults, f"{path}: defaults", _KEYS)
+    found = []
+    for name, values in data["scenario"].items():
+        where = f"{path}: scenario.{name}"
+        check_keys(values, where, _KEYS)
+        merged = {**defaults, **values}
+        check_keys(merged.get("expected", {}), f"{where}.expected", _EXPECTED_KEYS)
+        for key in ("roles", "optional_roles", "saved_roles"):
+            for role in merged.get(key, ()):
+                check_role(role, f"{where}.{key}")
+        if bool(merged.get("roles")) == bool(merged.get("target_modules")):
+            raise BenchError(f"{where}: give either roles or target_modules")
+        for rank in (merged.get("r", 8), *merged.get("ranks", ())):
+            if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+                raise BenchError(f"{where}: r must be a whole number of at least 1, not {rank!r}")
+        lists = {k: tuple(v) if isinstance(v, list) else v for k, v in merged.items()}
+        found.append(
+            Scenario(
+                name=name,
+                source=data.get("source", ""),
+                architectures=tuple(data.get("architectures", ())),
+                **lists,
+            )
+        )
+    return found
