@@ -8,6 +8,7 @@ or the id of a model on the Hugging Face Hub, works everywhere a registered name
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 import warnings
 from collections.abc import Mapping
@@ -19,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from bench.adapters import read_json
 from bench.errors import BenchError, UnknownName, check_keys
 from bench.expressions import evaluate
-from bench.modules import ModuleTable, read_table
-from bench.roles import check_role
+from bench.modules import OTHER, ModuleTable, read_table
+from bench.roles import check_role, role_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -201,7 +202,29 @@ class Model:
 
     @cached_property
     def table(self) -> ModuleTable:
+        """The module table, read off one build on the meta device."""
         return read_table(self.build())
+
+    def matching(self, projection: Projection) -> list[str]:
+        """Names of the modules (or expert parameters) that a declared projection names."""
+        if projection.kind == "expert":
+            names = [p.name for p in self.table.expert_parameters]
+        else:
+            names = [m.name for m in self.table.modules if m.kind != OTHER]
+        pattern = projection.module if projection.regex else re.escape(projection.module)
+        fits = re.compile(rf"(?:.*\.)?{pattern}").fullmatch
+        return [name for name in names if fits(name)]
+
+    @cached_property
+    def _declared_roles(self) -> dict[str, str]:
+        if self.architecture is None:
+            return {}
+        projections = self.architecture.projections(self.fields)
+        return {name: p.role for p in projections for name in self.matching(p)}
+
+    def role_of(self, name: str) -> str:
+        """The declared role of a module; what its name tells where nobody declared it."""
+        return self._declared_roles.get(name) or role_of(name)
 
 
 def model_class(name: str) -> Any:

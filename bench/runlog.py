@@ -1,0 +1,105 @@
+"""Collects what the suites find, and makes the document of a stored run of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from bench.formulas import Parameters
+from bench.machine import machine, versions
+from bench.subjects import Subject
+from bench.targets import Ledger
+
+if TYPE_CHECKING:
+    from bench.measure import Measurement, StepTime
+
+SCHEMA = 1
+
+
+@dataclass
+class Recorder:
+    """One test's record: figures by name (`metrics`) and what explains them (`detail`)."""
+
+    suite: str
+    subject: Subject
+    metrics: dict[str, Any] = field(default_factory=dict)
+    detail: dict[str, Any] = field(default_factory=dict)
+    outcome: str = "ok"
+
+    def ledger(self, ledger: Ledger) -> None:
+        """What is adapted: counts, dead entries, and a digest of every adapted name and rank."""
+        lines = [f"{item.name} {item.role} {item.r}" for item in ledger.adapted]
+        lines += [f"{name} saved" for name in ledger.saved]
+        self.metrics |= {
+            "adapted_layers": ledger.adapted_layers,
+            "dead_entries": len(ledger.dead_entries),
+            "ledger_digest": hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16],
+        }
+        self.detail["adapted_by_role"] = ledger.by_role
+        if ledger.dead_entries:
+            self.detail["dead_entries"] = list(ledger.dead_entries)
+
+    def parameters(self, parameters: Parameters) -> None:
+        """Trainable and total parameters."""
+        self.metrics |= {
+            "trainable_parameters": parameters.trainable,
+            "total_parameters": parameters.total,
+        }
+
+    def measurement(self, measurement: Measurement) -> None:
+        """Memory and exact cost of one case."""
+        found = measurement.to_dict()
+        for name in (
+            "peak_allocated_bytes", "first_step_peak_allocated_bytes", "loaded_bytes",
+            "peak_reserved_bytes", "peak_rss_bytes", "flops", "allocated_bytes_total",
+        ):  # fmt: skip
+            if found.get(name) is not None:
+                self.metrics[name] = found[name]
+        operations: Mapping[str, int] = found["operations"]
+        self.metrics["operations"] = sum(operations.values())
+        self.detail |= {"operations": dict(operations), "breakdown": found["breakdown"]}
+
+    def times(self, rounds: Sequence[StepTime]) -> None:
+        """Seconds of every measured round."""
+        for name in ("total", "forward", "backward", "optimizer"):
+            key = "step_seconds" if name == "total" else f"{name}_seconds"
+            self.metrics[key] = [getattr(r, f"{name}_seconds") for r in rounds]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as a stored run holds it."""
+        return {
+            "suite": self.suite,
+            "model": self.subject.model.label,
+            "scenario": self.subject.name,
+            "rank": self.subject.adapter.r,
+            "precision": self.subject.precision,
+            "outcome": self.outcome,
+            "metrics": self.metrics,
+            "detail": self.detail,
+        }
+
+
+@dataclass
+class RunLog:
+    """Every record of this run, by test id."""
+
+    records: dict[str, Recorder] = field(default_factory=dict)
+    arguments: tuple[str, ...] = ()
+    deselected: list[str] = field(default_factory=list)
+
+    def table(self, name: str, seed: int = 0) -> dict[str, Any]:
+        """The `lora_bench` table of a stored run (without its digest)."""
+        return {
+            "schema": SCHEMA,
+            "name": name,
+            "versions": versions(),
+            "machine": machine(),
+            "seed": seed,
+            "selection": {
+                "arguments": list(self.arguments),
+                "deselected": sorted(self.deselected),
+            },
+            "records": {key: self.records[key].to_dict() for key in sorted(self.records)},
+        }

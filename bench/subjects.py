@@ -1,0 +1,215 @@
+"""What a run is about: models × scenarios (× ranks × precisions), chosen from the options."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+
+from bench.adapters import AdapterConfig
+from bench.architectures import Model, find_model, registered
+from bench.cases import Case, StepOptions
+from bench.errors import BenchError
+from bench.precision import precision
+from bench.scenarios import Scenario, find_scenario, load_scenarios
+from bench.targets import Ledger
+
+RANKS = (1, 8, 16, 32, 64, 128)
+PRECISIONS = ("fp32", "bf16", "fp16", "int8", "nf4")
+MEASURED = ("distilbert-base-uncased", "opt-350m", "phi-3-medium")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One model with one LoRA configuration; `scenario` is None for a user's own adapter."""
+
+    model: Model
+    name: str
+    adapter: AdapterConfig
+    scenario: Scenario | None = None
+    optional: tuple[str, ...] = ()
+    precision: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Short, stable and readable: the part of a test id in brackets."""
+        return f"{self.model.label}-{self.name}"
+
+    @property
+    def ranked_key(self) -> str:
+        return f"{self.key}-r{self.adapter.r}"
+
+    @property
+    def measured_key(self) -> str:
+        return f"{self.ranked_key}-{self.precision}"
+
+    def case(self, step: StepOptions) -> Case:
+        """The measured case of this subject."""
+        assert self.precision is not None
+        return Case(
+            model=self.model.label,
+            config=dict(self.model.config),
+            auto_class=self.model.auto_class,
+            scenario=self.name,
+            adapter=self.adapter.to_dict(),
+            precision=self.precision,
+            step=step,
+        )
+
+    def dead_entries(self, ledger: Ledger) -> str:
+        """What to tell the user of dead entries that are not optional; "" if there are none."""
+        dead = [e for e in ledger.entries if e.dead and e.entry not in self.optional]
+        if not dead:
+            return ""
+        lines = [f"{self.model.label}: {len(dead)} of {len(ledger.entries)} entries reach nothing"]
+        for entry in dead:
+            offer = f"; write instead: {entry.suggestion}" if entry.suggestion else ""
+            lines.append(f"  {entry.entry}: dead{offer}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the options ask for. Empty means everything that is registered."""
+
+    models: tuple[str, ...] = ()
+    scenarios: tuple[str, ...] = ()
+    adapter: Path | None = None
+    target_modules: tuple[str, ...] = ()
+    r: int | None = None
+    precisions: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    auto_class: str | None = None
+    full_geometry: bool = False
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """The subjects of a run, by the suite that asks for them."""
+
+    architectures: tuple[str, ...] = ()
+    structural: dict[str, Subject] = field(default_factory=dict)
+    ranked: dict[str, Subject] = field(default_factory=dict)
+    measured: dict[str, Subject] = field(default_factory=dict)
+    own: dict[str, Subject] = field(default_factory=dict)
+
+
+@cache
+def load_model(name: str, auto_class: str | None = None, trust_remote_code: bool = False) -> Model:
+    """`find_model`, each model once: its table is read off one build."""
+    return find_model(name, auto_class, trust_remote_code=trust_remote_code)
+
+
+def select(request: Request) -> Subjects:
+    """Every subject that `request` asks for. Raises BenchError for a name or value that is wrong,
+    and for a scenario that was asked for on a model that does not have its roles."""
+    if request.r is not None and request.r < 1:
+        raise BenchError(f"--rank must be a whole number of at least 1, not {request.r}")
+    scenarios = [find_scenario(s) for s in request.scenarios] or list(load_scenarios().values())
+    precisions = tuple(precision(p).name for p in request.precisions) or PRECISIONS
+    models = [
+        load_model(name, request.auto_class, request.trust_remote_code)
+        for name in request.models or registered()
+    ]
+    ranks = (request.r,) if request.r else RANKS
+    found = Subjects(architectures=tuple(m.label for m in models if m.architecture))
+    for model in models:
+        given = _given_adapter(request, model)
+        if given is not None:
+            subject = Subject(model, "own", given, None, request.optional)
+            _add(found, [subject], own=True, precisions=precisions)
+            continue
+        chosen = _applicable(model, scenarios, bool(request.models and request.scenarios))
+        for scenario in chosen:
+            subject = Subject(
+                model, scenario.name, scenario.adapter(model, request.r), scenario,
+                (*request.optional, *scenario.optional),
+            )  # fmt: skip
+            if model.architecture is None:
+                _add(found, [subject], own=True, precisions=precisions)
+                continue
+            found.structural[subject.key] = subject
+            for r in ranks:
+                ranked = replace(subject, adapter=subject.adapter.with_rank(r))
+                found.ranked[ranked.ranked_key] = ranked
+        if model.architecture is not None and (model.label in MEASURED or request.models):
+            _add(found, _measured(request, model, chosen), precisions=precisions)
+    return found
+
+
+def _applicable(model: Model, scenarios: Iterable[Scenario], explicit: bool) -> list[Scenario]:
+    chosen = []
+    for scenario in scenarios:
+        if explicit:
+            scenario.adapter(model)  # raises, naming what the model lacks
+            chosen.append(scenario)
+        elif model.architecture is not None:
+            if scenario.applies_to(model.architecture):
+                chosen.append(scenario)
+        elif not scenario.literal and not scenario.architectures:
+            try:
+                scenario.adapter(model)
+            except BenchError:
+                continue
+            chosen.append(scenario)
+    return chosen
+
+
+def _measured(request: Request, model: Model, chosen: Sequence[Scenario]) -> list[Subject]:
+    """The scenarios published for this model, at their ranks, in a geometry that fits here."""
+    published = [s for s in chosen if model.label in s.architectures] or [
+        s for s in chosen if not s.literal
+    ]
+    if request.scenarios:
+        published = list(chosen)
+    assert model.architecture is not None
+    reduce = not (request.full_geometry or has_gpu()) and model.architecture.reduction is not None
+    shown = model.reduce() if reduce else model
+    return [
+        Subject(shown, s.name, s.adapter(shown, r), s)
+        for s in published
+        for r in ((request.r,) if request.r else s.measured_ranks)
+    ]
+
+
+def _given_adapter(request: Request, model: Model) -> AdapterConfig | None:
+    if request.adapter is not None:
+        return _with_rank(AdapterConfig.from_file(request.adapter), request.r)
+    if request.target_modules:
+        return AdapterConfig(request.target_modules, r=request.r or 8)
+    if model.architecture is None and model.source_folder and not request.scenarios:
+        beside = model.source_folder / "adapter_config.json"
+        if beside.exists():
+            return _with_rank(AdapterConfig.from_file(beside), request.r)
+    return None
+
+
+def _with_rank(adapter: AdapterConfig, r: int | None) -> AdapterConfig:
+    return adapter if r is None else adapter.with_rank(r)
+
+
+def _add(
+    found: Subjects,
+    subjects: list[Subject],
+    *,
+    own: bool = False,
+    precisions: tuple[str, ...],
+) -> None:
+    for subject in subjects:
+        if own:
+            found.own[subject.key] = subject
+        for name in precisions:
+            measured = replace(subject, precision=name)
+            found.measured[measured.measured_key] = measured
+
+
+def has_gpu() -> bool:
+    """Whether a CUDA device can be used; torch is only asked where a driver is installed."""
+    if shutil.which("nvidia-smi") is None and not Path("/proc/driver/nvidia").exists():
+        return False
+    import torch
+
+    return bool(torch.cuda.is_available())

@@ -1,0 +1,44 @@
+"""Memory and step time of each scenario and precision, each case in a process of its own."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.formulas import lora_parameters
+from bench.measure import CaseFailed, WorkerClock
+from bench.plugin import Subject
+from bench.targets import match
+
+CLOCK = WorkerClock()
+WARMUP = 1
+
+
+@pytest.mark.measured
+@pytest.mark.benchmark(timer=CLOCK, group="step")
+def test_step(measured: Subject, measuring, step_options, benchmark, record, pytestconfig) -> None:
+    """One training step: peak memory in one pass, seconds by the worker's clock in another."""
+    ledger = match(measured.model.table, measured.adapter, measured.model.role_of)
+    parameters = lora_parameters(ledger)
+    record.ledger(ledger)
+    record.parameters(parameters)
+    record.detail |= {"batch_size": step_options.batch_size, "seq_len": step_options.seq_len}
+    rounds = []
+    try:
+        with measuring.start(measured.case(step_options)) as running:
+            measurement = running.prepare()
+            record.measurement(measurement)
+            assert measurement.trainable_parameters == parameters.trainable
+            assert measurement.adapted_layers == ledger.adapted_layers
+
+            def step() -> None:
+                rounds.append(running.step())
+                CLOCK.advance(rounds[-1].total_seconds)
+
+            benchmark.pedantic(step, rounds=pytestconfig.option.rounds, warmup_rounds=WARMUP)
+    except CaseFailed as failure:
+        record.outcome = failure.outcome.name
+        record.detail["failure"] = str(failure)
+        if failure.outcome.name == "oom":
+            pytest.xfail(f"out of memory: {failure}")
+        pytest.fail(str(failure), pytrace=False)
+    record.times(rounds[WARMUP:] or rounds)
