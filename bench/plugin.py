@@ -448,16 +448,18 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if run is None:
         return
     baseline = config.stash[_BASELINE]
-    width = terminalreporter._tw.fullwidth
+    width, colour = terminalreporter._tw.fullwidth, terminalreporter.hasmarkup
     if any(record.suite == "measurement" for record in run.records.values()):
-        from bench.reports import render_comparison
+        from bench.reports import comparison_report, terminal
 
         terminalreporter.section("scenarios × precisions")
-        write(render_comparison([run], baseline=baseline, style="terminal", width=width))
+        write(terminal(comparison_report([run], baseline), width, colour=colour))
     if baseline is not None:
-        from bench.reports import render_verdicts
+        from bench.reports import terminal, verdict_report
 
+        verdicts = config.stash[_VERDICTS]
+        failing = gate(verdicts, config.option.allow)
         terminalreporter.section(f"verdicts against {baseline.name}")
-        write(render_verdicts(config.stash[_VERDICTS], style="terminal", width=width))
+        write(terminal(verdict_report(verdicts, failing, baseline, run), width, colour=colour))
     for line in config.stash.get(_LINES, []):
         write(line)

@@ -23,6 +23,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 CONFIDENCE = 0.99
 """Two-sided. A suite compares hundreds of figures at once, so 95 % would raise false alarms."""
@@ -67,8 +68,8 @@ class RatioInterval:
 def summarize(rounds: Sequence[float]) -> Summary:
     """Median, interquartile range and extremes; one round has a range of zero.
 
-    Quartiles interpolate linearly between order statistics (R. J. Hyndman, Y. Fan, "Sample
-    Quantiles in Statistical Packages", The American Statistician 50, 1996: type 7, numpy's default).
+    Quartiles interpolate linearly between order statistics: type 7 of R. J. Hyndman, Y. Fan,
+    "Sample Quantiles in Statistical Packages", The American Statistician 50, 1996.
     Raises ValueError without rounds.
     """
     if not rounds:
@@ -106,11 +107,10 @@ def ratio_interval(
 
     random = np.random.default_rng(seed)
 
-    def medians(values: Sequence[float]) -> np.ndarray:
+    def medians(values: Sequence[float]) -> np.ndarray[Any, Any]:
         sample = np.sort(np.asarray(values, dtype=float))
-        return np.median(
-            sample[random.integers(len(sample), size=(resamples, len(sample)))], axis=1
-        )
+        drawn = random.integers(len(sample), size=(resamples, len(sample)))
+        return np.asarray(np.median(sample[drawn], axis=1))
 
     if paired:
         ratios = [after / before for before, after in zip(baseline, contender, strict=True)]

@@ -56,9 +56,10 @@ def format_seconds(value: float) -> str:
 def format_spread(median: float, spread: float) -> str:
     """A median and its spread (both in seconds) in one unit: `812 ± 12.0 ms`."""
     scale, name = _second_unit(median)
-    middle = significant(median / scale)
-    decimals = len(middle.partition(".")[2])
-    return f"{middle} ± {spread / scale:,.{decimals}f} {name}"
+    decimals = len(significant(median / scale).partition(".")[2])
+    if spread > 0:  # a small spread shows one figure of its own, within reason
+        decimals = max(decimals, min(-math.floor(math.log10(spread / scale)), decimals + 2))
+    return f"{median / scale:,.{decimals}f} ± {spread / scale:,.{decimals}f} {name}"
 
 
 def format_count(value: float) -> str:
@@ -90,3 +91,9 @@ def format_quantity(value: float | str, unit: str) -> str:
     if unit == "flops":
         return format_flops(value)
     return format_count(value)
+
+
+def one_line(text: object) -> str:
+    """Any text on one line, without control characters: safe in a table and on a terminal."""
+    joined = " ".join(str(text).split())
+    return "".join(character if character.isprintable() else "?" for character in joined)

@@ -1,0 +1,50 @@
+"""Stored runs: load, validate, save, compare, gate."""
+
+from bench.baselines.gate import as_json, count_verdicts, gate, write_verdicts
+from bench.baselines.metrics import METRICS, Metric, Thresholds, metric_named
+from bench.baselines.runs import (
+    KEY,
+    OUTCOMES,
+    SCHEMA,
+    Accelerator,
+    Machine,
+    Record,
+    Run,
+    Selection,
+    digest,
+    load_run,
+    parse_run,
+    seal,
+)
+from bench.baselines.storage import find_runs, write_atomically, write_run
+from bench.baselines.verdicts import FAILING, VERDICTS, Verdict, compare
+
+__all__ = [
+    "FAILING",
+    "KEY",
+    "METRICS",
+    "OUTCOMES",
+    "SCHEMA",
+    "VERDICTS",
+    "Accelerator",
+    "Machine",
+    "Metric",
+    "Record",
+    "Run",
+    "Selection",
+    "Thresholds",
+    "Verdict",
+    "as_json",
+    "compare",
+    "count_verdicts",
+    "digest",
+    "find_runs",
+    "gate",
+    "load_run",
+    "metric_named",
+    "parse_run",
+    "seal",
+    "write_atomically",
+    "write_run",
+    "write_verdicts",
+]

@@ -1,0 +1,94 @@
+"""What the two runs have recorded that may explain a difference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from bench.baselines.runs import Record, Run
+from bench.units import format_count, one_line
+
+CLUES = 3
+"""At most so many parts of a breakdown are named, the largest differences first."""
+
+WORKLOAD = ("batch_size", "seq_len")
+FACTS = ("rank", "precision", "model", "scenario", *WORKLOAD, "task_type", "geometry")
+
+
+def explain(baseline: Run, contender: Run, before: Record, after: Record) -> str:
+    """The differences recorded between two results of one case, the most specific first."""
+    clues = [
+        *_facts(before, after),
+        *_numbers(before.detail, after.detail, "adapted_by_role"),
+        *_dead_entries(before.detail, after.detail),
+        *_numbers(before.detail, after.detail, "operations"),
+        *_numbers(before.detail, after.detail, "breakdown"),
+        *version_changes(baseline, contender),
+    ]
+    if not clues and baseline.commit != contender.commit:
+        clues = [f"commit {baseline.commit or 'unknown'} -> {contender.commit or 'unknown'}"]
+    return "; ".join(one_line(clue) for clue in clues) or (
+        "nothing recorded explains it: same libraries, same roles"
+    )
+
+
+def version_changes(baseline: Run, contender: Run) -> list[str]:
+    """`peft 0.20.0 -> 0.21.2` for every library whose version differs."""
+    names = [
+        *baseline.versions,
+        *(name for name in contender.versions if name not in baseline.versions),
+    ]
+    pairs = ((name, baseline.versions.get(name), contender.versions.get(name)) for name in names)
+    return [
+        f"{name} {old or 'absent'} -> {new or 'absent'}" for name, old, new in pairs if old != new
+    ]
+
+
+def workload_change(before: Record, after: Record) -> str:
+    """How batch size or sequence length differ; empty if they do not."""
+    return ", ".join(clue for clue in _facts(before, after) if clue.startswith(WORKLOAD))
+
+
+def _facts(before: Record, after: Record) -> list[str]:
+    clues = []
+    for name in FACTS:
+        old = getattr(before, name, before.detail.get(name))
+        new = getattr(after, name, after.detail.get(name))
+        if old != new:
+            clues.append(f"{name} {old} -> {new}")
+    return clues
+
+
+def _dead_entries(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    old, new = (_names(detail.get("dead_entries")) for detail in (before, after))
+    if "dead_entries" in before and "dead_entries" in after:
+        if died := sorted(new - old):
+            yield f"no longer reach a module: {', '.join(died)}"
+        if revived := sorted(old - new):
+            yield f"now reach a module: {', '.join(revived)}"
+
+
+def _names(value: Any) -> set[str]:
+    return {str(item) for item in value} if isinstance(value, list) else set()
+
+
+def _numbers(before: Mapping[str, Any], after: Mapping[str, Any], key: str) -> list[str]:
+    """The largest differences between two nested tables of numbers."""
+    if key not in before or key not in after:
+        return []
+    old, new = dict(_leaves(before[key])), dict(_leaves(after[key]))
+    changed = [name for name in {**old, **new} if old.get(name, 0) != new.get(name, 0)]
+    changed.sort(key=lambda name: -abs(new.get(name, 0) - old.get(name, 0)))
+    clues = [
+        f"{name} {format_count(old.get(name, 0))} -> {format_count(new.get(name, 0))}"
+        for name in changed[:CLUES]
+    ]
+    return [*clues, f"and {len(changed) - CLUES} more"] if len(changed) > CLUES else clues
+
+
+def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, float]]:
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _leaves(item, f"{prefix}.{name}" if prefix else str(name))
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield prefix, value

@@ -1,0 +1,113 @@
+"""Which verdicts fail, which of those are allowed, and the file that says so to a machine."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.baselines.metrics import METRICS
+from bench.baselines.runs import Run
+from bench.baselines.storage import write_atomically
+from bench.baselines.verdicts import FAILING, VERDICTS, Verdict
+from bench.errors import UnknownName
+
+VERDICT_SCHEMA = 1
+
+
+def gate(verdicts: Iterable[Verdict], allow: Iterable[str] = ()) -> list[Verdict]:
+    """The verdicts that fail: regressed, changed, vanished and incomparable, less the allowed.
+
+    Each of `allow` is a verdict (`vanished`), a pattern of case ids (`suites/test_steps.py*`), or
+    a verdict for the cases of a pattern (`changed:*opt-350m*`). In a pattern `*` and `?` stand
+    for any text and any character, and brackets for themselves. UnknownName for a word that is
+    neither a verdict nor looks like an id.
+    """
+    allowances = [_allowance(text) for text in allow]
+    return [
+        verdict
+        for verdict in verdicts
+        if verdict.verdict in FAILING
+        and not any(
+            kind in ("", verdict.verdict) and fnmatch.fnmatchcase(verdict.record, pattern)
+            for kind, pattern in allowances
+        )
+    ]
+
+
+def _allowance(text: str) -> tuple[str, str]:
+    """(verdict or nothing, pattern) of one allowance."""
+    kind, colon, pattern = text.partition(":")
+    if kind not in VERDICTS or pattern.startswith(":"):
+        if not any(mark in text for mark in "*?/["):
+            raise UnknownName("verdict to allow", text, FAILING, "(or give a pattern of case ids)")
+        kind, pattern = "", text
+    elif not colon:
+        pattern = "*"
+    return kind, pattern.replace("[", "[[]")
+
+
+def count_verdicts(verdicts: Iterable[Verdict]) -> dict[str, int]:
+    """How many of each verdict, all verdicts named, the failing ones first."""
+    counts = Counter(verdict.verdict for verdict in verdicts)
+    return {name: counts[name] for name in VERDICTS}
+
+
+def write_verdicts(
+    path: Path | str,
+    verdicts: Sequence[Verdict],
+    failing: Sequence[Verdict],
+    baseline: Run,
+    contender: Run,
+) -> None:
+    """Write the machine-readable verdict file, whole or not at all (BenchError).
+
+    Figures are raw, in the unit that stands beside them; a ratio from zero is null. `fails` says
+    whether this verdict failed the gate.
+    """
+    failed = {(verdict.record, verdict.metric) for verdict in failing}
+    document = {
+        "schema": VERDICT_SCHEMA,
+        "passed": not failing,
+        "summary": count_verdicts(verdicts),
+        "baseline": _origin(baseline),
+        "contender": _origin(contender),
+        "verdicts": [
+            {**as_json(verdict), "fails": (verdict.record, verdict.metric) in failed}
+            for verdict in verdicts
+        ],
+    }
+    write_atomically(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def as_json(verdict: Verdict) -> dict[str, Any]:
+    """One verdict as a JSON object."""
+    metric = METRICS.get(verdict.metric)
+    ratio = verdict.ratio
+    return {
+        "record": verdict.record,
+        "metric": verdict.metric,
+        "unit": metric.unit if metric else "text",
+        "verdict": verdict.verdict,
+        "baseline": verdict.baseline,
+        "contender": verdict.contender,
+        "ratio": ratio if ratio is not None and math.isfinite(ratio) else None,
+        "interval": verdict.interval,
+        "threshold": verdict.threshold,
+        "explanation": verdict.explanation,
+    }
+
+
+def _origin(run: Run) -> dict[str, Any]:
+    return {
+        "name": run.name,
+        "path": str(run.path) if run.path else None,
+        "machine": run.machine.id,
+        "commit": run.commit,
+        "dirty": run.dirty,
+        "versions": dict(run.versions),
+    }

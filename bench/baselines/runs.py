@@ -1,0 +1,331 @@
+"""A stored run: what it holds, and how a file is read without being believed.
+
+The file is pytest-benchmark's JSON with one key more, `lora_bench`. Its digest covers the whole
+document, so that an edited figure is refused wherever it stands. The digest guards against
+slips, not against malice: whoever can edit a figure can also compute a new digest, and the
+review of the change is what catches that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from bench.baselines.metrics import EXACT, TIME, Metric, metric_named
+from bench.errors import BenchError, UnknownName, check_keys
+
+KEY = "lora_bench"
+SCHEMA = 1
+OUTCOMES = ("ok", "oom", "crashed", "timed-out", "diverged", "failed")
+
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+"""From an older schema version to the next: takes and returns a `lora_bench` table."""
+
+Value = int | float | str | tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """A GPU or its like. memory_bytes: of one."""
+
+    name: str
+    count: int
+    memory_bytes: int
+    driver: str | None = None
+    cuda: str | None = None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run was measured. threads: those that torch computed with."""
+
+    id: str
+    system: str
+    processor: str
+    cpu_count: int
+    memory_bytes: int
+    threads: int
+    accelerator: Accelerator | None = None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which tests a run was asked for: a narrowed run must not make the others vanish.
+
+    arguments: the paths and node ids it was started with, relative to the root folder.
+    deselected: ids that were collected and then left out (-k, -m, --deselect).
+    A test that was renamed or deleted is in neither, and so does vanish.
+    """
+
+    arguments: tuple[str, ...] = ()
+    deselected: frozenset[str] = frozenset()
+
+    def covers(self, record_id: str) -> bool:
+        """Whether a whole run would have reported `record_id`. No arguments: everything."""
+        if record_id in self.deselected:
+            return False
+        starts = [argument.removeprefix("./").rstrip("/") for argument in self.arguments]
+        return not starts or any(
+            start in ("", ".", record_id)
+            or record_id.startswith((f"{start}/", f"{start}::", f"{start}["))
+            for start in starts
+        )
+
+
+@dataclass(frozen=True)
+class Record:
+    """One case of a run. metrics: raw bytes, seconds (a tuple of rounds) and counts."""
+
+    id: str
+    suite: str
+    model: str
+    scenario: str
+    rank: int | None
+    precision: str | None
+    outcome: str
+    metrics: Mapping[str, Value] = field(default_factory=dict)
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A stored run. datetime and commit as pytest-benchmark wrote them, if it did."""
+
+    name: str
+    versions: Mapping[str, str]
+    machine: Machine
+    records: Mapping[str, Record]
+    seed: int = 0
+    selection: Selection = Selection()
+    commit: str | None = None
+    dirty: bool = False
+    datetime: str | None = None
+    path: Path | None = None
+
+    @property
+    def label(self) -> str:
+        """What tells this run from others: its file's number and name, or its name."""
+        return self.path.stem if self.path else self.name
+
+
+def digest(document: Mapping[str, Any]) -> str:
+    """SHA-256, in hex, over the canonical JSON of a whole document less its own digest."""
+    body = {key: value for key, value in document[KEY].items() if key != "digest"}
+    canonical = json.dumps(
+        {**document, KEY: body}, sort_keys=True, separators=(",", ":"), allow_nan=False
+    )
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def seal(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `document`, as JSON would give it back, with its digest put in.
+
+    JSON has no NaN and no infinity: a diverged loss becomes the word "nan" or "inf".
+    Raises BenchError for a document that `parse_run` would refuse, and TypeError for an object
+    that is not JSON.
+    """
+    sealed: dict[str, Any] = json.loads(json.dumps(_finite(document), allow_nan=False))
+    if not isinstance(sealed.get(KEY), dict):
+        raise BenchError(f"a run to store has no {KEY!r} table")
+    sealed[KEY]["digest"] = digest(sealed)
+    parse_run(sealed, "the run to store")
+    return sealed
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def load_run(path: Path | str) -> Run:
+    """The run stored in `path`.
+
+    BenchError, with the file's name and the reason, for a file that is missing, truncated,
+    edited, foreign, of a newer schema, or that holds an unknown metric or a wrong value.
+    """
+    path = Path(path)
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+    except OSError as error:
+        raise BenchError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except json.JSONDecodeError as error:
+        raise BenchError(
+            f"{path}: truncated, or not JSON: "
+            f"{error.msg} at line {error.lineno}, column {error.colno}"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise BenchError(f"{path}: not a stored run: {error}") from None
+    return parse_run(document, str(path), Path(path))
+
+
+def parse_run(document: Any, where: str, path: Path | None = None) -> Run:
+    """The run in a parsed document; BenchError, naming `where`, as `load_run`."""
+    body = _body(document, where)
+    records = _table(body["records"], f"{where}: records")
+    commit = document.get("commit_info")
+    commit = commit if isinstance(commit, dict) else {}
+    date = document.get("datetime")
+    selection = _table(body.get("selection", {}), f"{where}: selection")
+    check_keys(selection, f"{where}: selection", ("arguments", "deselected"))
+    versions = _table(body["versions"], f"{where}: versions")
+    return Run(
+        name=_word(body["name"], f"{where}: name"),
+        versions={
+            _word(name, f"{where}: versions"): _word(version, f"{where}: versions: {name}")
+            for name, version in versions.items()
+        },
+        machine=_machine(body["machine"], f"{where}: machine"),
+        records={key: _record(key, record, where) for key, record in records.items()},
+        seed=_whole(body["seed"], f"{where}: seed"),
+        selection=Selection(
+            tuple(_words(selection.get("arguments", []), f"{where}: selection: arguments")),
+            frozenset(_words(selection.get("deselected", []), f"{where}: selection: deselected")),
+        ),
+        commit=str(commit["id"])[:12] if str(commit.get("id") or "").isalnum() else None,
+        dirty=commit.get("dirty") is True,
+        datetime=_word_or_none(date, f"{where}: datetime"),
+        path=path,
+    )
+
+
+def _body(document: Any, where: str) -> dict[str, Any]:
+    """The `lora_bench` table in today's schema, its digest checked."""
+    if not isinstance(document, dict) or KEY not in document:
+        what = "foreign JSON"
+        if isinstance(document, dict) and {"benchmarks", "machine_info"} <= document.keys():
+            what = "a plain pytest-benchmark file, stored without this suite's plugin"
+        raise BenchError(f"{where}: not a stored run but {what}: it has no {KEY!r} table")
+    body = _table(document[KEY], f"{where}: {KEY}")
+    schema = body.get("schema")
+    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
+        raise BenchError(f"{where}: {KEY}: schema must be a whole number from 1, not {schema!r}")
+    if schema > SCHEMA:
+        raise BenchError(
+            f"{where}: written by a newer version: its schema is {schema}, "
+            f"and this one reads up to {SCHEMA}: upgrade to read it"
+        )
+    try:
+        intact = body.get("digest") == digest(document)
+    except (ValueError, RecursionError) as error:
+        raise BenchError(f"{where}: not a stored run: {error}") from None
+    if not intact:
+        raise BenchError(
+            f"{where}: edited: its content does not match its digest. "
+            "Restore the file, or store a new run: pytest suites/ --benchmark-save=NAME"
+        )
+    for version in range(schema, SCHEMA):
+        body = MIGRATIONS[version](body)
+    required = ("schema", "name", "versions", "machine", "seed", "digest", "records")
+    check_keys(body, f"{where}: {KEY}", (*required, "selection", "detail"), required)
+    return body
+
+
+def _machine(data: Any, where: str) -> Machine:
+    keys = ("id", "system", "processor", "cpu_count", "memory_bytes", "threads", "accelerator")
+    check_keys(data, where, keys, keys)
+    accelerator = None
+    if (found := data["accelerator"]) is not None:
+        inner = f"{where}: accelerator"
+        wanted = ("name", "count", "memory_bytes")
+        check_keys(found, inner, (*wanted, "driver", "cuda"), wanted)
+        accelerator = Accelerator(
+            name=_word(found["name"], f"{inner}: name"),
+            count=_whole(found["count"], f"{inner}: count"),
+            memory_bytes=_whole(found["memory_bytes"], f"{inner}: memory_bytes"),
+            driver=_word_or_none(found.get("driver"), f"{inner}: driver"),
+            cuda=_word_or_none(found.get("cuda"), f"{inner}: cuda"),
+        )
+    return Machine(
+        id=_word(data["id"], f"{where}: id"),
+        system=_word(data["system"], f"{where}: system"),
+        processor=_word(data["processor"], f"{where}: processor"),
+        cpu_count=_whole(data["cpu_count"], f"{where}: cpu_count"),
+        memory_bytes=_whole(data["memory_bytes"], f"{where}: memory_bytes"),
+        threads=_whole(data["threads"], f"{where}: threads"),
+        accelerator=accelerator,
+    )
+
+
+def _record(key: str, data: Any, file: str) -> Record:
+    where = f"{file}: {_word(key, f'{file}: records')}"
+    required = ("suite", "model", "scenario", "outcome", "metrics")
+    check_keys(data, where, (*required, "rank", "precision", "detail"), required)
+    if data["outcome"] not in OUTCOMES:
+        raise UnknownName(f"outcome in {where}:", str(data["outcome"]), OUTCOMES)
+    rank = data.get("rank")
+    metrics = _table(data["metrics"], f"{where}: metrics")
+    return Record(
+        id=key,
+        suite=_word(data["suite"], f"{where}: suite"),
+        model=_word(data["model"], f"{where}: model"),
+        scenario=_word(data["scenario"], f"{where}: scenario"),
+        rank=None if rank is None else _whole(rank, f"{where}: rank"),
+        precision=_word_or_none(data.get("precision"), f"{where}: precision"),
+        outcome=data["outcome"],
+        metrics={
+            name: _value(metric_named(name, where), value, f"{where}: {name}")
+            for name, value in metrics.items()
+        },
+        detail=_table(data.get("detail", {}), f"{where}: detail"),
+    )
+
+
+def _value(metric: Metric, value: Any, where: str) -> Value:
+    """`value`, if the metric's unit allows it; times are a list of rounds, or one number."""
+    if metric.unit == "text":
+        return _word(value, where)
+    if metric.kind == TIME:
+        rounds = value if isinstance(value, list) else [value]
+        if not rounds:
+            raise BenchError(f"{where}: a list of rounds is empty")
+        return tuple(_number(item, where) for item in rounds)
+    if metric.kind == EXACT and metric.unit == "flops":
+        return _number(value, where)
+    return _whole(value, where)
+
+
+def _number(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise BenchError(f"{where}: expected a number, 0 or more, found {value!r:.80}")
+    return value
+
+
+def _whole(value: Any, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise BenchError(f"{where}: expected a whole number, 0 or more, found {value!r:.80}")
+    return value
+
+
+def _word(value: Any, where: str) -> str:
+    """A string fit for a table and a terminal: no control characters."""
+    if not isinstance(value, str) or not value.isprintable():
+        raise BenchError(f"{where}: expected printable text, found {value!r:.80}")
+    return value
+
+
+def _word_or_none(value: Any, where: str) -> str | None:
+    return None if value is None else _word(value, where)
+
+
+def _words(value: Any, where: str) -> list[str]:
+    if not isinstance(value, list):
+        raise BenchError(f"{where}: expected a list, found {type(value).__name__}")
+    return [_word(item, where) for item in value]
+
+
+def _table(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise BenchError(f"{where}: expected a table, found {type(value).__name__}")
+    return value
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"it holds {name}, which is not JSON")

@@ -1,0 +1,164 @@
+"""Runs on disk: found by name or number, and saved so that nothing is lost or half-written.
+
+Layout, as pytest-benchmark's: `results/MACHINE/0001_NAME.json`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fnmatch
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.baselines.runs import seal
+from bench.errors import BenchError
+
+RUN_FILE = re.compile(r"(\d{4,})_(.+)\.json")
+NAME = re.compile(r"[\w+.\-]{1,100}")
+SAVE_HINT = "pytest suites/ --benchmark-save=NAME"
+
+
+def find_runs(storage: Path | str, selector: str | None = None) -> list[Path]:
+    """Stored runs that `selector` means, oldest number first; the latest alone without one.
+
+    A selector is the path of a file, or, as in pytest-benchmark, the start of a file name: a
+    number (`0001`), number and name (`0001_first`), a name (`first`), or a pattern with `*`; a
+    machine's folder may stand before it (`linux-x86_64-cpu/0001`). BenchError, listing what is
+    there, when nothing matches.
+    """
+    storage = Path(storage)
+    if selector and Path(selector).is_file():
+        return [Path(selector)]
+    stored = sorted(
+        (
+            path
+            for pattern in ("*.json", "*/*.json")
+            for path in storage.glob(pattern)
+            if RUN_FILE.fullmatch(path.name)
+        ),
+        key=lambda path: (_number(path), path.name, path.parent),
+    )
+    folder, _, wanted = (selector or "").rpartition("/")
+    found = [
+        path
+        for path in stored
+        if (not folder or fnmatch.fnmatchcase(path.parent.name, folder)) and _matches(path, wanted)
+    ]
+    if found:
+        return found if selector else found[-1:]
+    if not stored:
+        raise BenchError(f"no stored run in {storage}: store one with {SAVE_HINT}")
+    there = ", ".join(str(path.relative_to(storage).with_suffix("")) for path in stored[-20:])
+    raise BenchError(f"no stored run in {storage} matches {selector!r}; there are: {there}")
+
+
+def _number(path: Path) -> int:
+    match = RUN_FILE.fullmatch(path.name)
+    return int(match[1]) if match else 0
+
+
+def _matches(path: Path, wanted: str) -> bool:
+    wanted = wanted.removesuffix(".json").replace("[", "[[]")
+    name = path.stem.partition("_")[2]
+    return fnmatch.fnmatchcase(path.stem, f"{wanted}*") or fnmatch.fnmatchcase(name, wanted)
+
+
+def write_run(folder: Path | str, name: str, document: Mapping[str, Any]) -> Path:
+    """Seal `document` and store it as the next `NNNN_NAME.json` in `folder`; returns its path.
+
+    The run appears whole or not at all, and never in the place of another: it is written to a
+    temporary file beside it, flushed to the disk, then linked to its number, which fails if the
+    number is taken. A killed process leaves at most a `.saving-*` file, which nothing reads.
+    BenchError for a name that cannot be a file name, an invalid run, or a full disk.
+    """
+    if not NAME.fullmatch(name):
+        raise BenchError(
+            f"{name!r} cannot name a run: use letters, digits and . _ + - (at most 100)"
+        )
+    text = json.dumps(seal(document), indent=1) + "\n"
+    folder = Path(folder)
+    with _saving(folder / name, text) as temporary, _alone(folder):
+        number = 1 + max((_number(path) for path in folder.glob("*.json")), default=0)
+        while True:
+            path = folder / f"{number:04}_{name}.json"
+            try:
+                _link(temporary, path)
+            except FileExistsError:
+                number += 1
+            else:
+                return path
+
+
+def write_atomically(path: Path | str, text: str) -> None:
+    """Put `text` in the place of `path`, whole or not at all; BenchError if that cannot be."""
+    with _saving(Path(path), text) as temporary:
+        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def _saving(target: Path, text: str) -> Iterator[Path]:
+    """A flushed temporary file with `text` in target's folder, gone at the end."""
+    temporary = target.parent / f".saving-{secrets.token_hex(8)}.tmp"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        with open(descriptor, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+        _flush_folder(target.parent)
+    except OSError as error:
+        raise BenchError(
+            f"{target}: not saved: {error.strerror or error}; nothing was written"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, so that two savers do not take one number under two names.
+
+    Where the system or the file system has no such lock, numbers may repeat; no run is lost.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _link(temporary: Path, path: Path) -> None:
+    """Give the file its name; FileExistsError if it is taken."""
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        if path.exists():  # no hard links here: the lock alone keeps others away
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        os.rename(temporary, path)
+
+
+def _flush_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # not every system lets a folder be flushed
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

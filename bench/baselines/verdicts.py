@@ -1,0 +1,239 @@
+"""Two runs compared: one verdict per case and metric, and what the gate lets through.
+
+What may be compared depends on the metric's kind:
+
+- exact figures, everywhere;
+- allocated memory, where the accelerator is the same. Without one it is counted tensor by tensor,
+  which no CPU, thread count or allocator changes, so that two CPU machines compare;
+- reserved memory and RSS, on the same machine id, accelerator and thread count;
+- time, where also the processor and its number of cores are the same.
+
+A measured figure also needs the same batch size and sequence length. No library version makes
+figures incomparable: to compare across an upgrade is what the gate is for, and the explanation
+names the versions that differ. The accelerator's driver and CUDA version count as such versions.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from bench.baselines.explain import explain, workload_change
+from bench.baselines.metrics import ALLOCATED, EXACT, METRICS, RESERVED, TIME, Metric, Thresholds
+from bench.baselines.runs import Machine, Record, Run, Selection
+from bench.statistics import MINIMUM_ROUNDS, ratio_interval
+from bench.units import format_bytes
+
+IMPROVED, UNCHANGED, REGRESSED, CHANGED = "improved", "unchanged", "regressed", "changed"
+VANISHED, NEW, INCOMPARABLE = "vanished", "new", "incomparable"
+FAILING = (REGRESSED, CHANGED, VANISHED, INCOMPARABLE)
+VERDICTS = (*FAILING, IMPROVED, NEW, UNCHANGED)
+"""All of them, the worst first."""
+
+CASE, OUTCOME = "case", "outcome"
+"""What a verdict is about when it is not about one metric."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one metric of one case.
+
+    baseline, contender: in the metric's unit, the median where there are rounds; None where that
+    side has none. ratio: contender / baseline, for numbers. interval: of the ratio, for times.
+    threshold: the fraction that was tolerated. explanation: why, or what to bear in mind.
+    """
+
+    record: str
+    metric: str
+    verdict: str
+    baseline: float | str | None = None
+    contender: float | str | None = None
+    ratio: float | None = None
+    interval: tuple[float, float] | None = None
+    threshold: float = 0.0
+    explanation: str = ""
+
+
+def compare(
+    baseline: Run,
+    contender: Run,
+    thresholds: Thresholds = Thresholds(),  # noqa: B008 (frozen)
+    selection: Selection | None = None,
+) -> list[Verdict]:
+    """Every verdict, in the baseline's order of cases, then the new ones.
+
+    selection: what the contender was asked to run (by default what it recorded about itself).
+    A case outside it did not vanish: it was not asked for, and has no verdict.
+    """
+    selection = contender.selection if selection is None else selection
+    verdicts: list[Verdict] = []
+    for key, before in baseline.records.items():
+        if after := contender.records.get(key):
+            verdicts += _compare_records(baseline, contender, before, after, thresholds)
+        elif selection.covers(key):
+            verdicts.append(
+                Verdict(key, CASE, VANISHED, explanation=_whereabouts(before, baseline, contender))
+            )
+    verdicts += [
+        Verdict(key, CASE, NEW, explanation="not in the baseline")
+        for key in contender.records
+        if key not in baseline.records
+    ]
+    return verdicts
+
+
+def _whereabouts(gone: Record, baseline: Run, contender: Run) -> str:
+    """Whether a new case measures what a vanished one did."""
+
+    def facts(record: Record) -> tuple[object, ...]:
+        return (record.suite, record.model, record.scenario, record.rank, record.precision)
+
+    for key, record in contender.records.items():
+        if key not in baseline.records and facts(record) == facts(gone):
+            return f"not in this run; renamed? the new {key} measures the same case"
+    return "in the baseline, not in this run"
+
+
+def _compare_records(
+    baseline: Run, contender: Run, before: Record, after: Record, thresholds: Thresholds
+) -> Iterator[Verdict]:
+    why = explain(baseline, contender, before, after)
+    if {before.outcome, after.outcome} != {"ok"}:
+        yield _compare_outcomes(baseline.machine, contender.machine, before, after, why)
+    for name in [*before.metrics, *(name for name in after.metrics if name not in before.metrics)]:
+        metric = METRICS[name]
+        old, new = before.metrics.get(name), after.metrics.get(name)
+        if (old is None or new is None) and before.outcome != after.outcome:
+            continue  # a case that ended otherwise lacks figures: its outcome has a verdict
+        if old is None:
+            yield Verdict(
+                before.id, name, NEW, contender=_middle(new), explanation="not in the baseline"
+            )
+        elif obstacle := _obstacle(metric, baseline.machine, contender.machine, before, after):
+            yield Verdict(
+                before.id, name, INCOMPARABLE, _middle(old), _middle(new), explanation=obstacle
+            )
+        elif new is None:
+            yield Verdict(before.id, name, VANISHED, _middle(old), explanation="not in this run")
+        elif metric.kind == TIME:
+            yield _compare_times(metric, before, after, thresholds, why)
+        else:
+            yield _compare_values(metric, before, after, thresholds, why)
+
+
+def _compare_outcomes(
+    old: Machine, new: Machine, before: Record, after: Record, why: str
+) -> Verdict:
+    """From ok: regressed; back to ok: improved; from one failure to another: changed."""
+    obstacle = _other_machine(old, new, ("id", "memory_bytes", "accelerator"))
+    verdict, explanation = CHANGED, why
+    if before.outcome == after.outcome:
+        verdict, explanation = UNCHANGED, ""
+    elif {before.outcome, after.outcome} & {"oom", "timed-out"} and obstacle:
+        verdict, explanation = INCOMPARABLE, obstacle
+    elif before.outcome == "ok":
+        verdict = REGRESSED
+    elif after.outcome == "ok":
+        verdict = IMPROVED
+    return Verdict(
+        before.id, OUTCOME, verdict, before.outcome, after.outcome, explanation=explanation
+    )
+
+
+def _compare_values(
+    metric: Metric, before: Record, after: Record, thresholds: Thresholds, why: str
+) -> Verdict:
+    old, new = _middle(before.metrics[metric.name]), _middle(after.metrics[metric.name])
+    ratio = _ratio(old, new)
+    threshold = thresholds.of(metric, before.scenario)
+    if metric.kind == EXACT:
+        verdict = UNCHANGED if old == new else CHANGED
+    else:
+        assert ratio is not None  # only exact metrics are text
+        verdict = _direction(metric, (ratio > 1 + threshold) - (ratio < 1 / (1 + threshold)))
+    explanation = "" if verdict == UNCHANGED else why
+    return Verdict(before.id, metric.name, verdict, old, new, ratio, None, threshold, explanation)
+
+
+def _compare_times(
+    metric: Metric, before: Record, after: Record, thresholds: Thresholds, why: str
+) -> Verdict:
+    old, new = _rounds(before, metric), _rounds(after, metric)
+    threshold = thresholds.of(metric, before.scenario)
+    middles = statistics.median(old), statistics.median(new)
+    remark, interval, verdict = "", None, UNCHANGED
+    if min(len(old), len(new)) < MINIMUM_ROUNDS:
+        remark = (
+            f"too few rounds to judge: {len(old)} and {len(new)}, "
+            f"and each side needs {MINIMUM_ROUNDS}"
+        )
+    elif min(*old, *new) <= 0:
+        remark = "too short for the clock: a round took no time"
+    else:
+        token = before.detail.get("interleaved")
+        paired = bool(token) and token == after.detail.get("interleaved") and len(old) == len(new)
+        found = ratio_interval(old, new, paired=paired)
+        interval = (found.low, found.high)
+        verdict = _direction(metric, found.beyond(threshold))
+        remark = "" if verdict == UNCHANGED else why
+        if (unstable := before.detail.get("unstable") or after.detail.get("unstable")) and remark:
+            remark = f"unstable measurement: {unstable}; {remark}"
+    return Verdict(
+        before.id, metric.name, verdict, *middles, _ratio(*middles), interval, threshold, remark
+    )
+
+
+def _direction(metric: Metric, sign: int) -> str:
+    if sign == 0:
+        return UNCHANGED
+    return REGRESSED if (sign > 0) == metric.lower_is_better else IMPROVED
+
+
+def _rounds(record: Record, metric: Metric) -> tuple[float, ...]:
+    value = record.metrics[metric.name]
+    assert isinstance(value, tuple)  # so load_run made every time
+    return value
+
+
+def _middle(value: float | str | tuple[float, ...] | None) -> float | str | None:
+    return statistics.median(value) if isinstance(value, tuple) else value
+
+
+def _ratio(old: float | str | None, new: float | str | None) -> float | None:
+    if not isinstance(old, int | float) or not isinstance(new, int | float):
+        return None
+    if old == 0:
+        return 1.0 if new == 0 else math.inf
+    return new / old
+
+
+def _obstacle(metric: Metric, old: Machine, new: Machine, before: Record, after: Record) -> str:
+    """Why two figures of this metric say nothing about each other; empty if they do."""
+    if metric.kind == EXACT:
+        return ""
+    if workload := workload_change(before, after):
+        return f"another workload: {workload}"
+    parts = {
+        ALLOCATED: ("accelerator",),
+        RESERVED: ("id", "accelerator", "threads"),
+        TIME: ("id", "accelerator", "threads", "processor", "cpu_count"),
+    }
+    return _other_machine(old, new, parts[metric.kind])
+
+
+def _other_machine(old: Machine, new: Machine, parts: Iterable[str]) -> str:
+    found = []
+    for part in parts:
+        left, right = _part(old, part), _part(new, part)
+        if left != right:
+            found.append(f"{part} {left} -> {right}")
+    return f"another machine: {', '.join(found)}" if found else ""
+
+
+def _part(machine: Machine, part: str) -> object:
+    if part != "accelerator":
+        return getattr(machine, part)
+    gpu = machine.accelerator
+    return f"{gpu.count} x {gpu.name} ({format_bytes(gpu.memory_bytes)})" if gpu else "none"

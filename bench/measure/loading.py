@@ -1,0 +1,260 @@
+"""A case's model, built straight into its precision: module by module, from a seed or real weights.
+
+The model is first built on `meta`, where it has shapes and no memory. Then every tensor is made on
+the device in its final form; a quantized layer's full-precision weight lives only until that
+layer is quantized, so the peak while loading stays close to the final size.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bench.cases import Case
+from bench.measure.step import Batch, make_batch, make_optimizer, make_scaler
+from bench.precision import Precision, precision
+
+_TRAINED_HEADS = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
+"""The heads that PEFT adds to `modules_to_save` for a task type, matched as it does, by suffix."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What one case's training step needs: pass the fields to `training_step`."""
+
+    model: torch.nn.Module
+    batch: Batch
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler | None
+    adapted_layers: int
+    quantized_layers: int
+
+    @property
+    def trainable_parameters(self) -> int:
+        """Trainable elements, shared tensors once."""
+        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in the batch, padding left out; images for an image model."""
+        mask = self.batch.get("attention_mask")
+        return len(self.batch["labels"]) if mask is None else int(mask.sum())
+
+
+def load(case: Case, device: str = "cpu") -> Training:
+    """Build the case's base model, adapters, batch and optimizer on `device`.
+
+    Leaves torch's random state seeded with `case.step.seed`. Raises what the libraries raise.
+    """
+    quiet_libraries()
+    torch.manual_seed(case.step.seed)
+    config = make_config(case)
+    model = (
+        _real_weights(case, config, device)
+        if case.weights
+        else random_weights(case, config, device)
+    )
+    model = adapt(case, model)
+    training = Training(
+        model,
+        make_batch(config, case.auto_class, case.step, device),
+        make_optimizer(model, case.step),
+        make_scaler(precision(case.precision), device),
+        adapted_layers=count_adapted_layers(model),
+        quantized_layers=sum(1 for _ in quantized_layers(model)),
+    )
+    torch.manual_seed(case.step.seed)
+    return training
+
+
+def make_config(case: Case) -> Any:
+    """The transformers config that the case's values describe."""
+    from transformers import AutoConfig
+
+    values = {k: v for k, v in case.config.items() if k != "model_type"}
+    config = AutoConfig.for_model(case.config["model_type"], **values)
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = 0  # a sequence classifier built on a decoder refuses batches without
+    config.use_cache = False
+    return config
+
+
+def meta_model(case: Case, config: Any) -> Any:
+    """The base model on the meta device, in the precision's compute dtype, not yet quantized."""
+    import transformers
+
+    auto_class = getattr(transformers, case.auto_class)
+    dtype = getattr(torch, precision(case.precision).compute)
+    with torch.device("meta"):
+        return auto_class.from_config(config, dtype=dtype, attn_implementation=case.step.attention)
+
+
+def random_weights(case: Case, config: Any, device: str) -> Any:
+    """The base model in the case's precision, its weights drawn as transformers would."""
+    kind = precision(case.precision)
+    model = meta_model(case, config)
+    if kind.quantized:
+        _swap_linear_layers(model, kind, _skipped_modules(case, model))
+    std = getattr(config.get_text_config(), "initializer_range", None) or 0.02
+    for module in model.modules():
+        module._is_hf_initialized = False
+    quantized = set(quantized_layers(model))
+    made: dict[int, torch.nn.Parameter] = {}  # by id of the meta parameter: tied weights stay tied
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = torch.zeros_like(buffer, device=device)
+        for name, parameter in module.named_parameters(recurse=False):
+            if module in quantized and name == "weight":
+                module.weight = _random_quantized(parameter, std, device)
+                continue
+            if id(parameter) not in made:
+                value = torch.zeros_like(parameter, device=device)
+                made[id(parameter)] = torch.nn.Parameter(value, requires_grad=False)
+            setattr(module, name, made[id(parameter)])
+        if module in quantized:
+            module._is_hf_initialized = True
+    model.initialize_weights()
+    return model
+
+
+def adapt(case: Case, model: Any) -> Any:
+    """Wrap the base model with the case's adapters, in train mode, ready for `training_step`."""
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    checkpointing = {"use_reentrant": False}
+    if case.step.kbit_preparation:
+        model = prepare_model_for_kbit_training(
+            model, case.step.gradient_checkpointing, checkpointing
+        )
+    if case.step.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing)
+    model = get_peft_model(model, LoraConfig(**case.adapter))
+    if precision(case.precision).compute == "float16":
+        _saved_copies_in_float32(model)
+    return model.train()
+
+
+def quantized_layers(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """The base model's bitsandbytes layers, int8 or 4-bit."""
+    import sys
+
+    if "bitsandbytes" not in sys.modules:  # nothing was quantized; spare the import
+        return
+    import bitsandbytes
+
+    kinds = (bitsandbytes.nn.Linear8bitLt, bitsandbytes.nn.Linear4bit)
+    yield from (module for module in model.modules() if isinstance(module, kinds))
+
+
+def count_adapted_layers(model: torch.nn.Module) -> int:
+    """The layers that carry an adapter; `modules_to_save` copies are not among them."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return sum(isinstance(module, BaseTunerLayer) for module in model.modules())
+
+
+def quiet_libraries() -> None:
+    """Silence notices that are expected here and would drown a progress line."""
+    # bitsandbytes offers optional CPU kernels on import, and reports each cast of int8 inputs.
+    for name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def _bitsandbytes_config(kind: Precision) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if kind.bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=kind.quant_type,
+        bnb_4bit_use_double_quant=kind.double_quant,
+        bnb_4bit_compute_dtype=getattr(torch, kind.compute),
+    )
+
+
+def _skipped_modules(case: Case, model: Any) -> list[str]:
+    """Modules that stay unquantized: output embeddings and heads, as `from_pretrained` keeps them,
+    and what PEFT will train whole, which it cannot do with integer weights."""
+    from transformers.quantizers.base import get_keys_to_not_convert
+
+    heads = _TRAINED_HEADS.get(case.adapter.get("task_type", ""), ())
+    whole = (*heads, *(case.adapter.get("modules_to_save") or ()))
+    trained = [name for name, _ in model.named_modules() if name.endswith(whole)] if whole else []
+    return [*get_keys_to_not_convert(model), *trained]
+
+
+def _swap_linear_layers(model: Any, kind: Precision, skipped: list[str]) -> None:
+    """Put bitsandbytes layers where `from_pretrained` would, but for the `skipped` modules."""
+    from transformers.integrations import replace_with_bnb_linear
+    from transformers.utils.quantization_config import QuantizationMethod
+
+    replace_with_bnb_linear(model, skipped, _bitsandbytes_config(kind))
+    # What PEFT asks to choose its quantized layers.
+    model.is_loaded_in_8bit = kind.bits == 8
+    model.is_loaded_in_4bit = kind.bits == 4
+    model.is_quantized = True
+    model.quantization_method = QuantizationMethod.BITS_AND_BYTES
+
+
+def _random_quantized(meta: Any, std: float, device: str) -> torch.nn.Parameter:
+    """Draw one layer's weight (out features, in features) and quantize it.
+
+    The meta parameter's attributes are bitsandbytes' settings for this layer.
+    """
+    value = torch.empty(meta.shape, dtype=meta.dtype, device=device).normal_(0.0, std)
+    settings = {k: v for k, v in vars(meta).items() if k not in ("CB", "SCB")}
+    quantized: torch.nn.Parameter = type(meta)(value, requires_grad=False, **settings).to(device)
+    return quantized
+
+
+def _real_weights(case: Case, config: Any, device: str) -> Any:
+    import transformers
+
+    kind = precision(case.precision)
+    return getattr(transformers, case.auto_class).from_pretrained(
+        case.weights,
+        config=config,
+        dtype=getattr(torch, kind.compute),
+        attn_implementation=case.step.attention,
+        quantization_config=_bitsandbytes_config(kind) if kind.quantized else None,
+        device_map={"": device},
+    )
+
+
+def _saved_copies_in_float32(model: torch.nn.Module) -> None:
+    """Hold trainable copies of whole modules in float32: Adam's second moment vanishes in float16.
+
+    Inputs are cast on the way in, outputs back to float16 for the frozen layers that follow.
+    """
+    from peft.utils.other import ModulesToSaveWrapper
+
+    def cast(value: Any, dtype: torch.dtype) -> Any:
+        floating = isinstance(value, torch.Tensor) and value.is_floating_point()
+        return value.to(dtype) if floating else value
+
+    def enter(module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(cast(arg, torch.float32) for arg in args)
+
+    def leave(module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return cast(output, torch.float16)
+
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            for copy in module.modules_to_save.values():
+                copy.float()
+                copy.register_forward_pre_hook(enter)
+                copy.register_forward_hook(leave)

@@ -1,0 +1,104 @@
+"""What became of a case: plain data, shared by the worker that meets it and the parent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+OK = "ok"
+OOM = "oom"
+CRASHED = "crashed"
+TIMED_OUT = "timed-out"
+DIVERGED = "diverged"
+
+LOAD = "load"
+FIRST_STEP = "first-step"
+STEADY_STEP = "steady-step"
+TIMING = "timing"
+LOSS_CHECK = "loss-check"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a case ended, in which phase, and the largest allocation until then.
+
+    `name` is "ok", "oom", "crashed", "timed-out" or "diverged"; `phase` is "load", "first-step",
+    "steady-step", "timing" or "loss-check".
+    """
+
+    name: str = OK
+    phase: str = TIMING
+    message: str = ""
+    peak_allocated_bytes: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe values."""
+        return asdict(self)
+
+
+class CaseFailed(Exception):
+    """A case did not end well. `outcome` is what to record; the session goes on with the next."""
+
+    def __init__(self, case_id: str, outcome: Outcome) -> None:
+        super().__init__(f"{case_id}: {outcome.name} in {outcome.phase}: {outcome.message}")
+        self.case_id = case_id
+        self.outcome = outcome
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """One training step by the worker's clock, in seconds. The phases sum to the total."""
+
+    total_seconds: float
+    forward_seconds: float
+    backward_seconds: float
+    optimizer_seconds: float
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Everything about a case that is not a step time. Bytes are bytes.
+
+    Exact and repeatable: the tracked bytes, counts and operations. On CUDA,
+    `peak_allocated_bytes` and its kin are the caching allocator's; on the CPU they are tracked
+    storages. `breakdown` says what the steady step's peak was made of, and sums to it.
+    `peak_rss_bytes` holds the interpreter and its libraries too: `rss_before_bytes` of it was
+    there before the case. `allocated_bytes_total`, `operations` and `flops` are of one steady step.
+    """
+
+    outcome: Outcome
+    load_peak_allocated_bytes: int
+    loaded_bytes: int
+    first_step_peak_allocated_bytes: int
+    peak_allocated_bytes: int
+    breakdown: dict[str, int]
+    peak_reserved_bytes: int | None
+    process_bytes: int | None
+    """NVML's view of the process on the GPU; None on the CPU or where NVML does not know it."""
+    peak_rss_bytes: int
+    rss_before_bytes: int
+    loss: float
+    trainable_parameters: int
+    adapted_layers: int
+    quantized_layers: int
+    tokens_per_step: int
+    """Tokens that count (padding left out), or images."""
+    operations: dict[str, int]
+    flops: int
+    allocated_bytes_total: int
+    threads: int
+    device: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe values that `from_dict` reads back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Measurement:
+        """The measurement that `to_dict` wrote; raises TypeError on unknown or missing keys."""
+        known = {f.name for f in fields(cls)}
+        extra = set(data) - known
+        if extra:
+            raise TypeError(f"unknown keys in a measurement: {', '.join(sorted(extra))}")
+        return cls(**{**data, "outcome": Outcome(**data["outcome"])})

@@ -1,0 +1,286 @@
+"""The child's side: loads one case, measures it, and answers the parent's requests.
+
+Messages are JSON objects. The first holds the set-up: the case, device, threads and memory limit.
+Then come requests, {"do": "prepare" | "step" | "check_loss"}; while one runs, notes of the form
+{"note": {"phase": ..., "peak": ...}} say how far it has come, and one {"result": ...} or
+{"failed": outcome} ends it. After a failure the worker ends: its state cannot be trusted.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import json
+import math
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from bench.cases import Case
+from bench.measure import loading, memory, outcome
+from bench.measure.cost import CostCounter
+from bench.measure.outcome import Measurement, Outcome, StepTime
+from bench.measure.step import training_step
+
+
+class Diverged(Exception):
+    """The loss is not finite, or does not fall."""
+
+
+def serve(connection: Connection) -> None:
+    """Answer requests until the parent closes its end or one fails."""
+    faulthandler.enable()
+    try:
+        worker = Worker(connection, _receive(connection))
+        while True:
+            request = _receive(connection)
+            try:
+                answer = {"result": worker.answer(request)}
+            except Exception as error:
+                traceback.print_exc()
+                answer = {"failed": worker.outcome_of(error).to_dict()}
+            connection.send_bytes(json.dumps(answer).encode())
+            if "failed" in answer:
+                return
+    except EOFError:
+        return
+
+
+class Worker:
+    """One case in one process."""
+
+    def __init__(self, connection: Connection, setup: Mapping[str, Any]) -> None:
+        self._connection = connection
+        self._case = Case.from_dict(setup["case"])
+        self._device: str = setup["device"]
+        self._on_gpu = self._device.startswith("cuda")
+        self._tracker = memory.MemoryTracker(device=torch.device(self._device).type)
+        self._phase = outcome.LOAD
+        self._peak = 0
+        self._first_loss = math.nan
+        self._threads: int = setup["threads"]
+        torch.set_num_threads(self._threads)
+        if self._on_gpu:
+            torch.cuda.set_device(self._device)
+        if (limit := setup["memory_limit_bytes"]) is not None:
+            self._limit_memory(limit)
+
+    def answer(self, request: Mapping[str, Any]) -> Any:
+        """Carry out one request; the result is JSON-safe."""
+        match request["do"]:
+            case "prepare":
+                return self.prepare().to_dict()
+            case "step":
+                return asdict(self.timed_step())
+            case "check_loss":
+                return self.check_loss(request["steps"])
+        raise ValueError(f"unknown request {request!r}")
+
+    def outcome_of(self, error: Exception) -> Outcome:
+        """What to record for an exception that ended a request."""
+        peak = max(self._peak, self._phase_peak())
+        return Outcome(_status(error), self._phase, _message(error), peak)
+
+    def prepare(self) -> Measurement:
+        """Load the case; run a first and a steady step with memory and operations tracked."""
+        memory.reset_peak_rss()
+        rss_before = memory.peak_rss_bytes()
+        tracker = self._tracker
+
+        self._begin(outcome.LOAD)
+        tracker.category = "weights"
+        with tracker:
+            training = self._training = loading.load(self._case, self._device)
+        for tensor in training.batch.values():
+            tracker.tag(tensor, "activations")
+        memory.tag_model(tracker, training.model)
+        loaded = torch.cuda.memory_allocated() if self._on_gpu else tracker.live_bytes
+        load_peak = self._phase_peak()
+        # Whether a collection falls into a step must not decide its peak or its time.
+        gc.disable()
+
+        with memory.tagged_gradients(tracker, training.model):
+            self._begin(outcome.FIRST_STEP)
+            self._first_loss = self._tracked_step()
+            first_peak = self._phase_peak()
+            memory.tag_model(tracker, training.model)  # int8 scales move at the first forward pass
+            memory.tag_optimizer(tracker, training.optimizer)
+
+            self._begin(outcome.STEADY_STEP)
+            tracker.observer = cost = CostCounter()
+            made = tracker.made_bytes
+            loss = self._tracked_step()
+            tracker.observer = None
+        peak = self._phase_peak()
+        gpu = torch.cuda.current_device() if self._on_gpu else None
+        self._note(outcome.TIMING)
+        return Measurement(
+            outcome=Outcome(peak_allocated_bytes=max(self._peak, peak)),
+            load_peak_allocated_bytes=load_peak,
+            loaded_bytes=loaded,
+            first_step_peak_allocated_bytes=first_peak,
+            peak_allocated_bytes=peak,
+            breakdown=self._breakdown(peak),
+            peak_reserved_bytes=None if gpu is None else torch.cuda.max_memory_reserved(),
+            process_bytes=None if gpu is None else memory.nvml_process_bytes(gpu),
+            peak_rss_bytes=memory.peak_rss_bytes(),
+            rss_before_bytes=rss_before,
+            loss=loss,
+            trainable_parameters=training.trainable_parameters,
+            adapted_layers=training.adapted_layers,
+            quantized_layers=training.quantized_layers,
+            tokens_per_step=training.tokens,
+            operations=dict(sorted(cost.operations.items())),
+            flops=cost.flops,
+            allocated_bytes_total=tracker.made_bytes - made,
+            threads=self._threads,
+            device=torch.cuda.get_device_name() if self._on_gpu else "cpu",
+        )
+
+    def timed_step(self) -> StepTime:
+        """One step, nothing tracked, between two readings of this process's clock."""
+        self._phase = outcome.TIMING
+        gc.collect()
+        clock = _CudaClock() if self._on_gpu else _CpuClock()
+        self._require_finite(self._step(clock.mark).item())
+        return clock.step_time()
+
+    def check_loss(self, steps: int) -> dict[str, float]:
+        """Train on; the loss under one dropout mask must be lower after than before.
+
+        Raises Diverged; a loss that has already come down to a tenth of the first may rest.
+        """
+        self._phase = outcome.LOSS_CHECK
+        before = self._loss_under_fixed_mask()
+        for _ in range(steps):
+            self._require_finite(self._step().item())
+        after = self._loss_under_fixed_mask()
+        if not after < max(before, 0.1 * self._first_loss):
+            raise Diverged(f"the loss did not fall in {steps} steps: {before:.6g} to {after:.6g}")
+        return {"before": before, "after": after}
+
+    def _step(self, mark: Any = None) -> torch.Tensor:
+        t = self._training
+        marks = {} if mark is None else {"mark": mark}
+        return training_step(t.model, t.batch, t.optimizer, t.scaler, **marks)
+
+    def _tracked_step(self) -> float:
+        tracker = self._tracker
+
+        def mark(phase: str) -> None:
+            tracker.category = "optimizer_state" if phase == "optimizer" else "activations"
+            self._note(self._phase)
+
+        with tracker:
+            loss = self._step(mark)
+        return self._require_finite(loss.item())
+
+    def _loss_under_fixed_mask(self) -> float:
+        # In train mode: bitsandbytes repacks 4-bit weights for good when evaluated on a CPU.
+        torch.manual_seed(self._case.step.seed)
+        with torch.no_grad():
+            loss = self._training.model(**self._training.batch).loss
+        return self._require_finite(loss.item())
+
+    def _require_finite(self, loss: float) -> float:
+        if not math.isfinite(loss):
+            raise Diverged(f"the loss is {loss}")
+        return loss
+
+    def _begin(self, phase: str) -> None:
+        gc.collect()
+        self._peak = max(self._peak, self._phase_peak())
+        self._tracker.reset_peak()
+        if self._on_gpu:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        self._note(phase)
+
+    def _note(self, phase: str) -> None:
+        self._phase = phase
+        note = {"phase": phase, "peak": max(self._peak, self._phase_peak())}
+        self._connection.send_bytes(json.dumps({"note": note}).encode())
+
+    def _phase_peak(self) -> int:
+        return torch.cuda.max_memory_allocated() if self._on_gpu else self._tracker.peak_bytes
+
+    def _breakdown(self, peak: int) -> dict[str, int]:
+        """The tracked categories; what the allocator adds by rounding and inside kernels counts
+        as activations, so that the sum is the peak."""
+        parts = dict(self._tracker.peak_by_category)
+        parts["activations"] += peak - sum(parts.values())
+        return parts
+
+    def _limit_memory(self, limit: int) -> None:
+        if self._on_gpu:
+            total = torch.cuda.get_device_properties(self._device).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total))
+            return
+        import resource
+
+        # The libraries' own data were there before: the limit is on what the case adds.
+        bound = memory.private_data_bytes() + limit
+        resource.setrlimit(resource.RLIMIT_DATA, (bound, bound))
+
+
+class _CpuClock:
+    """Reads the monotonic clock at each mark."""
+
+    def __init__(self) -> None:
+        self._readings: list[float] = []
+
+    def mark(self, phase: str) -> None:
+        self._readings.append(time.perf_counter())
+
+    def step_time(self) -> StepTime:
+        start, backward, optimizer, end = self._readings
+        return StepTime(end - start, backward - start, optimizer - backward, end - optimizer)
+
+
+class _CudaClock:
+    """Records an event at each mark; the device's own times, read after it has finished."""
+
+    def __init__(self) -> None:
+        torch.cuda.synchronize()
+        self._events: list[torch.cuda.Event] = []
+
+    def mark(self, phase: str) -> None:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        self._events.append(event)
+
+    def step_time(self) -> StepTime:
+        torch.cuda.synchronize()
+        pairs = zip(self._events, self._events[1:], strict=False)
+        forward, backward, optimizer = (a.elapsed_time(b) / 1000 for a, b in pairs)
+        return StepTime(forward + backward + optimizer, forward, backward, optimizer)
+
+
+_OUT_OF_MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc")
+
+
+def _status(error: BaseException) -> str:
+    if isinstance(error, Diverged):
+        return outcome.DIVERGED
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return outcome.OOM
+    text = str(error).lower()
+    if any(phrase in text for phrase in _OUT_OF_MEMORY):
+        return outcome.OOM
+    return outcome.CRASHED
+
+
+def _message(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, Diverged):
+        return text
+    return f"{type(error).__name__}: {text}"[:500]
+
+
+def _receive(connection: Connection) -> Any:
+    return json.loads(connection.recv_bytes())

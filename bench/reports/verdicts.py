@@ -1,0 +1,137 @@
+"""Verdicts for people: what differs, by how much, why, and the command that accepts it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bench.baselines import FAILING, METRICS, VERDICTS, Run, Verdict, as_json, count_verdicts
+from bench.baselines.storage import SAVE_HINT
+from bench.baselines.verdicts import INCOMPARABLE, NEW, UNCHANGED
+from bench.reports.layout import BAD, EMPTY, GOOD, NOTED, Report, Table
+from bench.reports.tables import describe
+from bench.statistics import CONFIDENCE
+from bench.units import format_change, format_quantity, one_line
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MANY = 3
+"""So many incomparable or new figures with one reason are listed; more are counted."""
+
+
+def verdict_table(verdicts: Iterable[Verdict], failing: Iterable[Verdict] = ()) -> pd.DataFrame:
+    """Every verdict as a data frame, the worst first: raw figures in the unit beside them."""
+    import pandas as pd
+
+    failed, rows = set(failing), []
+    for verdict in ranked(verdicts):
+        row = as_json(verdict)
+        row["interval_low"], row["interval_high"] = row.pop("interval") or (None, None)
+        rows.append({**row, "fails": verdict in failed})
+    return pd.DataFrame(rows)
+
+
+def ranked(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """The worst first, otherwise in order."""
+    return sorted(verdicts, key=lambda verdict: VERDICTS.index(verdict.verdict))
+
+
+def verdict_report(
+    verdicts: Sequence[Verdict],
+    failing: Sequence[Verdict],
+    baseline: Run,
+    contender: Run,
+) -> Report:
+    """What changed, regressions first. Failing verdicts are all listed; the unchanged counted."""
+    counts = [f"{count} {name}" for name, count in count_verdicts(verdicts).items() if count]
+    result = "FAILED" if failing else "passed"
+    caption = (
+        f"Baseline {describe(baseline)}",
+        f"Contender {describe(contender)}",
+        f"{result}: {', '.join(counts) or 'nothing to compare'}.",
+    )
+    lines = _lines([item for item in ranked(verdicts) if item.verdict != UNCHANGED], failing)
+    table = Table(
+        title="",
+        header=(
+            "verdict",
+            "case",
+            "metric",
+            "expected",
+            "obtained",
+            "difference",
+            "tolerated",
+            "why",
+        ),
+        rows=tuple(line.cells for line in lines),
+        leading=2,
+        right=frozenset(("expected", "obtained")),
+        styles=tuple(line.style for line in lines),
+    )
+    remarks = Counter(v.explanation for v in verdicts if v.verdict == UNCHANGED and v.explanation)
+    notes = [f"{count} unchanged with a remark: {text}." for text, count in remarks.items()]
+    if failing:
+        notes.append(f"To accept the new figures, store them as the next baseline: {SAVE_HINT}")
+    return Report("Verdicts", caption, (table,) if lines else (), tuple(notes))
+
+
+@dataclass(frozen=True)
+class _Line:
+    cells: tuple[str, ...]
+    style: str
+
+
+def _lines(verdicts: Sequence[Verdict], failing: Sequence[Verdict]) -> list[_Line]:
+    failed = set(failing)
+    alike = Counter((v.verdict, v.metric, v.explanation) for v in verdicts)
+    lines, told = [], set()
+    for verdict in verdicts:
+        key = (verdict.verdict, verdict.metric, verdict.explanation)
+        many = verdict.verdict in (INCOMPARABLE, NEW) and alike[key] > MANY
+        if many and key in told:
+            continue
+        told.add(key)
+        case = f"{alike[key]} cases" if many else verdict.record
+        lines.append(_Line(_cells(verdict, case, many, verdict in failed), _style(verdict, failed)))
+    return lines
+
+
+def _style(verdict: Verdict, failed: set[Verdict]) -> str:
+    if verdict in failed:
+        return BAD
+    return GOOD if verdict.verdict == "improved" else NOTED
+
+
+def _cells(verdict: Verdict, case: str, many: bool, fails: bool) -> tuple[str, ...]:
+    metric = METRICS.get(verdict.metric)
+    unit = metric.unit if metric else "text"
+
+    def figure(value: float | str | None) -> str:
+        return EMPTY if value is None or many else one_line(format_quantity(value, unit))
+
+    allowed = verdict.verdict in FAILING and not fails
+    return (
+        f"{verdict.verdict} (allowed)" if allowed else verdict.verdict,
+        one_line(case),
+        metric.label if metric else verdict.metric,
+        figure(verdict.baseline),
+        figure(verdict.contender),
+        EMPTY if many else _difference(verdict, unit),
+        f"{100 * verdict.threshold:g} %" if verdict.threshold else EMPTY,
+        one_line(verdict.explanation) or EMPTY,
+    )
+
+
+def _difference(verdict: Verdict, unit: str) -> str:
+    old, new = verdict.baseline, verdict.contender
+    if not isinstance(old, int | float) or not isinstance(new, int | float):
+        return EMPTY
+    sign = "+" if new > old else "-"
+    parts = [] if verdict.ratio is None else [format_change(verdict.ratio)]
+    if verdict.interval:
+        low, high = map(format_change, verdict.interval)
+        parts.append(f"{CONFIDENCE:.0%} interval {low} to {high}")
+    return f"{sign}{format_quantity(abs(new - old), unit)} ({', '.join(parts)})"

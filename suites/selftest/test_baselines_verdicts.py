@@ -1,0 +1,485 @@
+"""Every verdict from hand-made runs, what the gate lets through, and the verdict file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_baselines import MIB, QUERY, STEP, STEP_NF4, run_with
+
+from bench.baselines import (
+    FAILING,
+    METRICS,
+    VERDICTS,
+    Selection,
+    Thresholds,
+    Verdict,
+    compare,
+    count_verdicts,
+    gate,
+    write_verdicts,
+)
+from bench.errors import BenchError
+
+PROPERTY = settings(max_examples=60, derandomize=True, deadline=None, database=None)
+Edit = Callable[[dict[str, Any]], None]
+BASE = run_with(name="base")
+
+
+def metric(record: str, name: str, value: Any) -> Edit:
+    def edit(body: dict[str, Any]) -> None:
+        body["records"][record]["metrics"][name] = value
+
+    return edit
+
+
+def both(*edits: Edit) -> Edit:
+    def edit(body: dict[str, Any]) -> None:
+        for each in edits:
+            each(body)
+
+    return edit
+
+
+def outcome(record: str, word: str) -> Edit:
+    def edit(body: dict[str, Any]) -> None:
+        body["records"][record]["outcome"] = word
+        if word != "ok":
+            body["records"][record]["metrics"].pop("step_seconds", None)
+
+    return edit
+
+
+def peft(version: str) -> Edit:
+    return lambda body: body["versions"].update(peft=version)
+
+
+def found(edit: Edit, base: Edit | None = None, **options: Any) -> list[Verdict]:
+    """The verdicts other than unchanged between the sample (after `base`) and its edited copy."""
+    baseline = run_with(base, "base") if base else BASE
+    verdicts = compare(baseline, run_with(edit), **options)
+    return [item for item in verdicts if item.verdict != "unchanged"]
+
+
+def only(edit: Edit, base: Edit | None = None, **options: Any) -> Verdict:
+    (verdict,) = found(edit, base, **options)
+    return verdict
+
+
+def test_the_same_run_is_unchanged_throughout() -> None:
+    verdicts = compare(BASE, run_with())
+    assert {item.verdict for item in verdicts} == {"unchanged"}
+    assert [item.metric for item in verdicts if item.record == QUERY] == [
+        "adapted_layers",
+        "trainable_parameters",
+        "total_parameters",
+    ]
+    assert len(verdicts) == 9
+    assert gate(verdicts) == []
+
+
+def test_an_exact_figure_that_differs_by_one_is_changed() -> None:
+    verdict = only(metric(QUERY, "trainable_parameters", 786433))
+    assert (verdict.record, verdict.metric, verdict.verdict) == (
+        QUERY,
+        "trainable_parameters",
+        "changed",
+    )
+    assert (verdict.baseline, verdict.contender) == (786432, 786433)
+    assert verdict.explanation == "nothing recorded explains it: same libraries, same roles"
+
+
+def test_fewer_is_as_much_a_change_as_more() -> None:
+    assert only(metric(QUERY, "trainable_parameters", 1)).verdict == "changed"
+
+
+def test_a_change_names_the_role_the_dead_entry_and_the_library() -> None:
+    def edit(body: dict[str, Any]) -> None:
+        record = body["records"][QUERY]
+        record["metrics"]["adapted_layers"] = 36
+        record["detail"] = {
+            "adapted_by_role": {"query": 12, "query_key_value": 24},
+            "dead_entries": ["q_proj"],
+        }
+        body["versions"]["peft"] = "0.22.0"
+
+    assert only(edit).explanation == (
+        "query_key_value 0 -> 24; query 24 -> 12; no longer reach a module: q_proj; "
+        "peft 0.21.2 -> 0.22.0"
+    )
+
+
+def test_a_doubled_rank_and_a_changed_dtype_are_named() -> None:
+    def edit(body: dict[str, Any]) -> None:
+        body["records"][QUERY]["metrics"]["trainable_parameters"] *= 2
+        body["records"][QUERY]["rank"] = 16
+        body["records"][STEP]["metrics"]["peak_allocated_bytes"] //= 2
+        body["records"][STEP]["precision"] = "bf16"
+
+    changed, improved = found(edit)
+    assert (changed.verdict, changed.explanation) == ("changed", "rank 8 -> 16")
+    assert (improved.verdict, improved.explanation) == ("improved", "precision fp32 -> bf16")
+
+
+def test_a_text_metric_is_equal_or_changed() -> None:
+    verdict = only(
+        metric(QUERY, "ledger_digest", "bbb"), metric(QUERY, "ledger_digest", "aaa")
+    )
+    assert (verdict.verdict, verdict.baseline, verdict.ratio) == ("changed", "aaa", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "mib", "verdict"),
+    [
+        ("peak_allocated_bytes", 1010, None),  # 1 % is tolerated
+        ("peak_allocated_bytes", 1011, "regressed"),
+        ("peak_allocated_bytes", 991, None),
+        ("peak_allocated_bytes", 990, "improved"),  # 1000 / 1.01 = 990.1
+        ("peak_rss_bytes", 1575, None),  # 5 % of 1500
+        ("peak_rss_bytes", 1576, "regressed"),
+        ("peak_rss_bytes", 1429, None),  # 1500 / 1.05 = 1428.6
+        ("peak_rss_bytes", 1428, "improved"),
+    ],
+)
+def test_memory_thresholds(name: str, mib: int, verdict: str | None) -> None:
+    assert [v.verdict for v in found(metric(STEP, name, mib * MIB))] == [verdict] * bool(verdict)
+
+
+def test_memory_from_nothing() -> None:
+    name = "loaded_bytes"
+    assert only(metric(STEP, name, 1), metric(STEP, name, 0)).verdict == "regressed"
+    assert only(metric(STEP, name, 0), metric(STEP, name, 1)).verdict == "improved"
+    assert found(metric(STEP, name, 0), metric(STEP, name, 0)) == []
+
+
+def slower(factor: float, rounds: int = 20) -> list[float]:
+    return [factor * (0.8 + 0.001 * (i % 5)) for i in range(rounds)]
+
+
+@pytest.mark.parametrize(
+    ("factor", "verdict"),
+    [(1.10, "regressed"), (1.03, None), (1.0, None), (0.97, None), (0.90, "improved")],
+)
+def test_time_verdicts(factor: float, verdict: str | None) -> None:
+    verdicts = found(
+        metric(STEP, "step_seconds", slower(factor)), metric(STEP, "step_seconds", slower(1))
+    )
+    assert [item.verdict for item in verdicts] == [verdict] * bool(verdict)
+    for item in verdicts:
+        assert item.interval is not None
+        assert item.interval[0] <= factor <= item.interval[1]
+        assert item.baseline == pytest.approx(0.802)
+        assert item.threshold == 0.05
+
+
+def test_a_median_beyond_the_threshold_is_not_enough() -> None:
+    """The medians differ by 10 %, the rounds by far more: nothing can be said."""
+    wide = [0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1]
+    base = metric(STEP, "step_seconds", wide)
+    assert found(metric(STEP, "step_seconds", [1.1 * x for x in wide]), base) == []
+
+
+@pytest.mark.parametrize(("old", "new"), [(4, 20), (20, 4), (1, 1)])
+def test_too_few_rounds_say_nothing_but_that(old: int, new: int) -> None:
+    baseline = run_with(metric(STEP, "step_seconds", slower(1, old)))
+    contender = run_with(metric(STEP, "step_seconds", slower(10, new)))
+    (verdict,) = [
+        v for v in compare(baseline, contender) if (v.record, v.metric) == (STEP, "step_seconds")
+    ]
+    assert verdict.verdict == "unchanged"
+    assert verdict.explanation == (
+        f"too few rounds to judge: {old} and {new}, and each side needs 5"
+    )
+    assert verdict.ratio == pytest.approx(10, rel=0.01)
+
+
+def test_a_clock_that_did_not_move_says_nothing() -> None:
+    assert found(metric(STEP, "step_seconds", [0.0] * 9)) == []
+
+
+def test_interleaved_rounds_are_compared_in_pairs() -> None:
+    def rounds(factor: float, token: str) -> Edit:
+        def edit(body: dict[str, Any]) -> None:
+            record = body["records"][STEP]
+            record["metrics"]["step_seconds"] = [factor * (0.5 + 0.1 * i) for i in range(10)]
+            record["detail"]["interleaved"] = token
+
+        return edit
+
+    assert only(rounds(1.1, "one"), rounds(1.0, "one")).verdict == "regressed"
+    assert found(rounds(1.1, "two"), rounds(1.0, "one")) == []  # not each other's rounds
+
+
+def test_an_unstable_measurement_says_so() -> None:
+    def edit(body: dict[str, Any]) -> None:
+        body["records"][STEP]["metrics"]["step_seconds"] = slower(2)
+        body["records"][STEP]["detail"]["unstable"] = "IQR 31 %"
+
+    assert only(edit).explanation.startswith("unstable measurement: IQR 31 %; ")
+
+
+def test_outcomes() -> None:
+    broke = only(both(outcome(STEP, "oom"), peft("0.22.0")))
+    assert (broke.metric, broke.verdict) == ("outcome", "regressed")
+    assert (broke.baseline, broke.contender) == ("ok", "oom")
+    assert broke.explanation == "peft 0.21.2 -> 0.22.0"
+    assert only(outcome(STEP, "ok"), outcome(STEP, "crashed")).verdict == "improved"
+    assert only(outcome(STEP, "crashed"), outcome(STEP, "oom")).verdict == "changed"
+    assert found(outcome(STEP, "oom"), outcome(STEP, "oom")) == []
+
+
+def test_out_of_memory_on_a_smaller_machine_is_incomparable() -> None:
+    def smaller(body: dict[str, Any]) -> None:
+        body["machine"]["memory_bytes"] = 1024
+
+    assert only(both(outcome(STEP, "oom"), smaller)).verdict == "incomparable"
+    assert only(both(outcome(STEP, "crashed"), smaller)).verdict == "regressed"
+
+
+def test_a_vanished_case_and_a_new_one() -> None:
+    def drop(body: dict[str, Any]) -> None:
+        del body["records"][STEP]
+        record = body["records"][QUERY]
+        body["records"]["suites/test_counts.py::test_counts[gpt2-query]"] = {
+            **record,
+            "model": "gpt2",
+        }
+
+    vanished, new = found(drop)
+    assert (vanished.record, vanished.metric, vanished.verdict) == (STEP, "case", "vanished")
+    assert vanished.explanation == "in the baseline, not in this run"
+    assert (new.record, new.metric, new.verdict) == (
+        "suites/test_counts.py::test_counts[gpt2-query]",
+        "case",
+        "new",
+    )
+
+
+def test_a_renamed_case_vanishes_with_a_hint() -> None:
+    def rename(body: dict[str, Any]) -> None:
+        body["records"]["suites/test_steps.py::test_other"] = body["records"].pop(STEP)
+
+    vanished, new = found(rename)
+    assert (vanished.verdict, new.verdict) == ("vanished", "new")
+    assert "renamed? the new suites/test_steps.py::test_other" in vanished.explanation
+
+
+def test_a_narrowed_run_makes_only_its_own_cases_vanish() -> None:
+    def drop_all(body: dict[str, Any]) -> None:
+        body["records"].clear()
+
+    def gone(**options: Any) -> list[str]:
+        return [verdict.record for verdict in found(drop_all, **options)]
+
+    assert gone() == [QUERY, STEP, STEP_NF4]
+    assert gone(selection=Selection(("suites/test_counts.py",))) == [QUERY]
+    assert gone(selection=Selection(("suites",), frozenset([STEP]))) == [QUERY, STEP_NF4]
+
+    def narrowed(body: dict[str, Any]) -> None:
+        drop_all(body)
+        body["selection"] = {"arguments": ["suites/test_steps.py"], "deselected": [STEP]}
+
+    assert [verdict.record for verdict in found(narrowed)] == [STEP_NF4]
+
+
+def test_a_metric_that_vanished_or_is_new() -> None:
+    def drop(body: dict[str, Any]) -> None:
+        del body["records"][STEP]["metrics"]["peak_rss_bytes"]
+        body["records"][STEP]["metrics"]["loaded_bytes"] = 5
+
+    vanished, new = found(drop)
+    assert (vanished.metric, vanished.verdict, vanished.baseline) == (
+        "peak_rss_bytes",
+        "vanished",
+        1500 * MIB,
+    )
+    assert (new.metric, new.verdict, new.contender) == ("loaded_bytes", "new", 5)
+
+
+GPU = {"name": "NVIDIA H200", "count": 1, "memory_bytes": 150_000_000_000}
+
+
+@pytest.mark.parametrize(
+    ("change", "kinds"),
+    [
+        ({"id": "linux-aarch64-cpu"}, {"reserved", "time"}),
+        ({"threads": 2}, {"reserved", "time"}),
+        ({"processor": "Another"}, {"time"}),
+        ({"cpu_count": 64}, {"time"}),
+        ({"accelerator": GPU}, {"allocated", "reserved", "time"}),
+        ({"memory_bytes": 5}, set()),
+    ],
+)
+def test_another_machine_is_incomparable_where_it_matters(
+    change: dict[str, Any], kinds: set[str]
+) -> None:
+    def edit(body: dict[str, Any]) -> None:
+        body["machine"].update(change)
+        for record in body["records"].values():  # nothing would be unchanged if compared
+            for name, value in record["metrics"].items():
+                twice = [2 * item for item in value] if isinstance(value, list) else 2 * value
+                record["metrics"][name] = twice
+
+    verdicts = found(edit)
+    assert len(verdicts) == 9
+    for item in verdicts:
+        kind = METRICS[item.metric].kind
+        assert (item.verdict == "incomparable") == (kind in kinds), item
+        assert (item.verdict == "changed") == (kind == "exact"), item
+        if kind in kinds:
+            assert next(iter(change)) in item.explanation
+
+
+def test_the_driver_is_a_version_and_not_another_machine() -> None:
+    def gpu(driver: str) -> Edit:
+        return lambda body: body["machine"].update(accelerator={**GPU, "driver": driver})
+
+    assert found(gpu("570"), gpu("560")) == []
+
+
+def test_another_workload_is_incomparable() -> None:
+    def edit(body: dict[str, Any]) -> None:
+        body["records"][STEP]["detail"]["batch_size"] = 4
+
+    verdicts = found(edit)
+    assert {item.metric for item in verdicts} == {
+        "peak_allocated_bytes",
+        "peak_rss_bytes",
+        "step_seconds",
+    }
+    assert {item.explanation for item in verdicts} == {"another workload: batch_size 2 -> 4"}
+    assert {item.verdict for item in verdicts} == {"incomparable"}
+
+
+def test_thresholds_by_metric_kind_and_scenario() -> None:
+    peak, rss, step = (
+        METRICS[name] for name in ("peak_allocated_bytes", "peak_rss_bytes", "step_seconds")
+    )
+    assert [Thresholds().of(item) for item in (peak, rss, step)] == [0.01, 0.05, 0.05]
+    assert Thresholds().of(METRICS["trainable_parameters"]) == 0
+    project = Thresholds().with_table({"time": "8%", "step_seconds": 0.07}, "pyproject.toml")
+    fixture = project.with_table({"step_seconds": "20%"}, "roles.toml", scenario="query")
+    command = fixture.with_options(["peak_rss_bytes=2%"])
+    assert command.of(METRICS["forward_seconds"]) == 0.08
+    assert (command.of(step), command.of(step, "query"), command.of(step, "key")) == (
+        0.07,
+        0.20,
+        0.07,
+    )
+    assert command.of(rss) == 0.02
+    assert fixture.with_options(["time=1%"]).of(step, "query") == 0.01  # the last layer decides
+
+
+def test_a_threshold_changes_a_verdict() -> None:
+    edit = metric(STEP, "peak_allocated_bytes", 1100 * MIB)
+    assert only(edit).verdict == "regressed"
+    assert found(edit, thresholds=Thresholds().with_options(["peak_allocated_bytes=10%"])) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [
+        ("step_second=10%", "did you mean step_seconds"),
+        ("step_seconds", "METRIC=NUMBER"),
+        ("step_seconds=fast", "not a threshold"),
+        ("step_seconds=", "not a threshold"),
+        ("step_seconds=-1%", "0 or more"),
+        ("step_seconds=nan", "0 or more"),
+        ("step_seconds=inf%", "0 or more"),
+        ("step_seconds=10", "write 10%"),
+        ("adapted_layers=1%", "equal or changed"),
+        ("exact=1%", "equal or changed"),
+    ],
+)
+def test_a_wrong_threshold_is_named(option: str, reason: str) -> None:
+    with pytest.raises(BenchError, match=reason):
+        Thresholds().with_options([option])
+
+
+def test_a_wrong_threshold_in_a_table_names_the_file() -> None:
+    for table in ({"step_seconds": True}, {"step_seconds": None}, {"step_seconds": [1]}):
+        with pytest.raises(BenchError, match=r"pyproject\.toml"):
+            Thresholds().with_table(table, "pyproject.toml")
+
+
+MIXED = [Verdict(f"suites/a.py::test[{i}-{word}]", "case", word) for i, word in enumerate(VERDICTS)]
+
+
+def test_the_gate_fails_four_verdicts() -> None:
+    assert [item.verdict for item in gate(MIXED)] == list(FAILING)
+    assert FAILING == ("regressed", "changed", "vanished", "incomparable")
+    assert count_verdicts(MIXED) == dict.fromkeys(VERDICTS, 1)
+
+
+@pytest.mark.parametrize(
+    ("allow", "left"),
+    [
+        (["vanished"], ["regressed", "changed", "incomparable"]),
+        (["vanished", "incomparable"], ["regressed", "changed"]),
+        (["*"], []),
+        (["suites/a.py::test[1-changed]"], ["regressed", "vanished", "incomparable"]),
+        (["suites/a.py::test[1*"], ["regressed", "vanished", "incomparable"]),
+        (["changed:*test[1-*"], ["regressed", "vanished", "incomparable"]),
+        (["vanished:*test[1-*"], list(FAILING)),
+        (["suites/b.py*"], list(FAILING)),
+    ],
+)
+def test_what_is_allowed(allow: list[str], left: list[str]) -> None:
+    assert [item.verdict for item in gate(MIXED, allow)] == left
+
+
+@pytest.mark.parametrize("word", ["vanishd", "", "all"])
+def test_a_misspelt_allowance_is_an_error(word: str) -> None:
+    with pytest.raises(BenchError, match="verdict to allow"):
+        gate(MIXED, [word])
+
+
+def test_the_verdict_file(tmp_path: Path) -> None:
+    edit = both(metric(QUERY, "adapted_layers", 12), metric(STEP, "loaded_bytes", 7), peft("0.22"))
+    contender = run_with(edit)
+    baseline = run_with(metric(STEP, "loaded_bytes", 0))
+    verdicts = compare(baseline, contender)
+    path = tmp_path / "out" / "verdicts.json"
+    write_verdicts(path, verdicts, gate(verdicts, ["regressed"]), baseline, contender)
+    document = json.loads(path.read_text())
+    assert (document["schema"], document["passed"]) == (1, False)
+    assert document["summary"]["changed"] == document["summary"]["regressed"] == 1
+    assert document["contender"]["versions"]["peft"] == "0.22"
+    by_metric = {(item["record"], item["metric"]): item for item in document["verdicts"]}
+    assert len(by_metric) == len(verdicts)
+    assert by_metric[QUERY, "adapted_layers"] == {
+        "record": QUERY,
+        "metric": "adapted_layers",
+        "unit": "count",
+        "verdict": "changed",
+        "baseline": 24,
+        "contender": 12,
+        "ratio": 0.5,
+        "interval": None,
+        "threshold": 0.0,
+        "explanation": "peft 0.21.2 -> 0.22",
+        "fails": True,
+    }
+    loaded = by_metric[STEP, "loaded_bytes"]
+    assert (loaded["ratio"], loaded["fails"]) == (None, False)  # from zero; allowed
+    assert len(by_metric[STEP, "step_seconds"]["interval"]) == 2
+
+
+@PROPERTY
+@given(st.integers(0, 10**12), st.integers(0, 10**12), st.floats(0, 1))
+def test_swapping_the_runs_mirrors_a_memory_verdict(old: int, new: int, tolerated: float) -> None:
+    mirror = {"regressed": "improved", "improved": "regressed", "unchanged": "unchanged"}
+    one, two = (run_with(metric(STEP, "loaded_bytes", value)) for value in (old, new))
+    thresholds = Thresholds().with_table({"loaded_bytes": tolerated}, "here")
+
+    def verdict(first: Any, second: Any) -> str:
+        (item,) = (v for v in compare(first, second, thresholds) if v.metric == "loaded_bytes")
+        return item.verdict
+
+    assert verdict(one, one) == "unchanged"
+    assert verdict(two, one) == mirror[verdict(one, two)]

@@ -1,0 +1,283 @@
+"""Workers: what a healthy case reports, and what becomes of one that fails in any way."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from measure_support import MODELS, tiny_case
+
+from bench.errors import BenchError
+from bench.measure import CaseFailed, Measurement, Session
+
+HERE = Path(__file__).parent
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[Session]:
+    with Session(time_limit_seconds=60, device="cpu") as session:
+        yield session
+
+
+@pytest.fixture(scope="module")
+def faulty() -> Iterator[Session]:
+    """A session whose steps fail when the scenario's label asks for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(HERE))
+        with Session(preload=["measure_faults"], time_limit_seconds=60, device="cpu") as session:
+            yield session
+
+
+def measure(session: Session, case, steps: int = 1) -> Measurement:
+    with session.start(case) as running:
+        measurement = running.prepare()
+        for _ in range(steps):
+            running.step()
+        return measurement
+
+
+def failure(session: Session, case, steps: int = 2) -> CaseFailed:
+    """The failure of `case`; afterwards no worker may stay and the next case must run."""
+    with pytest.raises(CaseFailed) as failed:
+        measure(session, case, steps)
+    assert workers(session) == []
+    limits = session.memory_limit_bytes, session.time_limit_seconds
+    session.memory_limit_bytes, session.time_limit_seconds = None, 60
+    assert measure(session, tiny_case("opt")).outcome.name == "ok"
+    session.memory_limit_bytes, session.time_limit_seconds = limits
+    return failed.value
+
+
+def workers(session: Session) -> list[psutil.Process]:
+    return psutil.Process(session._server.pid).children(recursive=True)
+
+
+def test_a_healthy_case_reports_everything(session: Session) -> None:
+    with session.start(tiny_case("phi3", "nf4")) as running:
+        m = running.prepare()
+        times = [running.step() for _ in range(3)]
+        before, after = running.check_loss()
+    assert m.outcome.name == "ok"
+    assert m.adapted_layers == MODELS["phi3"][3]
+    assert m.quantized_layers == 8
+    assert m.tokens_per_step == 64
+    assert 0 < m.loaded_bytes < m.first_step_peak_allocated_bytes <= m.peak_allocated_bytes
+    assert m.outcome.peak_allocated_bytes >= m.peak_allocated_bytes
+    assert m.peak_rss_bytes > m.rss_before_bytes > 0
+    assert m.peak_reserved_bytes is None
+    assert m.operations["bitsandbytes.gemm_4bit.default"] == 8
+    assert m.flops > 0
+    assert m.allocated_bytes_total > 0
+    assert (m.threads, m.device) == (1, "cpu")
+    assert Measurement.from_dict(json.loads(json.dumps(m.to_dict()))) == m
+    for t in times:
+        phases = t.forward_seconds + t.backward_seconds + t.optimizer_seconds
+        assert t.total_seconds == pytest.approx(phases)
+        assert min(t.forward_seconds, t.backward_seconds, t.optimizer_seconds) > 0
+    assert running.clock() == pytest.approx(sum(t.total_seconds for t in times))
+    assert after < before
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8", "nf4-dq"])
+def test_exact_metrics_repeat(session: Session, precision: str) -> None:
+    noisy = {"peak_rss_bytes": 0, "rss_before_bytes": 0}
+    case = tiny_case("distilbert", precision, padded=True)
+    first, second = (
+        dataclasses.replace(measure(session, case, steps=0), **noisy) for _ in range(2)
+    )
+    assert first == second
+
+
+def test_a_case_starts_in_half_a_second(session: Session) -> None:
+    measure(session, tiny_case("opt"))
+    started = time.perf_counter()
+    with session.start(tiny_case("opt")) as running:
+        assert psutil.pid_exists(running.pid)
+        assert time.perf_counter() - started < 0.5
+
+
+def test_nothing_leaks_from_case_to_case(session: Session) -> None:
+    alone = measure(session, tiny_case("opt", "bf16"))
+    measure(session, tiny_case("phi3", "int8"))
+    after = measure(session, tiny_case("opt", "bf16"))
+    assert alone.to_dict() | {"peak_rss_bytes": 0, "rss_before_bytes": 0} == after.to_dict() | {
+        "peak_rss_bytes": 0,
+        "rss_before_bytes": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "step", "name", "phase", "says"),
+    [
+        ("raise", 1, "crashed", "first-step", "ValueError: injected"),
+        ("raise", 2, "crashed", "steady-step", "ValueError: injected"),
+        ("raise", 3, "crashed", "timing", "ValueError: injected"),
+        ("abort", 1, "crashed", "first-step", "SIGABRT"),
+        ("segfault", 2, "crashed", "steady-step", "SIGSEGV: Fatal Python error"),
+        ("kill", 3, "crashed", "timing", "SIGKILL"),
+        ("exit", 2, "crashed", "steady-step", "exit status 3"),
+        ("memory", 3, "oom", "timing", "MemoryError"),
+        ("nan", 1, "diverged", "first-step", "the loss is nan"),
+        ("nan", 4, "diverged", "timing", "the loss is nan"),
+    ],
+)
+def test_faults_have_their_outcome(
+    faulty: Session, kind: str, step: int, name: str, phase: str, says: str
+) -> None:
+    outcome = failure(faulty, tiny_case("opt", scenario=f"fault-{kind}-{step}")).outcome
+    assert (outcome.name, outcome.phase) == (name, phase)
+    assert says in outcome.message
+    assert outcome.peak_allocated_bytes > 0
+
+
+@pytest.mark.parametrize(("step", "phase"), [(1, "first-step"), (2, "steady-step"), (3, "timing")])
+def test_a_hang_is_killed_at_the_limit(faulty: Session, step: int, phase: str) -> None:
+    faulty.time_limit_seconds = 2
+    outcome = failure(faulty, tiny_case("opt", scenario=f"fault-hang-{step}")).outcome
+    assert (outcome.name, outcome.phase) == ("timed-out", phase)
+    assert "2 s" in outcome.message
+
+
+def test_a_stopped_worker_times_out(session: Session) -> None:
+    session.time_limit_seconds = 1
+    with session.start(tiny_case("opt")) as running:
+        os.kill(running.pid, signal.SIGSTOP)
+        with pytest.raises(CaseFailed, match="timed-out in load"):
+            running.prepare()
+    session.time_limit_seconds = 60
+    assert workers(session) == []
+
+
+def test_a_failed_case_stays_failed(faulty: Session) -> None:
+    with faulty.start(tiny_case("opt", scenario="fault-raise-1")) as running:
+        for _ in range(2):
+            with pytest.raises(CaseFailed, match="injected"):
+                running.prepare()
+        assert running.failed is not None
+
+
+def test_an_error_while_loading_is_recorded(session: Session) -> None:
+    config = {**MODELS["distilbert"][0], "dim": 30}  # not a multiple of the heads
+    case = dataclasses.replace(tiny_case("distilbert"), config=config)
+    outcome = failure(session, case).outcome
+    assert (outcome.name, outcome.phase) == ("crashed", "load")
+    assert "30" in outcome.message
+
+
+def test_a_real_error_in_the_first_step_is_recorded(session: Session) -> None:
+    outcome = failure(session, tiny_case("opt", seq_len=500)).outcome  # 128 positions
+    assert (outcome.name, outcome.phase) == ("crashed", "first-step")
+
+
+@pytest.mark.parametrize(
+    ("limit", "case", "phase"),
+    [
+        (8 * MIB, tiny_case("opt"), "load"),
+        (200 * MIB, tiny_case("distilbert", batch_size=2000), "first-step"),
+    ],
+)
+def test_a_memory_limit_is_an_outcome(session: Session, limit: int, case, phase: str) -> None:
+    if phase == "load":
+        config = {**MODELS["opt"][0], "vocab_size": 200_000}
+        case = dataclasses.replace(case, config=config)
+    session.memory_limit_bytes = limit
+    outcome = failure(session, case).outcome
+    session.memory_limit_bytes = None
+    assert (outcome.name, outcome.phase) == ("oom", phase)
+    assert outcome.peak_allocated_bytes <= limit
+
+
+def test_a_kill_under_a_memory_limit_counts_as_running_out(session: Session) -> None:
+    session.memory_limit_bytes = 10**10
+    with session.start(tiny_case("opt")) as running:
+        running.prepare()
+        os.kill(running.pid, signal.SIGKILL)
+        with pytest.raises(CaseFailed) as failed:
+            running.step()
+    session.memory_limit_bytes = None
+    assert (failed.value.outcome.name, failed.value.outcome.phase) == ("oom", "timing")
+    assert failed.value.outcome.peak_allocated_bytes == running.measurement.peak_allocated_bytes
+
+
+def test_weights_that_explode_diverge(session: Session) -> None:
+    outcome = failure(session, tiny_case("distilbert", learning_rate=1e30)).outcome
+    assert (outcome.name, outcome.phase) == ("diverged", "steady-step")
+
+
+def test_a_loss_that_does_not_fall_diverges(session: Session) -> None:
+    with session.start(tiny_case("distilbert", learning_rate=0.0)) as running:
+        running.prepare()
+        with pytest.raises(CaseFailed, match="diverged in loss-check: the loss did not fall"):
+            running.check_loss(steps=3)
+
+
+def test_a_session_ends_everything() -> None:
+    with Session(device="cpu") as session:
+        running = session.start(tiny_case("opt"))
+        running.prepare()
+        pids = [session._server.pid, running.pid]
+        assert all(map(psutil.pid_exists, pids))
+    assert not any(map(psutil.pid_exists, pids))
+    with pytest.raises(BenchError, match="closed"):
+        session.start(tiny_case("opt"))
+
+
+def test_a_missing_module_says_so() -> None:
+    with (
+        Session(preload=["no_such_module"]) as session,
+        pytest.raises(BenchError, match="no_such_module"),
+    ):
+        session.start(tiny_case("opt"))
+
+
+_PARENT = """
+import os, sys, time
+sys.path.insert(0, {here!r})
+from measure_support import tiny_case
+from bench.measure import Session
+with Session(device="cpu") as session, session.start(tiny_case("opt")) as running:
+    running.prepare()
+    print(session._server.pid, running.pid, flush=True)
+    while True:
+        running.step()
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_nothing_outlives_the_parent(how: signal.Signals) -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", _PARENT.format(here=str(HERE))],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=HERE.parents[1],
+        start_new_session=True,
+    )
+    pids = [int(word) for word in parent.stdout.readline().split()]
+    assert len(pids) == 2
+    os.killpg(parent.pid, how)  # as a terminal's Ctrl-C: to the whole group
+    _, said = parent.communicate(timeout=30)
+    if how == signal.SIGINT:
+        assert said.rstrip().endswith("KeyboardInterrupt")
+    deadline = time.monotonic() + 10
+    while any(map(psutil.pid_exists, pids)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(psutil.pid_exists, pids))
+
+
+def test_importing_the_engine_imports_no_torch() -> None:
+    code = (
+        "import sys, bench.measure, bench.cases, bench.precision;"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'peft')))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=HERE.parents[1])

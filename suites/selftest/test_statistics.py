@@ -1,0 +1,151 @@
+"""Intervals: hand-computed values, properties, and how often they are right on simulated noise."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench.statistics import (
+    MINIMUM_ROUNDS,
+    RatioInterval,
+    ratio_interval,
+    summarize,
+)
+
+PROPERTY = settings(max_examples=40, derandomize=True, deadline=None, database=None)
+ROUNDS = st.lists(st.floats(0.01, 100), min_size=MINIMUM_ROUNDS, max_size=12)
+TRIALS, THRESHOLD = 50, 0.05
+
+
+def test_summary_by_hand() -> None:
+    summary = summarize([4.0, 1.0, 2.0, 3.0, 10.0])
+    assert (summary.rounds, summary.median, summary.iqr) == (5, 3.0, 2.0)
+    assert (summary.minimum, summary.maximum) == (1.0, 10.0)
+    assert summarize([1.0, 2.0, 3.0, 4.0]).iqr == 1.5  # quartiles 1.75 and 3.25
+    assert (summarize([7.0]).median, summarize([7.0]).iqr) == (7.0, 0.0)
+    with pytest.raises(ValueError, match="no rounds"):
+        summarize([])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (1.06, 1.10, 1),
+        (1.04, 1.20, 0),  # some of the interval is within the threshold
+        (0.96, 1.04, 0),
+        (0.90, 0.96, 0),
+        (0.90, 0.95, -1),  # 1 / 1.05 = 0.952
+        (1.05, 1.10, 0),  # exactly at the threshold is not beyond it
+    ],
+)
+def test_only_a_whole_interval_counts(low: float, high: float, expected: int) -> None:
+    assert RatioInterval(1.0, low, high, 0.99).beyond(THRESHOLD) == expected
+
+
+def test_equal_rounds_have_an_interval_of_no_width() -> None:
+    found = ratio_interval([2.0] * 5, [3.0] * 5)
+    assert (found.ratio, found.low, found.high) == (1.5, 1.5, 1.5)
+
+
+def test_what_has_no_ratio_is_an_error() -> None:
+    for baseline, contender in (([], [1.0]), ([1.0], []), ([0.0], [1.0])):
+        with pytest.raises(ValueError, match="a ratio needs"):
+            ratio_interval(baseline, contender)
+    with pytest.raises(ValueError, match="cannot pair"):
+        ratio_interval([1.0], [1.0, 2.0], paired=True)
+
+
+@PROPERTY
+@given(ROUNDS, ROUNDS, st.randoms(use_true_random=False))
+def test_interval_is_bracketed_repeatable_and_blind_to_order(
+    old: list[float], new: list[float], shuffler: random.Random
+) -> None:
+    found = ratio_interval(old, new, resamples=500)
+    assert min(new) / max(old) <= found.low * (1 + 1e-9)
+    assert found.low <= found.high
+    assert found.high <= max(new) / min(old) * (1 + 1e-9)
+    shuffler.shuffle(old)
+    assert ratio_interval(old, new, resamples=500) == found
+
+
+@PROPERTY
+@given(ROUNDS, ROUNDS, st.floats(0.1, 10))
+def test_the_unit_of_time_does_not_matter(
+    old: list[float], new: list[float], scale: float
+) -> None:
+    found = ratio_interval(old, new, resamples=500)
+    scaled = ratio_interval([x * scale for x in old], [x * scale for x in new], resamples=500)
+    assert scaled.low == pytest.approx(found.low)
+    assert scaled.high == pytest.approx(found.high)
+
+
+@PROPERTY
+@given(ROUNDS, st.floats(0.1, 10))
+def test_pairs_that_differ_by_a_factor_say_exactly_that(old: list[float], factor: float) -> None:
+    found = ratio_interval(old, [x * factor for x in old], paired=True, resamples=500)
+    assert found.low == pytest.approx(factor)
+    assert found.high == pytest.approx(factor)
+
+
+def verdicts(
+    factor: float, rounds: int, noise: Callable[[random.Random, int], list[float]]
+) -> list[int]:
+    source = random.Random(f"{factor} {rounds}")
+    return [
+        ratio_interval(
+            noise(source, rounds), [x * factor for x in noise(source, rounds)]
+        ).beyond(THRESHOLD)
+        for _ in range(TRIALS)
+    ]
+
+
+def busy(source: random.Random, rounds: int) -> list[float]:
+    """A step of 0.8 s with 1.5 % of noise; one round in twelve up to half as long again."""
+    return [
+        0.8
+        * source.lognormvariate(0, 0.015)
+        * (1 + (source.random() < 1 / 12) * source.uniform(0, 0.5))
+        for _ in range(rounds)
+    ]
+
+
+def very_busy(source: random.Random, rounds: int) -> list[float]:
+    """10 % of noise: too much to judge 5 % by, and then nothing is to be claimed."""
+    return [0.8 * source.lognormvariate(0, 0.10) for _ in range(rounds)]
+
+
+@pytest.mark.parametrize("rounds", [MINIMUM_ROUNDS, 10, 20])
+@pytest.mark.parametrize("noise", [busy, very_busy])
+def test_the_same_thing_twice_gives_no_verdict(
+    rounds: int, noise: Callable[[random.Random, int], list[float]]
+) -> None:
+    assert verdicts(1.0, rounds, noise).count(0) >= 49
+
+
+def test_ten_percent_slower_is_caught_with_twenty_rounds() -> None:
+    assert verdicts(1.10, 20, busy).count(1) >= 48
+    assert verdicts(1 / 1.10, 20, busy).count(-1) >= 48
+
+
+@pytest.mark.parametrize("rounds", [MINIMUM_ROUNDS, 20])
+def test_three_percent_slower_is_within_the_threshold(rounds: int) -> None:
+    assert verdicts(1.03, rounds, busy).count(1) <= 2
+
+
+def test_interleaved_rounds_cancel_a_drifting_machine() -> None:
+    """The machine slows down by 60 % over the run: pairs see a 10 % change through it."""
+    source = random.Random(7)
+    drift = [1 + 0.6 * i / 19 for i in range(20)]
+    caught = alarms = 0
+    for _ in range(TRIALS):
+        old = [0.8 * d * source.lognormvariate(0, 0.015) for d in drift]
+        same = [0.8 * d * source.lognormvariate(0, 0.015) for d in drift]
+        alarms += ratio_interval(old, same, paired=True).beyond(THRESHOLD) != 0
+        slower = [1.10 * x for x in same]
+        caught += ratio_interval(old, slower, paired=True).beyond(THRESHOLD) == 1
+    assert alarms <= 1
+    assert caught >= 48
