@@ -95,7 +95,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="measure full-size models without a GPU too (they need tens of gigabytes)",
     )
     add("--batch-size", type=int, default=2, help="sequences a step (default 2)")
-    add("--seq-len", type=int, default=64, help="tokens a sequence (default 64)")
+    add("--seq-len", type=int, default=32, help="tokens a sequence (default 32)")
     add("--rounds", type=int, default=5, help="measured steps a case (default 5)")
     add(
         "--memory-limit",

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -242,9 +243,9 @@ class Running:
 
     def step(self) -> StepTime:
         """Time one step; advances `clock` by its duration."""
-        time = StepTime(**self._request({"do": "step"}, outcome.TIMING))
-        self.clock.advance(time.total_seconds)
-        return time
+        measured = StepTime(**self._request({"do": "step"}, outcome.TIMING))
+        self.clock.advance(measured.total_seconds)
+        return measured
 
     def check_loss(self, steps: int = 20) -> tuple[float, float]:
         """Train `steps` more steps on the fixed batch; the loss before and after, which must be
@@ -272,9 +273,11 @@ class Running:
             self._progress["phase"] = phase
         self._send(request)
         limit = self._session.time_limit_seconds
+        deadline = None if limit is None else time.monotonic() + limit
         try:
             while True:
-                if not self._connection.poll(limit):
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                if not self._connection.poll(left):
                     self._fail(outcome.TIMED_OUT, f"no answer within {limit:g} s")
                 message = json.loads(self._connection.recv_bytes())
                 if "note" not in message:

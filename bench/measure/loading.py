@@ -173,13 +173,14 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
-def _bitsandbytes_config(kind: Precision) -> Any:
+def _bitsandbytes_config(kind: Precision, skipped: list[str]) -> Any:
     from transformers import BitsAndBytesConfig
 
     if kind.bits == 8:
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
     return BitsAndBytesConfig(
         load_in_4bit=True,
+        llm_int8_skip_modules=skipped,  # for 4-bit too, whatever its name
         bnb_4bit_quant_type=kind.quant_type,
         bnb_4bit_use_double_quant=kind.double_quant,
         bnb_4bit_compute_dtype=getattr(torch, kind.compute),
@@ -202,7 +203,7 @@ def _swap_linear_layers(model: Any, kind: Precision, skipped: list[str]) -> None
     from transformers.integrations import replace_with_bnb_linear
     from transformers.utils.quantization_config import QuantizationMethod
 
-    replace_with_bnb_linear(model, skipped, _bitsandbytes_config(kind))
+    replace_with_bnb_linear(model, skipped, _bitsandbytes_config(kind, skipped))
     # What PEFT asks to choose its quantized layers.
     model.is_loaded_in_8bit = kind.bits == 8
     model.is_loaded_in_4bit = kind.bits == 4
@@ -217,7 +218,10 @@ def _random_quantized(meta: Any, std: float, device: str) -> torch.nn.Parameter:
     """
     value = torch.empty(meta.shape, dtype=meta.dtype, device=device).normal_(0.0, std)
     settings = {k: v for k, v in vars(meta).items() if k not in ("CB", "SCB")}
-    quantized: torch.nn.Parameter = type(meta)(value, requires_grad=False, **settings).to(device)
+    # `.to(device)` would do, but it leaves an Int8Params alone that is on a GPU already.
+    quantized: torch.nn.Parameter = type(meta)(value, requires_grad=False, **settings)._quantize(
+        device
+    )
     return quantized
 
 
@@ -225,13 +229,18 @@ def _real_weights(case: Case, config: Any, device: str) -> Any:
     import transformers
 
     kind = precision(case.precision)
+    quantization = None
+    if kind.quantized:
+        skipped = _skipped_modules(case, meta_model(case, config))
+        quantization = _bitsandbytes_config(kind, skipped)
     return getattr(transformers, case.auto_class).from_pretrained(
         case.weights,
         config=config,
         dtype=getattr(torch, kind.compute),
         attn_implementation=case.step.attention,
-        quantization_config=_bitsandbytes_config(kind) if kind.quantized else None,
+        quantization_config=quantization,
         device_map={"": device},
+        local_files_only=True,
     )
 
 

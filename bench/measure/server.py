@@ -51,14 +51,14 @@ def main(control_fd: int, modules: list[str]) -> None:
         gc.freeze()  # children neither scan nor copy what is already here
         if (pid := os.fork()) == 0:
             control.close()
-            _become_worker(*fds, modules)
+            _become_worker(fds[0], fds[1], modules)
         for fd in fds:
             os.close(fd)
         control.send(json.dumps({"pid": pid}).encode())
 
 
 def _preload(modules: list[str]) -> dict[str, Any]:
-    for name in PRELOAD:
+    for name in (*modules, *PRELOAD):
         importlib.import_module(name)
     import torch
 
@@ -70,8 +70,6 @@ def _preload(modules: list[str]) -> dict[str, Any]:
         for name in _NOT_BEFORE_CUDA:
             importlib.import_module(name)
         _rehearse()
-    for name in modules:
-        importlib.import_module(name)
     return {"gpus": gpus}
 
 

@@ -26,6 +26,7 @@ from bench.measure import loading, memory, outcome
 from bench.measure.cost import CostCounter
 from bench.measure.outcome import Measurement, Outcome, StepTime
 from bench.measure.step import training_step
+from bench.precision import precision
 
 
 class Diverged(Exception):
@@ -93,7 +94,9 @@ class Worker:
         tracker = self._tracker
 
         self._begin(outcome.LOAD)
-        tracker.category = "weights"
+        # The model's tensors are filed below; what else stays are the quantizer's cached tables.
+        quantized = precision(self._case.precision).quantized
+        tracker.category = "quantization_state" if quantized else "weights"
         with tracker:
             training = self._training = loading.load(self._case, self._device)
         for tensor in training.batch.values():

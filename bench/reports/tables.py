@@ -164,11 +164,11 @@ def _row(
         )
     if compared:
         found = [verdict for record in members for verdict in verdicts.get(record.id, ())]
-        comparable = {v.metric: v.ratio for v in found if v.record == own.id}
+        ratios = {verdict.metric: verdict.ratio for verdict in verdicts.get(own.id, ())}
         row = replace(
             row,
-            allocated_ratio=comparable.get("peak_allocated_bytes"),
-            step_ratio=comparable.get("step_seconds"),
+            allocated_ratio=ratios.get("peak_allocated_bytes"),
+            step_ratio=ratios.get("step_seconds"),
             verdict=min((v.verdict for v in found), key=VERDICTS.index, default=None),
         )
     return row

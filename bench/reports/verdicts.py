@@ -31,7 +31,7 @@ def verdict_table(verdicts: Iterable[Verdict], failing: Iterable[Verdict] = ()) 
         row = as_json(verdict)
         row["interval_low"], row["interval_high"] = row.pop("interval") or (None, None)
         rows.append({**row, "fails": verdict in failed})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, dtype=object)  # a count stays a whole number
 
 
 def ranked(verdicts: Iterable[Verdict]) -> list[Verdict]:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import os
+from pathlib import Path
 from typing import Any
 
 from bench.cases import Case, StepOptions
+from bench.measure import Session
 
 _CLASSIFIER = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "task_type": "SEQ_CLS"}
 _CAUSAL = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.05, "task_type": "CAUSAL_LM"}
@@ -95,3 +100,19 @@ def tiny_case(
     config, auto_class, adapter, _ = MODELS[name]
     step = StepOptions(**{"seq_len": 32, **options})
     return Case(name, config, auto_class, scenario, adapter, precision, step)
+
+
+@functools.cache
+def shared_session() -> Session:
+    """One session for every test file (its imports take seconds), with the faults at hand."""
+    paths = (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))
+    before = dict(os.environ)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    try:
+        session = Session(preload=["measure_faults"], time_limit_seconds=60, device="cpu")
+        session.__enter__()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    atexit.register(session.close)
+    return session

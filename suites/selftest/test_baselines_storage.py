@@ -143,9 +143,10 @@ def test_a_full_disk_leaves_nothing(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with monkeypatch.context() as patch, pytest.raises(BenchError, match="No space left"):
-        patch.setattr(os, call, full)
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(BenchError, match="No space left"):
         write_run(tmp_path, "second", sample())
+    monkeypatch.undo()
     assert os.listdir(tmp_path) == ["0001_first.json"]
     assert (tmp_path / "0001_first.json").read_bytes() == before
 
@@ -216,7 +217,9 @@ def results(tmp_path: Path) -> Path:
     ],
 )
 def test_finding(results: Path, selector: str | None, expected: list[str]) -> None:
-    found = [str(path.relative_to(results).with_suffix("")) for path in find_runs(results, selector)]
+    found = [
+        str(path.relative_to(results).with_suffix("")) for path in find_runs(results, selector)
+    ]
     assert found == expected
 
 

@@ -127,9 +127,7 @@ def test_a_doubled_rank_and_a_changed_dtype_are_named() -> None:
 
 
 def test_a_text_metric_is_equal_or_changed() -> None:
-    verdict = only(
-        metric(QUERY, "ledger_digest", "bbb"), metric(QUERY, "ledger_digest", "aaa")
-    )
+    verdict = only(metric(QUERY, "ledger_digest", "bbb"), metric(QUERY, "ledger_digest", "aaa"))
     assert (verdict.verdict, verdict.baseline, verdict.ratio) == ("changed", "aaa", None)
 
 

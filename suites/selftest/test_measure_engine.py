@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -14,28 +15,18 @@ from pathlib import Path
 
 import psutil
 import pytest
-from measure_support import MODELS, tiny_case
+from measure_support import MODELS, shared_session, tiny_case
 
 from bench.errors import BenchError
-from bench.measure import CaseFailed, Measurement, Session
+from bench.measure import CaseFailed, Measurement, Outcome, Session, WorkerClock
 
 HERE = Path(__file__).parent
 MIB = 2**20
 
 
-@pytest.fixture(scope="module")
-def session() -> Iterator[Session]:
-    with Session(time_limit_seconds=60, device="cpu") as session:
-        yield session
-
-
-@pytest.fixture(scope="module")
-def faulty() -> Iterator[Session]:
-    """A session whose steps fail when the scenario's label asks for it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(HERE))
-        with Session(preload=["measure_faults"], time_limit_seconds=60, device="cpu") as session:
-            yield session
+@pytest.fixture
+def session() -> Session:
+    return shared_session()
 
 
 def measure(session: Session, case, steps: int = 1) -> Measurement:
@@ -46,16 +37,24 @@ def measure(session: Session, case, steps: int = 1) -> Measurement:
         return measurement
 
 
-def failure(session: Session, case, steps: int = 2) -> CaseFailed:
-    """The failure of `case`; afterwards no worker may stay and the next case must run."""
+@contextlib.contextmanager
+def limits(session: Session, memory: int | None = None, seconds: float = 60) -> Iterator[None]:
+    before = session.memory_limit_bytes, session.time_limit_seconds
+    session.memory_limit_bytes, session.time_limit_seconds = memory, seconds
+    try:
+        yield
+    finally:
+        session.memory_limit_bytes, session.time_limit_seconds = before
+
+
+def failure(session: Session, case, steps: int = 2) -> Outcome:
+    """How `case` failed; no worker may stay afterwards, and the next case must run."""
     with pytest.raises(CaseFailed) as failed:
         measure(session, case, steps)
     assert workers(session) == []
-    limits = session.memory_limit_bytes, session.time_limit_seconds
-    session.memory_limit_bytes, session.time_limit_seconds = None, 60
-    assert measure(session, tiny_case("opt")).outcome.name == "ok"
-    session.memory_limit_bytes, session.time_limit_seconds = limits
-    return failed.value
+    with limits(session):
+        assert measure(session, tiny_case("opt")).outcome.name == "ok"
+    return failed.value.outcome
 
 
 def workers(session: Session) -> list[psutil.Process]:
@@ -132,34 +131,32 @@ def test_nothing_leaks_from_case_to_case(session: Session) -> None:
     ],
 )
 def test_faults_have_their_outcome(
-    faulty: Session, kind: str, step: int, name: str, phase: str, says: str
+    session: Session, kind: str, step: int, *, name: str, phase: str, says: str
 ) -> None:
-    outcome = failure(faulty, tiny_case("opt", scenario=f"fault-{kind}-{step}")).outcome
+    outcome = failure(session, tiny_case("opt", scenario=f"fault-{kind}-{step}"))
     assert (outcome.name, outcome.phase) == (name, phase)
     assert says in outcome.message
     assert outcome.peak_allocated_bytes > 0
 
 
 @pytest.mark.parametrize(("step", "phase"), [(1, "first-step"), (2, "steady-step"), (3, "timing")])
-def test_a_hang_is_killed_at_the_limit(faulty: Session, step: int, phase: str) -> None:
-    faulty.time_limit_seconds = 2
-    outcome = failure(faulty, tiny_case("opt", scenario=f"fault-hang-{step}")).outcome
+def test_a_hang_is_killed_at_the_limit(session: Session, step: int, phase: str) -> None:
+    with limits(session, seconds=2):
+        outcome = failure(session, tiny_case("opt", scenario=f"fault-hang-{step}"))
     assert (outcome.name, outcome.phase) == ("timed-out", phase)
     assert "2 s" in outcome.message
 
 
 def test_a_stopped_worker_times_out(session: Session) -> None:
-    session.time_limit_seconds = 1
-    with session.start(tiny_case("opt")) as running:
+    with limits(session, seconds=1), session.start(tiny_case("opt")) as running:
         os.kill(running.pid, signal.SIGSTOP)
         with pytest.raises(CaseFailed, match="timed-out in load"):
             running.prepare()
-    session.time_limit_seconds = 60
     assert workers(session) == []
 
 
-def test_a_failed_case_stays_failed(faulty: Session) -> None:
-    with faulty.start(tiny_case("opt", scenario="fault-raise-1")) as running:
+def test_a_failed_case_stays_failed(session: Session) -> None:
+    with session.start(tiny_case("opt", scenario="fault-raise-1")) as running:
         for _ in range(2):
             with pytest.raises(CaseFailed, match="injected"):
                 running.prepare()
@@ -169,13 +166,13 @@ def test_a_failed_case_stays_failed(faulty: Session) -> None:
 def test_an_error_while_loading_is_recorded(session: Session) -> None:
     config = {**MODELS["distilbert"][0], "dim": 30}  # not a multiple of the heads
     case = dataclasses.replace(tiny_case("distilbert"), config=config)
-    outcome = failure(session, case).outcome
+    outcome = failure(session, case)
     assert (outcome.name, outcome.phase) == ("crashed", "load")
     assert "30" in outcome.message
 
 
 def test_a_real_error_in_the_first_step_is_recorded(session: Session) -> None:
-    outcome = failure(session, tiny_case("opt", seq_len=500)).outcome  # 128 positions
+    outcome = failure(session, tiny_case("opt", seq_len=500))  # 128 positions
     assert (outcome.name, outcome.phase) == ("crashed", "first-step")
 
 
@@ -190,27 +187,24 @@ def test_a_memory_limit_is_an_outcome(session: Session, limit: int, case, phase:
     if phase == "load":
         config = {**MODELS["opt"][0], "vocab_size": 200_000}
         case = dataclasses.replace(case, config=config)
-    session.memory_limit_bytes = limit
-    outcome = failure(session, case).outcome
-    session.memory_limit_bytes = None
+    with limits(session, memory=limit):
+        outcome = failure(session, case)
     assert (outcome.name, outcome.phase) == ("oom", phase)
     assert outcome.peak_allocated_bytes <= limit
 
 
 def test_a_kill_under_a_memory_limit_counts_as_running_out(session: Session) -> None:
-    session.memory_limit_bytes = 10**10
-    with session.start(tiny_case("opt")) as running:
+    with limits(session, memory=10**10), session.start(tiny_case("opt")) as running:
         running.prepare()
         os.kill(running.pid, signal.SIGKILL)
         with pytest.raises(CaseFailed) as failed:
             running.step()
-    session.memory_limit_bytes = None
     assert (failed.value.outcome.name, failed.value.outcome.phase) == ("oom", "timing")
     assert failed.value.outcome.peak_allocated_bytes == running.measurement.peak_allocated_bytes
 
 
 def test_weights_that_explode_diverge(session: Session) -> None:
-    outcome = failure(session, tiny_case("distilbert", learning_rate=1e30)).outcome
+    outcome = failure(session, tiny_case("distilbert", learning_rate=1e30))
     assert (outcome.name, outcome.phase) == ("diverged", "steady-step")
 
 
@@ -273,6 +267,33 @@ def test_nothing_outlives_the_parent(how: signal.Signals) -> None:
     while any(map(psutil.pid_exists, pids)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(map(psutil.pid_exists, pids))
+
+
+def test_the_clock_gives_pytest_benchmark_the_workers_seconds(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+        from bench.measure import WorkerClock
+
+        CLOCK = WorkerClock()
+        durations = iter([9.0, 0.25, 0.5, 0.75])
+
+        @pytest.mark.benchmark(timer=CLOCK)
+        def test_step(benchmark):
+            step = lambda: CLOCK.advance(next(durations))
+            benchmark.pedantic(step, rounds=3, warmup_rounds=1)
+            assert benchmark.stats.stats.data == [0.25, 0.5, 0.75]
+        """
+    )
+    pytester.runpytest("--benchmark-json=run.json").assert_outcomes(passed=1)
+    options = json.loads((pytester.path / "run.json").read_text())["benchmarks"][0]["options"]
+    assert "clock" in options["timer"].lower()
+
+
+def test_the_clock_stands_still_by_itself() -> None:
+    clock = WorkerClock()
+    clock.advance(0.5)
+    assert clock() == clock() == 0.5
 
 
 def test_importing_the_engine_imports_no_torch() -> None:

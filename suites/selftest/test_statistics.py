@@ -74,9 +74,7 @@ def test_interval_is_bracketed_repeatable_and_blind_to_order(
 
 @PROPERTY
 @given(ROUNDS, ROUNDS, st.floats(0.1, 10))
-def test_the_unit_of_time_does_not_matter(
-    old: list[float], new: list[float], scale: float
-) -> None:
+def test_the_unit_of_time_does_not_matter(old: list[float], new: list[float], scale: float) -> None:
     found = ratio_interval(old, new, resamples=500)
     scaled = ratio_interval([x * scale for x in old], [x * scale for x in new], resamples=500)
     assert scaled.low == pytest.approx(found.low)
@@ -96,9 +94,9 @@ def verdicts(
 ) -> list[int]:
     source = random.Random(f"{factor} {rounds}")
     return [
-        ratio_interval(
-            noise(source, rounds), [x * factor for x in noise(source, rounds)]
-        ).beyond(THRESHOLD)
+        ratio_interval(noise(source, rounds), [x * factor for x in noise(source, rounds)]).beyond(
+            THRESHOLD
+        )
         for _ in range(TRIALS)
     ]
 

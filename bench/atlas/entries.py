@@ -1,0 +1,182 @@
+"""What the atlas knows of one model type, and of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import prod
+
+from bench.atlas import names
+from bench.modules import OTHER, Module, ModuleTable, Parameter
+from bench.roles import UNKNOWN
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Modules of one name (but for its numbers), kind and shape that LoRA can adapt."""
+
+    name: str
+    role: str
+    kind: str
+    in_features: int
+    out_features: int
+    bias: bool = False
+    kernel: int = 1
+    groups: int = 1
+
+    @property
+    def pattern(self) -> str:
+        """The name with a star for every number."""
+        return names.template(self.name)
+
+    @cached_property
+    def count(self) -> int:
+        return names.count(self.name)
+
+    @cached_property
+    def layers(self) -> int:
+        """In how many repeated layers such a module lies; 0 outside of them."""
+        return names.repeats(self.name)
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        return (self.kind, self.in_features, self.out_features, self.bias, self.kernel, self.groups)
+
+    @property
+    def weight_elements(self) -> int:
+        """Elements of the weights of all `count` modules."""
+        return self.count * self.in_features * self.out_features * self.kernel // self.groups
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Fused expert weights: parameters of `experts × rows × columns`, which hold no nn.Linear."""
+
+    name: str
+    role: str
+    shape: tuple[int, ...]
+
+    @property
+    def pattern(self) -> str:
+        return names.template(self.name)
+
+    @cached_property
+    def count(self) -> int:
+        return names.count(self.name)
+
+    @cached_property
+    def layers(self) -> int:
+        return names.repeats(self.name)
+
+    @property
+    def weight_elements(self) -> int:
+        return self.count * prod(self.shape)
+
+
+@dataclass(frozen=True)
+class TypeEntry:
+    """One model type as its class builds it.
+
+    Attributes:
+        auto_class: the auto class that builds it; "" for a class that no auto class gives.
+        class_name: the model's class.
+        causal_lm: whether AutoModelForCausalLM takes this type, whatever class is shown here.
+        layers: repeated blocks that hold a linear weight.
+        parameters: all of the model's, logical elements, shared tensors once.
+        tied: modules whose weight is the input embedding's.
+        moe_conversion: the family by which PEFT rewrites transformers-4 expert names, or "".
+        other: last segments of the names of all further modules, which LoRA cannot adapt.
+    """
+
+    auto_class: str
+    class_name: str
+    causal_lm: bool
+    layers: int
+    parameters: int
+    input_embedding: str = ""
+    output_embedding: str = ""
+    tied: tuple[str, ...] = ()
+    moe_conversion: str = ""
+    projections: tuple[Projection, ...] = field(default=(), repr=False)
+    experts: tuple[Experts, ...] = field(default=(), repr=False)
+    other: tuple[str, ...] = field(default=(), repr=False)
+
+    def table(self, model_type: str) -> ModuleTable:
+        """The module table again, without building a model.
+
+        It holds every module that LoRA can adapt and every expert weight. Of all other modules it
+        knows the last segment of the name, enough to say that PEFT would refuse an entry like it.
+        """
+        modules = [
+            Module(name, p.kind, p.in_features, p.out_features, p.bias, p.kernel, p.groups)
+            for p in self.projections
+            for name in names.expand(p.name)
+        ]
+        parameters = [Parameter(n, e.shape) for e in self.experts for n in names.expand(e.name)]
+        owners = dict.fromkeys(p.name.rpartition(".")[0] for p in parameters)
+        modules += [Module(name, OTHER) for name in (*owners, *self.other)]
+        return ModuleTable(
+            model_type=model_type,
+            class_name=self.class_name,
+            modules=tuple(modules),
+            parameters=tuple(parameters),
+            input_embedding=self.input_embedding,
+            output_embedding=self.output_embedding,
+            tied=self.tied,
+            moe_conversion=self.moe_conversion,
+        )
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """Every model type of one transformers version.
+
+    `unbuilt` gives, for each type that is not in `types`, the reason.
+    """
+
+    transformers: str
+    types: Mapping[str, TypeEntry] = field(repr=False)
+    unbuilt: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def known(self) -> int:
+        """How many model types transformers knows."""
+        return len(self.types) + len(self.unbuilt)
+
+    @cached_property
+    def causal_lms(self) -> dict[str, TypeEntry]:
+        """The types that AutoModelForCausalLM takes."""
+        return {name: entry for name, entry in self.types.items() if entry.causal_lm}
+
+    def role_coverage(self) -> tuple[int, int]:
+        """Of the causal LMs' linear modules (and fused expert weights): with a role, and all."""
+        counted = [
+            (row.role, row.count)
+            for entry in self.causal_lms.values()
+            for row in linear_rows(entry)
+        ]
+        known = sum(n for role, n in counted if role != UNKNOWN)
+        return known, sum(n for _, n in counted)
+
+
+def linear_rows(entry: TypeEntry) -> Iterator[Projection | Experts]:
+    """The linear projections and the fused expert weights of one type."""
+    from bench.modules import CONV1D, LINEAR
+
+    yield from (p for p in entry.projections if p.kind in (LINEAR, CONV1D))
+    yield from entry.experts
+
+
+def with_roles(atlas: Atlas, roles: Mapping[str, Mapping[str, str]]) -> Atlas:
+    """The atlas with other roles: for each type, role by row name (see `bench.atlas.roles`)."""
+
+    def again(model_type: str, entry: TypeEntry) -> TypeEntry:
+        given = roles[model_type]
+        return replace(
+            entry,
+            projections=tuple(replace(p, role=given[p.name]) for p in entry.projections),
+            experts=tuple(replace(e, role=given[e.name]) for e in entry.experts),
+        )
+
+    return replace(atlas, types={t: again(t, e) for t, e in atlas.types.items()})

@@ -1,0 +1,251 @@
+"""The atlas as files: one folder a transformers version, one JSON file a first letter.
+
+A projection is one line, so a renamed projection of one model is one changed line of a diff:
+
+    "model.layers.[0-31].self_attn.q_proj": ["query", "linear", 4096, 4096],
+
+The list holds role, kind, in_features and out_features; then, where they are not the default,
+`true` for a bias, and window and groups of a convolution. A fused expert weight is its role and
+its shape: `["gate_up", 8, 28672, 4096]`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.adapters import read_json
+from bench.architectures import FIXTURES
+from bench.atlas import names
+from bench.atlas.entries import Atlas, Experts, Projection, TypeEntry
+from bench.errors import BenchError, UnknownName, check_keys
+from bench.modules import CONV1D, CONVOLUTIONS, EMBEDDING, LINEAR, MULTIHEAD
+from bench.roles import check_role
+
+FORMAT = 1
+ROOT = FIXTURES / "atlas"
+_PREFIX = "transformers-"
+_FILE = "types-{}.json"
+_KINDS = (LINEAR, CONV1D, EMBEDDING, MULTIHEAD, *CONVOLUTIONS)
+_REQUIRED = {"auto_class": str, "class": str, "layers": int, "parameters": int}
+_OPTIONAL = {"causal_lm": bool, "input_embedding": str, "output_embedding": str, "tied": list,
+             "moe_conversion": str, "projections": dict, "experts": dict, "other": list}  # fmt: skip
+
+
+def stored_versions(root: Path | None = None) -> list[str]:
+    """The transformers versions that an atlas is stored of, oldest first."""
+    root = root or ROOT
+    found = [p.name.removeprefix(_PREFIX) for p in root.glob(f"{_PREFIX}*") if p.is_dir()]
+    return sorted(found, key=_version_key)
+
+
+def find_atlas(name: str, root: Path | None = None) -> Path:
+    """The folder of an atlas, given as a folder or as a version ("5.23.0").
+
+    Raises UnknownName, with the stored versions, when there is none.
+    """
+    root = root or ROOT
+    for folder in (root / f"{_PREFIX}{name.removeprefix(_PREFIX)}", Path(name)):
+        if any(folder.glob(_FILE.format("*"))):
+            return folder
+    raise UnknownName("atlas", name, stored_versions(root), "; or give a folder that holds one")
+
+
+def save_atlas(atlas: Atlas, folder: Path) -> None:
+    """Write the atlas to `folder`: all of it or nothing. Other files there are kept."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        texts: dict[str, dict[str, Any]] = {}
+        for model_type in sorted({*atlas.types, *atlas.unbuilt}):
+            data = (
+                entry_to_json(atlas.types[model_type])
+                if model_type in atlas.types
+                else {"unbuilt": atlas.unbuilt[model_type]}
+            )
+            texts.setdefault(_initial(model_type), {})[model_type] = data
+        for initial, types in texts.items():
+            (staged / _FILE.format(initial)).write_text(_dump(atlas.transformers, types))
+        # mkdtemp makes a private folder; a stored atlas is as readable as any file here.
+        staged.chmod(0o777 & ~_umask())
+        if folder.is_dir():
+            for kept in folder.iterdir():
+                if not kept.match(_FILE.format("*")):
+                    shutil.copy2(kept, staged)
+            old = folder.with_name(f"{staged.name}-old")
+            folder.rename(old)
+            staged.rename(folder)
+            shutil.rmtree(old)
+        else:
+            staged.rename(folder)
+    except OSError as error:
+        raise BenchError(f"{folder}: cannot be written: {error.strerror}") from None
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def load_atlas(folder: Path) -> Atlas:
+    """Read a stored atlas. Raises BenchError, naming file and key, on anything not understood."""
+    types: dict[str, TypeEntry] = {}
+    unbuilt: dict[str, str] = {}
+    version = ""
+    paths = sorted(folder.glob(_FILE.format("*")))
+    if not paths:
+        raise BenchError(f"{folder}: holds no atlas (no {_FILE.format('*')})")
+    for path in paths:
+        data = read_json(path)
+        keys = ("format", "transformers", "types")
+        check_keys(data, str(path), keys, keys)
+        if data["format"] != FORMAT:
+            raise BenchError(f"{path}: format is {data['format']!r}; this bench reads {FORMAT}")
+        _check_type(data["transformers"], str, f"{path}: transformers")
+        version = version or data["transformers"]
+        if data["transformers"] != version:
+            raise BenchError(f"{path}: transformers {data['transformers']}, the rest is {version}")
+        _check_type(data["types"], dict, f"{path}: types")
+        for model_type, values in data["types"].items():
+            where = f"{path}: {model_type}"
+            if model_type in types or model_type in unbuilt or _initial(model_type) not in path.stem:
+                raise BenchError(f"{where}: does not belong in this file, or is there twice")
+            if isinstance(values, dict) and "unbuilt" in values:
+                check_keys(values, where, ("unbuilt",))
+                _check_type(values["unbuilt"], str, f"{where}: unbuilt")
+                unbuilt[model_type] = values["unbuilt"]
+            else:
+                types[model_type] = entry_from_json(values, where)
+    return Atlas(version, types, unbuilt)
+
+
+def entry_to_json(entry: TypeEntry) -> dict[str, Any]:
+    """One type as JSON; what is empty or false is left out."""
+    data: dict[str, Any] = {
+        "auto_class": entry.auto_class,
+        "class": entry.class_name,
+        "causal_lm": entry.causal_lm,
+        "layers": entry.layers,
+        "parameters": entry.parameters,
+        "input_embedding": entry.input_embedding,
+        "output_embedding": entry.output_embedding,
+        "tied": list(entry.tied),
+        "moe_conversion": entry.moe_conversion,
+        "projections": {p.name: _projection_to_json(p) for p in entry.projections},
+        "experts": {e.name: [e.role, *e.shape] for e in entry.experts},
+        "other": list(entry.other),
+    }
+    return {key: value for key, value in data.items() if value or key in _REQUIRED}
+
+
+def entry_from_json(data: Any, where: str) -> TypeEntry:
+    """One type from JSON; BenchError, naming `where` and the key, on anything not understood."""
+    kinds: dict[str, type] = {**_REQUIRED, **_OPTIONAL}
+    check_keys(data, where, kinds, _REQUIRED)
+    for key, value in data.items():
+        _check_type(value, kinds[key], f"{where}: {key}")
+    for key in ("tied", "other"):
+        for value in data.get(key, ()):
+            _check_type(value, str, f"{where}: {key}")
+    return TypeEntry(
+        auto_class=data["auto_class"],
+        class_name=data["class"],
+        causal_lm=data.get("causal_lm", False),
+        layers=data["layers"],
+        parameters=data["parameters"],
+        input_embedding=data.get("input_embedding", ""),
+        output_embedding=data.get("output_embedding", ""),
+        tied=tuple(data.get("tied", ())),
+        moe_conversion=data.get("moe_conversion", ""),
+        projections=tuple(
+            _projection_from_json(name, row, f"{where}: projections: {name}")
+            for name, row in data.get("projections", {}).items()
+        ),
+        experts=tuple(
+            _experts_from_json(name, row, f"{where}: experts: {name}")
+            for name, row in data.get("experts", {}).items()
+        ),
+        other=tuple(data.get("other", ())),
+    )
+
+
+def _projection_to_json(p: Projection) -> list[object]:
+    row: list[object] = [p.role, p.kind, p.in_features, p.out_features]
+    optional = [p.bias, p.kernel, p.groups]
+    while optional and optional[-1] in (False, 1) and optional[-1] is not True:
+        optional.pop()
+    return row + optional
+
+
+def _projection_from_json(name: str, row: Any, where: str) -> Projection:
+    if not isinstance(row, list) or not 4 <= len(row) <= 7:
+        raise BenchError(
+            f"{where}: expected [role, kind, in, out, bias, kernel, groups], found {row!r}"
+        )
+    role, kind, *numbers = row
+    bias = numbers.pop(2) if len(numbers) > 2 else False
+    _check_type(bias, bool, f"{where}: bias")
+    if kind not in _KINDS:
+        raise UnknownName(f"kind in {where}:", str(kind), _KINDS)
+    _check_sizes(numbers, where)
+    check_role(str(role), where)
+    into, out, *window = numbers
+    return Projection(names.check(name, where), role, kind, into, out, bias, *window)
+
+
+def _experts_from_json(name: str, row: Any, where: str) -> Experts:
+    if not isinstance(row, list) or len(row) != 4:
+        raise BenchError(f"{where}: expected [role, experts, rows, columns], found {row!r}")
+    role, *shape = row
+    _check_sizes(shape, where)
+    return Experts(names.check(name, where), check_role(str(role), where), tuple(shape))
+
+
+def _check_sizes(values: list[Any], where: str) -> None:
+    for value in values:
+        _check_type(value, int, where)
+        if value < 0:
+            raise BenchError(f"{where}: {value} is not a size")
+
+
+def _check_type(value: Any, kind: type, where: str) -> None:
+    if type(value) is not kind:
+        raise BenchError(f"{where}: expected {kind.__name__}, found {value!r}")
+
+
+def _dump(version: str, types: Mapping[str, Mapping[str, Any]]) -> str:
+    """JSON with one projection, and one short value, a line."""
+
+    def lines() -> Iterator[str]:
+        yield f'{{\n"format": {FORMAT},\n"transformers": {json.dumps(version)},\n"types": {{'
+        yield ",\n".join(map(type_lines, types))
+        yield "}\n}\n"
+
+    def type_lines(model_type: str) -> str:
+        fields = []
+        for key, value in types[model_type].items():
+            if isinstance(value, dict):
+                rows = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in value.items())
+                fields.append(f' "{key}": {{\n{rows}\n }}')
+            else:
+                fields.append(f' "{key}": {json.dumps(value, ensure_ascii=False)}')
+        return f"{json.dumps(model_type)}: {{\n" + ",\n".join(fields) + "\n}"
+
+    return "\n".join(lines())
+
+
+def _initial(model_type: str) -> str:
+    first = model_type[:1].lower()
+    return first if first.isascii() and first.isalnum() else "other"
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _version_key(version: str) -> tuple[tuple[bool, int, str], ...]:
+    return tuple((p.isdigit(), int(p) if p.isdigit() else 0, p) for p in version.split("."))

@@ -1,0 +1,130 @@
+"""Loading: seeded or real weights, straight into the precision."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from pathlib import Path
+
+import pytest
+from measure_support import shared_session, tiny_case
+
+from bench.cases import Case
+from bench.measure import Session
+
+
+@pytest.fixture
+def session() -> Session:
+    return shared_session()
+
+
+def deep_case(precision: str) -> Case:
+    """Phi-3 in twenty layers, so that one layer is a small part of the whole."""
+    case = tiny_case("phi3", precision)
+    config = {**case.config, "num_hidden_layers": 20}
+    return dataclasses.replace(case, config=config, adapter={**case.adapter, "modules_to_save": []})
+
+
+def test_loading_peaks_under_a_fifth_above_the_final_size(session: Session) -> None:
+    sizes = []
+    for precision in ("fp32", "bf16", "int8", "nf4"):
+        with session.start(deep_case(precision)) as running:
+            m = running.prepare()
+        assert m.loaded_bytes <= m.load_peak_allocated_bytes <= 1.2 * m.loaded_bytes, precision
+        sizes.append(m.loaded_bytes)
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_the_seed_decides_the_weights() -> None:
+    import torch
+
+    from bench.measure.loading import load
+
+    def weights(seed: int) -> torch.Tensor:
+        model = load(tiny_case("opt", seed=seed)).model
+        return model.base_model.model.model.decoder.layers[1].fc1.weight
+
+    assert torch.equal(weights(0), weights(0))
+    assert not torch.equal(weights(0), weights(1))
+
+
+def test_random_weights_are_drawn_as_transformers_draws_them() -> None:
+    """Every parameter and buffer has the statistics of a model that transformers built."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from bench.measure.loading import make_config, random_weights
+
+    for name in ("opt", "phi3"):
+        case = tiny_case(name)
+        config = make_config(case)
+        torch.manual_seed(0)
+        ours = random_weights(case, config, "cpu")
+        theirs = AutoModelForCausalLM.from_config(config)
+        expected = dict(theirs.named_parameters()) | dict(theirs.named_buffers())
+        found = dict(ours.named_parameters()) | dict(ours.named_buffers())
+        assert found.keys() == expected.keys()
+        for key, tensor in found.items():
+            assert tensor.dtype == expected[key].dtype, key
+            if "inv_freq" in key:
+                assert torch.equal(tensor, expected[key])
+            else:
+                drawn, wanted = tensor.detach(), expected[key].detach()
+                assert drawn.std().item() == pytest.approx(wanted.std().item(), abs=4e-3), key
+                assert drawn.mean().item() == pytest.approx(wanted.mean().item(), abs=4e-3), key
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8", "nf4"])
+def test_real_weights_are_taken(tmp_path: Path, precision: str) -> None:
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    from bench.measure.loading import load, make_config
+
+    case = tiny_case("distilbert", precision)
+    model = AutoModelForSequenceClassification.from_config(make_config(case))
+    with torch.no_grad():
+        model.distilbert.embeddings.word_embeddings.weight.fill_(0.5)
+    model.save_pretrained(tmp_path)
+    training = load(dataclasses.replace(case, weights=str(tmp_path)))
+    embeddings = training.model.base_model.model.distilbert.embeddings.word_embeddings.weight
+    assert (embeddings == 0.5).all()
+    assert training.quantized_layers == (0 if precision == "fp32" else 12)
+    assert training.adapted_layers == 4
+
+
+def test_the_engine_adds_under_one_percent_to_a_step() -> None:
+    """The clock's median against a bare loop's, step by step in turn in one process."""
+    import torch
+
+    from bench.measure.loading import load
+    from bench.measure.step import training_step
+    from bench.measure.worker import _CpuClock
+
+    torch.set_num_threads(1)
+    t = load(tiny_case("opt", batch_size=8, seq_len=64))
+
+    def by_the_clock() -> float:
+        clock = _CpuClock()
+        training_step(t.model, t.batch, t.optimizer, t.scaler, clock.mark)
+        return clock.step_time().total_seconds
+
+    def bare() -> float:
+        start = time.perf_counter()
+        t.model(**t.batch).loss.backward()
+        t.optimizer.step()
+        t.optimizer.zero_grad(set_to_none=True)
+        return time.perf_counter() - start
+
+    for _ in range(3):
+        by_the_clock()
+        bare()
+    overheads = []
+    for _ in range(5):  # a busy machine disturbs one attempt or another
+        pairs = [(by_the_clock(), bare()) for _ in range(25)]
+        ours, theirs = (statistics.median(times) for times in zip(*pairs, strict=True))
+        overheads.append(ours / theirs - 1)
+        if overheads[-1] < 0.01:
+            return
+    pytest.fail(f"overhead in every attempt: {[f'{o:.2%}' for o in overheads]}")

@@ -1,0 +1,192 @@
+"""Tracked memory: against torch's own profiler, its breakdown, and its categories."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+from measure_support import shared_session, tiny_case
+
+from bench.cases import Case
+from bench.measure import Session
+
+CASES = [
+    tiny_case("distilbert", "fp32"),
+    tiny_case("distilbert", "bf16", padded=True),
+    tiny_case("distilbert", "int8"),
+    tiny_case("opt", "fp32", attention="eager"),
+    tiny_case("opt", "fp16"),
+    tiny_case("opt", "bf16", gradient_checkpointing=True, batch_size=64),
+    tiny_case("opt", "nf4", kbit_preparation=True, gradient_checkpointing=True, batch_size=64),
+    tiny_case("phi3", "fp32", optimizer="adamw-foreach"),
+    tiny_case("phi3", "bf16", optimizer="adamw-fused"),
+    tiny_case("phi3", "int8", kbit_preparation=True),
+    tiny_case("phi3", "fp4"),
+    tiny_case("phi3", "nf4-dq", batch_size=5),
+    tiny_case("t5", "fp32"),
+    tiny_case("vit", "bf16"),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported() -> Iterator[None]:
+    """Import what the reference needs and keep it out of garbage collections."""
+    import peft
+    import transformers
+
+    gc.freeze()
+    yield
+    gc.unfreeze()
+    del peft, transformers
+
+
+@pytest.fixture
+def session() -> Session:
+    return shared_session()
+
+
+@dataclass(frozen=True)
+class Profiled:
+    """What torch's profiler saw allocated, in bytes."""
+
+    loaded_bytes: int
+    first_step_peak_bytes: int
+    steady_step_peak_bytes: int
+
+
+def profiled(case: Case) -> Profiled:
+    """Load and train twice under torch.profiler; no part of the tracker is involved.
+
+    Half-precision products run without oneDNN here: it takes scratch space that depends on the
+    CPU model, and that never becomes a tensor, so that the tracker rightly knows nothing of it.
+    """
+    import torch
+    from torch.profiler import ProfilerActivity, profile, record_function
+
+    from bench.measure.loading import load
+    from bench.measure.step import training_step
+
+    torch.set_num_threads(1)
+    gc.collect()  # what an earlier case leaves must not be freed within this one
+    with (
+        torch.backends.mkldnn.flags(enabled=case.precision == "fp32"),
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
+    ):
+        training = load(case)
+        gc.collect()
+        gc.disable()
+        try:
+            for name in ("first", "steady"):
+                gc.collect()
+                with record_function(name):
+                    t = training
+                    training_step(t.model, t.batch, t.optimizer, t.scaler)
+        finally:
+            gc.enable()
+    events = list(profiler.profiler.kineto_results.events())
+    starts = {e.name(): e.start_ns() for e in events if e.name() in ("first", "steady")}
+    ends = {e.name(): e.end_ns() for e in events if e.name() in ("first", "steady")}
+    live = loaded = 0
+    peaks = {"first": 0, "steady": 0}
+    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        live += event.nbytes()
+        if event.start_ns() < starts["first"]:
+            loaded = live
+        for name, peak in peaks.items():
+            if starts[name] <= event.start_ns() <= ends[name]:
+                peaks[name] = max(peak, live)
+    return Profiled(loaded, peaks["first"], peaks["steady"])
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_tracked_peaks_are_the_profilers(session: Session, case: Case) -> None:
+    with session.start(case) as running:
+        tracked = running.prepare()
+    reference = profiled(case)
+    found = {
+        "loaded": tracked.loaded_bytes,
+        "first step": tracked.first_step_peak_allocated_bytes,
+        "steady step": tracked.peak_allocated_bytes,
+    }
+    assert found == pytest.approx(
+        {
+            "loaded": reference.loaded_bytes,
+            "first step": reference.first_step_peak_bytes,
+            "steady step": reference.steady_step_peak_bytes,
+        },
+        rel=1e-3,
+    )
+    assert sum(tracked.breakdown.values()) == tracked.peak_allocated_bytes
+    assert min(tracked.breakdown.values()) >= 0
+
+
+def test_the_breakdown_says_what_each_byte_is_for(session: Session) -> None:
+    """Every part but the activations, by hand, for the tiny OPT: two layers of width 64."""
+    blocks = 2 * (4 * 64 * 64 + 2 * 64 * 256)  # q, k, v, out; fc1, fc2
+    biases = 2 * (4 * 64 + 256 + 64)
+    norms = 2 * 2 * 2 * 64
+    projections = 2 * 64 * 32  # project_in and project_out
+    embeddings = 500 * 32 + (128 + 2) * 64
+    adapters = 2 * 2 * 4 * (64 + 64)
+    quantized = blocks + projections
+    rest = biases + norms + embeddings
+    parts = {
+        "fp32": (4 * (quantized + rest), 0),
+        "bf16": (2 * (quantized + rest), 0),
+        # One float32 scale for each output: q, k, v, out, fc1, fc2, project_in, project_out.
+        "int8": (quantized + 2 * rest, 4 * (2 * (5 * 64 + 256) + 64 + 32)),
+        # One float32 scale for each 64 weights, the 16 values of the code for every layer, and
+        # the quantizer's tables: the code, the 15 bounds between its values, and their order.
+        "nf4": (
+            quantized // 2 + 2 * rest,
+            4 * quantized // 64 + 14 * 16 * 4 + (16 * 4 + 15 * 4 + 16 * 8),
+        ),
+    }
+    for precision, (weights, state) in parts.items():
+        with session.start(tiny_case("opt", precision)) as running:
+            breakdown = running.prepare().breakdown
+        assert breakdown["weights"] == weights, precision
+        assert breakdown["quantization_state"] == state, precision
+        assert breakdown["adapters"] == 4 * adapters
+        # Adam's two moments, and a step count for each matrix.
+        assert breakdown["optimizer_state"] == 2 * 4 * adapters + 4 * 8, precision
+
+
+def test_the_tracker_sees_resizing_views_and_the_end() -> None:
+    import torch
+
+    from bench.measure.memory import MemoryTracker
+
+    tracker = MemoryTracker()
+    with tracker:
+        a = torch.zeros(100)
+        view = a[:10]
+        assert tracker.live_bytes == 400
+        del a
+        assert tracker.live_bytes == 400  # the view keeps it
+        tracker.tag(view, "weights")
+        b = torch.zeros(10, dtype=torch.uint8)
+        b.resize_(1000)
+        assert tracker.by_category["weights"] == 400
+        assert tracker.by_category["activations"] == 1000
+    del view, b
+    assert tracker.live_bytes == 0
+    assert tracker.peak_bytes == 1400
+    assert sum(tracker.peak_by_category.values()) == 1400
+    assert tracker.made_bytes == 1400
+
+
+def test_the_tracker_sees_temporaries_of_type_promotion() -> None:
+    """On the CPU an in-place product of mixed dtypes is computed in two wide temporaries."""
+    import torch
+
+    from bench.measure.memory import MemoryTracker
+
+    half, wide = torch.ones(100, dtype=torch.bfloat16), torch.ones(100)
+    tracker = MemoryTracker()
+    with tracker:
+        half.mul_(wide)
+    assert tracker.peak_bytes == 200 + 2 * 400  # the output is filed when it is first met

@@ -1,0 +1,177 @@
+"""The training step: every task, precision and option trains for real."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pytest
+from measure_support import MODELS, tiny_case
+
+from bench.cases import OPTIMIZERS, Case, StepOptions
+from bench.precision import PRECISIONS
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def train(case: Case, steps: int = 6):
+    from bench.measure.loading import load
+    from bench.measure.step import training_step
+
+    training = load(case)
+    losses = [
+        training_step(training.model, training.batch, training.optimizer, training.scaler).item()
+        for _ in range(steps)
+    ]
+    assert all(map(math.isfinite, losses))
+    return training, losses
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_task_trains(name: str) -> None:
+    training, losses = train(tiny_case(name, learning_rate=1e-2, padded=name != "vit"))
+    assert losses[-1] < losses[0]
+    assert training.adapted_layers == MODELS[name][3]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", ["distilbert", "phi3"])
+def test_every_precision_trains_as_what_it_says(name: str, precision: str) -> None:
+    import torch
+
+    training, losses = train(tiny_case(name, precision, learning_rate=1e-2))
+    assert losses[-1] < losses[0]
+    kind = PRECISIONS[precision]
+    assert training.quantized_layers == (
+        0 if not kind.quantized else 12 if name == "distilbert" else 8
+    )
+    quantized = {"int8": torch.int8, "nf4": torch.uint8, "fp4": torch.uint8}
+    layers = [
+        module
+        for module in training.model.modules()
+        if type(module).__name__ in {"Linear8bitLt", "Linear4bit"}
+        and "lora" not in type(module).__module__
+    ]
+    assert len(layers) == training.quantized_layers
+    for layer in layers:
+        logical = layer.in_features * layer.out_features
+        assert layer.weight.dtype == quantized[precision.removesuffix("-dq")]
+        assert layer.weight.numel() == logical * kind.bits // 8
+        if kind.bits == 4:
+            assert layer.weight.quant_state.quant_type == kind.quant_type
+            assert layer.weight.quant_state.nested == kind.double_quant
+    for module_name, parameter in training.model.named_parameters():
+        if parameter.requires_grad:
+            wide = "lora" in module_name or kind.compute == "float16"
+            assert parameter.dtype == (torch.float32 if wide else getattr(torch, kind.compute))
+        elif parameter.is_floating_point():
+            assert parameter.dtype == getattr(torch, kind.compute), module_name
+    assert (training.scaler is not None) == (precision == "fp16")
+
+
+def test_heads_and_output_embeddings_stay_unquantized() -> None:
+    training, _ = train(tiny_case("phi3", "nf4"), steps=1)
+    kinds = {name: type(module).__name__ for name, module in training.model.named_modules()}
+    assert kinds["base_model.model.lm_head.original_module"] == "Linear"
+    training, _ = train(tiny_case("distilbert", "int8"), steps=1)
+    kinds = {name: type(module).__name__ for name, module in training.model.named_modules()}
+    assert kinds["base_model.model.pre_classifier.original_module"] == "Linear"
+
+
+def test_quantized_weights_are_close_to_the_full_ones() -> None:
+    """The same seed draws the same layer, so 4-bit differs from bf16 by rounding alone."""
+    import torch
+
+    from bench.measure.loading import make_config, random_weights
+
+    case = tiny_case("opt", "nf4")
+    torch.manual_seed(0)
+    model = random_weights(case, make_config(case), "cpu")
+    import bitsandbytes
+
+    weight = model.model.decoder.layers[0].fc1.weight
+    wide = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state).float()
+    assert wide.shape == (256, 64)
+    assert wide.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimizer_trains(optimizer: str) -> None:
+    import torch
+
+    if optimizer == "paged-adamw-8bit" and not torch.cuda.is_available():
+        pytest.skip("paged optimizer state needs a GPU's unified memory")
+    _, losses = train(tiny_case("opt", "bf16", optimizer=optimizer, learning_rate=1e-2))
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"gradient_checkpointing": True},
+        {"kbit_preparation": True},
+        {"kbit_preparation": True, "gradient_checkpointing": True},
+        {"attention": "eager", "padded": True},
+    ],
+    ids="-".join,
+)
+@pytest.mark.parametrize("precision", ["bf16", "int8", "nf4"])
+def test_options_train(precision: str, options: dict) -> None:
+    import torch
+
+    training, losses = train(tiny_case("opt", precision, learning_rate=1e-2, **options))
+    assert losses[-1] < losses[0]
+    norm = next(p for n, p in training.model.named_parameters() if "layer_norm.weight" in n)
+    wide = options.get("kbit_preparation", False)
+    assert norm.dtype == (torch.float32 if wide else torch.bfloat16)
+
+
+def test_checkpointing_and_accumulation_do_not_change_the_loss() -> None:
+    _, plain = train(tiny_case("opt", learning_rate=1e-2))
+    _, checkpointed = train(tiny_case("opt", learning_rate=1e-2, gradient_checkpointing=True))
+    assert checkpointed == pytest.approx(plain, rel=1e-5)
+
+
+def test_tied_weights_stay_tied() -> None:
+    training, _ = train(tiny_case("opt", "nf4"), steps=1)
+    model = training.model.base_model.model
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+
+
+def test_batches_are_fixed_by_the_seed() -> None:
+    import torch
+
+    from bench.measure.loading import make_config
+    from bench.measure.step import IGNORED_LABEL, make_batch
+
+    case = tiny_case("opt", padded=True, batch_size=4, seq_len=50)
+    config = make_config(case)
+    one, two = (make_batch(config, case.auto_class, case.step) for _ in range(2))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    other = make_batch(config, case.auto_class, StepOptions(batch_size=4, seq_len=50, seed=1))
+    assert not torch.equal(one["input_ids"], other["input_ids"])
+    mask = one["attention_mask"]
+    assert mask[0].all()  # one sequence is full, so that the batch has its full length
+    assert not mask[1:].all()
+    assert (one["labels"][mask == 0] == IGNORED_LABEL).all()
+    assert make_batch(config, case.auto_class, case.step, "meta")["input_ids"].is_meta
+
+
+def test_the_step_marks_its_phases() -> None:
+    from bench.measure.loading import load
+    from bench.measure.step import training_step
+
+    for precision in ("fp32", "fp16"):
+        t = load(tiny_case("opt", precision))
+        marks: list[str] = []
+        training_step(t.model, t.batch, t.optimizer, t.scaler, marks.append)
+        assert marks == ["forward", "backward", "optimizer", "end"]
+        assert all(p.grad is None for p in t.model.parameters())

@@ -1,0 +1,531 @@
+"""Tables checked cell by cell against numbers written by hand, in every form they are written."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_baselines import MIB, QUERY, STEP, STEP_NF4, run_with, sample
+
+from bench.baselines import KEY, Run, compare, gate, parse_run, seal, write_run
+from bench.errors import BenchError
+from bench.reports import (
+    Report,
+    Table,
+    compare_command,
+    comparison_report,
+    comparison_rows,
+    comparison_table,
+    latex,
+    markdown,
+    report_command,
+    terminal,
+    verdict_report,
+    verdict_table,
+)
+
+GPU = {
+    "name": "NVIDIA H200",
+    "count": 1,
+    "memory_bytes": 140 * 1024**3,
+    "driver": "570.1",
+    "cuda": "12.8",
+}
+
+
+def case(model: str, precision: str | None, **record: Any) -> dict[str, Any]:
+    detail = {"batch_size": 2, "seq_len": 64} if precision else {}
+    return {
+        "suite": "steps" if precision else "parameters",
+        "model": model,
+        "scenario": "query",
+        "rank": 8,
+        "precision": precision,
+        "outcome": "ok",
+        "metrics": {},
+        "detail": detail,
+    } | record
+
+
+def run_of(*cases: dict[str, Any], name: str = "mine", **machine: Any) -> Run:
+    document = sample(
+        name, records={f"suites/test_x.py::test[{i}]": c for i, c in enumerate(cases)}
+    )
+    document[KEY]["machine"] |= machine
+    return parse_run(seal(document), name)
+
+
+def cells(text: str) -> list[list[str]]:
+    """The cells of every Markdown table row."""
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
+
+
+def test_each_measured_case_is_a_row_with_the_counted_figures_filled_in() -> None:
+    fp32, nf4 = comparison_rows([run_with()])
+    assert (fp32.model, fp32.scenario, fp32.rank, fp32.precision) == (
+        "opt-350m",
+        "query",
+        8,
+        "fp32",
+    )
+    assert (fp32.layers, fp32.trainable, fp32.total) == (24, 786432, 331982848)
+    assert fp32.share_percent == pytest.approx(0.236889, rel=1e-5)
+    assert (fp32.peak_allocated_bytes, fp32.peak_reserved_bytes) == (1000 * MIB, None)
+    assert fp32.peak_rss_bytes == 1500 * MIB
+    assert fp32.step_median_seconds == pytest.approx(0.80)
+    assert fp32.step_iqr_seconds == pytest.approx(0.015)  # quartiles 0.7925 and 0.8075
+    assert fp32.rounds == 6
+    assert (nf4.precision, nf4.rounds, nf4.step_median_seconds) == ("nf4", 5, 1.25)
+    assert nf4.verdict is None
+
+
+def test_a_case_with_figures_of_its_own_keeps_them() -> None:
+    counted = case("m", None, metrics={"adapted_layers": 24, "trainable_parameters": 7})
+    own = case("m", "nf4", metrics={"adapted_layers": 6})
+    (row,) = comparison_rows([run_of(counted, own)])
+    assert (row.precision, row.layers, row.trainable) == ("nf4", 6, 7)
+
+
+def test_markdown_cell_by_cell() -> None:
+    text = markdown(comparison_report([run_with()]))
+    header, rule, *rows = cells(text)
+    assert header == [
+        "scenario",
+        "r",
+        "layers",
+        "trainable",
+        "share",
+        "precision",
+        "peak allocated",
+        "peak RSS",
+        "step time",
+    ]
+    assert rule[1].endswith("-:")
+    assert rows == [
+        ["query", "8", "24", "786,432", "0.237 %", "fp32", "1,000 MiB", "1.465 GiB", "800 ± 15 ms"],
+        [
+            "query",
+            "8",
+            "24",
+            "786,432",
+            "0.237 %",
+            "nf4",
+            "300.0 MiB",
+            "700.0 MiB",
+            "1.25 ± 0.06 s",
+        ],
+    ]
+    assert "### opt-350m" in text
+    for part in ("linux-x86\\_64-cpu", "1 thread;", "torch 2.13.0+cpu", "batch × length 2 × 64"):
+        assert part in text
+    assert "median ± interquartile range" in text
+
+
+def test_models_are_grouped_and_a_reduced_geometry_stands_apart() -> None:
+    reduced = {"detail": {"batch_size": 2, "seq_len": 64, "geometry": "6 of 24 layers"}}
+    full = {"metrics": {"adapted_layers": 24}}
+    text = markdown(
+        comparison_report(
+            [
+                run_of(
+                    case("opt-350m", "fp32", **reduced, metrics={"adapted_layers": 6}),
+                    case("phi-3-medium", "fp32", metrics={"adapted_layers": 80}),
+                    case("opt-350m", "bf16", **reduced),
+                    case("opt-350m", None, **full),
+                )
+            ]
+        )
+    )
+    assert re.findall("### (.*)", text) == ["opt-350m (6 of 24 layers)", "phi-3-medium"]
+    rows = [row for row in cells(text) if row[0] == "query"]
+    assert [(row[2], row[3]) for row in rows] == [("6", "fp32"), ("—", "bf16"), ("80", "fp32")]
+    assert "1 further cases were counted but not measured" in text
+
+
+def test_precisions_and_ranks_in_order() -> None:
+    names = ("nf4", "zz4", "bf16", "int8", "fp32", "fp16")
+    rows = comparison_rows(
+        [run_of(*(case("m", name, rank=rank) for rank in (64, 8) for name in names))]
+    )
+    order = ["fp32", "bf16", "fp16", "int8", "nf4", "zz4"]
+    assert [(row.rank, row.precision) for row in rows] == [(r, p) for r in (8, 64) for p in order]
+
+
+def test_a_run_without_measurements_lists_its_counts_once() -> None:
+    counted = case("gpt2", None, rank=None, suite="counts", metrics={"adapted_layers": 12})
+    eight = case("gpt2", None, metrics={"trainable_parameters": 10, "total_parameters": 1000})
+    rows = comparison_rows([run_of(counted, eight, {**eight, "rank": 16})])
+    assert [(row.rank, row.layers, row.trainable, row.share_percent) for row in rows] == [
+        (8, 12, 10, 1.0),
+        (16, 12, 10, 1.0),
+    ]
+    assert cells(markdown(comparison_report([run_of(counted, eight)])))[2:] == [
+        ["query", "8", "12", "10", "1.00 %"]
+    ]
+
+
+def test_outcomes_are_words_in_the_cells() -> None:
+    figures = {"peak_allocated_bytes": MIB, "step_seconds": [0.5]}
+    oom = case("m", "fp32", outcome="oom")
+    late = case("m", "bf16", outcome="timed-out", metrics={"peak_allocated_bytes": MIB})
+    diverged = case("m", "fp16", outcome="diverged", metrics=figures)
+    table = cells(markdown(comparison_report([run_of(oom, late, diverged)])))
+    assert table[0][2:] == ["precision", "peak allocated", "step time"]
+    assert [row[2:] for row in table[2:]] == [
+        ["fp32", "out of memory", "out of memory"],
+        ["bf16", "1.000 MiB", "timed out"],
+        ["fp16", "1.000 MiB", "500 ± 0 ms (diverged)"],
+    ]
+
+
+def test_allocated_and_reserved_never_share_a_column() -> None:
+    cpu = run_of(
+        case("m", "fp32", metrics={"peak_allocated_bytes": MIB, "peak_rss_bytes": 2 * MIB})
+    )
+    gpu = run_of(
+        case(
+            "m", "fp32", metrics={"peak_allocated_bytes": 3 * MIB, "peak_reserved_bytes": 4 * MIB}
+        ),
+        name="gpu",
+        accelerator=GPU,
+    )
+    assert cells(markdown(comparison_report([cpu])))[0][3:] == ["peak allocated", "peak RSS"]
+    assert cells(markdown(comparison_report([gpu])))[0][3:] == ["peak allocated", "peak reserved"]
+    header, _, first, second = cells(markdown(comparison_report([cpu, gpu])))
+    columns = ("run", "peak allocated", "peak reserved", "peak RSS")
+    at = [header.index(name) for name in columns]
+    assert [first[i] for i in at] == ["mine", "1.000 MiB", "—", "2.000 MiB"]
+    assert [second[i] for i in at] == ["gpu", "3.000 MiB", "4.000 MiB", "—"]
+    assert "1 × NVIDIA H200 with 140.0 GiB, driver 570.1, CUDA 12.8" in markdown(
+        comparison_report([gpu])
+    )
+
+
+def test_unstable_measurements_carry_a_mark_and_a_footnote() -> None:
+    def shaky(reason: str) -> dict[str, Any]:
+        return {"metrics": {"step_seconds": [0.5]}, "detail": {"unstable": reason}}
+
+    run = run_of(
+        case("m", "fp32", **shaky("IQR\n31 %")),
+        case("m", "bf16", metrics={"step_seconds": [0.5]}),
+        case("m", "nf4", **shaky("throttled")),
+        case("m", "int8", **shaky("IQR\n31 %")),
+    )
+    report = comparison_report([run])
+    marks = [row[2] for row in cells(markdown(report))[2:]]
+    assert marks == ["fp32 †1", "bf16", "int8 †1", "nf4 †2"]
+    assert report.notes[1:] == ("†1 unstable: IQR 31 %", "†2 unstable: throttled")
+
+
+def test_against_a_baseline() -> None:
+    def edit(body: dict[str, Any]) -> None:
+        metrics = body["records"][STEP]["metrics"]
+        metrics["peak_allocated_bytes"] = 1100 * MIB
+        body["records"][QUERY]["metrics"]["adapted_layers"] = 12  # both rows are of this count
+        metrics["step_seconds"] = [1.2 * x for x in metrics["step_seconds"]]
+        body["machine"]["memory_bytes"] += 1
+
+    new, base = run_with(edit), run_with(name="base")
+    fp32, nf4 = comparison_rows([new], base)
+    assert (fp32.allocated_ratio, fp32.step_ratio, fp32.verdict) == (
+        pytest.approx(1.1),
+        pytest.approx(1.2),
+        "regressed",
+    )
+    assert (nf4.allocated_ratio, nf4.step_ratio, nf4.verdict) == (1.0, 1.0, "changed")
+    table = cells(markdown(comparison_report([new], base)))
+    assert table[0][-3:] == ["Δ peak", "Δ step", "verdict"]
+    assert table[2][-3:] == ["+10.0 %", "+20.0 %", "regressed"]
+    assert table[3][-3:] == ["±0.0 %", "±0.0 %", "changed"]
+
+    def elsewhere(body: dict[str, Any]) -> None:
+        body["machine"].update(id="another", accelerator=GPU)
+
+    row = comparison_rows([run_with(elsewhere)], base)[0]
+    assert (row.allocated_ratio, row.step_ratio, row.verdict) == (None, None, "incomparable")
+
+
+def test_the_data_frame_is_raw_with_units_in_its_header() -> None:
+    frame = comparison_table([run_with()])
+    first = frame.iloc[0]
+    assert first["peak allocated [bytes]"] == 1000 * MIB
+    assert first["step time, median [s]"] == pytest.approx(0.80)
+    assert frame["trainable parameters"].tolist() == [786432, 786432]
+    assert frame["peak reserved [bytes]"].isna().all()
+    (row, _) = csv.DictReader(io.StringIO(frame.to_csv(index=False)))
+    assert row["peak RSS [bytes]"] == str(1500 * MIB)  # an integer, although others are missing
+    assert row["peak reserved [bytes]"] == ""
+    assert comparison_table([run_of()]).empty
+
+
+HOSTILE = "a|b_c & 100% *x* <i> $y$ {z} \\ [l](u) `q` # ~ ^"
+
+
+def test_markdown_and_latex_escape_what_they_must() -> None:
+    report = Report(HOSTILE, (HOSTILE,), (Table(HOSTILE, ("h_1",), ((HOSTILE,),)),), (HOSTILE,))
+    text = markdown(report)
+    assert [len(row) for row in cells(text)] == [1, 1, 1]
+    assert cells(text)[2] == [r"a\|b\_c & 100% \*x\* \<i\> $y$ {z} \\ \[l\](u) \`q\` # ~ ^"]
+    tex = latex(report)
+    body = tex.partition("\n")[2]  # the first line is a comment
+    bare = re.sub(r"\\[&%$#_{}]|\\[a-zA-Z]+\*?\{[^{}]*\}|\\\^\{\}", "", body)
+    assert not re.search(r"[$#_~^%]", bare)
+    assert body.count(r"a|b\_c \& 100\%") == 4  # title, caption, cell, note
+
+
+def test_latex_has_booktabs_and_no_bare_symbols() -> None:
+    text = latex(comparison_report([run_with()], run_with(name="base")))
+    for part in (
+        r"\begin{table}",
+        r"\toprule",
+        r"\bottomrule",
+        r"\caption{opt-350m.",
+        r"800 $\pm$ 15 ms",
+    ):
+        assert part in text
+    assert text.isascii()
+    assert text.count(r"\begin{") == text.count(r"\end{") == 2
+
+
+def many() -> Run:
+    names = ("fp32", "bf16", "fp16", "int8", "nf4")
+    metrics = {
+        "adapted_layers": 120,
+        "trainable_parameters": 12_582_912,
+        "total_parameters": 343_779_328,
+        "peak_allocated_bytes": 12345 * MIB,
+        "peak_rss_bytes": 23456 * MIB,
+        "step_seconds": [1.2, 1.3, 1.25, 1.21, 1.33],
+    }
+    return run_of(
+        *(
+            case("phi-3-medium-128k", name, scenario=scenario, metrics=metrics)
+            for scenario in ("query", "attention-with-output", "everything-and-the-head")
+            for name in names
+        ),
+        case("phi-3-medium-128k", "fp32", scenario="x", outcome="oom"),
+    )
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 120, 200])
+def test_no_line_is_wider_than_the_terminal(width: int) -> None:
+    run = many()
+    for report in (
+        comparison_report([run]),
+        comparison_report([run], run),
+        comparison_report([run, run_with()], run),
+    ):
+        lines = terminal(report, width).splitlines()
+        assert [line for line in lines if len(line) > width] == []
+        text = " ".join(terminal(report, width).split())
+        for figure in ("12.06 GiB", "22.91 GiB", "1.25 ± 0.09 s", "12,582,912", "out of memory"):
+            assert figure in text
+
+
+def test_a_wide_terminal_gets_a_flat_table_and_a_narrow_one_groups() -> None:
+    report = comparison_report([many()])
+    assert re.search(r"query +8 +120 +12,582,912 +3.66 % +fp32 +12.06 GiB", terminal(report, 200))
+    narrow = terminal(report, 80)
+    assert "query, r 8, layers 120, trainable 12,582,912, share 3.66 %\n  fp32 " in narrow
+    assert narrow.count("12,582,912") == 3  # once a scenario
+
+
+def test_colour_is_added_around_lines_only() -> None:
+    report = comparison_report([many()])
+    for width in (40, 80, 200):
+        painted = terminal(report, width, colour=True)
+        assert "\x1b[31m" in painted  # out of memory
+        assert re.sub(r"\x1b\[\d+m", "", painted) == terminal(report, width)
+
+
+def verdicts_of(edit: Any) -> tuple[Report, str]:
+    base, new = run_with(name="base"), run_with(edit)
+    verdicts = compare(base, new)
+    report = verdict_report(verdicts, gate(verdicts), base, new)
+    return report, markdown(report)
+
+
+def test_verdicts_cell_by_cell() -> None:
+    def edit(body: dict[str, Any]) -> None:
+        records = body["records"]
+        records[QUERY]["metrics"]["adapted_layers"] = 12
+        records[STEP]["metrics"]["peak_allocated_bytes"] = 1100 * MIB
+        records[STEP]["metrics"]["step_seconds"] = [0.4] * 6
+        del records[STEP_NF4]
+        body["versions"]["peft"] = "0.22.0"
+
+    report, text = verdicts_of(edit)
+    assert (
+        report.caption[2] == "FAILED: 1 regressed, 1 changed, 1 vanished, 1 improved, 3 unchanged."
+    )
+    rows = report.tables[0].rows
+    assert [row[0] for row in rows] == ["regressed", "changed", "vanished", "improved"]
+    why = "peft 0.21.2 -> 0.22.0"
+    assert rows[0] == (
+        "regressed", STEP, "peak allocated", "1,000 MiB", "1.074 GiB", "+100.0 MiB (+10.0 %)",
+        "1 %", why,
+    )  # fmt: skip
+    assert rows[1] == (
+        "changed", QUERY, "layers adapted", "24", "12", "-12 (-50.0 %)", "—", why
+    )  # fmt: skip
+    assert rows[2][1:] == (STEP_NF4, "case", "—", "—", "—", "—", "in the baseline, not in this run")
+    assert rows[3][3:5] == ("800 ms", "400 ms")
+    assert re.fullmatch(r"-400 ms \(-50\.0 %, 99% interval -5\d\.\d % to -4\d\.\d %\)", rows[3][5])
+    assert "pytest suites/ --benchmark-save=NAME" in text
+    assert report.tables[0].styles == ("bad", "bad", "bad", "good")
+
+
+def test_equal_runs_pass_without_a_table() -> None:
+    report, text = verdicts_of(lambda body: None)
+    assert (report.tables, report.notes) == ((), ())
+    assert "passed: 9 unchanged." in text
+
+
+def test_many_incomparable_figures_are_one_line() -> None:
+    base = many()
+    other = replace(base, machine=replace(base.machine, threads=64))
+    verdicts = compare(base, other)
+    report = verdict_report(verdicts, gate(verdicts, ["incomparable"]), base, other)
+    rows = report.tables[0].rows
+    (row,) = [row for row in rows if row[2] == "step time"]
+    assert row == (
+        "incomparable (allowed)", "15 cases", "step time", "—", "—", "—", "—",
+        "another machine: threads 1 -> 64",
+    )  # fmt: skip
+    assert report.caption[2].startswith("passed: ")
+
+
+def test_too_few_rounds_is_said_once() -> None:
+    def edit(body: dict[str, Any]) -> None:
+        for key in (STEP, STEP_NF4):
+            body["records"][key]["metrics"]["step_seconds"] = [1.0]
+
+    report, _ = verdicts_of(edit)
+    assert report.notes == (
+        "1 unchanged with a remark: too few rounds to judge: 6 and 1, and each side needs 5.",
+        "1 unchanged with a remark: too few rounds to judge: 5 and 1, and each side needs 5.",
+    )
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_verdicts_fit_the_terminal(width: int) -> None:
+    def edit(body: dict[str, Any]) -> None:
+        body["records"][QUERY]["metrics"]["adapted_layers"] = 12
+        body["records"][STEP]["metrics"]["step_seconds"] = [9.0] * 6
+
+    lines = terminal(verdicts_of(edit)[0], width).splitlines()
+    assert [line for line in lines if len(line) > width and "::" not in line] == []
+
+
+def test_the_verdict_frame_has_every_verdict_worst_first() -> None:
+    base = run_with(name="base")
+    new = run_with(lambda body: body["records"].pop(STEP))
+    frame = verdict_table(compare(base, new), gate(compare(base, new)))
+    assert frame["verdict"].tolist() == ["vanished"] + ["unchanged"] * 6
+    assert frame["fails"].tolist() == [True] + [False] * 6
+    assert frame.iloc[-1]["interval_low"] <= 1 <= frame.iloc[-1]["interval_high"]
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    folder = tmp_path / "linux-x86_64-cpu"
+    write_run(folder, "base", sample("base"))
+    document = sample("new")
+    document[KEY]["records"][QUERY]["metrics"]["adapted_layers"] = 12
+    write_run(folder, "new", document)
+    return tmp_path
+
+
+def test_compare_exits_with_one_where_something_changed(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = results / "verdicts.json"
+    assert compare_command("base", "new", storage=results, verdict_file=file) == 1
+    assert "FAILED: 1 changed, 8 unchanged." in capsys.readouterr().out
+    assert json.loads(file.read_text())["passed"] is False
+    assert compare_command("base", "base", storage=results, verdict_file=file) == 0
+    assert json.loads(file.read_text())["passed"] is True
+    assert compare_command("base", "new", storage=results, allow=["changed"]) == 0
+    assert "changed (allowed)" in capsys.readouterr().out
+
+
+def test_compare_writes_every_format(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def output(form: str) -> str:
+        assert compare_command("base", "new", storage=results, format=form) == 1
+        return capsys.readouterr().out
+
+    assert "| changed " in output("markdown")
+    assert r"\toprule" in output("latex")
+    assert (
+        output("csv").splitlines()[1].startswith(f"{QUERY},adapted_layers,count,changed,24,12,0.5")
+    )
+    lines = [json.loads(line) for line in output("json").splitlines()]
+    assert len(lines) == 9
+    assert (lines[0]["verdict"], lines[0]["fails"]) == ("changed", True)
+
+
+def test_report_writes_every_format(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def output(form: str, *paths: str, **options: Any) -> str:
+        assert report_command(paths, format=form, storage=results, **options) == 0
+        return capsys.readouterr().out
+
+    assert "Run 0002\\_new: " in output("markdown")  # the latest without a name
+    assert "Run 0001\\_base: " in output("markdown", "0001")
+    assert r"\toprule" in output("latex")
+    assert len(output("csv", "base", "new").splitlines()) == 5
+    first = json.loads(output("json").splitlines()[0])
+    assert (first["trainable"], first["peak_reserved_bytes"]) == (786432, None)
+    assert "changed" in output("terminal", "new", baseline="base")
+    assert "\x1b" not in output("terminal")
+
+
+def test_a_file_is_written_whole_and_nothing_is_printed(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = results / "tables" / "table.md"
+    report_command(["new"], format="markdown", output=target, storage=results)
+    assert target.read_text(encoding="utf-8").startswith("## LoRA target modules\n")
+    assert capsys.readouterr().out == ""
+
+
+def test_a_terminal_without_our_characters_still_gets_the_table(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    report_command(["new"], storage=results)
+    assert b"800 ? 15 ms" in raw.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"base": "absent", "new": "new"}, "there are: linux-x86_64-cpu/0001_base"),
+        ({"base": "base", "new": "new", "format": "html"}, "unknown format"),
+        ({"base": "base", "new": "new", "thresholds": ["speed=1%"]}, "speed"),
+        ({"base": "base", "new": "new", "allow": ["vanishing"]}, "vanished"),
+    ],
+)
+def test_wrong_input_is_named_and_nothing_is_written(
+    results: Path, arguments: dict[str, Any], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = results / "verdicts.json"
+    with pytest.raises(BenchError, match=reason):
+        compare_command(**arguments, storage=results, verdict_file=file)
+    assert not file.exists()
+    assert capsys.readouterr().out == ""
+
+
+def test_a_broken_run_writes_no_report(results: Path) -> None:
+    target = results / "table.md"
+    (results / "linux-x86_64-cpu" / "0003_broken.json").write_text("{")
+    with pytest.raises(BenchError, match="0003_broken"):
+        report_command([], output=target, storage=results)
+    assert not target.exists()
