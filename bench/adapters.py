@@ -34,20 +34,35 @@ TASK_HEADS = {
 }
 
 # Fields of an adapter_config.json that change neither what is adapted nor how many parameters it
-# takes: bookkeeping, and initialisations of the same matrices.
+# takes: bookkeeping (a saved config always says inference_mode), and initialisations of the same
+# matrices.
 _INERT = frozenset(
-    """auto_mapping base_model_name_or_path corda_config eva_config inference_mode
+    """auto_mapping base_model_name_or_path corda_config inference_mode
     loftq_config lora_ga_config megatron_core peft_type peft_version revision runtime_config
     qalora_group_size""".split()
 )
+
+# LoRA's variants, of which PEFT applies one at a time. MiCA is a variant by its initialisation.
+VARIANTS = ("use_dora", "kasa_config", "monteclora_config", "use_bdlora", "velora_config",
+            "alora_invocation_tokens")  # fmt: skip
+
+# What is not computed, and why; `from_dict` says so.
+_REFUSED = {
+    "arrow_config": "it routes between adapters that exist already",
+    "use_qalora": "PEFT implements it for GPTQ weights only",
+    "megatron_config": "it shards layers over processes",
+}
 
 
 @dataclass(frozen=True)
 class AdapterConfig:
     """One LoRA configuration.
 
+    The `*_config` fields, and `use_bdlora`, hold the fields of PEFT's class of that name; None
+    leaves the variant out, an empty mapping takes its defaults.
+
     Raises BenchError when a value is impossible (r < 1, an unknown bias or task type, an empty
-    target list, a malformed regular expression, layers_to_transform with a regex).
+    target list, a malformed regular expression, layers_to_transform with a regex, two variants).
     """
 
     target_modules: tuple[str, ...] | str | None = None
@@ -71,6 +86,12 @@ class AdapterConfig:
     trainable_token_indices: tuple[int, ...] | Mapping[str, tuple[int, ...]] | None = None
     layer_replication: tuple[tuple[int, int], ...] = ()
     ensure_weight_tying: bool = False
+    kasa_config: Mapping[str, Any] | None = None
+    monteclora_config: Mapping[str, Any] | None = None
+    use_bdlora: Mapping[str, Any] | None = None
+    velora_config: Mapping[str, Any] | None = None
+    eva_config: Mapping[str, Any] | None = None
+    alora_invocation_tokens: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("r", self.r), *((f"rank_pattern[{k!r}]", v) for k, v in self.ranks)):
@@ -103,6 +124,21 @@ class AdapterConfig:
             raise BenchError("layers_pattern needs layers_to_transform beside it")
         if self.lora_bias and self.use_dora:
             raise BenchError("lora_bias does not go with use_dora")
+        if len(self.variants) > 1:
+            raise BenchError(f"{' and '.join(self.variants)} do not go together")
+        if self.layer_replication:
+            _check_replication(self.layer_replication)
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """The variants of LoRA that are asked for; "mica" is one."""
+        # PEFT takes an empty mapping for a variant's defaults, an empty token list for none.
+        given = [
+            name
+            for name in VARIANTS
+            if getattr(self, name) not in (None, False, ())
+        ]  # fmt: skip
+        return tuple(given) + (("mica",) if self.init_lora_weights == "mica" else ())
 
     @property
     def ranks(self) -> tuple[tuple[str, int], ...]:
@@ -139,6 +175,8 @@ class AdapterConfig:
             raise BenchError(f"{where}: peft_type is {method!r}; only 'LORA' is understood")
         known = {f.name for f in fields(cls)}
         for key, value in data.items():
+            if key in _REFUSED and value not in (None, False, {}, [], ""):
+                raise BenchError(f"{where}: no closed form for {key}: {_REFUSED[key]}")
             if key not in known | _INERT and value not in (None, False, {}, [], ""):
                 raise UnknownName(f"field with a value in {where}:", key, known)
         given = {k: _to_tuples(v) for k, v in data.items() if k in known and v is not None}
@@ -167,6 +205,14 @@ def read_json(path: Path) -> Any:
         raise BenchError(f"{path}: cannot be read: {error.strerror}") from None
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise BenchError(f"{path}: not JSON: {error}") from None
+
+
+def _check_replication(pairs: Any) -> None:
+    for pair in pairs:
+        if len(pair) != 2 or not all(isinstance(end, int) for end in pair) or pair[0] >= pair[1]:
+            raise BenchError(
+                f"layer_replication holds [start, end) pairs with start < end, not {pair!r}"
+            )
 
 
 def _to_tuples(value: Any) -> Any:

@@ -29,6 +29,15 @@ if TYPE_CHECKING:
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 _PROJECTION_KEYS = ("role", "module", "kind", "in_features", "out_features", "bias", "count",
                     "regex", "tied", "experts", "kernel")  # fmt: skip
+_TASK_MAPPINGS = {
+    "AutoModelForCausalLM": "CAUSAL_LM",
+    "AutoModelForSeq2SeqLM": "SEQ_TO_SEQ_CAUSAL_LM",
+    "AutoModelForMaskedLM": "MASKED_LM",
+    "AutoModelForSequenceClassification": "SEQUENCE_CLASSIFICATION",
+    "AutoModelForTokenClassification": "TOKEN_CLASSIFICATION",
+    "AutoModelForQuestionAnswering": "QUESTION_ANSWERING",
+    "AutoModelForImageClassification": "IMAGE_CLASSIFICATION",
+}
 KINDS = ("linear", "conv1d", "conv2d", "embedding", "expert")
 
 
@@ -180,6 +189,20 @@ class Model:
         fields.update({k: getattr(config, k) for k in config.attribute_map})
         fields["num_labels"] = getattr(config, "num_labels", 2)
         return fields
+
+    @cached_property
+    def task_class(self) -> str:
+        """The auto class whose task `auto_class` is made for ("AutoModelForCausalLM" for
+        LlamaForCausalLM); `auto_class` itself where no known task has it."""
+        if self.auto_class.startswith("AutoModel"):
+            return self.auto_class
+        from transformers.models.auto import modeling_auto
+
+        for name, mapping in _TASK_MAPPINGS.items():
+            names = getattr(modeling_auto, f"MODEL_FOR_{mapping}_MAPPING_NAMES")
+            if names.get(self.model_type) == self.auto_class:
+                return name
+        return self.auto_class
 
     def build(self) -> nn.Module:
         """The model on the meta device: every shape, no memory."""
@@ -350,12 +373,12 @@ def _auto_class(config: Mapping[str, Any]) -> str:
     for name in config.get("architectures") or ():
         if isinstance(name, str) and hasattr(getattr(transformers, name, None), "config_class"):
             return name
-    from transformers.models.auto import modeling_auto as auto
+    from transformers.models.auto import modeling_auto
 
-    for task in ("CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "MASKED_LM"):
-        if config["model_type"] in getattr(auto, f"MODEL_FOR_{task}_MAPPING_NAMES"):
-            return {"CAUSAL_LM": "AutoModelForCausalLM", "MASKED_LM": "AutoModelForMaskedLM",
-                    "SEQ_TO_SEQ_CAUSAL_LM": "AutoModelForSeq2SeqLM"}[task]  # fmt: skip
+    for name in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForMaskedLM"):
+        names = getattr(modeling_auto, f"MODEL_FOR_{_TASK_MAPPINGS[name]}_MAPPING_NAMES")
+        if config["model_type"] in names:
+            return name
     return "AutoModel"
 
 

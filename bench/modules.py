@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Any
+
+from bench.errors import BenchError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -137,6 +139,65 @@ class ModuleTable:
         prefix = module + "."
         return (p for p in self.parameters if p.name.startswith(prefix))
 
+    def replicate(self, pairs: tuple[tuple[int, int], ...]) -> ModuleTable:
+        """The table after `layer_replication`: layers stacked by [start, end) ranges.
+
+        Repeated layers share their weights; a layer that no range names is gone. Raises BenchError
+        where PEFT finds no list of layers, or a range leaves the list.
+        """
+        path = self._layer_list()
+        inside = re.compile(rf"{re.escape(path)}\.(\d+)(\..*)?")
+        depth = len({m[1] for m in map(inside.fullmatch, self.by_name) if m})
+        order = [index for start, end in pairs for index in range(start, end)]
+        if not all(0 <= index < depth for index in order):
+            raise BenchError(
+                f"layer_replication {list(pairs)}: the model has layers 0 to {depth - 1}"
+            )
+
+        def stacked(names: list[str]) -> list[tuple[str, str]]:
+            """(new name, old name), the layers in their new order where the first one stood."""
+            found: dict[int, list[str]] = {}
+            before: list[str] = []
+            after: list[str] = []
+            for name in names:
+                if layer := inside.fullmatch(name):
+                    found.setdefault(int(layer[1]), []).append(name)
+                else:
+                    (after if found else before).append(name)
+            layers = [
+                (f"{path}.{new}{name[len(f'{path}.{old}') :]}", name)
+                for new, old in enumerate(order)
+                for name in found.get(old, ())
+            ]
+            return [*zip(before, before, strict=True), *layers, *zip(after, after, strict=True)]
+
+        parameters: list[Parameter] = []
+        firsts: dict[str, str] = {}
+        by_parameter = {p.name: p for p in self.parameters}
+        for new, old in stacked([p.name for p in self.parameters]):
+            first = firsts.setdefault(by_parameter[old].same_as or old, new)
+            parameters.append(
+                Parameter(new, by_parameter[old].shape, "" if first == new else first)
+            )
+        modules = [replace(self.by_name[old], name=new) for new, old in stacked(list(self.by_name))]
+        return replace(self, modules=tuple(modules), parameters=tuple(parameters))
+
+    def _layer_list(self) -> str:
+        """The list of layers that PEFT replicates: Llama's, BERT's or Falcon's names only."""
+        prefix = ""
+        while f"{prefix}model" in self.by_name:
+            prefix += "model."
+        if f"{prefix}bert" in self.by_name:
+            prefix += "bert."
+        for name in ("layers", "encoder.layer", "h"):
+            found = self.by_name.get(f"{prefix}{name}")
+            if found is not None and found.class_name == "ModuleList":
+                return found.name
+        raise BenchError(
+            "layer_replication: PEFT replicates model.layers, encoder.layer or h, and "
+            f"{self.class_name} has none of them"
+        )
+
 
 def read_table(model: nn.Module) -> ModuleTable:
     """The table of a live model (on any device, the meta device included)."""
@@ -217,7 +278,7 @@ def _read_module(name: str, module: Any) -> Module:
             module.groups,
             class_name,
         )
-    if isinstance(module, nn.MultiheadAttention):
+    if isinstance(module, nn.MultiheadAttention) and module._qkv_same_embed_dim:
         width = module.embed_dim
         bias = module.in_proj_bias is not None
         return Module(name, MULTIHEAD, width, width, bias, class_name=class_name)

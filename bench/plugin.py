@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bench.adapters import AdapterConfig
-from bench.architectures import Model
+from bench.architectures import Model, read_toml
 from bench.baselines import (
     KEY,
     Run,
@@ -133,6 +133,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--verdict-file", type=Path, metavar="FILE", help="write the verdicts to this JSON file")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-benchmark reads the options changed here
 def pytest_configure(config: pytest.Config) -> None:
     """Check every option before anything runs: a wrong one ends the run with status 2."""
     for line in (
@@ -141,14 +142,25 @@ def pytest_configure(config: pytest.Config) -> None:
         "slow: left out of the default run; choose it with -m slow",
     ):
         config.addinivalue_line("markers", line)
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile(
+        "bench",
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    settings.load_profile("bench")
     option = config.option
+    load_model.cache_clear()  # a second run in this process may find other files
     config.stash[_LOG] = RunLog()
     config.stash[_SAVE] = option.benchmark_save
     config.stash[_BASELINE] = None
     config.stash[_VERDICTS] = []
     try:
         _check_numbers(option)
-        config.stash[_THRESHOLDS] = Thresholds().with_options(option.threshold)
+        config.stash[_THRESHOLDS] = _thresholds(config)
         config.stash[_SUBJECTS] = select(
             Request(
                 models=tuple(option.model),
@@ -170,11 +182,25 @@ def pytest_configure(config: pytest.Config) -> None:
             raise BenchError("--gate needs --benchmark-compare: there is nothing to hold against")
         if option.benchmark_compare:
             selector = None if option.benchmark_compare is True else option.benchmark_compare
-            config.stash[_BASELINE] = load_run(find_runs(_storage(config), selector)[-1])
+            storage = _storage(config)
+            path = find_runs(storage, selector)[-1]
+            config.stash[_BASELINE] = load_run(path)
+            # pytest-benchmark reads the same run, for --benchmark-compare-fail.
+            option.benchmark_storage, option.benchmark_compare = f"file://{storage}", str(path)
     except BenchError as error:
         pytest.exit(f"error: {error}", returncode=2)
     # The run is stored here, with every record, whole or not at all: see pytest_sessionfinish.
     option.benchmark_save = None
+
+
+def _thresholds(config: pytest.Config) -> Thresholds:
+    """The defaults, then pyproject's [tool.bench.thresholds], then --threshold."""
+    thresholds = Thresholds()
+    project = config.rootpath / "pyproject.toml"
+    if project.exists():
+        table = read_toml(project).get("tool", {}).get("bench", {}).get("thresholds", {})
+        thresholds = thresholds.with_table(table, f"{project}: tool.bench.thresholds")
+    return thresholds.with_options(config.option.threshold)
 
 
 def _check_numbers(option: Any) -> None:
@@ -210,6 +236,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for name, keys in _PARAMETERS.items():
         if name in metafunc.fixturenames:
             metafunc.parametrize(name, keys(subjects), indirect=name != "architecture")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Storing or comparing a run, or asking about one model, is not about the tool's own tests."""
+    option = config.option
+    asked = any("selftest" in argument for argument in config.args)
+    about_results = config.stash[_SAVE] or option.benchmark_compare or option.model
+    if collection_path.name == "selftest" and about_results and not asked:
+        return True
+    return None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -107,7 +107,7 @@ class Scenario:
         The task type and the fresh heads follow from the model's class. Dropout is left out where
         experts are adapted: PEFT's wrapper for parameters has none.
         """
-        task_type, heads = _TASKS.get(model.auto_class, (None, ()))
+        task_type, heads = _TASKS.get(model.task_class, (None, ()))
         rank = self.r if r is None else r
         if self.literal:
             saved = tuple(dict.fromkeys((*self.modules_to_save, *heads)))

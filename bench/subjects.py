@@ -51,7 +51,7 @@ class Subject:
         return Case(
             model=self.model.label,
             config=dict(self.model.config),
-            auto_class=self.model.auto_class,
+            auto_class=self.model.task_class,
             scenario=self.name,
             adapter=self.adapter.to_dict(),
             precision=self.precision,

@@ -11,55 +11,49 @@ import re
 from collections.abc import Iterable, Iterator
 from itertools import product
 from math import prod
+from operator import add
 
 from bench.errors import BenchError
 
 _BRACKET = re.compile(r"\[(\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)\]")
-_NUMBERED = re.compile(r"(?:^|(?<=\.))(?:\d+|\[[\d,-]+\])(?=\.|$)")
+# A whole segment, or what follows "expert_" (nllb-moe numbers its experts so). Other numbers at the
+# end of a word tell different things apart: linear_1 from linear_2.
+_PLACE = re.compile(r"(?:^|(?<=\.)|(?<=\.expert_))(?:\d+|\[[^].]*\])(?=\.|$)")
 # Anything larger in a file is a slip of the pen.
 _MOST_NAMES = 1_000_000
 
 
 def fold(names: Iterable[str]) -> list[str]:
     """The fewest bracketed names that stand for exactly `names`, which differ in numbers only."""
-    split = [name.split(".") for name in names]
-    if not split:
-        return []
-    places = [i for i, part in enumerate(split[0]) if part.isdigit()]
-    numbers = sorted({tuple(int(parts[i]) for i in places) for parts in split})
-    folded = []
-    for block in _blocks(numbers):
-        parts = list(split[0])
-        for place, values in zip(places, block, strict=True):
-            parts[place] = _bracket(values)
-        folded.append(".".join(parts))
-    return folded
+    names = list(names)
+    pieces = _PLACE.split(names[0])
+    numbers = sorted({tuple(map(int, _PLACE.findall(name))) for name in names})
+    return [
+        "".join(map(add, pieces, [*map(_bracket, block), ""])) for block in _blocks(numbers)
+    ]
 
 
 def template(name: str) -> str:
     """The name with a star for every number or bracket: what `fold` may put together."""
-    return _NUMBERED.sub("*", name)
+    return _PLACE.sub("*", name)
 
 
 def expand(folded: str) -> Iterator[str]:
     """Every name that a bracketed name stands for."""
-    parts = [[p] if not p.startswith("[") else list(map(str, _values(p, folded)))
-             for p in folded.split(".")]  # fmt: skip
-    return (".".join(chosen) for chosen in product(*parts))
+    pieces = _PLACE.split(folded)
+    places = [map(str, values) for values in _places(folded)]
+    return ("".join(map(add, pieces, [*chosen, ""])) for chosen in product(*places))
 
 
 def count(folded: str) -> int:
     """How many names a bracketed name stands for."""
-    return prod(len(_values(p, folded)) for p in folded.split(".") if p.startswith("["))
+    return prod(map(len, _places(folded)))
 
 
 def repeats(folded: str) -> int:
     """In how many layers these modules lie: how many numbers the first numbered place holds."""
-    found = _NUMBERED.search(folded)
-    if found is None:
-        return 0
-    place = found.group()
-    return len(_values(place, folded)) if place.startswith("[") else 1
+    places = _places(folded)
+    return len(places[0]) if places else 0
 
 
 def check(folded: str, where: str) -> str:
@@ -100,6 +94,14 @@ def _bracket(values: tuple[int, ...]) -> str:
             runs.append([value])
     texts = [f"{r[0]}-{r[-1]}" if len(r) > 1 else str(r[0]) for r in runs]
     return f"[{','.join(texts)}]"
+
+
+def _places(folded: str) -> list[list[int]]:
+    """The numbers that stand in each numbered place."""
+    return [
+        _values(place, folded) if place.startswith("[") else [int(place)]
+        for place in _PLACE.findall(folded)
+    ]
 
 
 def _values(bracket: str, folded: str) -> list[int]:

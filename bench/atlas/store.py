@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from bench.atlas import names
 from bench.atlas.entries import Atlas, Experts, Projection, TypeEntry
 from bench.errors import BenchError, UnknownName, check_keys
 from bench.modules import CONV1D, CONVOLUTIONS, EMBEDDING, LINEAR, MULTIHEAD
-from bench.roles import check_role
+from bench.roles import UNKNOWN, check_role
 
 FORMAT = 1
 ROOT = FIXTURES / "atlas"
@@ -58,35 +57,33 @@ def find_atlas(name: str, root: Path | None = None) -> Path:
 
 def save_atlas(atlas: Atlas, folder: Path) -> None:
     """Write the atlas to `folder`: all of it or nothing. Other files there are kept."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    texts: dict[str, dict[str, Any]] = {}
+    for model_type in sorted({*atlas.types, *atlas.unbuilt}):
+        texts.setdefault(_initial(model_type), {})[model_type] = (
+            entry_to_json(atlas.types[model_type])
+            if model_type in atlas.types
+            else {"unbuilt": atlas.unbuilt[model_type]}
+        )
+    staged = folder.with_name(f".{folder.name}-{os.getpid()}")
+    retired = folder.with_name(f"{staged.name}-old")
     try:
-        texts: dict[str, dict[str, Any]] = {}
-        for model_type in sorted({*atlas.types, *atlas.unbuilt}):
-            data = (
-                entry_to_json(atlas.types[model_type])
-                if model_type in atlas.types
-                else {"unbuilt": atlas.unbuilt[model_type]}
-            )
-            texts.setdefault(_initial(model_type), {})[model_type] = data
+        staged.mkdir(parents=True)
+        for kept in folder.iterdir() if folder.is_dir() else ():
+            if not kept.match(_FILE.format("*")):
+                shutil.copy2(kept, staged)
         for initial, types in texts.items():
-            (staged / _FILE.format(initial)).write_text(_dump(atlas.transformers, types))
-        # mkdtemp makes a private folder; a stored atlas is as readable as any file here.
-        staged.chmod(0o777 & ~_umask())
+            path = staged / _FILE.format(initial)
+            path.write_text(_dump(atlas.transformers, types), encoding="utf-8")
         if folder.is_dir():
-            for kept in folder.iterdir():
-                if not kept.match(_FILE.format("*")):
-                    shutil.copy2(kept, staged)
-            old = folder.with_name(f"{staged.name}-old")
-            folder.rename(old)
-            staged.rename(folder)
-            shutil.rmtree(old)
-        else:
-            staged.rename(folder)
+            folder.rename(retired)
+        staged.rename(folder)
     except OSError as error:
         raise BenchError(f"{folder}: cannot be written: {error.strerror}") from None
     finally:
+        if retired.is_dir() and not folder.exists():  # interrupted between the two renames
+            retired.rename(folder)
         shutil.rmtree(staged, ignore_errors=True)
+        shutil.rmtree(retired, ignore_errors=True)
 
 
 def load_atlas(folder: Path) -> Atlas:
@@ -110,8 +107,8 @@ def load_atlas(folder: Path) -> Atlas:
         _check_type(data["types"], dict, f"{path}: types")
         for model_type, values in data["types"].items():
             where = f"{path}: {model_type}"
-            if model_type in types or model_type in unbuilt or _initial(model_type) not in path.stem:
-                raise BenchError(f"{where}: does not belong in this file, or is there twice")
+            if path.name != _FILE.format(_initial(model_type)):
+                raise BenchError(f"{where}: does not belong in this file")
             if isinstance(values, dict) and "unbuilt" in values:
                 check_keys(values, where, ("unbuilt",))
                 _check_type(values["unbuilt"], str, f"{where}: unbuilt")
@@ -190,9 +187,8 @@ def _projection_from_json(name: str, row: Any, where: str) -> Projection:
     if kind not in _KINDS:
         raise UnknownName(f"kind in {where}:", str(kind), _KINDS)
     _check_sizes(numbers, where)
-    check_role(str(role), where)
     into, out, *window = numbers
-    return Projection(names.check(name, where), role, kind, into, out, bias, *window)
+    return Projection(names.check(name, where), _role(role, where), kind, into, out, bias, *window)
 
 
 def _experts_from_json(name: str, row: Any, where: str) -> Experts:
@@ -200,7 +196,11 @@ def _experts_from_json(name: str, row: Any, where: str) -> Experts:
         raise BenchError(f"{where}: expected [role, experts, rows, columns], found {row!r}")
     role, *shape = row
     _check_sizes(shape, where)
-    return Experts(names.check(name, where), check_role(str(role), where), tuple(shape))
+    return Experts(names.check(name, where), _role(role, where), tuple(shape))
+
+
+def _role(role: Any, where: str) -> str:
+    return UNKNOWN if role == UNKNOWN else check_role(str(role), where)
 
 
 def _check_sizes(values: list[Any], where: str) -> None:
@@ -239,12 +239,6 @@ def _dump(version: str, types: Mapping[str, Mapping[str, Any]]) -> str:
 def _initial(model_type: str) -> str:
     first = model_type[:1].lower()
     return first if first.isascii() and first.isalnum() else "other"
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _version_key(version: str) -> tuple[tuple[bool, int, str], ...]:

@@ -247,26 +247,34 @@ with Session(device="cpu") as session, session.start(tiny_case("opt")) as runnin
 """
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_nothing_outlives_the_parent(how: signal.Signals) -> None:
-    parent = subprocess.Popen(
-        [sys.executable, "-c", _PARENT.format(here=str(HERE))],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=HERE.parents[1],
-        start_new_session=True,
-    )
-    pids = [int(word) for word in parent.stdout.readline().split()]
-    assert len(pids) == 2
-    os.killpg(parent.pid, how)  # as a terminal's Ctrl-C: to the whole group
-    _, said = parent.communicate(timeout=30)
-    if how == signal.SIGINT:
-        assert said.rstrip().endswith("KeyboardInterrupt")
-    deadline = time.monotonic() + 10
-    while any(map(psutil.pid_exists, pids)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(map(psutil.pid_exists, pids))
+def test_nothing_outlives_the_parent() -> None:
+    """Neither a Ctrl-C, sent to the whole group as a terminal does, nor a kill -9 with a worker
+    that hangs leaves a process behind."""
+    signals = (signal.SIGINT, signal.SIGKILL)
+    parents = [
+        subprocess.Popen(
+            [sys.executable, "-c", _PARENT.format(here=str(HERE))],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=HERE.parents[1],
+            start_new_session=True,
+        )
+        for _ in signals
+    ]
+    for parent, how in zip(parents, signals, strict=True):
+        pids = [int(word) for word in parent.stdout.readline().split()]
+        assert len(pids) == 2
+        if how == signal.SIGKILL:
+            os.kill(pids[1], signal.SIGSTOP)
+        os.killpg(parent.pid, how)
+        _, said = parent.communicate(timeout=30)
+        if how == signal.SIGINT:
+            assert said.rstrip().endswith("KeyboardInterrupt")
+        deadline = time.monotonic() + 10
+        while any(map(psutil.pid_exists, pids)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not any(map(psutil.pid_exists, pids)), how
 
 
 def test_the_clock_gives_pytest_benchmark_the_workers_seconds(pytester: pytest.Pytester) -> None:

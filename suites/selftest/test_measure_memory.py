@@ -106,19 +106,11 @@ def test_tracked_peaks_are_the_profilers(session: Session, case: Case) -> None:
     with session.start(case) as running:
         tracked = running.prepare()
     reference = profiled(case)
-    found = {
-        "loaded": tracked.loaded_bytes,
-        "first step": tracked.first_step_peak_allocated_bytes,
-        "steady step": tracked.peak_allocated_bytes,
-    }
-    assert found == pytest.approx(
-        {
-            "loaded": reference.loaded_bytes,
-            "first step": reference.first_step_peak_bytes,
-            "steady step": reference.steady_step_peak_bytes,
-        },
-        rel=1e-3,
-    )
+    # bitsandbytes makes a few small tables once a process, and this one is used again.
+    assert tracked.loaded_bytes == pytest.approx(reference.loaded_bytes, abs=512)
+    peaks = tracked.first_step_peak_allocated_bytes, tracked.peak_allocated_bytes
+    expected = reference.first_step_peak_bytes, reference.steady_step_peak_bytes
+    assert peaks == pytest.approx(expected, rel=1e-3)
     assert sum(tracked.breakdown.values()) == tracked.peak_allocated_bytes
     assert min(tracked.breakdown.values()) >= 0
 

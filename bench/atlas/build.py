@@ -1,0 +1,194 @@
+"""Build one model type on the meta device, and read what the atlas keeps of it.
+
+The class is the most telling that transformers has for the type: the first in `PREFERENCE`, an
+encoder-decoder or a model with vision whole rather than its text decoder alone; else the base
+model; else, for a part of a larger model that no auto class gives, the class in its own module.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import re
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from bench.atlas import names
+from bench.atlas.entries import Experts, Projection, TypeEntry
+from bench.atlas.overrides import OWN, Override, override_for
+from bench.modules import OTHER, ModuleTable, read_table
+from bench.roles import role_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+CAUSAL_LM = "AutoModelForCausalLM"
+PREFERENCE = tuple(
+    f"AutoModelFor{task}"
+    for task in """Seq2SeqLM SpeechSeq2Seq ImageTextToText MultimodalLM Vision2Seq CausalLM MaskedLM
+    CTC RNNT TDT ImageClassification AudioClassification VideoClassification ObjectDetection
+    InstanceSegmentation UniversalSegmentation SemanticSegmentation DepthEstimation MaskGeneration
+    ZeroShotImageClassification ZeroShotObjectDetection TextToSpectrogram TextToWaveform
+    AudioTokenization SequenceClassification TokenClassification QuestionAnswering
+    DocumentQuestionAnswering VisualQuestionAnswering""".split()
+)
+_MODELLING = ("modeling_", "vision", "perceiver")  # the last two are IDEFICS's
+_OTHER_FRAMEWORKS = ("modeling_tf_", "modeling_flax_")
+_PACKAGE = re.compile(r"requires the (\S+) library")
+
+
+class Unbuildable(Exception):
+    """A type that cannot be built here; the message is the reason."""
+
+
+def model_types() -> list[str]:
+    """Every model type that the installed transformers knows, in alphabetical order."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    return sorted(CONFIG_MAPPING_NAMES)
+
+
+def build_entry(model_type: str) -> TypeEntry:
+    """What the atlas keeps of one type. Raises Unbuildable with the reason."""
+    model, auto_class = build_model(model_type)
+    return make_entry(read_table(model), auto_class, _takes(CAUSAL_LM, model_type))
+
+
+def build_model(
+    model_type: str, changes: Mapping[str, Any] | None = None
+) -> tuple[nn.Module, str]:
+    """The model on the meta device, and the auto class that built it ("" for none).
+
+    `changes` are configuration values on top of the default and the reviewed override. Raises
+    Unbuildable with the reason.
+    """
+    import torch
+    import transformers
+
+    override = override_for(model_type, int(transformers.__version__.partition(".")[0]))
+    config = make_config(model_type, override, changes)
+    auto_class = override.auto_class if override and override.auto_class else choose(model_type)
+    auto_class = "" if auto_class == OWN else auto_class
+    loader = getattr(transformers, auto_class) if auto_class else _own_class(config)
+    loader = getattr(loader, "from_config", loader)
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return loader(config), auto_class
+        except Exception as error:  # any line of 400 modelling files
+            raise Unbuildable(explain(error)) from error
+
+
+def make_config(
+    model_type: str, override: Override | None, changes: Mapping[str, Any] | None = None
+) -> Any:
+    """The default configuration, with the override's values and `changes`."""
+    from transformers import AutoConfig
+
+    values = {**(override.config if override else {}), **(changes or {})}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return AutoConfig.for_model(model_type, **values)
+        except Exception as error:  # transformers validates configs with many error types
+            raise Unbuildable(explain(error)) from error
+
+
+def choose(model_type: str) -> str:
+    """The auto class for a type; "" when no auto class takes it."""
+    from transformers.models.auto import modeling_auto
+
+    rest = sorted(n for n in dir(modeling_auto) if n.startswith(("AutoModelFor", "AutoBackbone")))
+    return next((n for n in (*PREFERENCE, "AutoModel", *rest) if _takes(n, model_type)), "")
+
+
+def explain(error: BaseException) -> str:
+    """Why a type does not build, in one line: the optional package that it lacks, or the error."""
+    text = str(error).strip() or type(error).__name__
+    if isinstance(error, ImportError) and (missing := _PACKAGE.findall(text)):
+        return f"needs the optional package {' and '.join(dict.fromkeys(missing))}"
+    line = " ".join(text.split())
+    return f"{type(error).__name__}: {line[:160]}"
+
+
+def make_entry(table: ModuleTable, auto_class: str, causal_lm: bool) -> TypeEntry:
+    """Fold a module table into what the atlas keeps."""
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for m in table.modules:
+        if m.kind != OTHER:
+            # A few models compute their widths with tensors.
+            shape = (m.kind, int(m.in_features), int(m.out_features), m.bias, m.kernel, m.groups)
+            groups.setdefault((names.template(m.name), *shape), []).append(m.name)
+    experts: dict[tuple[Any, ...], list[str]] = {}
+    for p in table.expert_parameters:
+        experts.setdefault((names.template(p.name), p.shape), []).append(p.name)
+    other = {m.leaf for m in table.modules if m.kind == OTHER and not m.leaf.isdigit()}
+    return TypeEntry(
+        auto_class=auto_class,
+        class_name=table.class_name,
+        causal_lm=causal_lm,
+        layers=len(table.layers),
+        parameters=table.total_parameters,
+        input_embedding=table.input_embedding,
+        output_embedding=table.output_embedding,
+        tied=table.tied,
+        moe_conversion=table.moe_conversion,
+        projections=tuple(
+            Projection(name, role_of(members[0]), *shape)
+            for (_, *shape), members in groups.items()
+            for name in names.fold(members)
+        ),
+        experts=tuple(
+            Experts(name, role_of(members[0]), shape)
+            for (_, shape), members in experts.items()
+            for name in names.fold(members)
+        ),
+        other=tuple(sorted(other)),
+    )
+
+
+def _takes(auto_class: str, model_type: str) -> bool:
+    from transformers.models.auto import modeling_auto
+
+    found = getattr(modeling_auto, auto_class, None)
+    mapping = getattr(found, "_model_mapping", None)
+    return mapping is not None and model_type in mapping._model_mapping
+
+
+def _own_class(config: Any) -> Any:
+    """The class written for exactly this configuration, in the package that defines it: a model if
+    there is one, else a part of a model that takes this configuration alone."""
+    from torch import nn
+
+    package = importlib.import_module(type(config).__module__.rpartition(".")[0])
+    models: list[Any] = []
+    parts: list[Any] = []
+    for info in pkgutil.iter_modules(package.__path__):
+        if not info.name.startswith(_MODELLING) or info.name.startswith(_OTHER_FRAMEWORKS):
+            continue
+        module = importlib.import_module(f"{package.__name__}.{info.name}")
+        for name, value in vars(module).items():
+            if not isinstance(value, type) or value.__module__ != module.__name__:
+                continue
+            if not issubclass(value, nn.Module) or name.endswith("PreTrainedModel"):
+                continue
+            if getattr(value, "config_class", None) is type(config):
+                models.append(value)
+            elif _wanted_config(value) == type(config).__name__:
+                parts.append(value)
+    if not models and not parts:
+        raise Unbuildable("no model class takes this configuration")
+    # What holds the others is written below them.
+    return (models or parts)[-1]
+
+
+def _wanted_config(module_class: Any) -> str:
+    """The name of the configuration class that builds a module, when nothing else is needed."""
+    _, *given = inspect.signature(module_class.__init__).parameters.values()
+    required = [p for p in given if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    if [p.name for p in required] != ["config"]:
+        return ""
+    annotation = required[0].annotation
+    return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")

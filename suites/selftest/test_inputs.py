@@ -1,0 +1,192 @@
+"""Wrong input gets a message that names the thing, status 2 and no traceback."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench.architectures import find_model, load_architecture, registered
+from bench.cli import main
+from bench.errors import BenchError
+from bench.expressions import evaluate
+from bench.scenarios import load_scenarios
+
+LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "vocab_size": 20,
+         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> Path:
+    folder = tmp_path / "my-llama"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(LLAMA))
+    return folder
+
+
+@pytest.fixture
+def refused(capsys):
+    """Run a command that must end with status 2; gives its message."""
+
+    def run(*arguments: object) -> str:
+        assert main([str(a) for a in arguments]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert "Traceback" not in captured.err
+        assert captured.err.startswith("bench: error: ")
+        return captured.err
+
+    return run
+
+
+def test_unknown_architecture_offers_the_nearest(refused) -> None:
+    assert "'lama-3-8b': did you mean llama-3-8b" in refused("targets", "lama-3-8b")
+
+
+def test_unknown_scenario_offers_the_nearest(refused) -> None:
+    message = refused("targets", "gpt2", "--scenario", "query-key-valve")
+    assert "unknown scenario 'query-key-valve': did you mean query-key-value" in message
+
+
+def test_scenario_without_its_roles(refused) -> None:
+    message = refused("targets", "gpt2", "--scenario", "query")
+    assert "wants role query, which gpt2 does not have" in message
+    assert "fuses query, key, value" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "config.json: no such file"),
+        ("{", "config.json: not JSON"),
+        ("[1]", "has no model_type"),
+        ('{"hidden_size": 3}', "has no model_type"),
+        ('{"model_type": "lama"}', "unknown model_type in my-llama: 'lama': did you mean llama"),
+        ('{"model_type": "llama", "num_attention_heads": "many"}', "refuses the config"),
+    ],
+)
+def test_wrong_config(llama: Path, refused, content: str | None, said: str) -> None:
+    config = llama / "config.json"
+    config.unlink()
+    if content is not None:
+        config.write_text(content)
+    assert said in refused("targets", llama, "--target-modules", "q_proj")
+
+
+def test_remote_code_is_refused(llama: Path, refused) -> None:
+    values = {"model_type": "mine", "auto_map": {"AutoConfig": "code.Config"}}
+    (llama / "config.json").write_text(json.dumps(values))
+    assert "--trust-remote-code" in refused("targets", llama, "--target-modules", "q_proj")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--target-modules", "q_proj", "--rank", "0"], "r must be a whole number of at least 1"),
+        (["--target-modules", "re:(q_proj"], "'(q_proj' is not a regular expression"),
+        (["--target-modules", ""], "target_modules is empty"),
+        (["--target-modules", "q_proj", "--task-type", "MULTIPLE_CHOICE"],
+         "unknown task type 'MULTIPLE_CHOICE'"),
+        (["--target-modules", "q_proj", "--auto-class", "AutoModelForCausalML"],
+         "did you mean AutoModelForCausalLM"),
+    ],
+)  # fmt: skip
+def test_wrong_option(llama: Path, refused, options: list[str], said: str) -> None:
+    assert said in refused("targets", llama, *options)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "said"),
+    [
+        ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
+        ({"peft_type": "LORA", "r": 8, "target_modules": []}, "target_modules is empty"),
+        ({"peft_type": "LORA", "r": -1, "target_modules": ["q_proj"]}, "r must be"),
+        ({"peft_type": "LORA", "target_modules": ["q_proj"], "kasa_config": {"a": 1}},
+         "'kasa_config'"),
+    ],
+)  # fmt: skip
+def test_wrong_adapter(llama: Path, refused, adapter: dict, said: str) -> None:
+    file = llama / "adapter_config.json"
+    file.write_text(json.dumps(adapter))
+    message = refused("targets", llama, "--adapter", file)
+    assert said in message
+    assert str(file) in message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('role = "query"', 'rule = "query"', "unknown key"),
+        ('role = "query"', 'role = "queery"', "did you mean query"),
+        ('kind = "linear"', 'kind = "linar"', "did you mean linear"),
+        ('count = "num_hidden_layers"', 'count = "num_hiden_layers"', "num_hidden_layers"),
+        ('count = "num_hidden_layers"', 'count = "__import__(1)"', "only whole numbers"),
+        ("[[projection]]", "[[projection", "not TOML"),
+    ],
+)
+def test_wrong_architecture_file(tmp_path: Path, old: str, new: str, said: str) -> None:
+    source = registered()["llama-3-8b"] / "architecture.toml"
+    (tmp_path / "architecture.toml").write_text(source.read_text().replace(old, new))
+    with pytest.raises(BenchError, match=said) as error:
+        load_architecture(tmp_path).projections(find_model("llama-3-8b").fields)
+    assert "projection" in str(error.value) or str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[scenario.a]\nroles = ["query"]\nrnak = 3', "'rnak'"),
+        ('[scenario.a]\nroles = ["quary"]', "did you mean query"),
+        ('[scenario.a]\nroles = ["query"]\nr = 0', "at least 1"),
+        ('[scenario.a]\nroles = ["query"]\ntarget_modules = ["q"]', "either roles or"),
+        ("[scenario.a]", "either roles or"),
+        ("scenarios = 1", "'scenarios'"),
+    ],
+)
+def test_wrong_scenario_file(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(BenchError, match=said) as error:
+        load_scenarios(tmp_path)
+    assert "mine.toml" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["2 ** 9", "f(2)", "a.b", "[1]", "1.5", "'x'", "True", "1 if 1 else 2", "~1", "", "1 +"]
+)
+def test_expressions_are_arithmetic_only(text: str) -> None:
+    with pytest.raises(BenchError, match="where"):
+        evaluate(text, {"a": 1}, "where")
+
+
+def test_expressions() -> None:
+    fields = {"layers": 3, "width": 10}
+    assert evaluate("2 * layers + width * (layers - 1) // 4", fields) == 11
+    assert evaluate(7, {}) == 7
+    with pytest.raises(BenchError, match="not a whole number"):
+        evaluate("width // layers", fields)
+    with pytest.raises(BenchError, match="did you mean layers"):
+        evaluate("layer", fields)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", '{"benchmarks": [], "machine_info": {}}', '{"a": 1}'],
+    ids=["empty", "truncated", "plain-pytest-benchmark", "foreign"],
+)
+def test_corrupt_baseline(tmp_path: Path, refused, content: str) -> None:
+    path = tmp_path / "0001_run.json"
+    path.write_text(content)
+    assert str(path) in refused("report", path)
+
+
+def test_help_and_version_answer_without_torch(capsys) -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from bench.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "assert not {'torch', 'transformers', 'peft', 'pandas'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -1,0 +1,169 @@
+"""The suites as a user runs them: real runs of pytest in a folder of their own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from bench.adapters import AdapterConfig
+from bench.architectures import find_model
+from bench.baselines import find_runs, load_run, seal, write_run
+from bench.counting import count, inject
+
+SUITES = Path(__file__).resolve().parent.parent
+LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "vocab_size": 20,
+         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+         "architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+STEPS = ("--precision", "fp32", "--rounds", "5", "--seq-len", "8")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _imported(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Runs inside this process forget what they imported, and torch cannot be imported twice."""
+    import bench.reports.tables  # noqa: F401
+
+    file = tmp_path_factory.mktemp("imported") / "config.json"
+    file.write_text(json.dumps(LLAMA))
+    count(inject(find_model(str(file)).build(), AdapterConfig(("q_proj",))))
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch):
+    """Run `pytest suites/` with options, in a project that holds a tiny model `mine`."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)
+    shutil.copytree(SUITES, pytester.path / "suites", ignore=shutil.ignore_patterns("selftest"))
+    folder = pytester.mkdir("mine")
+    (folder / "config.json").write_text(json.dumps(LLAMA))
+    _adapter(folder, ["q_proj", "v_proj"])
+    pytester.makepyprojecttoml("[tool.pytest.ini_options]\naddopts = ['--benchmark-quiet']")
+
+    def run_pytest(
+        *arguments: str, suites: str = "suites/", apart: bool = False
+    ) -> pytest.RunResult:
+        if apart:
+            return pytester.runpytest_subprocess("-p", "bench.plugin", suites, *arguments)
+        return pytester.runpytest_inprocess(
+            "-p", "bench.plugin", suites, "--model", "mine", *arguments
+        )
+
+    return run_pytest
+
+
+def _adapter(folder: Path, targets: list[str]) -> None:
+    values = {"peft_type": "LORA", "r": 4, "target_modules": targets, "task_type": "CAUSAL_LM"}
+    (folder / "adapter_config.json").write_text(json.dumps(values))
+
+
+def _results(pytester: pytest.Pytester) -> Path:
+    (folder,) = (pytester.path / "results").iterdir()
+    return folder
+
+
+def test_own_model(run) -> None:
+    result = run(suites="suites/test_counts.py")
+    result.assert_outcomes(passed=1, deselected=result.parseoutcomes()["deselected"])
+
+
+def test_dead_entry_fails_and_tells_what_to_write(run, pytester: pytest.Pytester) -> None:
+    _adapter(pytester.path / "mine", ["q_proj", "qkv_proj", "fc1"])
+    result = run(suites="suites/test_counts.py")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(
+        [
+            "*mine: 2 of 3 entries reach nothing*",
+            "*fc1: dead; write instead: up_proj (up, 2 modules)*",
+            "dead entry: qkv_proj reaches nothing on mine",
+        ]
+    )
+    allowed = run("--optional", "fc1,qkv_proj", suites="suites/test_counts.py")
+    assert allowed.ret == pytest.ExitCode.OK
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--precision", "nf5"], "unknown precision 'nf5': did you mean nf4"),
+        (["--scenario", "qurey"], "unknown scenario 'qurey': did you mean query"),
+        (["--rank", "0"], "--rank must be a whole number of at least 1"),
+        (["--model", "opt-35m"], "unknown architecture 'opt-35m': did you mean opt-350m"),
+        (["--model", "./nowhere"], "nowhere"),
+        (["--benchmark-compare"], "no stored run in"),
+        (["--gate"], "--gate needs --benchmark-compare"),
+        (["--threshold", "step_secs=5%"], "step_secs"),
+        (["--allow", "vanishd"], "did you mean vanished"),
+        (["--rounds", "0"], "--rounds must be greater than 0"),
+        (["-n", "2", "--benchmark-save", "x"], "measured cases are refused under pytest-xdist"),
+    ],
+)
+def test_wrong_option_ends_with_status_2(run, options: list[str], said: str) -> None:
+    result = run(*options, apart=True)
+    assert result.ret == 2
+    output = result.stdout.str() + result.stderr.str()
+    assert said in output
+    assert "Traceback" not in output
+    assert "INTERNALERROR" not in output
+
+
+def test_save_compare_and_gate(run, pytester: pytest.Pytester) -> None:
+    """The same thing twice holds exactly; one edited figure does not."""
+    first = run(*STEPS, "--benchmark-save", "base")
+    assert first.ret == pytest.ExitCode.OK
+    first.stdout.fnmatch_lines(["*scenarios × precisions*", "stored run: results/*0001_base.json"])
+    stored = load_run(find_runs(_results(pytester), "0001")[0])
+    step = next(r for r in stored.records.values() if r.suite == "measurement")
+    # r (in + out) of q_proj 32 → 32 and v_proj 32 → 16 in two layers
+    assert step.metrics["trainable_parameters"] == 2 * 4 * (32 + 32 + 32 + 16)
+    assert len(step.metrics["step_seconds"]) == 5
+    assert step.metrics["peak_allocated_bytes"] >= step.metrics["loaded_bytes"] > 0
+
+    # Times of steps this small are noise: only what is exact and tracked has to hold here.
+    timed = ("--threshold", "time=1000%", "--threshold", "reserved=1000%")
+    again = run(*STEPS, *timed, "--benchmark-compare", "--gate", "--verdict-file", "verdicts.json")
+    assert again.ret == pytest.ExitCode.OK
+    again.stdout.fnmatch_lines(["*verdicts against base*"])
+    verdicts = json.loads((pytester.path / "verdicts.json").read_text())
+    assert verdicts["passed"]
+    assert verdicts["summary"]["unchanged"] > 10
+
+    document = json.loads(find_runs(_results(pytester), "0001")[0].read_text())
+    document["lora_bench"]["records"][step.id]["metrics"]["trainable_parameters"] += 1
+    write_run(_results(pytester), "edited", seal(document))
+    changed = run(*STEPS, *timed, "--benchmark-compare", "--gate")
+    assert changed.ret == pytest.ExitCode.TESTS_FAILED
+    changed.stdout.fnmatch_lines(["*trainable parameters*"])
+
+
+def test_vanished_case_fails_the_gate(run, pytester: pytest.Pytester) -> None:
+    suites = "suites/test_counts.py"
+    run("--benchmark-save", "base", suites=suites)
+    test = pytester.path / "suites" / "test_counts.py"
+    test.write_text(test.read_text().replace("def test_user_targets", "def test_user_renamed"))
+    result = run("--benchmark-compare", "--gate", suites=suites)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["*vanished*"])
+    test.write_text(test.read_text().replace("def test_user_renamed", "def test_user_targets"))
+    narrowed = run("--benchmark-compare", "--gate", "-k", "parameters")
+    assert narrowed.ret == pytest.ExitCode.OK
+
+
+def test_measured_cases_are_refused_under_xdist(run) -> None:
+    result = run("-n", "2", *STEPS)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["*1 cases: measured cases are refused under pytest-xdist*"])
+    result.assert_outcomes(passed=2, errors=1)
+
+
+def test_running_out_of_memory_is_an_outcome(run, pytester: pytest.Pytester) -> None:
+    config = pytester.path / "mine" / "config.json"
+    config.write_text(json.dumps({**LLAMA, "vocab_size": 4_000_000, "hidden_size": 64}))
+    result = run(*STEPS, "--memory-limit", "0.2", "--benchmark-save", "oom")
+    assert result.ret == pytest.ExitCode.OK
+    result.assert_outcomes(passed=2, xfailed=1)
+    (step,) = (r for r in load_run(find_runs(_results(pytester))[0]).records.values()
+               if r.suite == "measurement")  # fmt: skip
+    assert step.outcome == "oom"
+    result.stdout.fnmatch_lines(["*oom*"])
