@@ -10,7 +10,6 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,16 +97,19 @@ def _split(text: str) -> tuple[str, ...]:
 
 
 def _targets(options: argparse.Namespace) -> int:
+    from bench.reports.ledger import ledger_json, ledger_text
+
     failed = False
     for number, name in enumerate(options.models):
         for subject in _asked(options, name):
             ledger, parameters = _answer(subject)
             if options.json:
-                print(json.dumps(_as_json(subject, ledger, parameters)), flush=True)
+                print(json.dumps(ledger_json(subject, ledger, parameters)), flush=True)
             else:
                 if number:
                     print()
-                print(_as_text(subject, ledger, parameters), flush=True)
+                colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+                print(ledger_text(subject, ledger, parameters, colour=colour), flush=True)
             failed |= bool(subject.dead_entries(ledger))
     return 1 if options.strict and failed else 0
 
@@ -165,66 +167,6 @@ def _answer(subject: Subject) -> tuple[Ledger, Parameters | None]:
 
     ledger = match(subject.model.table, subject.adapter, subject.model.role_of)
     return ledger, None if ledger.refusals else lora_parameters(ledger)
-
-
-def _as_json(subject: Subject, ledger: Ledger, parameters: Parameters | None) -> dict[str, Any]:
-    return {
-        "model": subject.model.label,
-        "model_type": subject.model.model_type,
-        "scenario": subject.name,
-        "adapter": subject.adapter.to_dict(),
-        "adapted_layers": ledger.adapted_layers,
-        "adapted_by_role": ledger.by_role,
-        "trainable_parameters": parameters.trainable if parameters else None,
-        "total_parameters": parameters.total if parameters else ledger.table.total_parameters,
-        "terms": [asdict(term) for term in parameters.terms] if parameters else [],
-        "coverage": {"weights": ledger.weight_coverage, "layers": ledger.layer_coverage},
-        "entries": [
-            {
-                "entry": entry.entry,
-                "field": entry.field,
-                "matched": len(entry.reached),
-                "layers": entry.layers,
-                "roles": dict(entry.roles),
-                "suggestion": entry.suggestion or None,
-            }
-            for entry in ledger.entries
-        ],
-        "dead_entries": list(ledger.dead_entries),
-        "saved_modules": list(ledger.saved),
-        "hazards": [asdict(hazard) for hazard in ledger.hazards],
-        "refusals": list(ledger.refusals),
-    }
-
-
-def _as_text(subject: Subject, ledger: Ledger, parameters: Parameters | None) -> str:
-    red, plain = ("\033[31m", "\033[0m") if sys.stdout.isatty() else ("", "")
-    layers = len(ledger.table.layers)
-    lines = [
-        f"{subject.model.label} ({ledger.table.class_name}), {subject.name}, r {subject.adapter.r}"
-    ]
-    width = max((len(entry.entry) for entry in ledger.entries), default=0)
-    for entry in ledger.entries:
-        if entry.dead:
-            offer = f"; write instead: {entry.suggestion}" if entry.suggestion else ""
-            lines.append(f"  {red}{entry.entry:{width}}  reaches nothing{plain}{offer}")
-            continue
-        roles = ", ".join(f"{n} {role.replace('_', '-')}" for role, n in entry.roles.items())
-        lines.append(f"  {entry.entry:{width}}  {len(entry.reached)} modules in {entry.layers} of "
-                     f"{layers} layers: {roles}")  # fmt: skip
-    if ledger.saved:
-        lines.append(f"  trained whole: {', '.join(ledger.saved)}")
-    lines.append(f"  adapted {ledger.adapted_layers} modules: {ledger.weight_coverage:.1%} of the "
-                 f"linear weights, {ledger.layer_coverage:.0%} of the layers")  # fmt: skip
-    if parameters:
-        lines.append(f"  trainable {parameters.trainable:,} of {parameters.total:,} "
-                     f"({parameters.share:.4%})")  # fmt: skip
-        if len(parameters.terms) > 1:
-            terms = (f"{term.name} {term.trained:,}" for term in parameters.terms)
-            lines.append(f"    = {' + '.join(terms)}")
-    lines += [f"  {red}PEFT refuses{plain}: {reason}" for reason in ledger.refusals]
-    lines += [f"  hazard {hazard.code}: {hazard.reason}" for hazard in ledger.hazards]
-    return "\n".join(lines)
 
 
 # report, compare

@@ -24,7 +24,9 @@ from functools import cached_property
 from bench.adapters import ALL_LINEAR, AdapterConfig
 from bench.errors import BenchError
 from bench.modules import CONV1D, LINEAR, OTHER, Module, ModuleTable, Parameter, layer_of
+from bench.refusals import layer_refusals
 from bench.roles import ROUTER, UNKNOWN, role_of, serves
+from bench.tying import tie
 
 # Expert names of transformers 4 → the fused parameter of transformers 5, by family, and which
 # parameters hold two old projections at once (the rank doubles there).
@@ -91,6 +93,7 @@ class Ledger:
         entries: one for each entry of target_modules and target_parameters, in the user's order.
         adapted: modules and parameters that get an adapter, in the model's order.
         saved: full names of the modules trained as whole copies (modules_to_save).
+        tied: those of `saved` whose copy is the input embedding's (ensure_weight_tying).
         refusals: reasons for which PEFT raises on this configuration; empty when it injects.
         hazards: see Hazard.
     """
@@ -102,6 +105,7 @@ class Ledger:
     saved: tuple[str, ...]
     refusals: tuple[str, ...] = ()
     hazards: tuple[Hazard, ...] = ()
+    tied: tuple[str, ...] = ()
 
     @property
     def adapted_layers(self) -> int:
@@ -141,10 +145,17 @@ class Ledger:
 
 
 def match(table: ModuleTable, adapter: AdapterConfig, role: RoleOf = role_of) -> Ledger:
-    """The ledger of `adapter` on the model that `table` describes. `role` names a module's role."""
+    """The ledger of `adapter` on the model that `table` describes. `role` names a module's role.
+
+    With `layer_replication` the ledger's table is that of the grown model.
+    """
+    if adapter.layer_replication:
+        table = table.replicate(adapter.layer_replication)
     refusals: list[str] = []
     targets, aliases, wanted_parameters, ranks = _translate_experts(table, adapter, refusals)
-    targets = _default_targets(table, adapter, targets, refusals)
+    tying = tie(table, adapter, targets)
+    asked, adapter = adapter, tying.adapter
+    targets = _default_targets(table, adapter, tying.targets, refusals)
     inside = _Filter(table, adapter)
     lists: dict[str, list[str]] = {}
     reached: dict[str, None] = {}
@@ -158,6 +169,13 @@ def match(table: ModuleTable, adapter: AdapterConfig, role: RoleOf = role_of) ->
             hits = [m.name for m in table.modules if inside.matches(entry, m.name)]
             lists[entry] = hits
             reached.update(dict.fromkeys(hits))
+    if tying.adapted:
+        reached = {n: None for n in (*reached, *tying.adapted) if n in table.by_name}
+        lists |= {entry: list(names) for entry, names in tying.replaced}
+        if isinstance(asked.target_modules, str):
+            lists[asked.target_modules] = list(reached)
+        if table.input_embedding not in reached:
+            refusals.append(f"{table.input_embedding} is excluded: nothing to tie an adapter to")
     modules = [m for m in table.modules if m.name in reached]
     refusals += _unsupported(table, modules)
 
@@ -165,29 +183,35 @@ def match(table: ModuleTable, adapter: AdapterConfig, role: RoleOf = role_of) ->
     lists |= by_parameter
     if not modules and not parameters:
         refusals.append("nothing matches: PEFT raises when no entry reaches anything")
-    if parameters:
-        refusals += _parameter_refusals(adapter)
-
+    # A tied linear layer takes over the matrices of the embedding, whatever its own rank would be.
+    lender = {
+        m.name: table.input_embedding
+        for m in modules
+        if m.name in tying.adapted and m.kind == LINEAR
+    }
     adapted = [
-        Adapted(m.name, role(m.name), _rank(adapter, ranks, m.name), module=m) for m in modules
+        Adapted(m.name, role(m.name), _rank(adapter, ranks, lender.get(m.name, m.name)), module=m)
+        for m in modules
     ] + [
         Adapted(p.name, role(p.name), _rank(adapter, ranks, p.name), parameter=p)
         for p in parameters
     ]
-    ledger = Ledger(table, adapter, (), tuple(adapted), _saved(table, adapter), tuple(refusals))
+    refusals += layer_refusals(adapter, tuple(adapted))[:1]
+    saved = _saved(table, adapter, tying.saved)
+    tied = tuple(name for name in saved if tying.saved and name.endswith(tying.saved))
+    ledger = Ledger(table, asked, (), tuple(adapted), saved, tuple(refusals), tied=tied)
     roles = {item.name: item.role for item in adapted}
     entries = []
-    for entry, where in _user_entries(adapter, targets):
-        hits = tuple(
-            dict.fromkeys(name for e in aliases.get(entry, (entry,)) for name in lists.get(e, ()))
-        )
+    for entry, where in _user_entries(asked, targets):
+        names = (name for e in aliases.get(entry, (entry,)) for name in lists.get(e, ()))
+        found = tuple(dict.fromkeys(names))
         entries.append(
             Entry(
                 entry,
-                hits,
-                dict(Counter(roles.get(name, UNKNOWN) for name in hits)),
-                len({layer_of(name) for name in hits} - {""}),
-                "" if hits else suggest(table, entry, role),
+                found,
+                dict(Counter(roles.get(name, UNKNOWN) for name in found)),
+                len({layer_of(name) for name in found} - {""}),
+                "" if found else suggest(table, entry, role),
                 where,
             )
         )
@@ -354,15 +378,6 @@ def _unsupported(table: ModuleTable, modules: list[Module]) -> list[str]:
     return refusals[:1]
 
 
-def _parameter_refusals(adapter: AdapterConfig) -> list[str]:
-    given = ("lora_dropout", "fan_in_fan_out", "lora_bias", "use_dora")
-    return [
-        f"{name}={getattr(adapter, name)!r} does not go with target_parameters"
-        for name in given
-        if getattr(adapter, name)
-    ]
-
-
 def _rank(adapter: AdapterConfig, added: Mapping[str, int], name: str) -> int:
     for pattern, rank in (*adapter.rank_pattern.items(), *added.items()):
         if re.match(rf"(.*\.)?({pattern})$", name):
@@ -370,9 +385,9 @@ def _rank(adapter: AdapterConfig, added: Mapping[str, int], name: str) -> int:
     return adapter.r
 
 
-def _saved(table: ModuleTable, adapter: AdapterConfig) -> tuple[str, ...]:
+def _saved(table: ModuleTable, adapter: AdapterConfig, tied: tuple[str, ...]) -> tuple[str, ...]:
     # PEFT compares plain endings here, without a dot: "classifier" saves "pre_classifier" too.
-    wanted = adapter.saved_modules
+    wanted = (*adapter.saved_modules, *tied)
     names = [m.name for m in table.modules] + [name for name, _ in table.repeated]
     return tuple(name for name in names if wanted and name.endswith(wanted))
 

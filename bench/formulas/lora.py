@@ -1,0 +1,258 @@
+r"""LoRA in closed form: every term of a configuration, from the match ledger.
+
+LoRA (Hu et al. 2021, https://arxiv.org/abs/2106.09685) adds to a frozen weight W of `out × in` the
+product B A with A of `r × in` and B of `out × r`, so each adapted layer gets
+
+    |A| + |B|  =  r · in + out · r  =  r (in + out)
+
+elements. What PEFT does with the other layer kinds:
+
+| kind | A | B |
+|---|---|---|
+| linear, GPT-2's Conv1D, any quantized linear | r · in | out · r |
+| embedding of `rows × width` | r · rows | width · r |
+| convolution with a window of k positions and g groups | r · in · k | out · r / g |
+| MultiheadAttention of width E: in_proj and out_proj | 2 r · E | 3E · r + E · r |
+| fused experts, a parameter of `n × rows × columns` | n r · rows | n r · columns |
+
+`lora_alpha`, `alpha_pattern`, `lora_dropout`, `use_rslora`, `fan_in_fan_out`, aLoRA and VeLoRA
+change no element. An initialisation changes none either, but for three: MiCA freezes B, and PiSSA
+and OLoRA cut both matrices out of W and so have no more than min(in, out) ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from bench.adapters import AdapterConfig
+from bench.errors import BenchError
+from bench.formulas.terms import Parameters, Term
+from bench.modules import (
+    CONV1D,
+    CONVOLUTIONS,
+    EMBEDDING,
+    LINEAR,
+    MULTIHEAD,
+    Module,
+    ModuleTable,
+    Parameter,
+)
+from bench.refusals import block_diagonal
+from bench.targets import Adapted, Ledger
+
+_MONTECLORA_SAMPLES = 8
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """Elements of A and of B of one adapted layer, and the bias that B can have."""
+
+    a: int
+    b: int
+    b_bias: int
+
+    @property
+    def elements(self) -> int:
+        return self.a + self.b
+
+
+def lora_matrices(r: int, in_features: int, out_features: int) -> int:
+    """r (in + out): the elements of A (r × in) and B (out × r)."""
+    return r * in_features + out_features * r
+
+
+def module_matrices(module: Module, r: int) -> Matrices:
+    """A and B of LoRA with rank r on one module. Raises BenchError for a kind without LoRA."""
+    rows, columns = module.in_features, module.out_features
+    if module.kind in (LINEAR, CONV1D, EMBEDDING):
+        return Matrices(r * rows, columns * r, columns)
+    if module.kind in CONVOLUTIONS:
+        return Matrices(r * rows * module.kernel, columns * r // module.groups, columns)
+    if module.kind == MULTIHEAD:
+        return Matrices(2 * r * rows, (3 * columns + columns) * r, 3 * columns + columns)
+    raise BenchError(f"{module.name}: no formula for LoRA on a {module.class_name or module.kind}")
+
+
+def parameter_matrices(parameter: Parameter, r: int) -> Matrices:
+    """A and B on a bare 2-D weight, or on 3-D experts: every expert gets its own r ranks.
+
+    Raises BenchError for any other shape.
+    """
+    if len(parameter.shape) not in (2, 3):
+        raise BenchError(f"{parameter.name}: LoRA adapts parameters of 2 or 3 dimensions only")
+    *experts, rows, columns = parameter.shape
+    n = experts[0] if experts else 1
+    return Matrices(n * r * rows, columns * r * n, 0)
+
+
+def lora_parameters(ledger: Ledger) -> Parameters:
+    """Trainable and total parameters of the ledger's configuration on its model.
+
+    Terms (trained; what is added is the same unless said otherwise):
+
+    * `lora`: Σ |A| + |B| over the adapted layers. With BD-LoRA's n blocks the block-diagonal one of
+      the two is 1/n of that; with MiCA (https://arxiv.org/abs/2604.01694) B is added and frozen;
+    * `modules_to_save`: a copy of every saved module, the heads of the task type included. A tied
+      weight is copied once for each module, with `ensure_weight_tying` once in all;
+    * `trainable_tokens`: (number of token indices) × (embedding width), once on a tied model;
+    * `bias`: "all" trains every base parameter called `bias`, "lora_only" those of adapted layers;
+      nothing is added;
+    * `dora`: one magnitude for each output feature (https://arxiv.org/abs/2402.09353);
+    * `lora_bias`: a bias in B, one for each output feature;
+    * `kasa`: r singular values a layer (https://arxiv.org/abs/2412.06071);
+    * `monteclora`: r deviations and `num_samples` (8) sample weights a layer.
+
+    The base is that of the grown model under `layer_replication`: repeated layers share their
+    weights and count once, layers that no range names are gone.
+
+    Raises BenchError where no closed form is known: EVA with rho above 1 (ranks then depend on the
+    data), and a module that is both adapted and trained in another way. None is ignored.
+    """
+    table, adapter = ledger.table, ledger.adapter
+    _check_known(ledger)
+    saved = _outermost(ledger.saved)
+    inside = tuple(name + "." for name in saved)
+    free = [a for a in ledger.adapted if a.name not in saved and not a.name.startswith(inside)]
+    wrapped = [a for a in ledger.adapted if a not in free]
+
+    parts = [(a, adapted_matrices(adapter, a)) for a in free]
+    a_elements = sum(m.a for _, m in parts)
+    b_elements = sum(m.b for _, m in parts)
+    frozen = b_elements if adapter.init_lora_weights == "mica" else 0
+    terms = [Term("lora", a_elements + b_elements - frozen, a_elements + b_elements, len(parts))]
+    if saved:
+        copies = sum(_copy(table, name) for name in saved if name not in ledger.tied)
+        # PEFT's saved copy of an adapted module holds a trained copy of its adapter as well, and
+        # the adapter inside the frozen original stays where it is.
+        nested = sum(_all_added(adapter, a) for a in wrapped)
+        terms.append(Term("modules_to_save", copies + nested, copies + 2 * nested, len(saved)))
+    if adapter.trainable_token_indices:
+        terms.append(_token_term(ledger))
+    if adapter.bias != "none":
+        terms.append(_bias_term(table, adapter.bias, free, inside))
+    for name, elements in _variant_terms(adapter, free).items():
+        terms.append(Term(name, elements, elements, len(free)))
+    return Parameters(tuple(terms), table.total_parameters)
+
+
+def adapted_matrices(adapter: AdapterConfig, item: Adapted) -> Matrices:
+    """A and B of one ledger line, as the configuration's variant shapes them."""
+    if item.module is None:
+        assert item.parameter is not None
+        return parameter_matrices(item.parameter, item.r)
+    whole = module_matrices(item.module, _rank(adapter, item.module, item.r))
+    on_a, on_b = block_diagonal(adapter, item.name)
+    blocks = (adapter.use_bdlora or {}).get("nblocks", 1)
+    if on_a:
+        return Matrices(whole.a // blocks, whole.b, whole.b_bias)
+    if on_b:
+        return Matrices(whole.a, whole.b // blocks, whole.b_bias)
+    return whole
+
+
+def _rank(adapter: AdapterConfig, module: Module, r: int) -> int:
+    # The singular (or QR) factors of W have no more than min(in, out) columns.
+    if adapter.init_lora_weights in ("pissa", "olora") and module.kind in (LINEAR, CONV1D):
+        return min(r, module.in_features, module.out_features)
+    return r
+
+
+def _variant_terms(adapter: AdapterConfig, items: Iterable[Adapted]) -> dict[str, int]:
+    """Elements, trained and added, that a variant puts beside A and B."""
+    modules = [(item.module, item.r) for item in items if item.module is not None]
+    terms: dict[str, int] = {}
+    if adapter.use_dora:
+        terms["dora"] = sum(module.out_features for module, _ in modules)
+    if adapter.lora_bias:
+        terms["lora_bias"] = sum(module_matrices(module, r).b_bias for module, r in modules)
+    if adapter.kasa_config is not None:
+        terms["kasa"] = sum(r for _, r in modules)
+    if adapter.monteclora_config is not None:
+        samples = adapter.monteclora_config.get("num_samples", _MONTECLORA_SAMPLES)
+        terms["monteclora"] = sum(r + samples for _, r in modules)
+    return terms
+
+
+def _all_added(adapter: AdapterConfig, item: Adapted) -> int:
+    return adapted_matrices(adapter, item).elements + sum(_variant_terms(adapter, [item]).values())
+
+
+def _check_known(ledger: Ledger) -> None:
+    adapter = ledger.adapter
+    if adapter.init_lora_weights == "eva" and (adapter.eva_config or {}).get("rho", 2.0) != 1:
+        raise BenchError(
+            "no closed form for init_lora_weights='eva': it hands ranks from layer to layer as the "
+            "data asks for; with eva_config rho=1 every layer keeps r"
+        )
+    trained_otherwise = {*ledger.tied, *_token_layers(ledger)}
+    both = [item.name for item in ledger.adapted if item.name in trained_otherwise]
+    if both:
+        raise BenchError(f"no closed form for {both[0]}: adapted, and trained whole or by tokens")
+
+
+def _outermost(saved: tuple[str, ...]) -> tuple[str, ...]:
+    """The saved modules that lie in no other saved module."""
+    return tuple(s for s in saved if not any(s.startswith(o + ".") for o in saved))
+
+
+def _copy(table: ModuleTable, name: str) -> int:
+    """Elements of a copy of one module: what it shares with itself is shared in the copy too."""
+    return sum({p.same_as or p.name: p.elements for p in table.below(name)}.values())
+
+
+def _bias_term(
+    table: ModuleTable, bias: str, adapted: list[Adapted], inside: tuple[str, ...]
+) -> Term:
+    names = {f"{a.name}.bias" for a in adapted}
+    # LoRA on a MultiheadAttention adapts its out_proj as a layer of its own; in_proj_bias is
+    # called otherwise and is never reached.
+    names |= {f"{a.name}.out_proj.bias" for a in adapted if a.module and a.module.kind == MULTIHEAD}
+    chosen = {
+        p.same_as or p.name: p.elements
+        for p in table.parameters
+        if p.name in names or (bias == "all" and p.name.rpartition(".")[2] == "bias")
+    }
+    # A saved module's original is frozen, and with it what it shares with others.
+    for p in table.parameters:
+        if p.name.startswith(inside):
+            chosen.pop(p.same_as or p.name, None)
+    return Term("bias", sum(chosen.values()), 0, len(chosen))
+
+
+def _token_term(ledger: Ledger) -> Term:
+    layers = _token_layers(ledger)
+    elements = sum(count * width for count, width in layers.values())
+    return Term("trainable_tokens", elements, elements, len(layers))
+
+
+def _token_layers(ledger: Ledger) -> dict[str, tuple[int, int]]:
+    """Module → (token indices, width) for every layer with trained tokens of its own.
+
+    On a tied model the output embedding follows the input embedding's tokens; PEFT lets both train
+    apart where a mapping gives them different indices.
+    """
+    table, given = ledger.table, ledger.adapter.trainable_token_indices
+    if not given:
+        return {}
+    asked = given if not isinstance(given, tuple) else {table.input_embedding: given}
+    tied = [
+        key
+        for key in asked
+        if table.input_embedding.endswith(key) or any(n.endswith(key) for n in table.tied)
+    ]
+    if len({asked[key] for key in tied}) == 1 and len(tied) > 1:
+        asked = {key: value for key, value in asked.items() if key not in table.tied}
+    layers = {}
+    for key, indices in asked.items():
+        found = [m for m in table.modules if m.name.endswith(key)]
+        if not found:
+            raise BenchError(f"trainable_token_indices: no module is called {key!r}")
+        for module in found:
+            if module.name in ledger.saved:
+                raise BenchError(f"{module.name}: trained whole and by tokens at the same time")
+            if module.kind not in (EMBEDDING, LINEAR):
+                raise BenchError(f"{module.name} is a {module.class_name} and holds no tokens")
+            width = module.out_features if module.kind == EMBEDDING else module.in_features
+            layers[module.name] = (len(indices), width)
+    return layers

@@ -1,0 +1,91 @@
+"""What PEFT refuses to adapt, layer by layer: a variant or an initialisation that a layer lacks.
+
+Source: peft 0.21 `tuners/lora/layer.py` and `tuners/lora/variants.py`; the suites hold every
+answer against a real injection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from bench.adapters import AdapterConfig
+from bench.modules import CONV1D, CONVOLUTIONS, EMBEDDING, LINEAR, MULTIHEAD, Module
+
+if TYPE_CHECKING:
+    from bench.targets import Adapted
+
+_ANY_LINEAR = (LINEAR, CONV1D)
+# Kinds that have a variant; MultiheadAttention and bare parameters have none.
+_VARIANT_KINDS = {
+    "use_dora": (LINEAR, CONV1D, EMBEDDING, *CONVOLUTIONS),
+    "kasa_config": (LINEAR,),
+    "monteclora_config": _ANY_LINEAR,
+    "use_bdlora": (LINEAR,),
+    "velora_config": _ANY_LINEAR,
+    "alora_invocation_tokens": _ANY_LINEAR,
+    "mica": (LINEAR, CONV1D, EMBEDDING),
+}
+
+
+def layer_refusals(adapter: AdapterConfig, adapted: tuple[Adapted, ...]) -> list[str]:
+    """The reasons for which PEFT raises on one of the adapted layers, the first of each layer."""
+    found = []
+    for item in adapted:
+        reasons = _parameter(adapter) if item.module is None else _module(adapter, item)
+        found += [f"{item.name}: {reason}" for reason in reasons][:1]
+    return found
+
+
+def _parameter(adapter: AdapterConfig) -> Iterator[str]:
+    for name in ("lora_dropout", "fan_in_fan_out", "lora_bias", *adapter.variants):
+        if name == "mica" or getattr(adapter, name):
+            yield f"{name} does not go with target_parameters"
+    if adapter.init_lora_weights not in (True, False, "gaussian", "eva", "orthogonal"):
+        yield f"init_lora_weights={adapter.init_lora_weights!r} does not go with target_parameters"
+
+
+def _module(adapter: AdapterConfig, item: Adapted) -> Iterator[str]:
+    module = item.module
+    assert module is not None
+    kind, r, init = module.kind, item.r, adapter.init_lora_weights
+    if kind in CONVOLUTIONS and r % module.groups:
+        yield f"rank {r} is no multiple of the convolution's {module.groups} groups"
+    if kind == EMBEDDING and adapter.lora_bias:
+        yield "lora_bias does not go with an embedding"
+    for variant in adapter.variants:
+        if kind not in _VARIANT_KINDS[variant]:
+            yield f"{variant} does not go with a {module.class_name or kind}"
+    if adapter.lora_bias and init not in (True, False):
+        yield f"lora_bias goes with the default initialisation only, not with {init!r}"
+    if isinstance(init, str) and kind in CONVOLUTIONS and init not in ("gaussian", "lora_ga"):
+        yield f"init_lora_weights={init!r} does not go with a convolution"
+    if init == "orthogonal" and r % 2 and kind in (*_ANY_LINEAR, MULTIHEAD):
+        yield f"orthogonal initialisation needs an even rank, not {r}"
+    if init == "mica" and r > min(module.in_features, module.out_features):
+        yield f"MiCA takes at most rank {min(module.in_features, module.out_features)}, not {r}"
+    if adapter.use_bdlora is not None and kind == LINEAR:
+        yield from _blocks(adapter, module, r)
+
+
+def _blocks(adapter: AdapterConfig, module: Module, r: int) -> Iterator[str]:
+    on_a, on_b = block_diagonal(adapter, module.name)
+    config = adapter.use_bdlora or {}
+    blocks = config.get("nblocks", 1)
+    if on_a and on_b:
+        yield "matches both block-diagonal lists"
+    elif not (on_a or on_b):
+        if config.get("match_strict", True):
+            yield "matches neither block-diagonal list, and match_strict is on"
+    elif r % blocks or (module.in_features if on_a else module.out_features) % blocks:
+        yield f"its features and rank {r} do not divide into {blocks} blocks"
+
+
+def block_diagonal(adapter: AdapterConfig, name: str) -> tuple[bool, bool]:
+    """Whether BD-LoRA makes A, and B, of the module called `name` block-diagonal."""
+    config = adapter.use_bdlora or {}
+    on_a, on_b = (
+        any(pattern in name for pattern in config.get(f"target_modules_bd_{side}") or ())
+        for side in "ab"
+    )
+    return on_a, on_b
