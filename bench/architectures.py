@@ -185,7 +185,7 @@ class Model:
     def fields(self) -> dict[str, Any]:
         """Configuration fields for the declared expressions, with defaults filled in."""
         config = self.transformers_config
-        fields = config.to_dict()
+        fields: dict[str, Any] = config.to_dict()
         fields.update({k: getattr(config, k) for k in config.attribute_map})
         fields["num_labels"] = getattr(config, "num_labels", 2)
         return fields
@@ -213,8 +213,9 @@ class Model:
             warnings.simplefilter("ignore")
             try:
                 if hasattr(loader, "from_config"):
-                    return loader.from_config(self.transformers_config)  # type: ignore[no-any-return]
-                return loader(self.transformers_config)  # type: ignore[no-any-return]
+                    loader = loader.from_config
+                model: nn.Module = loader(self.transformers_config)
+                return model
             except BenchError:
                 raise
             except Exception as error:

@@ -215,7 +215,7 @@ def read_table(model: nn.Module) -> ModuleTable:
 
     def embedding(getter: str) -> str:
         try:
-            return by_id.get(id(getattr(model, getter)()), "")
+            return str(by_id.get(id(getattr(model, getter)()), ""))
         except (AttributeError, NotImplementedError, TypeError):
             return ""
 

@@ -5,7 +5,7 @@ Answers come from the library below; this module only asks, records and reports.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,12 @@ from bench.baselines import (
 )
 from bench.cases import StepOptions
 from bench.errors import BenchError
-from bench.runlog import Recorder, RunLog
+from bench.runlog import Progress, Recorder, RunLog
 from bench.subjects import Request, Subject, Subjects, load_model, select
 
 GIB = 1024**3
 _LOG = pytest.StashKey[RunLog]()
+_PROGRESS = pytest.StashKey[Progress]()
 _SUBJECTS = pytest.StashKey[Subjects]()
 _RUN = pytest.StashKey[Run]()
 _SAVE = pytest.StashKey[str | None]()
@@ -65,7 +66,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         metavar="MODEL",
-        help="registered name, folder or config.json, or hub id; repeatable (default: all registered)",
+        help="registered name, folder, config.json or hub id; repeatable (default: all registered)",
     )
     add(
         "--scenario",
@@ -82,7 +83,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         metavar="P",
-        help="fp32, bf16, fp16, int8, nf4, fp4, nf4-dq, fp4-dq; repeatable (default: the first five)",
+        help="fp32, bf16, fp16, int8, nf4, fp4, nf4-dq, fp4-dq; repeatable (default: first five)",
     )
     add("--optional", default="", metavar="A,B", help="entries that may reach nothing")
     add(
@@ -110,6 +111,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=300.0,
         metavar="SECONDS",
         help="a measured case's time limit, seconds (default 300)",
+    )
+    add("--budget", type=float, metavar="MINUTES", help="measure what fits into this time")
+    add(
+        "--check-loss",
+        type=int,
+        default=0,
+        metavar="STEPS",
+        help="train each measured case on, and fail it unless its loss falls (20 is a good number)",
     )
     add(
         "--gate",
@@ -220,7 +229,7 @@ def _storage(config: pytest.Config) -> Path:
         return Path(asked.removeprefix("file://"))
     from bench.machine import machine
 
-    return config.rootpath / "results" / machine()["id"]
+    return config.rootpath / "results" / str(machine()["id"])
 
 
 def _under_xdist(config: pytest.Config) -> bool:
@@ -252,12 +261,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave out what was not asked for; under xdist refuse the measured cases, aloud."""
     keep, dropped = [], []
     refused: list[pytest.Item] = []
-    slow = "slow" in config.option.markexpr
+    slow_too = "slow" in config.option.markexpr
     for item in items:
-        about_subject = bool(set(_PARAMETERS) & set(getattr(item, "fixturenames", ())))
-        if item.name.endswith("[NOTSET]") or (config.option.model and not about_subject):
-            dropped.append(item)
-        elif item.get_closest_marker("slow") and not slow:
+        empty = item.name.endswith("[NOTSET]")  # a suite with no subject in this run
+        other = config.option.model and not set(_PARAMETERS) & set(_fixtures(item))
+        slow = item.get_closest_marker("slow") and not slow_too
+        if empty or other or slow:
             dropped.append(item)
         elif item.get_closest_marker("measured") and _under_xdist(config):
             refused.append(item)
@@ -269,8 +278,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         keep.append(refused[0])
         dropped += refused[1:]
     items[:] = keep
+    config.stash[_PROGRESS] = Progress(sum(map(_is_measured, keep)))
     if dropped:
         config.hook.pytest_deselected(items=dropped)
+
+
+def _is_measured(item: pytest.Item) -> bool:
+    return item.get_closest_marker("measured") is not None
+
+
+def _fixtures(item: pytest.Item) -> list[str]:
+    return getattr(item, "fixturenames", [])
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
@@ -279,10 +297,33 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
         items[0].config.stash[_LOG].deselected += [item.nodeid for item in items]
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Refuse measured cases under xdist."""
+    """Refuse measured cases under xdist; start none that would end beyond the budget."""
     if refused := item.get_closest_marker("refused"):
         pytest.fail(f"{refused.kwargs['count']} cases: {_XDIST_REASON}", pytrace=False)
+    minutes = item.config.option.budget
+    if minutes and item.get_closest_marker("measured"):
+        progress = item.config.stash[_PROGRESS]
+        if progress.elapsed + progress.per_case > 60 * minutes:
+            item.config.stash[_LOG].deselected.append(item.nodeid)
+            pytest.skip(f"left out: beyond --budget {minutes:g} minutes")
+
+
+def pytest_report_teststatus(
+    report: pytest.TestReport, config: pytest.Config
+) -> tuple[str, str, str] | None:
+    """A line for each measured case: what it took, and how long the rest may take."""
+    recorder = config.stash[_LOG].records.get(report.nodeid)
+    if recorder is None or report.when != "call" or recorder.subject.precision is None:
+        return None
+    if config.option.benchmark_disable or report.failed:
+        return None
+    progress = config.stash[_PROGRESS]
+    progress.done += 1
+    said = recorder.summary()
+    line = f"[{progress.done}/{progress.total}] {said}; {progress.left()}\n"
+    return ("xfailed" if hasattr(report, "wasxfail") else "passed"), line, "PASSED"
 
 
 # Fixtures
@@ -290,7 +331,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def _chosen(request: pytest.FixtureRequest, group: str) -> Subject:
     subjects: dict[str, Subject] = getattr(request.config.stash[_SUBJECTS], group)
-    return subjects[request.param]
+    return subjects[str(request.param)]
 
 
 @pytest.fixture
@@ -378,8 +419,8 @@ def step_options(request: pytest.FixtureRequest) -> StepOptions:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
-) -> Iterator[None] | Any:
-    """A failed test's record says so; a red dead entry is shown again at the end."""
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failed test's record says so."""
     report = yield
     recorder = item.config.stash[_LOG].records.get(item.nodeid)
     if recorder is not None and report.failed and recorder.outcome == "ok":
@@ -400,6 +441,10 @@ def pytest_benchmark_update_machine_info(
 
 
 def _document(session: pytest.Session) -> dict[str, Any]:
+    import json
+
+    from pytest_benchmark.utils import safe_dumps
+
     config = session.config
     log = config.stash[_LOG]
     log.arguments = tuple(_relative(config, a) for a in config.args)
@@ -415,10 +460,6 @@ def _document(session: pytest.Session) -> dict[str, Any]:
     )  # fmt: skip
     hook.pytest_benchmark_update_json(config=config, benchmarks=benchmarks, output_json=document)
     document[KEY] = log.table(config.stash[_SAVE] or "this run")
-    from pytest_benchmark.utils import safe_dumps
-
-    import json
-
     parsed: dict[str, Any] = json.loads(safe_dumps(document))
     return parsed
 

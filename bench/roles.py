@@ -33,7 +33,7 @@ ROLES: dict[str, str] = {
     "query_key": "one projection that serves as query and as key",
     "query_key_value_gate": "query, key, value and the output gate fused in one projection",
     "receptance": "receptance of RWKV's time mixing, in the place of a query",
-    "attention_gate": "gate inside attention, on its output or on keys and values that it compresses",
+    "attention_gate": "gate inside attention: on its output, or on keys that it compresses",
     "attention_index": "scores by which sparse attention chooses keys",
     "attention_sink": "a learned share of the attention that goes nowhere",
     "deformable_attention": "offsets and weights of deformable attention's sampling points",
@@ -81,7 +81,8 @@ _RULES: tuple[tuple[str, str], ...] = (
      r"\.(layers\.\d+|proj_in|proj_out)", "box_head"),
     (r"project_in|embeddings_project|embedding_hidden_mapping_in|pre_projection", "projection_in"),
     (r"project_out|post_projection", "projection_out"),
-    (r"(embed_positions|wpe|position_embeddings?|token_type_embeddings)", "position_embedding"),
+    (r"(embed_positions|wpe|token_type_embeddings|\w*pos(ition)?_embed(ding)?s?(_table)?|pos_emb"
+     r"|embed_positions\w*|segment_embeddings?)", "position_embedding"),
     (r"relative_attention_bias", "position_embedding"),
     (r"rel_attn\.(r|seg_embed)|attention\.(r_kernel|seg_embed)|r_proj|relative_k_proj|linear_pos"
      r"|relative_pos_embeddings|relative_position_embedding\.pos_proj|gru_rel_pos_linear"
@@ -141,15 +142,16 @@ _RULES: tuple[tuple[str, str], ...] = (
     (r"(mlp|ffn|ff|feed_forward)\.in_proj", UP),
     (r"(mlp|ffn|ff|feed_forward)\.(out_proj|Wo)", DOWN),
     (r"o_(a_|b_)?proj|out_proj|o|out_lin|to_out(\.0)?|Wo|linear_out|attention_out(put)?", OUTPUT),
-    (r"(gate_up_proj|gate_and_up_proj|Wi|gate_up|fc_gate_up|input_linear)", GATE_UP),
+    (r"gate_up_proj|gate_and_up_proj|Wi|gate_up|fc_gate_up|\w*(mlp|moe)\.input_linear", GATE_UP),
     (r"gate_proj|w1|wi_0|gate|linear_gate|proj_up_gate|w_in\.w_0", GATE),
     (r"up_proj|w3|wi_1|wi|fc1|fc_in|c_fc|lin1|dense_h_to_4h|intermediate\.dense|linear1"
      r"|linear_fc1|proj_up|w_in\.w_1|(ffn|ff|mlp|feed_forward)\d?\.(0|layer_1|linear_1|dense1"
      r"|proj_in|intermediate(_dense)?|dense\.dense)|(intermediate_query|layout_intermediate)\.dense"
      r"|ffw_layer_1|pwconv1|fc1\.proj|linear_up", UP),
     (r"down_proj|w2|wo|fc2|fc_out|mlp\.c_proj|c_proj|lin2|dense_4h_to_h|output\.dense|linear2"
-     r"|output_linear|linear_fc2|proj_down|w_out|(ffn|ff|mlp|feed_forward)\d?\.(2|layer_2|linear_2"
-     r"|dense2|proj_out|output(_dense)?)|output_query\.dense|ffw_layer_2|pwconv2|linear_down", DOWN),
+     r"|\w*(mlp|moe)\.output_linear|linear_fc2|proj_down|w_out|(ffn|ff|mlp|feed_forward)\d?\.(2"
+     r"|layer_2|linear_2|dense2|proj_out|output(_dense)?)|output_query\.dense|ffw_layer_2|pwconv2"
+     r"|linear_down", DOWN),
 )  # fmt: skip
 # A wrapper that clips or quantizes keeps its weight in `linear`; experts are parameters.
 _COMPILED = tuple(

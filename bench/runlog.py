@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from bench.formulas import Parameters
 from bench.machine import machine, versions
+from bench.statistics import instability
 from bench.subjects import Subject
 from bench.targets import Ledger
+from bench.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from bench.measure import Measurement, StepTime
@@ -62,10 +66,21 @@ class Recorder:
         self.detail |= {"operations": dict(operations), "breakdown": found["breakdown"]}
 
     def times(self, rounds: Sequence[StepTime]) -> None:
-        """Seconds of every measured round."""
+        """Seconds of every measured round, and why they are not to be trusted, if so."""
         for name in ("total", "forward", "backward", "optimizer"):
             key = "step_seconds" if name == "total" else f"{name}_seconds"
             self.metrics[key] = [getattr(r, f"{name}_seconds") for r in rounds]
+        if reason := instability(self.metrics["step_seconds"]):
+            self.detail["unstable"] = reason
+
+    def summary(self) -> str:
+        """One line about a measured case: peak allocated and the median step."""
+        said = f"{self.subject.measured_key} {self.outcome}"
+        if "peak_allocated_bytes" in self.metrics:
+            said += f", {format_bytes(self.metrics['peak_allocated_bytes'])}"
+        if "step_seconds" in self.metrics:
+            said += f", {format_seconds(median(self.metrics['step_seconds']))} a step"
+        return said
 
     def to_dict(self) -> dict[str, Any]:
         """The record as a stored run holds it."""
@@ -79,6 +94,30 @@ class Recorder:
             "metrics": self.metrics,
             "detail": self.detail,
         }
+
+
+@dataclass
+class Progress:
+    """How far the measured cases are. Seconds; the estimate assumes that cases cost alike."""
+
+    total: int
+    done: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def elapsed(self) -> float:
+        return time.monotonic() - self.started
+
+    @property
+    def per_case(self) -> float:
+        return self.elapsed / self.done if self.done else 0.0
+
+    def left(self) -> str:
+        """How long the other cases may take, in words."""
+        seconds = self.per_case * (self.total - self.done)
+        return (
+            f"about {seconds:.0f} s left" if seconds < 100 else f"about {seconds / 60:.0f} min left"
+        )
 
 
 @dataclass

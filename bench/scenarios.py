@@ -204,7 +204,9 @@ def _read(path: Path) -> list[Scenario]:
         for rank in (merged.get("r", 8), *merged.get("ranks", ())):
             if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
                 raise BenchError(f"{where}: r must be a whole number of at least 1, not {rank!r}")
-        lists = {k: tuple(v) if isinstance(v, list) else v for k, v in merged.items()}
+        lists: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in merged.items()
+        }
         found.append(
             Scenario(
                 name=name,

@@ -121,3 +121,26 @@ def ratio_interval(
     tail = (1 - confidence) / 2
     low, high = np.quantile(spread, [tail, 1 - tail])
     return RatioInterval(ratio, float(low), float(high), confidence)
+
+
+UNSTABLE_SPREAD = 0.10
+"""Share of the median: a wider interquartile range, or a larger drift, is called unstable."""
+
+
+def instability(rounds: Sequence[float]) -> str:
+    """Why the rounds (seconds) of one measurement are not to be trusted; "" if they are.
+
+    Too few rounds for a verdict, an interquartile range over a tenth of the median, or a drift:
+    the medians of the first and last third differ by more than that. The tenth is pyperf's rule
+    for an unstable benchmark (https://pyperf.readthedocs.io, "Tune the system for benchmarks").
+    """
+    if len(rounds) < MINIMUM_ROUNDS:
+        return f"fewer than {MINIMUM_ROUNDS} rounds"
+    found = summarize(rounds)
+    third = max(1, len(rounds) // 3)
+    first, last = summarize(rounds[:third]).median, summarize(rounds[-third:]).median
+    if found.iqr > UNSTABLE_SPREAD * found.median:
+        return f"interquartile range over {UNSTABLE_SPREAD:.0%} of the median"
+    if abs(last - first) > UNSTABLE_SPREAD * found.median:
+        return f"drift of more than {UNSTABLE_SPREAD:.0%} between the first and last rounds"
+    return ""

@@ -67,7 +67,7 @@ def test_counts(subject: Subject, peft_count, record) -> None:
 
 
 def test_user_targets(user_subject: Subject, peft_count, record) -> None:
-    """A user's own model and configuration: no dead entry but the optional ones, and PEFT agrees."""
+    """A user's own configuration: no dead entry but the optional ones, and PEFT agrees."""
     ledger = match(user_subject.model.table, user_subject.adapter, user_subject.model.role_of)
     record.ledger(ledger)
     if ledger.refusals:

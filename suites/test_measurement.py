@@ -35,6 +35,8 @@ def test_step(measured: Subject, measuring, step_options, benchmark, record, pyt
                 rounds=pytestconfig.option.rounds,
                 warmup_rounds=WARMUP,
             )
+            if steps := pytestconfig.option.check_loss:
+                running.check_loss(steps)
     except CaseFailed as failure:
         record.outcome = failure.outcome.name
         record.detail["failure"] = str(failure)

@@ -34,10 +34,11 @@ def agree(model: Model, adapter: AdapterConfig) -> Ledger:
     ledger = match(model.table, adapter)
     try:
         injected = count(inject(model.build(), adapter))
-    except BenchError as refusal:
-        assert ledger.refusals, refusal
+    except BenchError:
+        injected = None
+    assert (injected is None) == bool(ledger.refusals)
+    if injected is None:
         return ledger
-    assert ledger.refusals == ()
     assert sorted(item.name for item in ledger.adapted) == sorted(injected.adapted)
     formula = lora_parameters(ledger)
     assert (formula.trainable, formula.total) == (injected.trainable, injected.total)
@@ -214,8 +215,8 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def small() -> dict[str, Model]:
-    common = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
-              "vocab_size": 20, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+    common = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 20,
+              "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
     return {
         kind: Model(kind, {"model_type": kind, **common, **values}, "AutoModelForCausalLM")
         for kind, values in SMALL.items()
@@ -253,5 +254,5 @@ def test_random_regexes_reach_what_peft_adapts(small, data: st.DataObject) -> No
     pattern = data.draw(
         st.sampled_from([rf".*\.({body})", rf".*\.[01]\..*\.({body})", rf".*({body})", body])
     )
-    excluded = data.draw(st.none() | st.sampled_from([rf".*\.2\..*", rf".*{leaves[0]}"]))
+    excluded = data.draw(st.none() | st.sampled_from([r".*\.2\..*", rf".*{leaves[0]}"]))
     agree(model, AdapterConfig(pattern, exclude_modules=excluded))

@@ -12,17 +12,22 @@ import inspect
 import pkgutil
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bench.atlas import names
-from bench.atlas.entries import Experts, Projection, TypeEntry
-from bench.atlas.overrides import OWN, Override, override_for
+from bench.atlas.entries import Atlas, Projection, Stacked, TypeEntry
+from bench.atlas.reviewed import OWN, Override, override_for, role_in
+from bench.atlas.store import entry_from_json, entry_to_json
+from bench.atlas.workers import run_all
+from bench.errors import UnknownName
 from bench.modules import OTHER, ModuleTable, read_table
-from bench.roles import role_of
 
 if TYPE_CHECKING:
     from torch import nn
+
+Progress = Callable[[str, int, int], None]
 
 CAUSAL_LM = "AutoModelForCausalLM"
 PREFERENCE = tuple(
@@ -34,6 +39,7 @@ PREFERENCE = tuple(
     AudioTokenization SequenceClassification TokenClassification QuestionAnswering
     DocumentQuestionAnswering VisualQuestionAnswering""".split()
 )
+_NO_MATRIX = ("A_log",)  # a state space's decay: 3-D in Zamba, and multiplied number by number
 _MODELLING = ("modeling_", "vision", "perceiver")  # the last two are IDEFICS's
 _OTHER_FRAMEWORKS = ("modeling_tf_", "modeling_flax_")
 _PACKAGE = re.compile(r"requires the (\S+) library")
@@ -41,6 +47,47 @@ _PACKAGE = re.compile(r"requires the (\S+) library")
 
 class Unbuildable(Exception):
     """A type that cannot be built here; the message is the reason."""
+
+
+def build_atlas(
+    types: Iterable[str] | None = None, jobs: int = 2, progress: Progress | None = None
+) -> Atlas:
+    """Build every model type that the installed transformers knows, or the given ones.
+
+    `progress` is told of each type as it is done: its name, how many are done, and of how many.
+    """
+    import transformers
+
+    wanted = model_types() if types is None else _known(types)
+    built: dict[str, TypeEntry] = {}
+    unbuilt: dict[str, str] = {}
+    for item, answer, problem in run_all(entry_as_json, wanted, jobs):
+        if problem:
+            unbuilt[item] = problem
+        else:
+            built[item] = entry_from_json(answer, item)
+        if progress:
+            progress(item, len(built) + len(unbuilt), len(wanted))
+    return Atlas(
+        transformers.__version__, dict(sorted(built.items())), dict(sorted(unbuilt.items()))
+    )
+
+
+def entry_as_json(model_type: str) -> dict[str, Any]:
+    """`build_entry` in JSON: what a worker process answers."""
+    return entry_to_json(build_entry(model_type))
+
+
+def _known(types: Iterable[str]) -> list[str]:
+    known = set(model_types())
+    for model_type in types:
+        if model_type not in known:
+            import transformers
+
+            raise UnknownName(
+                "model type", model_type, known, f"(transformers {transformers.__version__})"
+            )
+    return sorted(set(types))
 
 
 def model_types() -> list[str]:
@@ -56,9 +103,7 @@ def build_entry(model_type: str) -> TypeEntry:
     return make_entry(read_table(model), auto_class, _takes(CAUSAL_LM, model_type))
 
 
-def build_model(
-    model_type: str, changes: Mapping[str, Any] | None = None
-) -> tuple[nn.Module, str]:
+def build_model(model_type: str, changes: Mapping[str, Any] | None = None) -> tuple[nn.Module, str]:
     """The model on the meta device, and the auto class that built it ("" for none).
 
     `changes` are configuration values on top of the default and the reviewed override. Raises
@@ -121,11 +166,12 @@ def make_entry(table: ModuleTable, auto_class: str, causal_lm: bool) -> TypeEntr
             # A few models compute their widths with tensors.
             shape = (m.kind, int(m.in_features), int(m.out_features), m.bias, m.kernel, m.groups)
             groups.setdefault((names.template(m.name), *shape), []).append(m.name)
-    experts: dict[tuple[Any, ...], list[str]] = {}
+    stacked: dict[tuple[Any, ...], list[str]] = {}
     for p in table.expert_parameters:
-        experts.setdefault((names.template(p.name), p.shape), []).append(p.name)
+        if not _is_convolution(table, p.name) and not p.name.endswith(_NO_MATRIX):
+            stacked.setdefault((names.template(p.name), p.shape), []).append(p.name)
     other = {m.leaf for m in table.modules if m.kind == OTHER and not m.leaf.isdigit()}
-    return TypeEntry(
+    entry = TypeEntry(
         auto_class=auto_class,
         class_name=table.class_name,
         causal_lm=causal_lm,
@@ -135,18 +181,31 @@ def make_entry(table: ModuleTable, auto_class: str, causal_lm: bool) -> TypeEntr
         output_embedding=table.output_embedding,
         tied=table.tied,
         moe_conversion=table.moe_conversion,
+        other=tuple(sorted(other)),
+    )
+
+    def role(name: str, kind: str) -> str:
+        return role_in(table.model_type, name, kind, entry)
+
+    return replace(
+        entry,
         projections=tuple(
-            Projection(name, role_of(members[0]), *shape)
+            Projection(name, role(members[0], shape[0]), *shape)
             for (_, *shape), members in groups.items()
             for name in names.fold(members)
         ),
-        experts=tuple(
-            Experts(name, role_of(members[0]), shape)
-            for (_, shape), members in experts.items()
+        stacked=tuple(
+            Stacked(name, role(members[0], ""), shape)
+            for (_, shape), members in stacked.items()
             for name in names.fold(members)
         ),
-        other=tuple(sorted(other)),
     )
+
+
+def _is_convolution(table: ModuleTable, parameter: str) -> bool:
+    """Whether a 3-D parameter is a transposed convolution's window, or one under weight norm."""
+    owner, _, leaf = parameter.rpartition(".")
+    return leaf.startswith("original") or table.by_name[owner].class_name.startswith("Conv")
 
 
 def _takes(auto_class: str, model_type: str) -> bool:

@@ -8,7 +8,7 @@ from functools import cached_property
 from math import prod
 
 from bench.atlas import names
-from bench.modules import OTHER, Module, ModuleTable, Parameter
+from bench.modules import CONV1D, LINEAR, OTHER, Module, ModuleTable, Parameter
 from bench.roles import UNKNOWN
 
 
@@ -50,8 +50,9 @@ class Projection:
 
 
 @dataclass(frozen=True)
-class Experts:
-    """Fused expert weights: parameters of `experts × rows × columns`, which hold no nn.Linear."""
+class Stacked:
+    """Weights stacked in one 3-D parameter, fused experts above all: no nn.Linear holds them, and
+    only `target_parameters` reaches them. The shape is `experts × rows × columns`."""
 
     name: str
     role: str
@@ -99,13 +100,13 @@ class TypeEntry:
     tied: tuple[str, ...] = ()
     moe_conversion: str = ""
     projections: tuple[Projection, ...] = field(default=(), repr=False)
-    experts: tuple[Experts, ...] = field(default=(), repr=False)
+    stacked: tuple[Stacked, ...] = field(default=(), repr=False)
     other: tuple[str, ...] = field(default=(), repr=False)
 
     def table(self, model_type: str) -> ModuleTable:
         """The module table again, without building a model.
 
-        It holds every module that LoRA can adapt and every expert weight. Of all other modules it
+        It holds every module that LoRA can adapt and every stacked weight. Of all other modules it
         knows the last segment of the name, enough to say that PEFT would refuse an entry like it.
         """
         modules = [
@@ -113,7 +114,7 @@ class TypeEntry:
             for p in self.projections
             for name in names.expand(p.name)
         ]
-        parameters = [Parameter(n, e.shape) for e in self.experts for n in names.expand(e.name)]
+        parameters = [Parameter(n, e.shape) for e in self.stacked for n in names.expand(e.name)]
         owners = dict.fromkeys(p.name.rpartition(".")[0] for p in parameters)
         modules += [Module(name, OTHER) for name in (*owners, *self.other)]
         return ModuleTable(
@@ -150,7 +151,7 @@ class Atlas:
         return {name: entry for name, entry in self.types.items() if entry.causal_lm}
 
     def role_coverage(self) -> tuple[int, int]:
-        """Of the causal LMs' linear modules (and fused expert weights): with a role, and all."""
+        """Of the causal LMs' linear modules (and stacked weights): with a role, and all."""
         counted = [
             (row.role, row.count)
             for entry in self.causal_lms.values()
@@ -160,23 +161,27 @@ class Atlas:
         return known, sum(n for _, n in counted)
 
 
-def linear_rows(entry: TypeEntry) -> Iterator[Projection | Experts]:
-    """The linear projections and the fused expert weights of one type."""
-    from bench.modules import CONV1D, LINEAR
-
+def linear_rows(entry: TypeEntry) -> Iterator[Projection | Stacked]:
+    """The linear projections and the stacked weights of one type."""
     yield from (p for p in entry.projections if p.kind in (LINEAR, CONV1D))
-    yield from entry.experts
+    yield from entry.stacked
 
 
-def with_roles(atlas: Atlas, roles: Mapping[str, Mapping[str, str]]) -> Atlas:
-    """The atlas with other roles: for each type, role by row name (see `bench.atlas.roles`)."""
+def with_roles(atlas: Atlas) -> Atlas:
+    """The atlas with its roles assigned again, for when a rule has changed."""
+    from bench.atlas.reviewed import role_in
 
     def again(model_type: str, entry: TypeEntry) -> TypeEntry:
-        given = roles[model_type]
         return replace(
             entry,
-            projections=tuple(replace(p, role=given[p.name]) for p in entry.projections),
-            experts=tuple(replace(e, role=given[e.name]) for e in entry.experts),
+            projections=tuple(
+                replace(p, role=role_in(model_type, next(names.expand(p.name)), p.kind, entry))
+                for p in entry.projections
+            ),
+            stacked=tuple(
+                replace(s, role=role_in(model_type, next(names.expand(s.name)), "", entry))
+                for s in entry.stacked
+            ),
         )
 
     return replace(atlas, types={t: again(t, e) for t, e in atlas.types.items()})

@@ -28,9 +28,7 @@ def fold(names: Iterable[str]) -> list[str]:
     names = list(names)
     pieces = _PLACE.split(names[0])
     numbers = sorted({tuple(map(int, _PLACE.findall(name))) for name in names})
-    return [
-        "".join(map(add, pieces, [*map(_bracket, block), ""])) for block in _blocks(numbers)
-    ]
+    return ["".join(map(add, pieces, [*map(_bracket, block), ""])) for block in _blocks(numbers)]
 
 
 def template(name: str) -> str:
@@ -77,9 +75,7 @@ def _blocks(numbers: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
     for first, below in rests.items():
         alike.setdefault(tuple(below), []).append(first)
     return [
-        [tuple(firsts), *block]
-        for below, firsts in alike.items()
-        for block in _blocks(list(below))
+        [tuple(firsts), *block] for below, firsts in alike.items() for block in _blocks(list(below))
     ]
 
 

@@ -2,11 +2,11 @@
 
 A projection is one line, so a renamed projection of one model is one changed line of a diff:
 
-    "model.layers.[0-31].self_attn.q_proj": ["query", "linear", 4096, 4096],
+    "model.layers.[0-31].self_attn.q_proj": ["query","linear",4096,4096],
 
 The list holds role, kind, in_features and out_features; then, where they are not the default,
-`true` for a bias, and window and groups of a convolution. A fused expert weight is its role and
-its shape: `["gate_up", 8, 28672, 4096]`.
+`true` for a bias, and window and groups of a convolution. A stacked weight (fused experts) is its
+role and its shape: `["gate_up",8,28672,4096]`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from bench.adapters import read_json
 from bench.architectures import FIXTURES
 from bench.atlas import names
-from bench.atlas.entries import Atlas, Experts, Projection, TypeEntry
+from bench.atlas.entries import Atlas, Projection, Stacked, TypeEntry
 from bench.errors import BenchError, UnknownName, check_keys
 from bench.modules import CONV1D, CONVOLUTIONS, EMBEDDING, LINEAR, MULTIHEAD
 from bench.roles import UNKNOWN, check_role
@@ -33,7 +33,7 @@ _FILE = "types-{}.json"
 _KINDS = (LINEAR, CONV1D, EMBEDDING, MULTIHEAD, *CONVOLUTIONS)
 _REQUIRED = {"auto_class": str, "class": str, "layers": int, "parameters": int}
 _OPTIONAL = {"causal_lm": bool, "input_embedding": str, "output_embedding": str, "tied": list,
-             "moe_conversion": str, "projections": dict, "experts": dict, "other": list}  # fmt: skip
+             "moe_conversion": str, "projections": dict, "stacked": dict, "other": str}  # fmt: skip
 
 
 def stored_versions(root: Path | None = None) -> list[str]:
@@ -131,8 +131,8 @@ def entry_to_json(entry: TypeEntry) -> dict[str, Any]:
         "tied": list(entry.tied),
         "moe_conversion": entry.moe_conversion,
         "projections": {p.name: _projection_to_json(p) for p in entry.projections},
-        "experts": {e.name: [e.role, *e.shape] for e in entry.experts},
-        "other": list(entry.other),
+        "stacked": {e.name: [e.role, *e.shape] for e in entry.stacked},
+        "other": " ".join(entry.other),
     }
     return {key: value for key, value in data.items() if value or key in _REQUIRED}
 
@@ -143,9 +143,8 @@ def entry_from_json(data: Any, where: str) -> TypeEntry:
     check_keys(data, where, kinds, _REQUIRED)
     for key, value in data.items():
         _check_type(value, kinds[key], f"{where}: {key}")
-    for key in ("tied", "other"):
-        for value in data.get(key, ()):
-            _check_type(value, str, f"{where}: {key}")
+    for value in data.get("tied", ()):
+        _check_type(value, str, f"{where}: tied")
     return TypeEntry(
         auto_class=data["auto_class"],
         class_name=data["class"],
@@ -160,11 +159,11 @@ def entry_from_json(data: Any, where: str) -> TypeEntry:
             _projection_from_json(name, row, f"{where}: projections: {name}")
             for name, row in data.get("projections", {}).items()
         ),
-        experts=tuple(
-            _experts_from_json(name, row, f"{where}: experts: {name}")
-            for name, row in data.get("experts", {}).items()
+        stacked=tuple(
+            _stacked_from_json(name, row, f"{where}: stacked: {name}")
+            for name, row in data.get("stacked", {}).items()
         ),
-        other=tuple(data.get("other", ())),
+        other=tuple(data.get("other", "").split()),
     )
 
 
@@ -191,12 +190,12 @@ def _projection_from_json(name: str, row: Any, where: str) -> Projection:
     return Projection(names.check(name, where), _role(role, where), kind, into, out, bias, *window)
 
 
-def _experts_from_json(name: str, row: Any, where: str) -> Experts:
+def _stacked_from_json(name: str, row: Any, where: str) -> Stacked:
     if not isinstance(row, list) or len(row) != 4:
         raise BenchError(f"{where}: expected [role, experts, rows, columns], found {row!r}")
     role, *shape = row
     _check_sizes(shape, where)
-    return Experts(names.check(name, where), _role(role, where), tuple(shape))
+    return Stacked(names.check(name, where), _role(role, where), tuple(shape))
 
 
 def _role(role: Any, where: str) -> str:
@@ -227,13 +226,17 @@ def _dump(version: str, types: Mapping[str, Mapping[str, Any]]) -> str:
         fields = []
         for key, value in types[model_type].items():
             if isinstance(value, dict):
-                rows = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in value.items())
+                rows = ",\n".join(f"  {json.dumps(k)}: {_short(v)}" for k, v in value.items())
                 fields.append(f' "{key}": {{\n{rows}\n }}')
             else:
-                fields.append(f' "{key}": {json.dumps(value, ensure_ascii=False)}')
+                fields.append(f' "{key}": {_short(value)}')
         return f"{json.dumps(model_type)}: {{\n" + ",\n".join(fields) + "\n}"
 
     return "\n".join(lines())
+
+
+def _short(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def _initial(model_type: str) -> str:

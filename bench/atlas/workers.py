@@ -61,17 +61,18 @@ def run_all(task: Task, items: Iterable[str], jobs: int) -> Iterator[tuple[str, 
                 late = time.monotonic() > worker.deadline
                 if connection not in ready and not late:
                     continue
-                item = worker.item
+                item, worker.item = worker.item, ""
                 answer, problem = (
                     _read(worker) if connection in ready
                     else (None, f"did not finish in {TIME_LIMIT_SECONDS:.0f} s")
                 )  # fmt: skip
-                worker.item = ""
-                if late or not worker.process.is_alive():
+                if connection not in ready or not worker.process.is_alive():
                     worker.stop()
+                    workers.remove(worker)
                     if waiting:
-                        workers[workers.index(worker)] = worker = _Worker(task)
-                if waiting:
+                        workers.append(_Worker(task))
+                        workers[-1].give(waiting.pop())
+                elif waiting:
                     worker.give(waiting.pop())
                 yield item, answer, problem
     finally:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from bench.statistics import (
     MINIMUM_ROUNDS,
     RatioInterval,
+    instability,
     ratio_interval,
     summarize,
 )
@@ -147,3 +148,18 @@ def test_interleaved_rounds_cancel_a_drifting_machine() -> None:
         caught += ratio_interval(old, slower, paired=True).beyond(THRESHOLD) == 1
     assert alarms <= 1
     assert caught >= 48
+
+
+@pytest.mark.parametrize(
+    ("rounds", "said"),
+    [
+        ([1.0, 1.01, 1.0, 0.99, 1.0, 1.0], ""),
+        ([1.0, 1.0, 1.0, 1.0], "fewer than 5 rounds"),
+        ([1.0, 1.3, 1.0, 1.3, 1.0, 1.3], "interquartile range over 10% of the median"),
+        ([1.0, 1.0, 1.0, 1.06, 1.05, 1.06, 1.06, 1.12, 1.13], "drift of more than 10%"),
+    ],
+)
+def test_instability_is_named(rounds: list[float], said: str) -> None:
+    found = instability(rounds)
+    assert found.startswith(said)
+    assert bool(found) == bool(said)
