@@ -149,6 +149,15 @@ class AdapterConfig:
         """`modules_to_save` with the heads that the task type adds, as PEFT extends it."""
         return self.modules_to_save + TASK_HEADS.get(self.task_type or "", ())
 
+    @property
+    def guarded_modules(self) -> tuple[str, ...]:
+        """Those of the saved modules that no entry adapts.
+
+        PEFT adds the heads of SEQ_CLS before it injects and those of the other tasks after, when
+        an adapted head can no longer be saved.
+        """
+        return self.saved_modules if self.task_type == "SEQ_CLS" else self.modules_to_save
+
     def with_rank(self, r: int) -> AdapterConfig:
         return replace(self, r=r)
 

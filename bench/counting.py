@@ -6,6 +6,7 @@ Never imports the formulas, and the formulas never import this: their agreement 
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,16 +39,18 @@ def inject(model: nn.Module, adapter: AdapterConfig) -> PeftModel:
 
     Raises BenchError with PEFT's own words where PEFT refuses the configuration.
     """
+    import torch
     from peft import LoraConfig, get_peft_model
 
-    with warnings.catch_warnings():
+    # Adapter weights are created where the model is: on meta they cost nothing. PEFT's own
+    # low_cpu_mem_usage would replace every shared weight by a new one.
+    place = torch.device("meta") if _on_meta(model) else nullcontext()
+    with warnings.catch_warnings(), place:
         warnings.simplefilter("ignore")  # the ledger says these things, with names
         try:
-            # Adapter weights are created where the model is: on meta they cost nothing.
-            return get_peft_model(
-                model, LoraConfig(**adapter.to_dict()), low_cpu_mem_usage=_on_meta(model)
-            )
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            return get_peft_model(model, LoraConfig(**adapter.to_dict()))
+        except (ValueError, TypeError, KeyError, AttributeError, LookupError, RuntimeError,
+                NotImplementedError) as error:  # fmt: skip
             raise BenchError(f"PEFT refuses the configuration: {error}") from error
 
 
@@ -58,19 +61,17 @@ def count(peft_model: PeftModel) -> Count:
 
     adapted: list[str] = []
     saved: list[str] = []
-    for name, module in peft_model.get_base_model().named_modules():
-        if any(name.startswith(f"{wrapper}.") for wrapper in saved):
-            continue
+    for path, module in peft_model.get_base_model().named_modules():
+        if ".modules_to_save." in path or ".base_layer.out_proj" in path:
+            continue  # the trained copy; MultiheadAttention's second adapter
+        # Two parameters of one module are wrapped inside each other.
+        name = path.replace(".base_layer", "").replace(".original_module", "")
         if isinstance(module, ParamWrapper):
-            # Two parameters of one module are wrapped inside each other.
-            owner = name.replace(".base_layer", "")
-            adapted.append(f"{owner}.{module.parameter_name}")
+            adapted.append(f"{name}.{module.parameter_name}")
         elif isinstance(module, LoraLayer):
             adapted.append(name)
         elif isinstance(module, ModulesToSaveWrapper):
             saved.append(name)
-            if isinstance(module.original_module, LoraLayer):
-                adapted.append(name)
     trainable, total = peft_model.get_nb_trainable_parameters()
     return Count(tuple(adapted), tuple(saved), trainable, total)
 

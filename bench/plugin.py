@@ -359,6 +359,14 @@ def user_subject(request: pytest.FixtureRequest) -> Subject:
 
 
 @pytest.fixture(scope="session")
+def check_targets() -> Callable[..., Any]:
+    """`bench.check_targets`: assert that a LoRA configuration has no dead entry on a model."""
+    from bench.check import check_targets as check
+
+    return check
+
+
+@pytest.fixture(scope="session")
 def model_of() -> Callable[[str], Model]:
     """Model by name, each read once a session."""
     return load_model

@@ -198,6 +198,11 @@ def match(table: ModuleTable, adapter: AdapterConfig, role: RoleOf = role_of) ->
     ]
     refusals += layer_refusals(adapter, tuple(adapted))[:1]
     saved = _saved(table, adapter, tying.saved)
+    refusals += [
+        f"{a.name} is adapted and named in modules_to_save: PEFT cannot save an adapted module"
+        for a in adapted
+        if a.name in saved
+    ][:1]
     tied = tuple(name for name in saved if tying.saved and name.endswith(tying.saved))
     ledger = Ledger(table, asked, (), tuple(adapted), saved, tuple(refusals), tied=tied)
     roles = {item.name: item.role for item in adapted}
@@ -224,7 +229,7 @@ class _Filter:
 
     def __init__(self, table: ModuleTable, adapter: AdapterConfig) -> None:
         self.adapter = adapter
-        self.guards = [re.compile(rf"(^|.*\.){m}($|\..*)") for m in adapter.saved_modules]
+        self.guards = [re.compile(rf"(^|.*\.){m}($|\..*)") for m in adapter.guarded_modules]
         indices = adapter.layers_to_transform
         self.indices = None if indices is None or indices == () else (
             {indices} if isinstance(indices, int) else set(indices))  # fmt: skip

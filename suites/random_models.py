@@ -110,7 +110,7 @@ def _decoder(draw: st.DrawFn, kind: str) -> Drawn:
         }
     return _drawn(
         kind, config, "AutoModelForCausalLM", names=names, layers=layers, vocabulary=vocabulary,
-        embeddings=("embed_tokens", "lm_head"), savable=("embed_tokens", "lm_head", names[0]),
+        embeddings=("embed_tokens", "lm_head"), savable=("embed_tokens", "lm_head", names[0], "attn"),
         parameters=parameters, tasks=(None, "CAUSAL_LM"),
     )  # fmt: skip
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 OWN = "own"  # as auto_class: the class in the type's own module
 _OVERRIDES = FIXTURES / "atlas" / "overrides.toml"
 _ROLES = FIXTURES / "atlas" / "roles.toml"
-_OVERRIDE_KEYS = {"reason": str, "config": dict, "auto_class": str, "transformers": int}
+_OVERRIDE_KEYS = {"reason": str, "config": dict, "auto_class": str}
+_ANY = "type"  # the table for every version; "transformers-4" is for one major version
 _ROLE_KEYS = {"types": list, "module": str, "role": str, "reason": str}
 
 
@@ -33,26 +34,29 @@ class Override:
     reason: str
     config: Mapping[str, Any] = field(default_factory=dict)
     auto_class: str = ""
-    transformers: int | None = None
 
 
 @cache
-def load_overrides(path: Path = _OVERRIDES) -> dict[str, Override]:
-    """Override by model type. Raises BenchError, naming file and key, on anything unknown."""
+def load_overrides(path: Path = _OVERRIDES) -> dict[str, dict[str, Override]]:
+    """By table and model type. Raises BenchError, naming file and key, on anything unknown."""
     data = read_toml(path)
-    check_keys(data, str(path), ("type",))
-    found = {}
-    for model_type, values in data.get("type", {}).items():
-        where = f"{path}: type.{model_type}"
-        _check(values, where, _OVERRIDE_KEYS, ("reason",))
-        found[model_type] = Override(**values)
+    check_keys(data, str(path), (_ANY, "transformers-4", "transformers-5"))
+    found: dict[str, dict[str, Override]] = {}
+    for table, types in data.items():
+        found[table] = {}
+        for model_type, values in types.items():
+            _check(values, f"{path}: {table}.{model_type}", _OVERRIDE_KEYS, ("reason",))
+            found[table][model_type] = Override(**values)
     return found
 
 
 def override_for(model_type: str, major: int) -> Override | None:
     """The override of a type under transformers `major`, if there is one."""
-    found = load_overrides().get(model_type)
-    return found if found and found.transformers in (None, major) else None
+    tables = load_overrides()
+    for table in (f"transformers-{major}", _ANY):
+        if model_type in tables.get(table, {}):
+            return tables[table][model_type]
+    return None
 
 
 @cache

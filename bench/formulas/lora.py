@@ -123,10 +123,14 @@ def lora_parameters(ledger: Ledger) -> Parameters:
     terms = [Term("lora", a_elements + b_elements - frozen, a_elements + b_elements, len(parts))]
     if saved:
         copies = sum(_copy(table, name) for name in saved if name not in ledger.tied)
-        # PEFT's saved copy of an adapted module holds a trained copy of its adapter as well, and
-        # the adapter inside the frozen original stays where it is.
+        # PEFT's saved copy of a module around an adapted one holds a trained copy of the adapter as
+        # well, and the adapter inside the frozen original stays where it is. A saved module inside
+        # a saved one is copied a second time, and the first copy is frozen.
         nested = sum(_all_added(adapter, a) for a in wrapped)
-        terms.append(Term("modules_to_save", copies + nested, copies + 2 * nested, len(saved)))
+        again = sum(_copy(table, name) for name in ledger.saved if name not in saved)
+        terms.append(
+            Term("modules_to_save", copies + nested, copies + 2 * nested + again, len(saved))
+        )
     if adapter.trainable_token_indices:
         terms.append(_token_term(ledger))
     if adapter.bias != "none":
