@@ -37,6 +37,7 @@ _LOG = pytest.StashKey[RunLog]()
 _PROGRESS = pytest.StashKey[Progress]()
 _SUBJECTS = pytest.StashKey[Subjects]()
 _RUN = pytest.StashKey[Run]()
+_REFUSED = pytest.StashKey[int]()
 _SAVE = pytest.StashKey[str | None]()
 _BASELINE = pytest.StashKey[Run | None]()
 _THRESHOLDS = pytest.StashKey[Thresholds]()
@@ -274,7 +275,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             keep.append(item)
     if refused:
         # One failure says it for all of them.
-        refused[0].add_marker(pytest.mark.refused(count=len(refused)))
+        refused[0].stash[_REFUSED] = len(refused)
         keep.append(refused[0])
         dropped += refused[1:]
     items[:] = keep
@@ -300,8 +301,8 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Refuse measured cases under xdist; start none that would end beyond the budget."""
-    if refused := item.get_closest_marker("refused"):
-        pytest.fail(f"{refused.kwargs['count']} cases: {_XDIST_REASON}", pytrace=False)
+    if refused := item.stash.get(_REFUSED, 0):
+        pytest.fail(f"{refused} cases: {_XDIST_REASON}", pytrace=False)
     minutes = item.config.option.budget
     if minutes and item.get_closest_marker("measured"):
         progress = item.config.stash[_PROGRESS]

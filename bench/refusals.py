@@ -21,7 +21,7 @@ _VARIANT_KINDS = {
     "use_dora": (LINEAR, CONV1D, EMBEDDING, *CONVOLUTIONS),
     "kasa_config": (LINEAR,),
     "monteclora_config": _ANY_LINEAR,
-    "use_bdlora": (LINEAR,),
+    "use_bdlora": _ANY_LINEAR,
     "velora_config": _ANY_LINEAR,
     "alora_invocation_tokens": _ANY_LINEAR,
     "mica": (LINEAR, CONV1D, EMBEDDING),
@@ -38,9 +38,9 @@ def layer_refusals(adapter: AdapterConfig, adapted: tuple[Adapted, ...]) -> list
 
 
 def _parameter(adapter: AdapterConfig) -> Iterator[str]:
-    for name in ("lora_dropout", "fan_in_fan_out", "lora_bias", *adapter.variants):
-        if name == "mica" or getattr(adapter, name):
-            yield f"{name} does not go with target_parameters"
+    given = [n for n in ("lora_dropout", "fan_in_fan_out", "lora_bias") if getattr(adapter, n)]
+    for name in (*given, *adapter.variants):
+        yield f"{name} does not go with target_parameters"
     if adapter.init_lora_weights not in (True, False, "gaussian", "eva", "orthogonal"):
         yield f"init_lora_weights={adapter.init_lora_weights!r} does not go with target_parameters"
 
@@ -64,7 +64,7 @@ def _module(adapter: AdapterConfig, item: Adapted) -> Iterator[str]:
         yield f"orthogonal initialisation needs an even rank, not {r}"
     if init == "mica" and r > min(module.in_features, module.out_features):
         yield f"MiCA takes at most rank {min(module.in_features, module.out_features)}, not {r}"
-    if adapter.use_bdlora is not None and kind == LINEAR:
+    if adapter.use_bdlora is not None and kind in _ANY_LINEAR:
         yield from _blocks(adapter, module, r)
 
 
@@ -77,6 +77,8 @@ def _blocks(adapter: AdapterConfig, module: Module, r: int) -> Iterator[str]:
     elif not (on_a or on_b):
         if config.get("match_strict", True):
             yield "matches neither block-diagonal list, and match_strict is on"
+    elif module.kind == CONV1D:
+        yield f"block-diagonal matrices do not go with a {module.class_name}"
     elif r % blocks or (module.in_features if on_a else module.out_features) % blocks:
         yield f"its features and rank {r} do not divide into {blocks} blocks"
 

@@ -26,7 +26,7 @@ from bench.errors import BenchError
 from bench.modules import CONV1D, LINEAR, OTHER, Module, ModuleTable, Parameter, layer_of
 from bench.refusals import layer_refusals
 from bench.roles import ROUTER, UNKNOWN, role_of, serves
-from bench.tying import tie
+from bench.tying import tie, token_layers
 
 # Expert names of transformers 4 → the fused parameter of transformers 5, by family, and which
 # parameters hold two old projections at once (the rank doubles there).
@@ -203,6 +203,7 @@ def match(table: ModuleTable, adapter: AdapterConfig, role: RoleOf = role_of) ->
         for a in adapted
         if a.name in saved
     ][:1]
+    refusals += _token_refusals(table, asked, {a.name for a in adapted})
     tied = tuple(name for name in saved if tying.saved and name.endswith(tying.saved))
     ledger = Ledger(table, asked, (), tuple(adapted), saved, tuple(refusals), tied=tied)
     roles = {item.name: item.role for item in adapted}
@@ -381,6 +382,15 @@ def _unsupported(table: ModuleTable, modules: list[Module]) -> list[str]:
             if m.leaf in ("out_proj", "conv1d")
         ]
     return refusals[:1]
+
+
+def _token_refusals(table: ModuleTable, adapter: AdapterConfig, adapted: set[str]) -> list[str]:
+    try:
+        layers = token_layers(table, adapter)
+    except BenchError as error:
+        return [str(error)]
+    both = [x.name for x in layers if x.name in adapted and not x.follows]
+    return [f"{name} is adapted and has trainable tokens: PEFT takes one of them" for name in both]
 
 
 def _rank(adapter: AdapterConfig, added: Mapping[str, int], name: str) -> int:

@@ -1,6 +1,7 @@
-"""Weight tying, as PEFT's `ensure_weight_tying` changes a configuration on a tied model.
+"""Weight tying: what PEFT trains once, or twice, where modules share the input embedding's weight.
 
-PEFT acts only where an entry ends in `embed_tokens` or `lm_head`; it then works on the input
+`ensure_weight_tying` rewrites a configuration on a tied model; `trainable_token_indices` follows
+the tied weights by itself. For the first, PEFT acts only where an entry ends in `embed_tokens` or `lm_head`; it then works on the input
 embedding, whatever that is called, and makes every module that shares its weight follow.
 
 Source: peft 0.21 `tuners/tuners_utils.py` (`_check_tied_modules`) and `tuners/lora/model.py`.
@@ -12,7 +13,8 @@ import re
 from dataclasses import dataclass, replace
 
 from bench.adapters import AdapterConfig
-from bench.modules import ModuleTable
+from bench.errors import BenchError
+from bench.modules import EMBEDDING, LINEAR, ModuleTable
 
 _NAMES = ("embed_tokens", "lm_head")
 
@@ -72,3 +74,56 @@ def _take_out(
     return tuple(kept), tuple(
         (e, tuple(n for n in table.tied if re.match(rf"(^|.*\.){e}($|\..*)", n))) for e in gone
     )
+
+
+@dataclass(frozen=True)
+class TokenLayer:
+    """A module with `tokens` trained rows of `width`; one that follows another adds none."""
+
+    name: str
+    tokens: int
+    width: int
+    follows: bool = False
+
+
+def token_layers(table: ModuleTable, adapter: AdapterConfig) -> tuple[TokenLayer, ...]:
+    """The modules that `trainable_token_indices` reaches.
+
+    On a tied model the output embedding follows the input embedding's tokens; PEFT lets both train
+    apart where a mapping gives them different indices. Raises BenchError where PEFT raises.
+
+    Source: peft 0.21 `utils/other.py` (`set_additional_trainable_modules`).
+    """
+    given = adapter.trainable_token_indices
+    if given is None:
+        return ()
+    embedding = table.input_embedding or "embed_tokens"
+    asked = {embedding: given} if isinstance(given, tuple) else dict(given)
+    saved = tie(table, adapter, None).adapter.guarded_modules
+    if both := [key for key in asked if key in saved]:
+        raise BenchError(f"trainable_token_indices: {both[0]} is in modules_to_save as well")
+    shared = [
+        key
+        for key in asked
+        if embedding.endswith(key)
+        or any(name.endswith(key) or key in name.split(".") for name in table.tied)
+    ]
+    together = len({asked[key] for key in shared}) < 2
+    if table.tied and not together and adapter.ensure_weight_tying:
+        raise BenchError("trainable_token_indices: tied modules need the same indices")
+    if table.tied and together and len(shared) > 1:
+        asked = {key: value for key, value in asked.items() if key not in table.tied}
+    layers: dict[str, TokenLayer] = {}
+    for key, indices in asked.items():
+        found = [m for m in table.modules if m.name.endswith(key)]
+        if not found:
+            raise BenchError(f"trainable_token_indices: no module is called {key!r}")
+        for module in found:
+            if module.kind not in (EMBEDDING, LINEAR):
+                raise BenchError(f"{module.name} is a {module.class_name} and holds no tokens")
+            width = module.out_features if module.kind == EMBEDDING else module.in_features
+            layers.setdefault(module.name, TokenLayer(module.name, len(indices), width))
+    if embedding in layers and (together or adapter.ensure_weight_tying):
+        for name in table.tied:
+            layers.setdefault(name, TokenLayer(name, 0, 0, follows=True))
+    return tuple(layers.values())

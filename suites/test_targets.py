@@ -92,7 +92,11 @@ def test_granite_hybrid_has_attention_in_four_layers(both) -> None:
     assert lora_parameters(ledger).trainable == 38_404_096
 
 
-@pytest.mark.parametrize("model", ["vit-base", str(FIXTURES / "traps" / "segformer-b0")])
+@pytest.mark.parametrize(
+    "model",
+    ["vit-base", str(FIXTURES / "traps" / "segformer-b0")],
+    ids=["vit-base", "segformer-b0"],
+)
 def test_renamed_attention(both, model: str) -> None:
     """PEFT's documented image example names query and value, which transformers 5 renamed."""
     ledger = both(model, AdapterConfig(("query", "value"), modules_to_save=("classifier",)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import pkgutil
 import re
 import warnings
@@ -71,6 +72,11 @@ def build_atlas(
     return Atlas(
         transformers.__version__, dict(sorted(built.items())), dict(sorted(unbuilt.items()))
     )
+
+
+def default_jobs() -> int:
+    """Worker processes: one a core, and no more than four, for each takes about 0.7 GiB."""
+    return min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2)
 
 
 def entry_as_json(model_type: str) -> dict[str, Any]:

@@ -50,9 +50,14 @@ def find_atlas(name: str, root: Path | None = None) -> Path:
     """
     root = root or ROOT
     for folder in (root / f"{_PREFIX}{name.removeprefix(_PREFIX)}", Path(name)):
-        if any(folder.glob(_FILE.format("*"))):
+        if holds_atlas(folder):
             return folder
     raise UnknownName("atlas", name, stored_versions(root), "; or give a folder that holds one")
+
+
+def holds_atlas(folder: Path) -> bool:
+    """Whether an atlas is stored in this folder."""
+    return any(folder.glob(_FILE.format("*")))
 
 
 def save_atlas(atlas: Atlas, folder: Path) -> None:
@@ -91,10 +96,9 @@ def load_atlas(folder: Path) -> Atlas:
     types: dict[str, TypeEntry] = {}
     unbuilt: dict[str, str] = {}
     version = ""
-    paths = sorted(folder.glob(_FILE.format("*")))
-    if not paths:
+    if not holds_atlas(folder):
         raise BenchError(f"{folder}: holds no atlas (no {_FILE.format('*')})")
-    for path in paths:
+    for path in sorted(folder.glob(_FILE.format("*"))):
         data = read_json(path)
         keys = ("format", "transformers", "types")
         check_keys(data, str(path), keys, keys)

@@ -40,8 +40,10 @@ from bench.modules import (
 )
 from bench.refusals import block_diagonal
 from bench.targets import Adapted, Ledger
+from bench.tying import token_layers
 
 _MONTECLORA_SAMPLES = 8
+_CUT_FROM_WEIGHT = ("pissa", "olora")
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def lora_parameters(ledger: Ledger) -> Parameters:
     weights and count once, layers that no range names are gone.
 
     Raises BenchError where no closed form is known: EVA with rho above 1 (ranks then depend on the
-    data), and a module that is both adapted and trained in another way. None is ignored.
+    data), and a module that is trained whole and by tokens. None is ignored.
     """
     table, adapter = ledger.table, ledger.adapter
     _check_known(ledger)
@@ -157,7 +159,7 @@ def adapted_matrices(adapter: AdapterConfig, item: Adapted) -> Matrices:
 
 def _rank(adapter: AdapterConfig, module: Module, r: int) -> int:
     # The singular (or QR) factors of W have no more than min(in, out) columns.
-    if adapter.init_lora_weights in ("pissa", "olora") and module.kind in (LINEAR, CONV1D):
+    if adapter.init_lora_weights in _CUT_FROM_WEIGHT and module.kind in (LINEAR, CONV1D):
         return min(r, module.in_features, module.out_features)
     return r
 
@@ -189,10 +191,11 @@ def _check_known(ledger: Ledger) -> None:
             "no closed form for init_lora_weights='eva': it hands ranks from layer to layer as the "
             "data asks for; with eva_config rho=1 every layer keeps r"
         )
-    trained_otherwise = {*ledger.tied, *_token_layers(ledger)}
-    both = [item.name for item in ledger.adapted if item.name in trained_otherwise]
-    if both:
-        raise BenchError(f"no closed form for {both[0]}: adapted, and trained whole or by tokens")
+    if adapter.use_bdlora is not None and adapter.init_lora_weights in _CUT_FROM_WEIGHT:
+        raise BenchError(f"no closed form for {adapter.init_lora_weights!r} with use_bdlora")
+    tokens = {layer.name for layer in token_layers(ledger.table, adapter)}
+    if both := sorted(tokens & {*ledger.saved}):
+        raise BenchError(f"no closed form for {both[0]}: trained whole and by tokens")
 
 
 def _outermost(saved: tuple[str, ...]) -> tuple[str, ...]:
@@ -225,38 +228,6 @@ def _bias_term(
 
 
 def _token_term(ledger: Ledger) -> Term:
-    layers = _token_layers(ledger)
-    elements = sum(count * width for count, width in layers.values())
+    layers = token_layers(ledger.table, ledger.adapter)
+    elements = sum(layer.tokens * layer.width for layer in layers if not layer.follows)
     return Term("trainable_tokens", elements, elements, len(layers))
-
-
-def _token_layers(ledger: Ledger) -> dict[str, tuple[int, int]]:
-    """Module → (token indices, width) for every layer with trained tokens of its own.
-
-    On a tied model the output embedding follows the input embedding's tokens; PEFT lets both train
-    apart where a mapping gives them different indices.
-    """
-    table, given = ledger.table, ledger.adapter.trainable_token_indices
-    if not given:
-        return {}
-    asked = given if not isinstance(given, tuple) else {table.input_embedding: given}
-    tied = [
-        key
-        for key in asked
-        if table.input_embedding.endswith(key) or any(n.endswith(key) for n in table.tied)
-    ]
-    if len({asked[key] for key in tied}) == 1 and len(tied) > 1:
-        asked = {key: value for key, value in asked.items() if key not in table.tied}
-    layers = {}
-    for key, indices in asked.items():
-        found = [m for m in table.modules if m.name.endswith(key)]
-        if not found:
-            raise BenchError(f"trainable_token_indices: no module is called {key!r}")
-        for module in found:
-            if module.name in ledger.saved:
-                raise BenchError(f"{module.name}: trained whole and by tokens at the same time")
-            if module.kind not in (EMBEDDING, LINEAR):
-                raise BenchError(f"{module.name} is a {module.class_name} and holds no tokens")
-            width = module.out_features if module.kind == EMBEDDING else module.in_features
-            layers[module.name] = (len(indices), width)
-    return layers

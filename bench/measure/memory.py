@@ -111,21 +111,24 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[misc]  # torch is seen u
         known = self._storages.get(storage._cdata)
         if known is None:
             self._begin(storage, self.category)
-        elif known.bytes != (size := storage.nbytes()):  # resized in place
-            self._add(known.category, size - known.bytes)
-            known.bytes = size
+        elif known.bytes != storage.nbytes():
+            self._resize(storage)
 
     def _begin(self, storage: torch.UntypedStorage, category: str) -> None:
         key = storage._cdata
-        storages = self._storages
-
-        def end(_: Any) -> None:
-            gone = storages.pop(key)
-            self.live_bytes -= gone.bytes
-            self.by_category[gone.category] -= gone.bytes
-
-        storages[key] = _Storage(storage.nbytes(), category, weakref.ref(storage, end))
+        watch = weakref.ref(storage, lambda _: self._end(key))
+        self._storages[key] = _Storage(storage.nbytes(), category, watch)
         self._add(category, storage.nbytes())
+
+    def _end(self, key: int) -> None:
+        gone = self._storages.pop(key)
+        self.live_bytes -= gone.bytes
+        self.by_category[gone.category] -= gone.bytes
+
+    def _resize(self, storage: torch.UntypedStorage) -> None:
+        known = self._storages[storage._cdata]
+        self._add(known.category, storage.nbytes() - known.bytes)
+        known.bytes = storage.nbytes()
 
     def _add(self, category: str, size: int) -> None:
         self.by_category[category] += size

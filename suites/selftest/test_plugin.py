@@ -39,7 +39,7 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch):
     folder = pytester.mkdir("mine")
     (folder / "config.json").write_text(json.dumps(LLAMA))
     _adapter(folder, ["q_proj", "v_proj"])
-    pytester.makepyprojecttoml("[tool.pytest.ini_options]\naddopts = ['--benchmark-quiet']")
+    pytester.makepyprojecttoml("[tool.pytest.ini_options]\naddopts = ['--benchmark-quiet', '--strict-markers']")
 
     def run_pytest(
         *arguments: str, suites: str = "suites/", apart: bool = False

@@ -1,0 +1,39 @@
+"""Preloaded into the experiment's workers: steps that take longer, as the scenario's label says.
+
+A worker whose case has the scenario `slower-10` spends a tenth more time in every timed step, at
+its end, computing nothing. Nobody else imports this module: it changes `Worker` for good.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from bench.measure.worker import Worker
+
+PREFIX = "slower-"
+_step = Worker._step
+
+
+def _slower_step(self: Any, mark: Any = None) -> Any:
+    label = self._case.scenario
+    if mark is None or not label.startswith(PREFIX):
+        return _step(self, mark)
+    share = float(label.removeprefix(PREFIX)) / 100
+    begun = 0.0
+
+    def spin(phase: str) -> None:
+        nonlocal begun
+        if phase == "forward":
+            begun = time.perf_counter()
+        elif phase == "end":
+            now = time.perf_counter()
+            end = now + share * (now - begun)
+            while time.perf_counter() < end:
+                pass
+        mark(phase)
+
+    return _step(self, spin)
+
+
+Worker._step = _slower_step  # type: ignore[method-assign]

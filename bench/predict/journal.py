@@ -1,0 +1,175 @@
+"""The journal of a step on meta: every storage that begins and ends, in order, and its cost."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from bench.errors import BenchError
+from bench.measure.memory import CATEGORIES, MemoryTracker
+from bench.predict.values import KnownValues, tensors_in
+
+LOGITS, WORKSPACE = "logits_and_loss", "kernel_workspace"
+BREAKDOWN = (*CATEGORIES, LOGITS, WORKSPACE)
+"""What bytes are for, in a prediction: the tracker's categories and two that split activations."""
+
+_NAMESPACES = ("aten", "prim", "prims")
+_READ = torch.ops.aten._local_scalar_dense.default
+
+Substitute = Callable[..., Any]
+Workspace = Callable[..., int]
+
+
+class Untraceable(BenchError):
+    """The step holds an operation that cannot be accounted for without running it."""
+
+
+class Journal(MemoryTracker):
+    """Follows meta storages, and writes down when each begins and ends.
+
+    `events` holds +n when storage n begins and -n when it ends; `sizes`, `categories` and `makers`
+    describe storage n at index n. `substitutes` replaces operations by what a device does for
+    them; `workspaces` gives the bytes that a kernel needs for itself while it runs, from the
+    operation's arguments. Operations of any other library than torch must be in one of the two or
+    in `plain`, the names of those whose outputs are all that they allocate.
+    """
+
+    def __init__(
+        self,
+        substitutes: Mapping[str, Substitute],
+        workspaces: Mapping[str, Workspace],
+        plain: frozenset[str],
+    ) -> None:
+        super().__init__(device="meta")
+        self.by_category = dict.fromkeys(BREAKDOWN, 0)
+        self.events: list[int] = []
+        self.sizes: list[int] = [0]
+        self.categories: list[str] = [""]
+        self.makers: list[str] = [""]
+        self.marks: list[tuple[int, str]] = []
+        self.values = KnownValues()
+        self._numbers: dict[int, int] = {}
+        self._substitutes = substitutes
+        self._workspaces = workspaces
+        self._plain = plain
+        self._within = 0
+        self._operation = ""
+
+    def mark(self, name: str) -> None:
+        """Write down that a phase begins here."""
+        self.marks.append((len(self.events), name))
+
+    @contextlib.contextmanager
+    def holding(self, size: int, category: str = WORKSPACE) -> Iterator[None]:
+        """Count `size` bytes for the time being."""
+        number = self._write(size, category)
+        yield
+        self.events.append(-number)
+
+    def keep(self, size: int, category: str = WORKSPACE) -> None:
+        """Count `size` bytes from now on."""
+        self._write(size, category)
+
+    def tag(self, tensor: torch.Tensor, category: str) -> None:
+        """File the tensor's storage under `category`, for its whole life."""
+        super().tag(tensor, category)
+        number = self._numbers.get(tensor.untyped_storage()._cdata)
+        if number is not None:
+            self.categories[number] = category
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is _READ and args[0].device.type == "meta":
+            return self._read(args[0])
+        name = str(func)
+        nested = self._within > 0
+        if not nested:
+            self._operation = name
+        out = self._run(name, func, args, kwargs)
+        for tensor in tensors_in(out):
+            if tensor.device.type == "meta":
+                self._meet(tensor.untyped_storage())
+        self.values.follow(func, args, kwargs, out)
+        if self.observer is not None:
+            self.observer(func, args, kwargs, out, nested)
+        return out
+
+    def _run(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if (substitute := self._substitutes.get(name)) is not None:
+            return self._inside(lambda: substitute(*args, **kwargs))
+        if func.namespace not in _NAMESPACES and name not in self._plain:
+            raise Untraceable(f"{name}: what this operation allocates is not known")
+        if (workspace := self._workspaces.get(name)) is not None:
+            with self.holding(workspace(*args, **kwargs)):
+                return self._call(name, func, args, kwargs)
+        return self._call(name, func, args, kwargs)
+
+    def _call(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        try:
+            return func(*args, **kwargs)
+        except NotImplementedError as error:
+            raise Untraceable(
+                f"{name}: its result depends on data, or has no shape without it "
+                f"({str(error).splitlines()[0][:200]})"
+            ) from None
+
+    def _inside(self, run: Callable[[], Any]) -> Any:
+        """What a device does for one operation: temporaries are its workspace, results are not."""
+        category, self.category = self.category, WORKSPACE
+        self._within += 1
+        try:
+            with self:
+                out = run()
+        finally:
+            self._within -= 1
+            self.category = category
+        for tensor in tensors_in(out):
+            number = self._numbers.get(tensor.untyped_storage()._cdata)
+            if number is not None and self.categories[number] == WORKSPACE:
+                self.tag(tensor, category)
+        return out
+
+    def _read(self, tensor: torch.Tensor) -> Any:
+        value = self.values.of(tensor)
+        if value is None:
+            raise Untraceable(
+                f"the step reads a value of a tensor of {tuple(tensor.shape)} "
+                f"{str(tensor.dtype).removeprefix('torch.')}, made by "
+                f"{self._maker(tensor)}: control flow that depends on data cannot be traced"
+            )
+        return value.item()
+
+    def _maker(self, tensor: torch.Tensor) -> str:
+        number = self._numbers.get(tensor.untyped_storage()._cdata)
+        return self.makers[number] if number is not None else "an operation before the step"
+
+    # The tracker calls these when a storage begins, and when it ends.
+
+    def _begin(self, storage: torch.UntypedStorage, category: str) -> None:
+        super()._begin(storage, category)
+        self._numbers[storage._cdata] = self._write(storage.nbytes(), category)
+
+    def _end(self, key: int) -> None:
+        super()._end(key)
+        self.values.forget(key)
+        self.events.append(-self._numbers.pop(key))
+
+    def _resize(self, storage: torch.UntypedStorage) -> None:
+        super()._resize(storage)
+        key = storage._cdata
+        old = self._numbers[key]
+        self._numbers[key] = self._write(storage.nbytes(), self.categories[old])
+        self.events.append(-old)
+
+    def _write(self, size: int, category: str) -> int:
+        number = len(self.sizes)
+        self.sizes.append(size)
+        self.categories.append(category)
+        self.makers.append(self._operation)
+        self.events.append(number)
+        return number

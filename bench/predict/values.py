@@ -1,0 +1,105 @@
+"""The values of small tensors on meta that follow from the batch: masks, lengths, positions.
+
+A model may read a value and branch on it ("is anything padded?"). On meta there are no values;
+but those that follow from the batch's integers are computed beside, for real, on the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+LARGEST = 1 << 18
+"""Elements of the largest tensor whose values are followed."""
+_DTYPES = {torch.bool, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
+_CHECK_OF_GRADIENTS = torch.ops.aten._amp_foreach_non_finite_check_and_unscale_.default
+
+
+class KnownValues:
+    """Real storages beside meta ones: views and writes in place are then right by themselves."""
+
+    def __init__(self) -> None:
+        self._real: dict[int, torch.UntypedStorage] = {}  # by the meta storage's address
+
+    def of(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """The values of a meta tensor, on the CPU; None where they are not known."""
+        storage = self._real.get(tensor.untyped_storage()._cdata)
+        if storage is None:
+            return None
+        empty = torch.empty(0, dtype=tensor.dtype)
+        return empty.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
+
+    def forget(self, key: int) -> None:
+        """The meta storage at `key` has ended."""
+        self._real.pop(key, None)
+
+    def follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        """Compute the values of `out` beside, where those of every input are known.
+
+        An operation that writes to known values from unknown ones ends that knowledge; but for the
+        check of gradients under loss scaling, which finds nothing wrong here.
+        """
+        given = [*tensors_in(args), *tensors_in(kwargs)]
+        unknown = any(not self._has(t) for t in given if t.device.type == "meta")
+        if unknown and not func._schema.is_mutable:
+            return
+        if func is _CHECK_OF_GRADIENTS:
+            return
+        if unknown:
+            for tensor in given:
+                self.forget(tensor.untyped_storage()._cdata)
+            return
+        made = [t for t in tensors_in(out) if t.device.type == "meta"]
+        if not made or not all(map(_followed, (*made, *given))):
+            return
+        if torch.Tag.nondeterministic_seeded in func.tags or "empty" in func._schema.name:
+            return
+        if not func._schema.is_mutable and all(map(self._has, made)):  # views
+            return
+        with torch.no_grad():
+            real = func(*self._values(args), **self._values(kwargs))
+        for tensor, value in zip(made, tensors_in(real), strict=True):
+            if not self._has(tensor):
+                self._know(tensor, value)
+
+    def _has(self, tensor: torch.Tensor) -> bool:
+        return tensor.untyped_storage()._cdata in self._real
+
+    def _know(self, tensor: torch.Tensor, value: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        self._real[storage._cdata] = torch.UntypedStorage(storage.nbytes())
+        view = self.of(tensor)
+        assert view is not None
+        view.copy_(value)
+
+    def _values(self, value: Any) -> Any:
+        """The same arguments, with values for meta tensors and the CPU for the meta device."""
+        if isinstance(value, torch.Tensor):
+            return self.of(value) if value.device.type == "meta" else value
+        if isinstance(value, torch.device):
+            return torch.device("cpu") if value.type == "meta" else value
+        if isinstance(value, (tuple, list)):
+            return type(value)(self._values(item) for item in value)
+        if isinstance(value, dict):
+            return {key: self._values(item) for key, item in value.items()}
+        return value
+
+
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Every tensor in nested lists, tuples and dicts."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors_in(item)
+
+
+def _followed(tensor: torch.Tensor) -> bool:
+    if tensor.requires_grad or tensor.numel() > LARGEST:
+        return False
+    return tensor.dtype in _DTYPES or tensor.numel() == 1
