@@ -38,6 +38,15 @@ _TASK_MAPPINGS = {
     "AutoModelForQuestionAnswering": "QUESTION_ANSWERING",
     "AutoModelForImageClassification": "IMAGE_CLASSIFICATION",
 }
+# The class that PEFT's task types are for.
+_TASK_TYPE_CLASSES = {
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "FEATURE_EXTRACTION": "AutoModel",
+}
 KINDS = ("linear", "conv1d", "conv2d", "embedding", "expert")
 
 
@@ -152,6 +161,13 @@ class Model:
             config={**self.config, **reduction.config},
             reduced=True,
         )
+
+    def for_task(self, task_type: str | None) -> Model:
+        """This model with the head that PEFT's task type is for; itself where it has that head."""
+        wanted = _TASK_TYPE_CLASSES.get(task_type or "")
+        if wanted is None or self.task_class == wanted:
+            return self
+        return replace(self, auto_class=wanted)
 
     @cached_property
     def transformers_config(self) -> Any:

@@ -49,6 +49,8 @@ def check_targets(
     config = _adapter(adapter)
     if isinstance(model, str | Path):
         found = find_model(str(model), auto_class)
+        if auto_class is None:
+            found = found.for_task(config.task_type)
         table, roles = found.table, found.role_of
     else:
         table = read_table(model)

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ from bench.errors import BenchError
 FORMATS = ("terminal", "markdown", "csv", "latex", "json")
 
 if TYPE_CHECKING:
+    from bench.adapters import AdapterConfig
+    from bench.architectures import Model
     from bench.formulas import Parameters
     from bench.subjects import Subject
     from bench.targets import Ledger
@@ -100,57 +103,58 @@ def _targets(options: argparse.Namespace) -> int:
     from bench.reports.ledger import ledger_json, ledger_text
 
     failed = False
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     for number, name in enumerate(options.models):
-        for subject in _asked(options, name):
-            ledger, parameters = _answer(subject)
-            if options.json:
-                print(json.dumps(ledger_json(subject, ledger, parameters)), flush=True)
-            else:
-                if number:
-                    print()
-                colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-                print(ledger_text(subject, ledger, parameters, colour=colour), flush=True)
-            failed |= bool(subject.dead_entries(ledger))
+        subject = _subject(options, name)
+        ledger, parameters = _answer(subject)
+        if options.json:
+            print(json.dumps(ledger_json(subject, ledger, parameters)), flush=True)
+        else:
+            blank = "\n" if number else ""
+            print(blank + ledger_text(subject, ledger, parameters, colour=colour), flush=True)
+        failed |= bool(subject.dead_entries(ledger) or ledger.refusals)
     return 1 if options.strict and failed else 0
 
 
-def _asked(options: argparse.Namespace, name: str) -> list[Subject]:
-    from bench.adapters import AdapterConfig
+def _subject(options: argparse.Namespace, name: str) -> Subject:
     from bench.scenarios import find_scenario
     from bench.subjects import Subject, load_model
 
     model = load_model(name, options.auto_class, options.trust_remote_code)
     optional = _split(options.optional)
-    scenario = None
-    if options.scenario:
-        scenario = find_scenario(options.scenario)
+    scenario = find_scenario(options.scenario) if options.scenario else None
+    if scenario is not None:
         adapter = scenario.adapter(model, options.rank)
         optional += scenario.optional
-    elif options.target_modules is not None or options.target_parameters:
-        adapter = AdapterConfig(_entries(options.target_modules), r=options.rank or 8,
-                                target_parameters=_split(options.target_parameters))  # fmt: skip
     else:
-        folder = options.adapter or model.source_folder
-        beside = (
-            options.adapter is None and folder and not (folder / "adapter_config.json").exists()
-        )
-        if folder is None or beside:
-            adapter = AdapterConfig(r=options.rank or 8)  # PEFT's default for the model type
-        else:
-            adapter = AdapterConfig.from_file(folder)
-    from dataclasses import replace
+        adapter = _own_adapter(options, model)
+    given = {
+        "r": options.rank,
+        "task_type": options.task_type,
+        "modules_to_save": _split(options.modules_to_save),
+        "exclude_modules": _split(options.exclude_modules),
+    }
+    adapter = replace(adapter, **{key: value for key, value in given.items() if value})
+    if not options.auto_class:
+        model = model.for_task(adapter.task_type)
+    return Subject(model, options.scenario or "own", adapter, scenario, optional)
 
-    changes: dict[str, Any] = {}
+
+def _own_adapter(options: argparse.Namespace, model: Model) -> AdapterConfig:
+    """From --target-modules, from --adapter, from the file beside the model's config, or PEFT's
+    default for the model type."""
+    from bench.adapters import AdapterConfig
+
     if options.rank is not None:
-        changes["r"] = options.rank
-    if options.task_type:
-        changes["task_type"] = options.task_type
-    if options.modules_to_save:
-        changes["modules_to_save"] = _split(options.modules_to_save)
-    if options.exclude_modules:
-        changes["exclude_modules"] = _split(options.exclude_modules)
-    label = options.scenario or "own"
-    return [Subject(model, label, replace(adapter, **changes), scenario, optional)]
+        AdapterConfig(r=options.rank)  # a rank of 0 is wrong, not absent
+    if options.target_modules is not None or options.target_parameters:
+        return AdapterConfig(
+            _entries(options.target_modules), target_parameters=_split(options.target_parameters)
+        )
+    if options.adapter is not None:
+        return AdapterConfig.from_file(options.adapter)
+    beside = model.source_folder and model.source_folder / "adapter_config.json"
+    return AdapterConfig.from_file(beside) if beside and beside.exists() else AdapterConfig()
 
 
 def _entries(text: str | None) -> tuple[str, ...] | str:

@@ -6,15 +6,16 @@ Never imports the formulas, and the formulas never import this: their agreement 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench.adapters import AdapterConfig
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
     from torch import nn
 
 
@@ -39,8 +40,20 @@ def inject(model: nn.Module, adapter: AdapterConfig) -> PeftModel:
 
     Raises BenchError with PEFT's own words where PEFT refuses the configuration.
     """
+    from peft import LoraConfig
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            config = LoraConfig(**adapter.to_dict())
+        except (ValueError, TypeError) as error:
+            raise BenchError(f"PEFT refuses the configuration: {error}") from error
+    return _get_peft_model(model, config)
+
+
+def _get_peft_model(model: nn.Module, config: PeftConfig) -> PeftModel:
     import torch
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
     # Adapter weights are created where the model is: on meta they cost nothing. PEFT's own
     # low_cpu_mem_usage would replace every shared weight by a new one.
@@ -48,10 +61,31 @@ def inject(model: nn.Module, adapter: AdapterConfig) -> PeftModel:
     with warnings.catch_warnings(), place:
         warnings.simplefilter("ignore")  # the ledger says these things, with names
         try:
-            return get_peft_model(model, LoraConfig(**adapter.to_dict()))
+            return get_peft_model(model, config)
         except (ValueError, TypeError, KeyError, AttributeError, LookupError, RuntimeError,
                 NotImplementedError) as error:  # fmt: skip
             raise BenchError(f"PEFT refuses the configuration: {error}") from error
+
+
+def count_method(model: nn.Module, peft_class: str, fields: Mapping[str, Any]) -> Count:
+    """The count of another method: `peft_class` names PEFT's configuration class.
+
+    The live model is changed in place. Raises BenchError with PEFT's own words where it refuses.
+    """
+    import peft
+
+    config = getattr(peft, peft_class)(**fields)
+    trainable, total = _get_peft_model(model, config).get_nb_trainable_parameters()
+    return Count((), (), trainable, total)
+
+
+def freeze_a(peft_model: PeftModel) -> tuple[int, int]:
+    """Trainable and total after PEFT's optimizer for LoRA-FA has frozen every A."""
+    from peft.optimizers import create_lorafa_optimizer
+
+    create_lorafa_optimizer(peft_model, r=8, lora_alpha=8, lr=1e-3)
+    trainable, total = peft_model.get_nb_trainable_parameters()
+    return int(trainable), int(total)
 
 
 def count(peft_model: PeftModel) -> Count:

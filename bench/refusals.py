@@ -30,8 +30,11 @@ _VARIANT_KINDS = {
 
 def layer_refusals(adapter: AdapterConfig, adapted: tuple[Adapted, ...]) -> list[str]:
     """The reasons for which PEFT raises on one of the adapted layers, the first of each layer."""
+    plain = not (adapter.variants or adapter.lora_bias) and adapter.init_lora_weights is True
     found = []
     for item in adapted:
+        if plain and item.module is not None and item.module.kind in _ANY_LINEAR:
+            continue  # nothing here concerns it: the common case, kept fast
         reasons = _parameter(adapter) if item.module is None else _module(adapter, item)
         found += [f"{item.name}: {reason}" for reason in reasons][:1]
     return found

@@ -119,7 +119,8 @@ def select(request: Request) -> Subjects:
     for model in models:
         given = _given_adapter(request, model)
         if given is not None:
-            subject = Subject(model, "own", given, None, request.optional)
+            adapted = model if request.auto_class else model.for_task(given.task_type)
+            subject = Subject(adapted, "own", given, None, request.optional)
             _add(found, [subject], own=True, precisions=precisions)
             continue
         chosen = _applicable(model, scenarios, bool(request.models and request.scenarios))

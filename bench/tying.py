@@ -1,10 +1,11 @@
 """Weight tying: what PEFT trains once, or twice, where modules share the input embedding's weight.
 
-`ensure_weight_tying` rewrites a configuration on a tied model; `trainable_token_indices` follows
-the tied weights by itself. For the first, PEFT acts only where an entry ends in `embed_tokens` or `lm_head`; it then works on the input
-embedding, whatever that is called, and makes every module that shares its weight follow.
+`ensure_weight_tying` rewrites a configuration on a tied model: where an entry ends in
+`embed_tokens` or `lm_head`, PEFT works on the input embedding, whatever that is called, and makes
+every module that shares its weight follow. `trainable_token_indices` follows the tied weights by
+itself.
 
-Source: peft 0.21 `tuners/tuners_utils.py` (`_check_tied_modules`) and `tuners/lora/model.py`.
+Source: peft 0.21 `tuners/tuners_utils.py` (`_check_tied_modules`), `tuners/lora/model.py`.
 """
 
 from __future__ import annotations

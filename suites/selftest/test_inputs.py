@@ -102,8 +102,8 @@ def test_wrong_option(llama: Path, refused, options: list[str], said: str) -> No
         ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
         ({"peft_type": "LORA", "r": 8, "target_modules": []}, "target_modules is empty"),
         ({"peft_type": "LORA", "r": -1, "target_modules": ["q_proj"]}, "r must be"),
-        ({"peft_type": "LORA", "target_modules": ["q_proj"], "kasa_config": {"a": 1}},
-         "'kasa_config'"),
+        ({"peft_type": "LORA", "target_modules": ["q_proj"], "arrow_config": {"a": 1}},
+         "arrow_config"),
     ],
 )  # fmt: skip
 def test_wrong_adapter(llama: Path, refused, adapter: dict, said: str) -> None:

@@ -277,7 +277,10 @@ def test_nothing_outlives_the_parent() -> None:
         assert not any(map(psutil.pid_exists, pids)), how
 
 
-def test_the_clock_gives_pytest_benchmark_the_workers_seconds(pytester: pytest.Pytester) -> None:
+def test_the_clock_gives_pytest_benchmark_the_workers_seconds(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # benchmarks are off under xdist
     pytester.makepyfile(
         """
         import pytest
