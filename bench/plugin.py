@@ -60,87 +60,40 @@ _XDIST_REASON = (
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Everything after `pytest suites/` that is ours."""
-    group = parser.getgroup("bench", "LoRA target modules")
-    add = group.addoption
-    add(
-        "--model",
-        action="append",
-        default=[],
-        metavar="MODEL",
-        help="registered name, folder, config.json or hub id; repeatable (default: all registered)",
-    )
-    add(
-        "--scenario",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="only this scenario; repeatable (default: all that apply)",
-    )
+    add = parser.getgroup("bench", "LoRA target modules").addoption
+    # fmt: off
+    add("--model", action="append", default=[], metavar="MODEL",
+        help="registered name, folder, config.json or hub id; repeatable (default: all registered)")
+    add("--scenario", action="append", default=[], metavar="NAME",
+        help="only this scenario; repeatable (default: all that apply)")
     add("--adapter", type=Path, metavar="FILE", help="a PEFT adapter_config.json, or its folder")
     add("--target-modules", default="", metavar="A,B", help="target modules, comma-separated")
     add("--rank", type=int, metavar="R", help="only this rank r")
-    add(
-        "--precision",
-        action="append",
-        default=[],
-        metavar="P",
-        help="fp32, bf16, fp16, int8, nf4, fp4, nf4-dq, fp4-dq; repeatable (default: first five)",
-    )
+    add("--precision", action="append", default=[], metavar="P",
+        help="fp32, bf16, fp16, int8, nf4, fp4, nf4-dq, fp4-dq; repeatable (default: first five)")
     add("--optional", default="", metavar="A,B", help="entries that may reach nothing")
-    add(
-        "--auto-class", metavar="CLASS", help="transformers class to build a model of your own with"
-    )
+    add("--auto-class", metavar="CLASS", help="transformers class to build your own model with")
     add("--trust-remote-code", action="store_true", help="run a model repository's own code")
-    add(
-        "--full-geometry",
-        action="store_true",
-        help="measure full-size models without a GPU too (they need tens of gigabytes)",
-    )
+    add("--full-geometry", action="store_true",
+        help="measure full-size models without a GPU too (they need tens of gigabytes)")
     add("--batch-size", type=int, default=2, help="sequences a step (default 2)")
     add("--seq-len", type=int, default=32, help="tokens a sequence (default 32)")
     add("--rounds", type=int, default=5, help="measured steps a case (default 5)")
-    add(
-        "--memory-limit",
-        type=float,
-        default=6.0,
-        metavar="GIB",
-        help="a measured case's memory limit on the CPU, GiB (default 6)",
-    )
-    add(
-        "--time-limit",
-        type=float,
-        default=300.0,
-        metavar="SECONDS",
-        help="a measured case's time limit, seconds (default 300)",
-    )
+    add("--memory-limit", type=float, default=6.0, metavar="GIB",
+        help="a measured case's memory limit on the CPU, GiB (default 6)")
+    add("--time-limit", type=float, default=300.0, metavar="SECONDS",
+        help="a measured case's time limit, seconds (default 300)")
     add("--budget", type=float, metavar="MINUTES", help="measure what fits into this time")
-    add(
-        "--check-loss",
-        type=int,
-        default=0,
-        metavar="STEPS",
-        help="train each measured case on, and fail it unless its loss falls (20 is a good number)",
-    )
-    add(
-        "--gate",
-        action="store_true",
-        help="with --benchmark-compare: fail unless every metric holds against the baseline",
-    )
-    add(
-        "--threshold",
-        action="append",
-        default=[],
-        metavar="METRIC=X%",
-        help="tolerated change of a metric, such as step_seconds=10%%; repeatable",
-    )
-    add(
-        "--allow",
-        action="append",
-        default=[],
-        metavar="VERDICT[:ID]",
-        help="a verdict that may pass the gate, for all cases or for a pattern of ids; repeatable",
-    )
+    add("--check-loss", type=int, default=0, metavar="STEPS",
+        help="train each measured case on, and fail it unless its loss falls (20 is usual)")
+    add("--gate", action="store_true",
+        help="with --benchmark-compare: fail unless every metric holds against the baseline")
+    add("--threshold", action="append", default=[], metavar="METRIC=X%",
+        help="tolerated change of a metric, such as step_seconds=10%%; repeatable")
+    add("--allow", action="append", default=[], metavar="VERDICT[:ID]",
+        help="a verdict that may pass the gate, for all cases or for a pattern of ids; repeatable")
     add("--verdict-file", type=Path, metavar="FILE", help="write the verdicts to this JSON file")
+    # fmt: on
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-benchmark reads the options changed here
@@ -429,11 +382,11 @@ def step_options(request: pytest.FixtureRequest) -> StepOptions:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """A failed test's record says so."""
+    """A test that passed makes its record a good one."""
     report = yield
     recorder = item.config.stash[_LOG].records.get(item.nodeid)
-    if recorder is not None and report.failed and recorder.outcome == "ok":
-        recorder.outcome = "failed"
+    if recorder is not None and report.when == "call" and report.passed:
+        recorder.outcome = "ok"
     return report
 
 

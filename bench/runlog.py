@@ -30,7 +30,7 @@ class Recorder:
     subject: Subject
     metrics: dict[str, Any] = field(default_factory=dict)
     detail: dict[str, Any] = field(default_factory=dict)
-    outcome: str = "ok"
+    outcome: str = "failed"  # until the test has passed: an interrupted one has not
 
     def ledger(self, ledger: Ledger) -> None:
         """What is adapted: counts, dead entries, and a digest of every adapted name and rank."""
