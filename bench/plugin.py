@@ -202,23 +202,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Storing or comparing a run, or asking about one model, is not about the tool's own tests."""
-    option = config.option
-    asked = any("selftest" in argument for argument in config.args)
-    about_results = config.stash[_SAVE] or option.benchmark_compare or option.model
-    if collection_path.name == "selftest" and about_results and not asked:
-        return True
-    return None
+    """The tool's own tests are left out where pytest_collection_modifyitems would drop them all."""
+    about_results = config.option.model or _stores(config)
+    return True if collection_path.name == "selftest" and about_results else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what was not asked for; under xdist refuse the measured cases, aloud."""
+    """Leave out what was not asked for: with --model what is about no model, in a stored or
+    compared run what records nothing. Under xdist refuse the measured cases, aloud."""
     keep, dropped = [], []
     refused: list[pytest.Item] = []
     slow_too = "slow" in config.option.markexpr
+    wanted = set(_PARAMETERS) if config.option.model else {"record"}
+    about_results = config.option.model or _stores(config)
     for item in items:
         empty = item.name.endswith("[NOTSET]")  # a suite with no subject in this run
-        other = config.option.model and not set(_PARAMETERS) & set(_fixtures(item))
+        other = about_results and not wanted & set(_fixtures(item))
         slow = item.get_closest_marker("slow") and not slow_too
         if empty or other or slow:
             dropped.append(item)
@@ -239,6 +238,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _is_measured(item: pytest.Item) -> bool:
     return item.get_closest_marker("measured") is not None
+
+
+def _stores(config: pytest.Config) -> bool:
+    """Whether the run is stored or compared: then only tests that record something matter."""
+    return bool(config.stash[_SAVE] or config.option.benchmark_compare)
 
 
 def _fixtures(item: pytest.Item) -> list[str]:
@@ -283,33 +287,22 @@ def pytest_report_teststatus(
 # Fixtures
 
 
-def _chosen(request: pytest.FixtureRequest, group: str) -> Subject:
-    subjects: dict[str, Subject] = getattr(request.config.stash[_SUBJECTS], group)
-    return subjects[str(request.param)]
+def _subject(name: str, group: str, doc: str) -> Any:
+    """A fixture that gives the subject which the test's parameter names."""
+
+    @pytest.fixture(name=name)
+    def chosen(request: pytest.FixtureRequest) -> Subject:
+        subjects: dict[str, Subject] = getattr(request.config.stash[_SUBJECTS], group)
+        return subjects[str(request.param)]
+
+    chosen.__doc__ = doc
+    return chosen
 
 
-@pytest.fixture
-def subject(request: pytest.FixtureRequest) -> Subject:
-    """A registered model and scenario, at the scenario's own rank."""
-    return _chosen(request, "structural")
-
-
-@pytest.fixture
-def ranked(request: pytest.FixtureRequest) -> Subject:
-    """A registered model and scenario at one of the ranks."""
-    return _chosen(request, "ranked")
-
-
-@pytest.fixture
-def measured(request: pytest.FixtureRequest) -> Subject:
-    """A model, scenario, rank and precision to measure."""
-    return _chosen(request, "measured")
-
-
-@pytest.fixture
-def user_subject(request: pytest.FixtureRequest) -> Subject:
-    """A user's own model or configuration (`--model`, `--adapter`, `--target-modules`)."""
-    return _chosen(request, "own")
+subject = _subject("subject", "structural", "A registered model and scenario, at its own rank.")
+ranked = _subject("ranked", "ranked", "A registered model and scenario at one of the ranks.")
+measured = _subject("measured", "measured", "A model, scenario, rank and precision to measure.")
+user_subject = _subject("user_subject", "own", "A user's own model or configuration.")
 
 
 @pytest.fixture(scope="session")
