@@ -36,7 +36,7 @@ TASK_HEADS = {
 # Fields of an adapter_config.json that change neither what is adapted nor how many parameters it
 # takes: bookkeeping (a saved config always says inference_mode), and initialisations of the same
 # matrices.
-_INERT = frozenset(
+INERT = frozenset(
     """auto_mapping base_model_name_or_path corda_config inference_mode
     loftq_config lora_ga_config megatron_core peft_type peft_version revision runtime_config
     qalora_group_size""".split()
@@ -46,8 +46,10 @@ _INERT = frozenset(
 VARIANTS = ("use_dora", "kasa_config", "monteclora_config", "use_bdlora", "velora_config",
             "alora_invocation_tokens")  # fmt: skip
 
+_NESTED = ("kasa_config", "monteclora_config", "use_bdlora", "velora_config", "eva_config")
+
 # What is not computed, and why; `from_dict` says so.
-_REFUSED = {
+REFUSED = {
     "arrow_config": "it routes between adapters that exist already",
     "use_qalora": "PEFT implements it for GPTQ weights only",
     "megatron_config": "it shards layers over processes",
@@ -126,6 +128,12 @@ class AdapterConfig:
             raise BenchError("lora_bias does not go with use_dora")
         if len(self.variants) > 1:
             raise BenchError(f"{' and '.join(self.variants)} do not go together")
+        for name in _NESTED:
+            if not isinstance(getattr(self, name), Mapping | None):
+                raise BenchError(f"{name} holds fields of its own, not {getattr(self, name)!r}")
+        _check_counts(self.monteclora_config, "monteclora_config", "num_samples")
+        _check_counts(self.use_bdlora, "use_bdlora", "nblocks")
+        _check_tokens(self.trainable_token_indices)
         if self.layer_replication:
             _check_replication(self.layer_replication)
 
@@ -184,11 +192,15 @@ class AdapterConfig:
             raise BenchError(f"{where}: peft_type is {method!r}; only 'LORA' is understood")
         known = {f.name for f in fields(cls)}
         for key, value in data.items():
-            if key in _REFUSED and value not in (None, False, {}, [], ""):
-                raise BenchError(f"{where}: no closed form for {key}: {_REFUSED[key]}")
-            if key not in known | _INERT and value not in (None, False, {}, [], ""):
+            if key in REFUSED and value not in (None, False, {}, [], ""):
+                raise BenchError(f"{where}: no closed form for {key}: {REFUSED[key]}")
+            if key not in known | INERT and value not in (None, False, {}, [], ""):
                 raise UnknownName(f"field with a value in {where}:", key, known)
-        given = {k: _to_tuples(v) for k, v in data.items() if k in known and v is not None}
+        given = {
+            key: value if key in _NESTED else _to_tuples(value)
+            for key, value in data.items()
+            if key in known and value is not None and not (key in _NESTED and value is False)
+        }
         try:
             return cls(**given)
         except (TypeError, BenchError) as error:
@@ -199,9 +211,6 @@ class AdapterConfig:
         """From an adapter_config.json, or a folder that holds one."""
         return cls.from_dict(read_json(path / "adapter_config.json" if path.is_dir() else path),
                              str(path))  # fmt: skip
-
-
-_DEFAULTS = AdapterConfig()
 
 
 def read_json(path: Path) -> Any:
@@ -216,9 +225,31 @@ def read_json(path: Path) -> Any:
         raise BenchError(f"{path}: not JSON: {error}") from None
 
 
+def _check_counts(nested: Mapping[str, Any] | None, where: str, key: str) -> None:
+    value = (nested or {}).get(key, 1)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise BenchError(f"{where}: {key} must be a whole number of at least 1, not {value!r}")
+
+
+def _check_tokens(given: Any) -> None:
+    lists = list(given.values()) if isinstance(given, Mapping) else [given]
+    for indices in lists if given is not None else ():
+        whole = isinstance(indices, tuple) and all(type(index) is int for index in indices)
+        if not whole or any(index < 0 for index in indices):
+            raise BenchError(
+                "trainable_token_indices holds token indices, or names with token indices, not "
+                f"{indices!r}"
+            )
+
+
 def _check_replication(pairs: Any) -> None:
     for pair in pairs:
-        if len(pair) != 2 or not all(isinstance(end, int) for end in pair) or pair[0] >= pair[1]:
+        if (
+            not isinstance(pair, tuple | list)
+            or len(pair) != 2
+            or not all(isinstance(end, int) for end in pair)
+            or pair[0] >= pair[1]
+        ):
             raise BenchError(
                 f"layer_replication holds [start, end) pairs with start < end, not {pair!r}"
             )
@@ -238,3 +269,6 @@ def _to_lists(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _to_lists(item) for key, item in value.items()}
     return value
+
+
+_DEFAULTS = AdapterConfig()

@@ -5,6 +5,7 @@ Never imports the formulas, and the formulas never import this: their agreement 
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -35,6 +36,37 @@ class Count:
     total: int
 
 
+@dataclass(frozen=True)
+class Totals:
+    """Three ways to count a model's parameters, which differ on quantized and on tied models.
+
+    Attributes:
+        logical: elements under every name; a 4-bit weight unpacked, a shared one at each name.
+        packed: elements as stored, `numel()` of each tensor once; a 4-bit weight is half as many.
+        unique: logical elements, each tensor once: what PEFT and the formulas call the total.
+    """
+
+    logical: int
+    packed: int
+    unique: int
+
+
+def totals(model: nn.Module) -> Totals:
+    """The three totals of a live model, quantized by bitsandbytes or not."""
+    logical = packed = unique = 0
+    seen: set[int] = set()
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        elements = parameter.numel()
+        if getattr(parameter, "bnb_quantized", False) and elements:
+            layer: Any = model.get_submodule(name.rpartition(".")[0])
+            elements = layer.in_features * layer.out_features
+        logical += elements
+        if id(parameter) not in seen:
+            seen.add(id(parameter))
+            packed, unique = packed + parameter.numel(), unique + elements
+    return Totals(logical, packed, unique)
+
+
 def inject(model: nn.Module, adapter: AdapterConfig) -> PeftModel:
     """`peft.get_peft_model` on the live model, which is changed in place.
 
@@ -48,7 +80,18 @@ def inject(model: nn.Module, adapter: AdapterConfig) -> PeftModel:
             config = LoraConfig(**adapter.to_dict())
         except (ValueError, TypeError) as error:
             raise BenchError(f"PEFT refuses the configuration: {error}") from error
+    if adapter.layer_replication:
+        _own_config(model)
     return _get_peft_model(model, config)
+
+
+def _own_config(model: nn.Module) -> None:
+    # PEFT writes the new number of layers into the configuration, which other models may share.
+    shared = getattr(model, "config", None)
+    own = copy.deepcopy(shared)
+    for module in model.modules():
+        if shared is not None and getattr(module, "config", None) is shared:
+            module.config = own
 
 
 def _get_peft_model(model: nn.Module, config: PeftConfig) -> PeftModel:
@@ -79,13 +122,14 @@ def count_method(model: nn.Module, peft_class: str, fields: Mapping[str, Any]) -
     return Count((), (), trainable, total)
 
 
-def freeze_a(peft_model: PeftModel) -> tuple[int, int]:
-    """Trainable and total after PEFT's optimizer for LoRA-FA has frozen every A."""
+def count_lora_fa(model: nn.Module, fields: Mapping[str, Any]) -> Count:
+    """The count of LoRA-FA: LoRA, of which PEFT's optimizer freezes every A."""
+    from peft import LoraConfig
     from peft.optimizers import create_lorafa_optimizer
 
+    peft_model = _get_peft_model(model, LoraConfig(**fields))
     create_lorafa_optimizer(peft_model, r=8, lora_alpha=8, lr=1e-3)
-    trainable, total = peft_model.get_nb_trainable_parameters()
-    return int(trainable), int(total)
+    return Count((), (), *peft_model.get_nb_trainable_parameters())
 
 
 def count(peft_model: PeftModel) -> Count:

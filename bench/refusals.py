@@ -65,8 +65,11 @@ def _module(adapter: AdapterConfig, item: Adapted) -> Iterator[str]:
         yield f"init_lora_weights={init!r} does not go with a convolution"
     if init == "orthogonal" and r % 2 and kind in (*_ANY_LINEAR, MULTIHEAD):
         yield f"orthogonal initialisation needs an even rank, not {r}"
-    if init == "mica" and r > min(module.in_features, module.out_features):
-        yield f"MiCA takes at most rank {min(module.in_features, module.out_features)}, not {r}"
+    most = min(module.in_features, module.out_features)
+    if init == "mica" and r > most:
+        yield f"MiCA takes at most rank {most}, not {r}"
+    if str(init).startswith("pissa_niter") and kind in _ANY_LINEAR and r > most:
+        yield f"{init} takes at most rank {most}, not {r}"
     if adapter.use_bdlora is not None and kind in _ANY_LINEAR:
         yield from _blocks(adapter, module, r)
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
+from hypothesis import reject
 from hypothesis import strategies as st
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from bench.adapters import AdapterConfig
 from bench.architectures import Model
+from bench.errors import BenchError
 
 WIDTHS = st.integers(1, 5).map(lambda n: 8 * n)
 COMMON = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -44,8 +47,16 @@ class Drawn:
     tasks: tuple[str | None, ...] = (None,)
     shown: dict[str, object] = field(default_factory=dict)
 
-    def __repr__(self) -> str:  # what a shrunk failure prints
-        return f"{self.label}({self.shown})"
+
+@dataclass(frozen=True)
+class Example:
+    """A model and a configuration; a failure shrinks to, and prints, what was drawn of both."""
+
+    model: Drawn
+    adapter: AdapterConfig
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(f"{self.model.label} {self.model.shown} with {self.adapter.to_dict()}")
 
 
 class Plain(nn.Module):
@@ -110,7 +121,8 @@ def _decoder(draw: st.DrawFn, kind: str) -> Drawn:
         }
     return _drawn(
         kind, config, "AutoModelForCausalLM", names=names, layers=layers, vocabulary=vocabulary,
-        embeddings=("embed_tokens", "lm_head"), savable=("embed_tokens", "lm_head", names[0], "attn"),
+        embeddings=("embed_tokens", "lm_head"),
+        savable=("embed_tokens", "lm_head", names[0], "attn"),
         parameters=parameters, tasks=(None, "CAUSAL_LM"),
     )  # fmt: skip
 
@@ -141,18 +153,20 @@ def _encoder(draw: st.DrawFn, kind: str) -> Drawn:
         )
     )
     width, inner = draw(WIDTHS), draw(WIDTHS)
+    labels = 2 if task == "QUESTION_ANS" else draw(st.integers(1, 5))
     head = {"QUESTION_ANS": "qa_outputs", None: "embeddings"}.get(task, "classifier")
     if kind == "bert":
         config: dict[str, object] = {
             "hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers,
             "num_attention_heads": 1, "vocab_size": 24, "max_position_embeddings": 16,
-            "num_labels": 2 if task == "QUESTION_ANS" else draw(st.integers(1, 5)), "tie_word_embeddings": draw(st.booleans()),
+            "num_labels": labels, "tie_word_embeddings": draw(st.booleans()),
         }  # fmt: skip
         names = ("query", "key", "value", "attention.output.dense", "dense")
     else:
-        config = {"dim": width, "hidden_dim": inner, "n_layers": layers, "n_heads": 1,
-                  "vocab_size": 24, "max_position_embeddings": 16,
-                  "num_labels": 2 if task == "QUESTION_ANS" else draw(st.integers(1, 5))}  # fmt: skip
+        config = {
+            "dim": width, "hidden_dim": inner, "n_layers": layers, "n_heads": 1,
+            "vocab_size": 24, "max_position_embeddings": 16, "num_labels": labels,
+        }  # fmt: skip
         names = ("q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2", "pre_classifier")
     return _drawn(
         kind, config, auto_class, names=names, layers=layers, vocabulary=24,
@@ -244,7 +258,9 @@ def adapters(draw: st.DrawFn, model: Drawn) -> AdapterConfig:
             draw, st.lists(st.sampled_from(model.savable), unique=True).map(tuple), (), 3
         ) if model.savable else (),
         "ensure_weight_tying": draw(st.booleans()),
-        "exclude_modules": _sometimes(draw, st.sampled_from([(model.names[0],), r".*\.0\..*"]), None),
+        "exclude_modules": _sometimes(
+            draw, st.sampled_from([(model.names[0],), r".*\.0\..*"]), None
+        ),
         "task_type": draw(st.sampled_from(model.tasks)),
     }  # fmt: skip
     variant = _sometimes(draw, st.sampled_from(sorted(_VARIANTS)), None, 2)
@@ -272,6 +288,16 @@ def adapters(draw: st.DrawFn, model: Drawn) -> AdapterConfig:
         )
         fields["layer_replication"] = tuple(draw(st.lists(spans, min_size=1, max_size=2)))
     return AdapterConfig(targets, r=r, **fields)  # type: ignore[arg-type]
+
+
+@st.composite
+def examples(draw: st.DrawFn, kinds: tuple[str, ...] = KINDS) -> Example:
+    """A random model with a random configuration that `AdapterConfig` accepts."""
+    model = draw(models(kinds))
+    try:
+        return Example(model, draw(adapters(model)))
+    except BenchError:  # two variants at once
+        reject()
 
 
 _VARIANTS: dict[str, dict[str, object]] = {

@@ -1,11 +1,12 @@
 """Closed forms: what a configuration trains and what it adds, term by term.
 
-`lora` holds LoRA and its variants, `methods` the other ways to fine-tune, `prompts` those that
-train virtual tokens, `budgets` all of them side by side. Nothing here imports torch or PEFT: what
-PEFT really creates is counted elsewhere, and the suites hold the two against each other.
+`lora` holds LoRA and its variants, `kinds` the other methods' formulas and `prompts` those that
+train virtual tokens, `methods` puts one on a model, `budgets` all of them side by side. Nothing
+here imports torch or PEFT: what PEFT really creates is counted elsewhere, and the suites hold the
+two against each other.
 """
 
-from bench.formulas.lora import lora_matrices, lora_parameters
+from bench.formulas.lora import lora_parameters
 from bench.formulas.terms import Parameters, Term
 
-__all__ = ["Parameters", "Term", "lora_matrices", "lora_parameters"]
+__all__ = ["Parameters", "Term", "lora_parameters"]

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from bench.adapters import AdapterConfig
 from bench.errors import BenchError
@@ -59,21 +60,25 @@ class Matrices:
         return self.a + self.b
 
 
-def lora_matrices(r: int, in_features: int, out_features: int) -> int:
-    """r (in + out): the elements of A (r × in) and B (out × r)."""
-    return r * in_features + out_features * r
-
-
 def module_matrices(module: Module, r: int) -> Matrices:
     """A and B of LoRA with rank r on one module. Raises BenchError for a kind without LoRA."""
-    rows, columns = module.in_features, module.out_features
-    if module.kind in (LINEAR, CONV1D, EMBEDDING):
+    shape = (module.in_features, module.out_features, module.kernel, module.groups)
+    if (found := _matrices(module.kind, shape, r)) is None:
+        kind = module.class_name or module.kind
+        raise BenchError(f"{module.name}: no formula for LoRA on a {kind}")
+    return found
+
+
+@lru_cache(maxsize=4096)  # the layers of a model repeat a handful of shapes
+def _matrices(kind: str, shape: tuple[int, int, int, int], r: int) -> Matrices | None:
+    rows, columns, kernel, groups = shape
+    if kind in (LINEAR, CONV1D, EMBEDDING):
         return Matrices(r * rows, columns * r, columns)
-    if module.kind in CONVOLUTIONS:
-        return Matrices(r * rows * module.kernel, columns * r // module.groups, columns)
-    if module.kind == MULTIHEAD:
+    if kind in CONVOLUTIONS:
+        return Matrices(r * rows * kernel, columns * r // groups, columns)
+    if kind == MULTIHEAD:
         return Matrices(2 * r * rows, (3 * columns + columns) * r, 3 * columns + columns)
-    raise BenchError(f"{module.name}: no formula for LoRA on a {module.class_name or module.kind}")
+    return None
 
 
 def parameter_matrices(parameter: Parameter, r: int) -> Matrices:
@@ -109,34 +114,26 @@ def lora_parameters(ledger: Ledger) -> Parameters:
     weights and count once, layers that no range names are gone.
 
     Raises BenchError where no closed form is known: EVA with rho above 1 (ranks then depend on the
-    data), and a module that is trained whole and by tokens. None is ignored.
+    data), CorDA, LoftQ and LoRA-GA with more ranks than a weight has, and a module that is trained
+    whole and by tokens. None is ignored.
     """
     table, adapter = ledger.table, ledger.adapter
     _check_known(ledger)
-    saved = _outermost(ledger.saved)
-    inside = tuple(name + "." for name in saved)
-    free = [a for a in ledger.adapted if a.name not in saved and not a.name.startswith(inside)]
-    wrapped = [a for a in ledger.adapted if a not in free]
+    free = _free(ledger)
+    outside = {a.name for a in free}
+    wrapped = [a for a in ledger.adapted if a.name not in outside]
 
     parts = [(a, adapted_matrices(adapter, a)) for a in free]
     a_elements = sum(m.a for _, m in parts)
     b_elements = sum(m.b for _, m in parts)
     frozen = b_elements if adapter.init_lora_weights == "mica" else 0
     terms = [Term("lora", a_elements + b_elements - frozen, a_elements + b_elements, len(parts))]
-    if saved:
-        copies = sum(_copy(table, name) for name in saved if name not in ledger.tied)
-        # PEFT's saved copy of a module around an adapted one holds a trained copy of the adapter as
-        # well, and the adapter inside the frozen original stays where it is. A saved module inside
-        # a saved one is copied a second time, and the first copy is frozen.
-        nested = sum(_all_added(adapter, a) for a in wrapped)
-        again = sum(_copy(table, name) for name in ledger.saved if name not in saved)
-        terms.append(
-            Term("modules_to_save", copies + nested, copies + 2 * nested + again, len(saved))
-        )
+    if ledger.saved:
+        terms.append(saved_term(ledger, sum(_all_added(adapter, a) for a in wrapped)))
     if adapter.trainable_token_indices:
         terms.append(_token_term(ledger))
     if adapter.bias != "none":
-        terms.append(_bias_term(table, adapter.bias, free, inside))
+        terms.append(bias_term(ledger))
     for name, elements in _variant_terms(adapter, free).items():
         terms.append(Term(name, elements, elements, len(free)))
     return Parameters(tuple(terms), table.total_parameters)
@@ -148,8 +145,10 @@ def adapted_matrices(adapter: AdapterConfig, item: Adapted) -> Matrices:
         assert item.parameter is not None
         return parameter_matrices(item.parameter, item.r)
     whole = module_matrices(item.module, _rank(adapter, item.module, item.r))
+    if adapter.use_bdlora is None:
+        return whole
     on_a, on_b = block_diagonal(adapter, item.name)
-    blocks = (adapter.use_bdlora or {}).get("nblocks", 1)
+    blocks = adapter.use_bdlora.get("nblocks", 1)
     if on_a:
         return Matrices(whole.a // blocks, whole.b, whole.b_bias)
     if on_b:
@@ -191,6 +190,13 @@ def _check_known(ledger: Ledger) -> None:
             "no closed form for init_lora_weights='eva': it hands ranks from layer to layer as the "
             "data asks for; with eva_config rho=1 every layer keeps r"
         )
+    if adapter.init_lora_weights in ("corda", "loftq", "lora_ga"):
+        for item in ledger.adapted:
+            if item.module and item.r > min(item.module.in_features, item.module.out_features):
+                raise BenchError(
+                    f"no closed form for {adapter.init_lora_weights!r} with rank {item.r} on "
+                    f"{item.name}: the weight has fewer ranks"
+                )
     if adapter.use_bdlora is not None and adapter.init_lora_weights in _CUT_FROM_WEIGHT:
         raise BenchError(f"no closed form for {adapter.init_lora_weights!r} with use_bdlora")
     tokens = {layer.name for layer in token_layers(ledger.table, adapter)}
@@ -198,9 +204,18 @@ def _check_known(ledger: Ledger) -> None:
         raise BenchError(f"no closed form for {both[0]}: trained whole and by tokens")
 
 
-def _outermost(saved: tuple[str, ...]) -> tuple[str, ...]:
+def _outermost(ledger: Ledger) -> tuple[str, ...]:
     """The saved modules that lie in no other saved module."""
+    saved = ledger.saved
     return tuple(s for s in saved if not any(s.startswith(o + ".") for o in saved))
+
+
+def _free(ledger: Ledger) -> list[Adapted]:
+    """The adapted layers outside the saved modules."""
+    if not ledger.saved:
+        return list(ledger.adapted)
+    inside = tuple(name + "." for name in _outermost(ledger))
+    return [a for a in ledger.adapted if not f"{a.name}.".startswith(inside)]
 
 
 def _copy(table: ModuleTable, name: str) -> int:
@@ -208,20 +223,37 @@ def _copy(table: ModuleTable, name: str) -> int:
     return sum({p.same_as or p.name: p.elements for p in table.below(name)}.values())
 
 
-def _bias_term(
-    table: ModuleTable, bias: str, adapted: list[Adapted], inside: tuple[str, ...]
-) -> Term:
+def saved_term(ledger: Ledger, nested: int) -> Term:
+    """`modules_to_save`: trained copies of modules, with `nested` elements of adapters in them.
+
+    PEFT's copy of a module around an adapted layer holds a trained copy of the adapter as well, and
+    the adapter inside the frozen original stays where it is. A saved module inside a saved one is
+    copied a second time, and the first copy is frozen.
+    """
+    table, outer = ledger.table, _outermost(ledger)
+    copies = sum(_copy(table, name) for name in outer if name not in ledger.tied)
+    again = sum(_copy(table, name) for name in ledger.saved if name not in outer)
+    return Term("modules_to_save", copies + nested, copies + 2 * nested + again, len(outer))
+
+
+def bias_term(ledger: Ledger) -> Term:
+    """`bias`: the base model's own biases that train; nothing is added.
+
+    "all" reaches every parameter called `bias`, "lora_only" those of the adapted layers.
+    """
+    everything, adapted = ledger.adapter.bias == "all", _free(ledger)
     names = {f"{a.name}.bias" for a in adapted}
     # LoRA on a MultiheadAttention adapts its out_proj as a layer of its own; in_proj_bias is
     # called otherwise and is never reached.
     names |= {f"{a.name}.out_proj.bias" for a in adapted if a.module and a.module.kind == MULTIHEAD}
     chosen = {
         p.same_as or p.name: p.elements
-        for p in table.parameters
-        if p.name in names or (bias == "all" and p.name.rpartition(".")[2] == "bias")
+        for p in ledger.table.parameters
+        if p.name in names or (everything and p.name.rpartition(".")[2] == "bias")
     }
     # A saved module's original is frozen, and with it what it shares with others.
-    for p in table.parameters:
+    inside = tuple(name + "." for name in _outermost(ledger))
+    for p in ledger.table.parameters:
         if p.name.startswith(inside):
             chosen.pop(p.same_as or p.name, None)
     return Term("bias", sum(chosen.values()), 0, len(chosen))

@@ -112,6 +112,12 @@ def _json_lines(objects: Iterable[Mapping[str, object]]) -> str:
     return "".join(json.dumps(item, allow_nan=False) + "\n" for item in objects)
 
 
+def write_report(report: Report, format: str) -> None:
+    """Put a report on standard output as Markdown, LaTeX or text."""
+    _check_format(format)
+    _put(_written(report, format))
+
+
 def _written(report: Report, format: str, to_file: bool = False) -> str:
     if format == "markdown":
         return markdown(report)

@@ -1,0 +1,67 @@
+"""`bench explain` for people and for programs: which configurations train a given number."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+
+from bench.explain import Explanation, Found, explain
+
+
+def explain_command(
+    model: str,
+    trainable: int,
+    total: int | None = None,
+    *,
+    auto_class: str | None = None,
+    trust_remote_code: bool = False,
+    as_json: bool = False,
+) -> int:
+    """`bench explain`: print what gives the number; 0 if something does, 1 if nothing does."""
+    from bench.subjects import load_model
+
+    loaded = load_model(model, auto_class, trust_remote_code)
+    answer = explain(loaded.table, trainable, total)
+    if as_json:
+        print(json.dumps(_as_json(loaded.label, answer)))
+    else:
+        print(_as_text(loaded.label, answer))
+    sys.stdout.flush()
+    return 0 if answer.exact else 1
+
+
+def _as_json(label: str, answer: Explanation) -> dict[str, object]:
+    def row(found: Found) -> dict[str, object]:
+        return {**asdict(found), "adapter": found.adapter.to_dict()}
+
+    return {
+        "model": label,
+        "trainable": answer.trainable,
+        "base": answer.base,
+        "remark": answer.remark or None,
+        "exact": [row(f) for f in answer.exact],
+        "nearest": [row(f) for f in answer.nearest],
+    }
+
+
+def _as_text(label: str, answer: Explanation) -> str:
+    lines = []
+    if answer.exact:
+        lines.append(f"{answer.trainable:,} trainable parameters on {label}:")
+        rows = answer.exact
+    else:
+        lines.append(
+            f"no LoRA configuration trains exactly {answer.trainable:,} parameters on {label}; "
+            "the nearest:"
+        )
+        rows = answer.nearest
+    for found in rows:
+        off = found.trainable - answer.trainable
+        count = "" if not off else f": {found.trainable:,} ({off:+,})"
+        note = f" ({found.note})" if found.note else ""
+        lines.append(f"  {found.describe()}{note}{count}")
+        lines.append(f"    of {found.total:,} in all ({found.trainable / found.total:.4%})")
+    if answer.remark:
+        lines.append(answer.remark)
+    return "\n".join(lines)
