@@ -9,7 +9,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,47 +49,116 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"bench {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    targets = commands.add_parser("targets", help="what a LoRA configuration reaches on a model")
-    targets.add_argument("models", nargs="+", metavar="MODEL",
-                         help="registered name, folder or config.json, or hub id")  # fmt: skip
-    given = targets.add_mutually_exclusive_group()
-    given.add_argument("--adapter", type=Path, help="a PEFT adapter_config.json, or its folder")
-    given.add_argument("--scenario", help="a registered scenario")
-    given.add_argument("--target-modules", metavar="A,B|REGEX",
-                       help="entries separated by commas, 'all-linear', or re:REGEX")  # fmt: skip
-    targets.add_argument("--target-parameters", default="", metavar="A,B")
-    targets.add_argument("--modules-to-save", default="", metavar="A,B")
-    targets.add_argument("--exclude-modules", default="", metavar="A,B")
-    targets.add_argument("--rank", type=int, metavar="R")
-    targets.add_argument("--task-type", metavar="T", help="SEQ_CLS, CAUSAL_LM, ...")
-    targets.add_argument("--auto-class", metavar="CLASS",
-                         help="transformers class to build the model with")  # fmt: skip
-    targets.add_argument("--optional", default="", metavar="A,B",
-                         help="entries that may reach nothing")  # fmt: skip
-    targets.add_argument("--strict", action="store_true",
-                         help="exit with 1 when an entry reaches nothing")  # fmt: skip
-    targets.add_argument("--trust-remote-code", action="store_true")
-    targets.add_argument("--json", action="store_true", help="one JSON object a line")
-    targets.set_defaults(run=_targets)
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> _Add:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        return sub.add_argument
 
-    report = commands.add_parser("report", help="comparison table of stored runs")
-    report.add_argument("runs", nargs="*", metavar="RUN",
-                        help="stored run: a file, or its number or name in results/ "
-                        "(default: the latest)")  # fmt: skip
-    report.add_argument("--format", choices=FORMATS, default="markdown")
-    report.add_argument("--baseline", metavar="RUN", help="hold the runs against this one")
-    report.add_argument("--output", type=Path, metavar="FILE", help="write the table there")
-    report.set_defaults(run=_report)
+    # fmt: off
+    add = command("targets", _targets, "what a LoRA configuration reaches on a model")
+    add("models", nargs="+", metavar="MODEL",
+        help="registered name, folder or config.json, or hub id")
+    _add_adapter(add)
+    add("--target-parameters", default="", metavar="A,B")
+    add("--exclude-modules", default="", metavar="A,B")
+    add("--optional", default="", metavar="A,B", help="entries that may reach nothing")
+    add("--strict", action="store_true", help="exit with 1 when an entry reaches nothing")
+    add("--method", metavar="M", help="another PEFT method: ia3, vera, prefix_tuning, full, ...")
+    add("--set", action="append", default=[], metavar="FIELD=VALUE", dest="settings",
+        help="a field of that method's PEFT config; repeatable")
 
-    compare = commands.add_parser("compare", help="verdicts on two stored runs")
-    compare.add_argument("baseline", metavar="BASE")
-    compare.add_argument("contender", metavar="NEW")
-    compare.add_argument("--threshold", action="append", default=[], metavar="METRIC=X%")
-    compare.add_argument("--allow", action="append", default=[], metavar="VERDICT[:ID]")
-    compare.add_argument("--verdict-file", type=Path, metavar="FILE")
-    compare.add_argument("--format", choices=FORMATS, default="terminal")
-    compare.set_defaults(run=_compare)
+    add = command("methods", _methods, "every PEFT method at one budget of trained parameters")
+    add("model", metavar="MODEL")
+    add("--budget", type=int, required=True, metavar="N", help="trainable parameters")
+    add("--target-modules", metavar="A,B|REGEX")
+    add("--task-type", metavar="T")
+    _add_model(add)
+
+    add = command("explain", _explain, "which configurations train exactly this many parameters")
+    add("model", metavar="MODEL")
+    add("--trainable", type=int, required=True, metavar="N", help="the number in the log")
+    add("--total", type=int, metavar="N", help="all parameters, where the log has them")
+    _add_model(add)
+
+    add = command("memory", _memory, "predict a step's GPU memory, without a GPU")
+    add("model", metavar="MODEL")
+    _add_adapter(add)
+    add("--precision", action="append", default=[], metavar="P", help="repeatable (default bf16)")
+    add("--batch-size", type=int, default=1)
+    add("--seq-len", type=int, default=512)
+    add("--gradient-checkpointing", action="store_true")
+    add("--padded", action="store_true", help="sequences of different length")
+    add("--optimizer", default="adamw")
+    add("--attention", choices=("flash", "efficient", "math"))
+    add("--gpu", metavar="NAME", help="hold the prediction against this GPU")
+    add("--gpu-memory", metavar="SIZE", help="... or against this much memory, such as 24GiB")
+    add("--solve", choices=("batch-size", "seq-len", "rank"), help="the largest that fits")
+
+    add = command("atlas", _atlas, "what every model type of transformers is made of")
+    add("--diff", nargs=2, metavar=("OLD", "NEW"), help="tell two stored atlases apart")
+    add("--output", type=Path, metavar="DIR", help="where to store (default: fixtures/atlas)")
+    add("--types", default="", metavar="A,B", help="only these model types")
+    add("--jobs", type=int, metavar="N", help="processes (default: one a core)")
+    add("--reach", action="store_true", help="inject the popular targets into every type, store it")
+    add("--json", action="store_true", help="one JSON object a line")
+
+    add = command("report", _report, "comparison table of stored runs")
+    add("runs", nargs="*", metavar="RUN",
+        help="stored run: a file, or its number or name in results/ (default: the latest)")
+    add("--format", choices=FORMATS, default="markdown")
+    add("--baseline", metavar="RUN", help="hold the runs against this one")
+    add("--output", type=Path, metavar="FILE", help="write the table there")
+
+    add = command("compare", _compare, "verdicts on two stored runs")
+    add("baseline", metavar="BASE")
+    add("contender", metavar="NEW")
+    _add_gate(add)
+    add("--format", choices=FORMATS, default="terminal")
+
+    add = command("ab", _ab, "what an upgrade changed, measured in two environments side by side")
+    add("--baseline-env", required=True, metavar="ENV", help="a virtual environment or its python")
+    add("--contender-env", required=True, metavar="ENV")
+    add("--model", action="append", default=[], metavar="MODEL")
+    add("--scenario", action="append", default=[], metavar="NAME")
+    add("--rank", type=int, metavar="R")
+    add("--precision", action="append", default=[], metavar="P")
+    add("--batch-size", type=int, default=2)
+    add("--seq-len", type=int, default=32)
+    add("--rounds", type=int, nargs=2, metavar=("FEWEST", "MOST"))
+    add("--clock", choices=("processor", "wall"), default="processor")
+    _add_gate(add)
+    add("--save", type=Path, metavar="DIR", help="store both runs there")
+    add("--format", choices=("terminal", "markdown", "latex", "json"), default="terminal")
+    # fmt: on
     return parser
+
+
+_Add = Callable[..., argparse.Action]
+
+
+def _add_model(add: _Add) -> None:
+    add("--auto-class", metavar="CLASS", help="transformers class to build the model with")
+    add("--trust-remote-code", action="store_true", help="run a model repository's own code")
+    add("--json", action="store_true", help="one JSON object a line")
+
+
+def _add_adapter(add: _Add) -> None:
+    # fmt: off
+    add("--adapter", type=Path, help="a PEFT adapter_config.json, or its folder")
+    add("--scenario", help="a registered scenario")
+    add("--target-modules", metavar="A,B|REGEX",
+        help="entries separated by commas, 'all-linear', or re:REGEX")
+    add("--modules-to-save", default="", metavar="A,B")
+    add("--rank", type=int, metavar="R")
+    add("--task-type", metavar="T", help="SEQ_CLS, CAUSAL_LM, ...")
+    # fmt: on
+    _add_model(add)
+
+
+def _add_gate(add: _Add) -> None:
+    add("--threshold", action="append", default=[], metavar="METRIC=X%")
+    add("--allow", action="append", default=[], metavar="VERDICT[:ID]")
+    add("--verdict-file", type=Path, metavar="FILE")
 
 
 def _split(text: str) -> tuple[str, ...]:
@@ -102,6 +171,8 @@ def _split(text: str) -> tuple[str, ...]:
 def _targets(options: argparse.Namespace) -> int:
     from bench.reports.ledger import ledger_json, ledger_text
 
+    if options.method:
+        return _other_method(options)
     failed = False
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     for number, name in enumerate(options.models):
@@ -120,8 +191,11 @@ def _subject(options: argparse.Namespace, name: str) -> Subject:
     from bench.scenarios import find_scenario
     from bench.subjects import Subject, load_model
 
+    ways = [w for w in ("adapter", "scenario", "target_modules") if getattr(options, w) is not None]
+    if len(ways) > 1:
+        raise BenchError(f"give one of --{', --'.join(w.replace('_', '-') for w in ways)}")
     model = load_model(name, options.auto_class, options.trust_remote_code)
-    optional = _split(options.optional)
+    optional = _split(getattr(options, "optional", ""))
     scenario = find_scenario(options.scenario) if options.scenario else None
     if scenario is not None:
         adapter = scenario.adapter(model, options.rank)
@@ -132,7 +206,7 @@ def _subject(options: argparse.Namespace, name: str) -> Subject:
         "r": options.rank,
         "task_type": options.task_type,
         "modules_to_save": _split(options.modules_to_save),
-        "exclude_modules": _split(options.exclude_modules),
+        "exclude_modules": _split(getattr(options, "exclude_modules", "")),
     }
     adapter = replace(adapter, **{key: value for key, value in given.items() if value})
     if not options.auto_class:
@@ -147,10 +221,9 @@ def _own_adapter(options: argparse.Namespace, model: Model) -> AdapterConfig:
 
     if options.rank is not None:
         AdapterConfig(r=options.rank)  # a rank of 0 is wrong, not absent
-    if options.target_modules is not None or options.target_parameters:
-        return AdapterConfig(
-            _entries(options.target_modules), target_parameters=_split(options.target_parameters)
-        )
+    parameters = _split(getattr(options, "target_parameters", ""))
+    if options.target_modules is not None or parameters:
+        return AdapterConfig(_entries(options.target_modules), target_parameters=parameters)
     if options.adapter is not None:
         return AdapterConfig.from_file(options.adapter)
     beside = model.source_folder and model.source_folder / "adapter_config.json"
@@ -173,7 +246,95 @@ def _answer(subject: Subject) -> tuple[Ledger, Parameters | None]:
     return ledger, None if ledger.refusals else lora_parameters(ledger)
 
 
-# report, compare
+def _other_method(options: argparse.Namespace) -> int:
+    from bench.reports.methods import method_command
+    from bench.subjects import load_model
+
+    for name in options.models:
+        method_command(
+            load_model(name, options.auto_class, options.trust_remote_code),
+            options.method,
+            options.settings,
+            target_modules=_entries(options.target_modules) or None,
+            modules_to_save=_split(options.modules_to_save),
+            task_type=options.task_type,
+            as_json=options.json,
+        )
+    return 0
+
+
+def _methods(options: argparse.Namespace) -> int:
+    from bench.reports.methods import budget_command
+    from bench.subjects import load_model
+
+    return budget_command(
+        load_model(options.model, options.auto_class, options.trust_remote_code),
+        options.budget,
+        target_modules=_entries(options.target_modules) or None,
+        task_type=options.task_type,
+        as_json=options.json,
+    )
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from bench.reports.explained import explain_command
+
+    return explain_command(
+        options.model,
+        options.trainable,
+        options.total,
+        auto_class=options.auto_class,
+        trust_remote_code=options.trust_remote_code,
+        as_json=options.json,
+    )
+
+
+def _memory(options: argparse.Namespace) -> int:
+    from bench.cases import StepOptions
+    from bench.predict import memory_command
+    from bench.subjects import Request, load_model, select
+
+    step = StepOptions(
+        batch_size=options.batch_size,
+        seq_len=options.seq_len,
+        optimizer=options.optimizer,
+        gradient_checkpointing=options.gradient_checkpointing,
+        padded=options.padded,
+    )
+    model = load_model(options.model, options.auto_class, options.trust_remote_code)
+    beside = model.source_folder and (model.source_folder / "adapter_config.json").exists()
+    if options.scenario or options.target_modules or options.adapter or beside:
+        subjects = [_subject(options, options.model)]
+    else:
+        found = select(Request(models=(options.model,), r=options.rank, full_geometry=True))
+        subjects = list({**found.structural, **found.own}.values())
+    return memory_command(
+        subjects,
+        step,
+        precisions=options.precision or ("bf16",),
+        attention=options.attention,
+        gpu=options.gpu,
+        gpu_memory=options.gpu_memory,
+        solve_for=options.solve,
+        as_json=options.json,
+    )
+
+
+# atlas
+
+
+def _atlas(options: argparse.Namespace) -> int:
+    from bench.atlas import command
+
+    types = _split(options.types)
+    if options.diff:
+        return command.atlas_diff_command(options.diff[0], options.diff[1], options.json)
+    if options.reach:
+        return command.reach_command(jobs=options.jobs, types=types)
+    return command.atlas_command(options.output, types, options.jobs, options.json)
+
+
+# report, compare, ab
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -199,6 +360,34 @@ def _compare(options: argparse.Namespace) -> int:
         verdict_file=options.verdict_file,
         format=options.format,
         storage=_results(),
+    )
+
+
+def _ab(options: argparse.Namespace) -> int:
+    from bench.ab.command import ab_command
+    from bench.ab.measure import Plan
+    from bench.cases import StepOptions
+    from bench.subjects import Request
+
+    request = Request(
+        models=tuple(options.model),
+        scenarios=tuple(options.scenario),
+        r=options.rank,
+        precisions=tuple(options.precision),
+    )
+    plan = Plan(request, StepOptions(batch_size=options.batch_size, seq_len=options.seq_len))
+    if options.rounds:
+        plan = replace(plan, rounds=tuple(options.rounds))
+    return ab_command(
+        options.baseline_env,
+        options.contender_env,
+        plan,
+        clock=options.clock,
+        thresholds=options.threshold,
+        allow=options.allow,
+        verdict_file=options.verdict_file,
+        save=options.save,
+        format=options.format,
     )
 
 

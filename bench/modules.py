@@ -93,6 +93,8 @@ class ModuleTable:
         input_embedding, output_embedding: names of those modules, "" where there is none.
         tied: names of the modules whose weight is the input embedding's.
         moe_conversion: the family by which PEFT rewrites transformers-4 expert names, or "".
+        ties_unknown: the model names tied weights but not its input embedding: PEFT then raises
+            whatever the targets.
     """
 
     model_type: str
@@ -103,6 +105,7 @@ class ModuleTable:
     output_embedding: str = ""
     tied: tuple[str, ...] = ()
     moe_conversion: str = ""
+    ties_unknown: bool = False
     repeated: tuple[tuple[str, str], ...] = field(default=(), repr=False)
 
     @cached_property
@@ -242,6 +245,7 @@ def read_table(model: nn.Module) -> ModuleTable:
         output_embedding=embedding("get_output_embeddings"),
         tied=tied,
         moe_conversion=_moe_conversion(model_type),
+        ties_unknown=_ties_unknown(model),
         repeated=repeated,
     )
 
@@ -292,6 +296,18 @@ def _logical_shape(model: nn.Module, name: str, tensor: Any) -> tuple[int, ...]:
         if hasattr(layer, "out_features"):
             return (layer.out_features, layer.in_features)
     return tuple(tensor.shape)
+
+
+def _ties_unknown(model: nn.Module) -> bool:
+    tied = getattr(model, "_tied_weights_keys", None)
+    if not isinstance(tied, dict) or not hasattr(model, "get_input_embeddings"):
+        return False
+    if getattr(getattr(model, "config", None), "tie_word_embeddings", None) is False:
+        return False
+    try:
+        return not hasattr(model.get_input_embeddings(), "parameters")
+    except NotImplementedError:
+        return True
 
 
 def _moe_conversion(model_type: str) -> str:

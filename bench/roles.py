@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from bench.errors import UnknownName
 
@@ -153,6 +154,7 @@ _RULES: tuple[tuple[str, str], ...] = (
      r"|layer_2|linear_2|dense2|proj_out|output(_dense)?)|output_query\.dense|ffw_layer_2|pwconv2"
      r"|linear_down", DOWN),
 )  # fmt: skip
+_SEGMENTS = 6  # no rule looks at more of a name
 # A wrapper that clips or quantizes keeps its weight in `linear`; experts are parameters.
 _COMPILED = tuple(
     (re.compile(rf"(?:.*\.)?(?:{pattern})(?:\.linear)?(?:\.weight)?"), role)
@@ -162,10 +164,15 @@ _COMPILED = tuple(
 
 def role_of(name: str) -> str:
     """The role that a module's (or expert parameter's) name tells; UNKNOWN where it tells none."""
-    for pattern, role in _COMPILED:
-        if pattern.fullmatch(name):
-            return role
-    return UNKNOWN
+    parts = name.split(".")[-_SEGMENTS:]
+    # Numbers before the last two segments are a layer's or an expert's, and tell nothing.
+    return _role_at_end(".".join("0" if p.isdigit() else p for p in parts[:-2]), *parts[-2:])
+
+
+@lru_cache(maxsize=1 << 16)
+def _role_at_end(*end: str) -> str:
+    name = ".".join(filter(None, end))
+    return next((role for pattern, role in _COMPILED if pattern.fullmatch(name)), UNKNOWN)
 
 
 def serves(role: str, wanted: str) -> bool:

@@ -152,6 +152,8 @@ def match(table: ModuleTable, adapter: AdapterConfig, role: RoleOf = role_of) ->
     if adapter.layer_replication:
         table = table.replicate(adapter.layer_replication)
     refusals: list[str] = []
+    if table.ties_unknown:
+        refusals.append(f"PEFT cannot find the input embedding that {table.class_name} ties to")
     targets, aliases, wanted_parameters, ranks = _translate_experts(table, adapter, refusals)
     tying = tie(table, adapter, targets)
     asked, adapter = adapter, tying.adapter

@@ -6,7 +6,6 @@ import dataclasses
 import json
 from functools import cache
 
-import peft
 import pytest
 import torch
 from torch import nn
@@ -121,6 +120,8 @@ def test_method(label: str, name: str, number: int) -> None:
 @pytest.mark.parametrize("name", [n for n in METHODS if n != "full"])
 def test_fields_and_defaults_are_pefts(name: str) -> None:
     """Every field that a method takes exists in PEFT, with PEFT's default where it has one."""
+    import peft
+
     kind = METHODS[name]
     theirs = {f.name: f for f in dataclasses.fields(getattr(peft, kind.peft_class))}
     assert {*kind.settings, *kind.common} <= set(theirs)
@@ -282,13 +283,31 @@ def test_task_type(task: str) -> None:
     assert formula.trainable == plain.trainable + head
 
 
+@pytest.mark.parametrize("task", ["TOKEN_CLS", "QUESTION_ANS"])
+def test_all_linear_adapts_a_head_that_cannot_be_saved(task: str) -> None:
+    """PEFT adds these tasks' heads after it has injected, and SEQ_CLS's before: only they raise."""
+    config, auto_class, _, heads = OF_TASK[task]
+    model = Model("heads", config, auto_class)
+    adapter = AdapterConfig("all-linear", task_type=task)
+    (refusal,) = match(model.table, adapter).refusals
+    assert refusal.startswith(f"{heads[0]} is adapted and named in modules_to_save")
+    with pytest.raises(BenchError, match="modules_to_save cannot be applied"):
+        inject(model.build(), adapter)
+    sequence = Model("heads", BERT, "AutoModelForSequenceClassification")
+    assert not match(sequence.table, AdapterConfig("all-linear", task_type="SEQ_CLS")).refusals
+
+
 def test_pefts_task_types_are_six() -> None:
+    import peft
+
     assert {task.value for task in peft.TaskType} == set(TASK_TYPES)
 
 
 @pytest.mark.parametrize("task", ["MULTIPLE_CHOICE", "IMAGE_CLASSIFICATION", "UNSPECIFIED"])
 def test_task_types_that_peft_does_not_have(task: str) -> None:
     """Some lists name three more. PEFT has no such members, and says so; so does bench."""
+    import peft
+
     assert not hasattr(peft.TaskType, task)
     with pytest.raises(ValueError, match="task type"):
         peft.LoraConfig(target_modules=["query"], task_type=task)

@@ -10,7 +10,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from random_models import Example, examples
 from torch import nn
-from transformers import AutoModelForCausalLM
 
 from bench import adapters
 from bench.adapters import AdapterConfig
@@ -141,6 +140,8 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 def on_cpu(model: Model) -> nn.Module:
     """Real weights: initialisations that decompose them do not run on meta."""
+    from transformers import AutoModelForCausalLM
+
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return AutoModelForCausalLM.from_config(model.transformers_config)

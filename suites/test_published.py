@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,7 @@ def test_every_case_is_here() -> None:
     assert all(json.loads(path.read_text())["source"] for path in CASES.values())
 
 
+@cache
 def published_model(name: str) -> Model:
     path: Path = FIXTURES / "published" / "models" / f"{name}.json"
     if path.exists():
@@ -63,7 +65,7 @@ def figure_of(figure: dict, r: int) -> tuple[int, int]:
 def test_impossible(figure: dict) -> None:
     """The claimed configuration does not give the published line; another one does."""
     claimed = (figure["trainable"], figure.get("total"))
-    ranks = [figure["r"]] if "r" in figure else range(1, 257)
+    ranks = [figure["r"]] if "r" in figure else [2**n for n in range(9)]
     for r in ranks:
         assert figure_of(figure, r) != claimed
     if "real" in figure:

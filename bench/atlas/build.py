@@ -1,8 +1,9 @@
 """Build one model type on the meta device, and read what the atlas keeps of it.
 
-The class is the most telling that transformers has for the type: the first in `PREFERENCE`, an
-encoder-decoder or a model with vision whole rather than its text decoder alone; else the base
-model; else, for a part of a larger model that no auto class gives, the class in its own module.
+The class is the most telling that transformers has for the type: the first in `PREFERENCE` (an
+encoder-decoder or a model with vision whole rather than its text decoder alone) or any other task
+class; else the base model; else, for a part of a larger model that no auto class gives, the class
+in its own module.
 """
 
 from __future__ import annotations
@@ -14,16 +15,18 @@ import pkgutil
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bench.atlas import names
-from bench.atlas.entries import Atlas, Projection, Stacked, TypeEntry
+from bench.atlas.entries import Atlas, Bare, Projection, TypeEntry
 from bench.atlas.reviewed import OWN, Override, override_for, role_in
 from bench.atlas.store import entry_from_json, entry_to_json
 from bench.atlas.workers import run_all
 from bench.errors import UnknownName
 from bench.modules import OTHER, ModuleTable, read_table
+from bench.roles import ROUTER, role_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,7 +43,9 @@ PREFERENCE = tuple(
     AudioTokenization SequenceClassification TokenClassification QuestionAnswering
     DocumentQuestionAnswering VisualQuestionAnswering""".split()
 )
-_NO_MATRIX = ("A_log",)  # a state space's decay: 3-D in Zamba, and multiplied number by number
+# These tell less of a type than its base model does.
+_GENERIC = ("AutoBackbone", "AutoModelForPreTraining", "AutoModelForTextEncoding",
+            "AutoModelForMultipleChoice", "AutoModelForNextSentencePrediction")  # fmt: skip
 _MODELLING = ("modeling_", "vision", "perceiver")  # the last two are IDEFICS's
 _OTHER_FRAMEWORKS = ("modeling_tf_", "modeling_flax_")
 _PACKAGE = re.compile(r"requires the (\S+) library")
@@ -118,7 +123,7 @@ def build_model(model_type: str, changes: Mapping[str, Any] | None = None) -> tu
     import torch
     import transformers
 
-    override = override_for(model_type, int(transformers.__version__.partition(".")[0]))
+    override = _override(model_type)
     config = make_config(model_type, override, changes)
     auto_class = override.auto_class if override and override.auto_class else choose(model_type)
     auto_class = "" if auto_class == OWN else auto_class
@@ -132,13 +137,18 @@ def build_model(model_type: str, changes: Mapping[str, Any] | None = None) -> tu
             raise Unbuildable(explain(error)) from error
 
 
+def default_config(model_type: str) -> Any:
+    """The configuration that a type is built with. Raises Unbuildable with the reason."""
+    return make_config(model_type, _override(model_type))
+
+
 def make_config(
     model_type: str, override: Override | None, changes: Mapping[str, Any] | None = None
 ) -> Any:
     """The default configuration, with the override's values and `changes`."""
     from transformers import AutoConfig
 
-    values = {**(override.config if override else {}), **(changes or {})}
+    values = _merge(override.config if override else {}, changes or {})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -147,12 +157,29 @@ def make_config(
             raise Unbuildable(explain(error)) from error
 
 
+def _override(model_type: str) -> Override | None:
+    import transformers
+
+    return override_for(model_type, int(transformers.__version__.partition(".")[0]))
+
+
+def _merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A deep copy of `values` with `changes` laid over it (configurations keep what they get)."""
+    merged = {k: _merge(v, {}) if isinstance(v, dict) else deepcopy(v) for k, v in values.items()}
+    for key, value in changes.items():
+        inside = merged.get(key)
+        merged[key] = _merge(inside, value) if isinstance(inside, dict) else deepcopy(value)
+    return merged
+
+
 def choose(model_type: str) -> str:
     """The auto class for a type; "" when no auto class takes it."""
     from transformers.models.auto import modeling_auto
 
-    rest = sorted(n for n in dir(modeling_auto) if n.startswith(("AutoModelFor", "AutoBackbone")))
-    return next((n for n in (*PREFERENCE, "AutoModel", *rest) if _takes(n, model_type)), "")
+    tasks = sorted(n for n in dir(modeling_auto) if n.startswith("AutoModelFor"))
+    others = [n for n in tasks if n not in _GENERIC]
+    order = (*PREFERENCE, *others, "AutoModel", *_GENERIC)
+    return next((name for name in order if _takes(name, model_type)), "")
 
 
 def explain(error: BaseException) -> str:
@@ -172,11 +199,22 @@ def make_entry(table: ModuleTable, auto_class: str, causal_lm: bool) -> TypeEntr
             # A few models compute their widths with tensors.
             shape = (m.kind, int(m.in_features), int(m.out_features), m.bias, m.kernel, m.groups)
             groups.setdefault((names.template(m.name), *shape), []).append(m.name)
-    stacked: dict[tuple[Any, ...], list[str]] = {}
-    for p in table.expert_parameters:
-        if not _is_convolution(table, p.name) and not p.name.endswith(_NO_MATRIX):
-            stacked.setdefault((names.template(p.name), p.shape), []).append(p.name)
-    other = {m.leaf for m in table.modules if m.kind == OTHER and not m.leaf.isdigit()}
+    bare: dict[tuple[Any, ...], list[str]] = {}
+    owners = {m.name for m in table.modules if m.kind == OTHER}
+    routers = (
+        p
+        for p in table.parameters
+        if len(p.shape) == 2 and p.name.rpartition(".")[0] in owners and role_of(p.name) == ROUTER
+    )
+    for p in (*table.expert_parameters, *routers):
+        bare.setdefault((names.template(p.name), p.shape), []).append(p.name)
+    # A number tells nothing, unless an entry could be that number: linear layers are called so too.
+    adaptable = {m.leaf for m in table.modules if m.kind != OTHER}
+    other = {
+        m.leaf
+        for m in table.modules
+        if m.kind == OTHER and (not m.leaf.isdigit() or m.leaf in adaptable)
+    }
     entry = TypeEntry(
         auto_class=auto_class,
         class_name=table.class_name,
@@ -187,6 +225,7 @@ def make_entry(table: ModuleTable, auto_class: str, causal_lm: bool) -> TypeEntr
         output_embedding=table.output_embedding,
         tied=table.tied,
         moe_conversion=table.moe_conversion,
+        ties_unknown=table.ties_unknown,
         other=tuple(sorted(other)),
     )
 
@@ -200,18 +239,12 @@ def make_entry(table: ModuleTable, auto_class: str, causal_lm: bool) -> TypeEntr
             for (_, *shape), members in groups.items()
             for name in names.fold(members)
         ),
-        stacked=tuple(
-            Stacked(name, role(members[0], ""), shape)
-            for (_, shape), members in stacked.items()
+        bare=tuple(
+            Bare(name, role(members[0], ""), shape)
+            for (_, shape), members in bare.items()
             for name in names.fold(members)
         ),
     )
-
-
-def _is_convolution(table: ModuleTable, parameter: str) -> bool:
-    """Whether a 3-D parameter is a transposed convolution's window, or one under weight norm."""
-    owner, _, leaf = parameter.rpartition(".")
-    return leaf.startswith("original") or table.by_name[owner].class_name.startswith("Conv")
 
 
 def _takes(auto_class: str, model_type: str) -> bool:

@@ -20,6 +20,7 @@ from bench.atlas.store import (
     save_atlas,
     stored_versions,
 )
+from bench.atlas.workers import run_all
 from bench.errors import BenchError
 
 
@@ -77,6 +78,39 @@ def atlas_diff_command(old: str, new: str, as_json: bool = False) -> int:
         if not changes:
             print(f"no difference: transformers {before.transformers} and {after.transformers}")
     return 1 if changes else 0
+
+
+def reach_command(name: str = "", jobs: int | None = None, types: Sequence[str] = ()) -> int:
+    """Inject every scenario into every type (of `types`, if given) and store what PEFT reached.
+
+    Status 1 says that the ledger differs from PEFT somewhere; the differences are listed. It takes
+    some minutes.
+    """
+    from importlib.metadata import version
+
+    import transformers
+
+    from bench.atlas.reach import Reach, inject_type, load_reach, save_reach
+
+    folder = find_atlas(name or transformers.__version__)
+    known = list(load_atlas(folder).types)
+    found = {} if not types else dict(load_reach(folder).types)
+    failed = False
+    wanted = [t for t in known if not types or t in types]
+    with _Bar() as progress:
+        runs = run_all(inject_type, wanted, jobs or default_jobs())
+        for done, (model_type, answers, problem) in enumerate(runs, 1):
+            progress(model_type, done, len(wanted))
+            if problem:
+                raise BenchError(f"{model_type}: {problem}")
+            found[model_type] = {s: a["outcome"] for s, a in answers.items()}
+            for scenario, a in answers.items():
+                if a["outcome"] != a["ledger"] or a["only_peft"] or a["only_ledger"]:
+                    failed = True
+                    print(f"{model_type}, {scenario}: {json.dumps(a)}")
+    save_reach(Reach(transformers.__version__, version("peft"), found), folder)
+    print(f"{len(wanted)} model types: {folder}")
+    return 1 if failed else 0
 
 
 def roles_command(names: Sequence[str] = ()) -> int:

@@ -58,7 +58,7 @@ class _Unit:
     count: int = 0
 
     @property
-    def stacked(self) -> bool:
+    def bare(self) -> bool:
         return self.kind == "parameter"
 
     @property
@@ -66,7 +66,7 @@ class _Unit:
         return self.kind in (LINEAR, CONV1D)
 
     def __str__(self) -> str:
-        if self.stacked:
+        if self.bare:
             return f"{self.count} parameters of {' x '.join(map(str, self.shape))}"
         into, out, bias, *window = self.shape
         text = f"{self.count} {self.kind} {into} -> {out}{' with bias' if bias else ''}"
@@ -118,7 +118,7 @@ def _units(entry: TypeEntry) -> list[_Unit]:
     counts: dict[_Unit, int] = defaultdict(int)
     for p in entry.projections:
         counts[_Unit(p.pattern, p.role, p.kind, p.shape[1:])] += p.count
-    for s in entry.stacked:
+    for s in entry.bare:
         counts[_Unit(s.pattern, s.role, "parameter", s.shape)] += s.count
     return [replace(unit, count=count) for unit, count in counts.items()]
 
@@ -145,11 +145,10 @@ def _fused(model_type: str, gone: list[_Unit], come: list[_Unit]) -> Step:
             gone = [u for u in gone if u not in parts]
             old = tuple(p.pattern for p in parts)
             detail = f"{' + '.join(map(str, parts))} -> {whole}"
-            yield (
-                Change(model_type, FUSED_INTO, old, (whole.pattern,), whole.role, detail),
-                parts,
-                [whole],
-            )
+            # A router stays one matrix, and is a bare parameter now.
+            kind = CHANGED if len(whole.shape) == 2 else FUSED_INTO
+            change = Change(model_type, kind, old, (whole.pattern,), whole.role, detail)
+            yield change, parts, [whole]
 
 
 def _split(model_type: str, gone: list[_Unit], come: list[_Unit]) -> Step:
@@ -168,10 +167,10 @@ def _parts(whole: _Unit, among: list[_Unit]) -> list[_Unit]:
     """The projections that `whole` is made of: one of each role that it fuses, with the same
     inputs, and outputs that add up to its own."""
     wanted = FUSED.get(whole.role, (whole.role,))
-    if not whole.stacked and not (whole.is_linear and len(wanted) > 1):
+    if not whole.bare and not (whole.is_linear and len(wanted) > 1):
         return []
-    # A stacked weight stands for as many experts' projections as it holds.
-    count = whole.count * (whole.shape[0] if whole.stacked else 1)
+    # Fused experts stand for as many projections as there are experts.
+    count = whole.count * (whole.shape[0] if len(whole.shape) == 3 else 1)
     fits = [u for u in among if u.is_linear and u.role in wanted and u.count == count]
     # Of equal shapes, those are meant that lie nearest to the whole.
     fits.sort(key=lambda u: -_likeness(u.pattern, whole.pattern))
@@ -180,7 +179,7 @@ def _parts(whole: _Unit, among: list[_Unit]) -> list[_Unit]:
             widths = (parts[0].shape[0], sum(p.shape[1] for p in parts))
             # Some models keep experts as inputs × outputs, others the other way round.
             if widths == whole.shape[:2] or (
-                whole.stacked and sorted(widths) == sorted(whole.shape[1:])
+                whole.bare and sorted(widths) == sorted(whole.shape[-2:])
             ):
                 return sorted(parts, key=lambda p: wanted.index(p.role))
     return []

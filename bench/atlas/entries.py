@@ -50,9 +50,9 @@ class Projection:
 
 
 @dataclass(frozen=True)
-class Stacked:
-    """Weights stacked in one 3-D parameter, fused experts above all: no nn.Linear holds them, and
-    only `target_parameters` reaches them. The shape is `experts × rows × columns`."""
+class Bare:
+    """Weights that are bare parameters, in no nn.Linear: fused experts, of `experts × rows ×
+    columns`, and routers, of `experts × columns`. Only `target_parameters` reaches them."""
 
     name: str
     role: str
@@ -87,6 +87,7 @@ class TypeEntry:
         parameters: all of the model's, logical elements, shared tensors once.
         tied: modules whose weight is the input embedding's.
         moe_conversion: the family by which PEFT rewrites transformers-4 expert names, or "".
+        ties_unknown: whether PEFT refuses the model whatever its targets; see ModuleTable.
         other: last segments of the names of all further modules, which LoRA cannot adapt.
     """
 
@@ -99,14 +100,15 @@ class TypeEntry:
     output_embedding: str = ""
     tied: tuple[str, ...] = ()
     moe_conversion: str = ""
+    ties_unknown: bool = False
     projections: tuple[Projection, ...] = field(default=(), repr=False)
-    stacked: tuple[Stacked, ...] = field(default=(), repr=False)
+    bare: tuple[Bare, ...] = field(default=(), repr=False)
     other: tuple[str, ...] = field(default=(), repr=False)
 
     def table(self, model_type: str) -> ModuleTable:
         """The module table again, without building a model.
 
-        It holds every module that LoRA can adapt and every stacked weight. Of all other modules it
+        It holds every module that LoRA can adapt and every bare weight. Of all other modules it
         knows the last segment of the name, enough to say that PEFT would refuse an entry like it.
         """
         modules = [
@@ -114,8 +116,14 @@ class TypeEntry:
             for p in self.projections
             for name in names.expand(p.name)
         ]
-        parameters = [Parameter(n, e.shape) for e in self.stacked for n in names.expand(e.name)]
+        parameters = [Parameter(n, e.shape) for e in self.bare for n in names.expand(e.name)]
         owners = dict.fromkeys(p.name.rpartition(".")[0] for p in parameters)
+        if self.moe_conversion:  # PEFT's translation asks for routers by "gate.weight"
+            parameters += [
+                Parameter(f"{m.name}.weight", (m.out_features, m.in_features))
+                for m in modules
+                if m.leaf == "gate"
+            ]
         modules += [Module(name, OTHER) for name in (*owners, *self.other)]
         return ModuleTable(
             model_type=model_type,
@@ -126,6 +134,7 @@ class TypeEntry:
             output_embedding=self.output_embedding,
             tied=self.tied,
             moe_conversion=self.moe_conversion,
+            ties_unknown=self.ties_unknown,
         )
 
 
@@ -151,7 +160,7 @@ class Atlas:
         return {name: entry for name, entry in self.types.items() if entry.causal_lm}
 
     def role_coverage(self) -> tuple[int, int]:
-        """Of the causal LMs' linear modules (and stacked weights): with a role, and all."""
+        """Of the causal LMs' linear modules (and bare weights): with a role, and all."""
         counted = [
             (row.role, row.count)
             for entry in self.causal_lms.values()
@@ -161,10 +170,10 @@ class Atlas:
         return known, sum(n for _, n in counted)
 
 
-def linear_rows(entry: TypeEntry) -> Iterator[Projection | Stacked]:
-    """The linear projections and the stacked weights of one type."""
+def linear_rows(entry: TypeEntry) -> Iterator[Projection | Bare]:
+    """The linear projections and the bare weights of one type."""
     yield from (p for p in entry.projections if p.kind in (LINEAR, CONV1D))
-    yield from entry.stacked
+    yield from entry.bare
 
 
 def with_roles(atlas: Atlas) -> Atlas:
@@ -178,9 +187,9 @@ def with_roles(atlas: Atlas) -> Atlas:
                 replace(p, role=role_in(model_type, next(names.expand(p.name)), p.kind, entry))
                 for p in entry.projections
             ),
-            stacked=tuple(
+            bare=tuple(
                 replace(s, role=role_in(model_type, next(names.expand(s.name)), "", entry))
-                for s in entry.stacked
+                for s in entry.bare
             ),
         )
 

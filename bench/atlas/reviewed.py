@@ -79,7 +79,7 @@ def load_roles(path: Path = _ROLES) -> dict[str, tuple[tuple[re.Pattern[str], st
 
 
 def role_in(model_type: str, name: str, kind: str, entry: TypeEntry) -> str:
-    """The role of a module (or a stacked weight, whose kind is ""): reviewed, else by its place in
+    """The role of a module (or a bare weight, whose kind is ""): reviewed, else by its place in
     the model, else by its name, else by its kind; UNKNOWN where none of them tells."""
     for pattern, role in load_roles().get(model_type, ()):
         if pattern.fullmatch(name):

@@ -5,8 +5,8 @@ A projection is one line, so a renamed projection of one model is one changed li
     "model.layers.[0-31].self_attn.q_proj": ["query","linear",4096,4096],
 
 The list holds role, kind, in_features and out_features; then, where they are not the default,
-`true` for a bias, and window and groups of a convolution. A stacked weight (fused experts) is its
-role and its shape: `["gate_up",8,28672,4096]`.
+`true` for a bias, and window and groups of a convolution. A weight that is a bare parameter is
+its role and its shape: `["gate_up",8,28672,4096]`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from bench.adapters import read_json
 from bench.architectures import FIXTURES
 from bench.atlas import names
-from bench.atlas.entries import Atlas, Projection, Stacked, TypeEntry
+from bench.atlas.entries import Atlas, Bare, Projection, TypeEntry
 from bench.errors import BenchError, UnknownName, check_keys
 from bench.modules import CONV1D, CONVOLUTIONS, EMBEDDING, LINEAR, MULTIHEAD
 from bench.roles import UNKNOWN, check_role
@@ -33,13 +33,14 @@ _FILE = "types-{}.json"
 _KINDS = (LINEAR, CONV1D, EMBEDDING, MULTIHEAD, *CONVOLUTIONS)
 _REQUIRED = {"auto_class": str, "class": str, "layers": int, "parameters": int}
 _OPTIONAL = {"causal_lm": bool, "input_embedding": str, "output_embedding": str, "tied": list,
-             "moe_conversion": str, "projections": dict, "stacked": dict, "other": str}  # fmt: skip
+             "moe_conversion": str, "ties_unknown": bool, "projections": dict, "bare": dict,
+             "other": str}  # fmt: skip
 
 
 def stored_versions(root: Path | None = None) -> list[str]:
     """The transformers versions that an atlas is stored of, oldest first."""
     root = root or ROOT
-    found = [p.name.removeprefix(_PREFIX) for p in root.glob(f"{_PREFIX}*") if p.is_dir()]
+    found = [p.name.removeprefix(_PREFIX) for p in root.glob(f"{_PREFIX}*") if holds_atlas(p)]
     return sorted(found, key=_version_key)
 
 
@@ -134,8 +135,9 @@ def entry_to_json(entry: TypeEntry) -> dict[str, Any]:
         "output_embedding": entry.output_embedding,
         "tied": list(entry.tied),
         "moe_conversion": entry.moe_conversion,
+        "ties_unknown": entry.ties_unknown,
         "projections": {p.name: _projection_to_json(p) for p in entry.projections},
-        "stacked": {e.name: [e.role, *e.shape] for e in entry.stacked},
+        "bare": {e.name: [e.role, *e.shape] for e in entry.bare},
         "other": " ".join(entry.other),
     }
     return {key: value for key, value in data.items() if value or key in _REQUIRED}
@@ -159,13 +161,14 @@ def entry_from_json(data: Any, where: str) -> TypeEntry:
         output_embedding=data.get("output_embedding", ""),
         tied=tuple(data.get("tied", ())),
         moe_conversion=data.get("moe_conversion", ""),
+        ties_unknown=data.get("ties_unknown", False),
         projections=tuple(
             _projection_from_json(name, row, f"{where}: projections: {name}")
             for name, row in data.get("projections", {}).items()
         ),
-        stacked=tuple(
-            _stacked_from_json(name, row, f"{where}: stacked: {name}")
-            for name, row in data.get("stacked", {}).items()
+        bare=tuple(
+            _bare_from_json(name, row, f"{where}: bare: {name}")
+            for name, row in data.get("bare", {}).items()
         ),
         other=tuple(data.get("other", "").split()),
     )
@@ -194,12 +197,12 @@ def _projection_from_json(name: str, row: Any, where: str) -> Projection:
     return Projection(names.check(name, where), _role(role, where), kind, into, out, bias, *window)
 
 
-def _stacked_from_json(name: str, row: Any, where: str) -> Stacked:
-    if not isinstance(row, list) or len(row) != 4:
+def _bare_from_json(name: str, row: Any, where: str) -> Bare:
+    if not isinstance(row, list) or len(row) not in (3, 4):
         raise BenchError(f"{where}: expected [role, experts, rows, columns], found {row!r}")
     role, *shape = row
     _check_sizes(shape, where)
-    return Stacked(names.check(name, where), _role(role, where), tuple(shape))
+    return Bare(names.check(name, where), _role(role, where), tuple(shape))
 
 
 def _role(role: Any, where: str) -> str:

@@ -18,7 +18,9 @@ FACTS = ("rank", "precision", "model", "scenario", *WORKLOAD, "task_type", "geom
 def explain(baseline: Run, contender: Run, before: Record, after: Record) -> str:
     """The differences recorded between two results of one case, the most specific first."""
     clues = [
+        *_failures(before, after),
         *_facts(before, after),
+        *_modules(before.detail, after.detail),
         *_numbers(before.detail, after.detail, "adapted_by_role"),
         *_dead_entries(before.detail, after.detail),
         *_numbers(before.detail, after.detail, "operations"),
@@ -59,13 +61,26 @@ def _facts(before: Record, after: Record) -> list[str]:
     return clues
 
 
+def _failures(before: Record, after: Record) -> Iterator[str]:
+    if before.outcome != after.outcome and "failure" in after.detail:
+        yield str(after.detail["failure"])
+
+
+def _modules(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    old, new = (_names(detail.get("adapted_modules")) for detail in (before, after))
+    if old and new:
+        for names, what in ((old - new, "no longer adapts"), (new - old, "now adapts")):
+            if names:
+                more = f" and {len(names) - CLUES} more" if len(names) > CLUES else ""
+                yield f"{what} {', '.join(sorted(names)[:CLUES])}{more}"
+
+
 def _dead_entries(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
     old, new = (_names(detail.get("dead_entries")) for detail in (before, after))
-    if "dead_entries" in before and "dead_entries" in after:
-        if died := sorted(new - old):
-            yield f"no longer reach a module: {', '.join(died)}"
-        if revived := sorted(old - new):
-            yield f"now reach a module: {', '.join(revived)}"
+    if died := sorted(new - old):
+        yield f"no longer reach a module: {', '.join(died)}"
+    if revived := sorted(old - new):
+        yield f"now reach a module: {', '.join(revived)}"
 
 
 def _names(value: Any) -> set[str]:

@@ -23,9 +23,9 @@ def gate(verdicts: Iterable[Verdict], allow: Iterable[str] = ()) -> list[Verdict
     """The verdicts that fail: regressed, changed, vanished and incomparable, less the allowed.
 
     Each of `allow` is a verdict (`vanished`), a pattern of case ids (`suites/test_steps.py*`), or
-    a verdict for the cases of a pattern (`changed:*opt-350m*`). In a pattern `*` and `?` stand
-    for any text and any character, and brackets for themselves. UnknownName for a word that is
-    neither a verdict nor looks like an id.
+    a verdict for the cases of a pattern (`changed:*opt-350m*`) or for a metric
+    (`changed:operations`). In a pattern `*` and `?` stand for any text and any character, and
+    brackets for themselves. UnknownName for a word that is neither a verdict nor looks like an id.
     """
     allowances = [_allowance(text) for text in allow]
     return [
@@ -33,7 +33,8 @@ def gate(verdicts: Iterable[Verdict], allow: Iterable[str] = ()) -> list[Verdict
         for verdict in verdicts
         if verdict.verdict in FAILING
         and not any(
-            kind in ("", verdict.verdict) and fnmatch.fnmatchcase(verdict.record, pattern)
+            kind in ("", verdict.verdict)
+            and (fnmatch.fnmatchcase(verdict.record, pattern) or verdict.metric == pattern)
             for kind, pattern in allowances
         )
     ]

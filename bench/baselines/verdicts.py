@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from bench.baselines.explain import explain, workload_change
@@ -163,26 +163,32 @@ def _compare_times(
     old, new = _rounds(before, metric), _rounds(after, metric)
     threshold = thresholds.of(metric, before.scenario)
     middles = statistics.median(old), statistics.median(new)
-    remark, interval, verdict = "", None, UNCHANGED
-    if min(len(old), len(new)) < MINIMUM_ROUNDS:
-        remark = (
-            f"too few rounds to judge: {len(old)} and {len(new)}, "
-            f"and each side needs {MINIMUM_ROUNDS}"
-        )
+    remark, interval, verdict, ratio = "", None, UNCHANGED, _ratio(*middles)
+    token = before.detail.get("interleaved")
+    paired = bool(token) and token == after.detail.get("interleaved") and len(old) == len(new)
+    needed = MINIMUM_ROUNDS * (2 if paired else 1)
+    if min(len(old), len(new)) < needed:
+        remark = f"too few rounds to judge: {len(old)} and {len(new)}, and each side needs {needed}"
     elif min(*old, *new) <= 0:
         remark = "too short for the clock: a round took no time"
     else:
-        token = before.detail.get("interleaved")
-        paired = bool(token) and token == after.detail.get("interleaved") and len(old) == len(new)
+        if paired:
+            old, new = blocks(old), blocks(new)
         found = ratio_interval(old, new, paired=paired)
-        interval = (found.low, found.high)
+        interval, ratio = (found.low, found.high), found.ratio
         verdict = _direction(metric, found.beyond(threshold))
         remark = "" if verdict == UNCHANGED else why
         if (unstable := before.detail.get("unstable") or after.detail.get("unstable")) and remark:
             remark = f"unstable measurement: {unstable}; {remark}"
-    return Verdict(
-        before.id, metric.name, verdict, *middles, _ratio(*middles), interval, threshold, remark
-    )
+    return Verdict(before.id, metric.name, verdict, *middles, ratio, interval, threshold, remark)
+
+
+def blocks(rounds: Sequence[float]) -> tuple[float, ...]:
+    """Interleaved rounds (A B B A), added up two by two; an odd one at the end is left out.
+
+    Whoever comes second in a pair comes first in the next: in a sum, what the order did cancels.
+    """
+    return tuple(first + second for first, second in zip(rounds[::2], rounds[1::2], strict=False))
 
 
 def _direction(metric: Metric, sign: int) -> str:

@@ -52,6 +52,7 @@ def method(name: str, **fields: Any) -> Method:
 
     Raises UnknownName for another method or field: none is ignored.
     """
+    name = name.replace("_", "-")  # PEFT writes PREFIX_TUNING
     if name not in METHODS:
         raise UnknownName("method", name, METHODS)
     kind = METHODS[name]

@@ -58,11 +58,15 @@ def load(case: Case, device: str = "cpu") -> Training:
     quiet_libraries()
     torch.manual_seed(case.step.seed)
     config = make_config(case)
-    model = (
-        _real_weights(case, config, device)
-        if case.weights
-        else random_weights(case, config, device)
-    )
+    if case.weights:
+        model = _real_weights(case, config, device)
+    else:
+        model = random_weights(case, config, device)
+    return prepared(case, config, model, device)
+
+
+def prepared(case: Case, config: Any, model: Any, device: str) -> Training:
+    """The rest of `load` for a base model that is there: adapters, batch, optimizer."""
     model = adapt(case, model)
     training = Training(
         model,
@@ -95,15 +99,31 @@ def meta_model(case: Case, config: Any) -> Any:
     auto_class = getattr(transformers, case.auto_class)
     dtype = getattr(torch, precision(case.precision).compute)
     with torch.device("meta"):
-        return auto_class.from_config(config, dtype=dtype, attn_implementation=case.step.attention)
+        return auto_class.from_config(config, dtype=dtype, attn_implementation=_attention(case))
+
+
+def _attention(case: Case) -> str | None:
+    """None lets transformers choose: sdpa, and eager for the few models that have no other."""
+    return "eager" if case.step.attention == "eager" else None
 
 
 def random_weights(case: Case, config: Any, device: str) -> Any:
     """The base model in the case's precision, its weights drawn as transformers would."""
+    return filled(skeleton(case, config), case, config, device)
+
+
+def skeleton(case: Case, config: Any) -> Any:
+    """The base model on the meta device, with bitsandbytes' layers where they belong."""
     kind = precision(case.precision)
     model = meta_model(case, config)
     if kind.quantized:
         _swap_linear_layers(model, kind, _skipped_modules(case, model))
+    return model
+
+
+def filled(model: Any, case: Case, config: Any, device: str) -> Any:
+    """A skeleton with every tensor made on `device`, its weights drawn as transformers would."""
+    dtype = getattr(torch, precision(case.precision).compute)
     std = getattr(config.get_text_config(), "initializer_range", None) or 0.02
     for module in model.modules():
         module._is_hf_initialized = False
@@ -114,7 +134,8 @@ def random_weights(case: Case, config: Any, device: str) -> Any:
             module._buffers[name] = torch.zeros_like(buffer, device=device)
         for name, parameter in module.named_parameters(recurse=False):
             if module in quantized and name == "weight":
-                module.weight = _random_quantized(parameter, std, device)
+                module.weight = _random_quantized(parameter, dtype, std, device)
+                module.weight._is_hf_initialized = True  # GPT-2 draws some weights by their name
                 continue
             if id(parameter) not in made:
                 value = torch.zeros_like(parameter, device=device)
@@ -211,12 +232,13 @@ def _swap_linear_layers(model: Any, kind: Precision, skipped: list[str]) -> None
     model.quantization_method = QuantizationMethod.BITS_AND_BYTES
 
 
-def _random_quantized(meta: Any, std: float, device: str) -> torch.nn.Parameter:
+def _random_quantized(meta: Any, dtype: torch.dtype, std: float, device: str) -> torch.nn.Parameter:
     """Draw one layer's weight (out features, in features) and quantize it.
 
-    The meta parameter's attributes are bitsandbytes' settings for this layer.
+    The meta parameter's attributes are bitsandbytes' settings for this layer. A 4-bit layer
+    expands to the `dtype` that it was quantized from.
     """
-    value = torch.empty(meta.shape, dtype=meta.dtype, device=device).normal_(0.0, std)
+    value = torch.empty(meta.shape, dtype=dtype, device=device).normal_(0.0, std)
     settings = {k: v for k, v in vars(meta).items() if k not in ("CB", "SCB")}
     # `.to(device)` would do, but it leaves an Int8Params alone that is on a GPU already.
     quantized: torch.nn.Parameter = type(meta)(value, requires_grad=False, **settings)._quantize(
@@ -237,7 +259,7 @@ def _real_weights(case: Case, config: Any, device: str) -> Any:
         case.weights,
         config=config,
         dtype=getattr(torch, kind.compute),
-        attn_implementation=case.step.attention,
+        attn_implementation=_attention(case),
         quantization_config=quantization,
         device_map={"": device},
         local_files_only=True,

@@ -65,6 +65,7 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[misc]  # torch is seen u
         super().__init__()
         self._storages: dict[int, _Storage] = {}
         self._inside: Any = None
+        self._temporaries: list[Any] | None = None
 
     def reset_peak(self) -> None:
         """Start a new phase: the peak is what is alive now."""
@@ -90,10 +91,16 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[misc]  # torch is seen u
         kwargs = kwargs or {}
         nested = self._inside is not None
         follow = self.device == "cpu" and _allocates_inside(func, args)
+        outer = self._temporaries
+        if follow:  # an elementwise kernel's temporaries live until its result is there
+            self._temporaries = None if func.namespace == "bitsandbytes" else []
         out = self._follow(func, args, kwargs) if follow else func(*args, **kwargs)
         for tensor in _tensors(out):
             if tensor.device.type == self.device:
                 self._meet(tensor.untyped_storage())
+        self._temporaries = outer
+        if outer is not None:
+            outer.append(out)
         if self.observer is not None:
             self.observer(func, args, kwargs, out, nested)
         return out

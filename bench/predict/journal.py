@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,15 +11,15 @@ from bench.errors import BenchError
 from bench.measure.memory import CATEGORIES, MemoryTracker
 from bench.predict.values import KnownValues, tensors_in
 
+if TYPE_CHECKING:
+    from bench.predict.kernels import Device
+
 LOGITS, WORKSPACE = "logits_and_loss", "kernel_workspace"
 BREAKDOWN = (*CATEGORIES, LOGITS, WORKSPACE)
 """What bytes are for, in a prediction: the tracker's categories and two that split activations."""
 
-_NAMESPACES = ("aten", "prim", "prims")
+_NAMESPACES = ("aten", "prim", "prims", "profiler")
 _READ = torch.ops.aten._local_scalar_dense.default
-
-Substitute = Callable[..., Any]
-Workspace = Callable[..., int]
 
 
 class Untraceable(BenchError):
@@ -31,18 +30,11 @@ class Journal(MemoryTracker):
     """Follows meta storages, and writes down when each begins and ends.
 
     `events` holds +n when storage n begins and -n when it ends; `sizes`, `categories` and `makers`
-    describe storage n at index n. `substitutes` replaces operations by what a device does for
-    them; `workspaces` gives the bytes that a kernel needs for itself while it runs, from the
-    operation's arguments. Operations of any other library than torch must be in one of the two or
-    in `plain`, the names of those whose outputs are all that they allocate.
+    describe storage n at index n. What the device's kernels allocate beside their results is
+    counted too. Raises Untraceable for an operation that no part of the device accounts for.
     """
 
-    def __init__(
-        self,
-        substitutes: Mapping[str, Substitute],
-        workspaces: Mapping[str, Workspace],
-        plain: frozenset[str],
-    ) -> None:
+    def __init__(self, device: Device) -> None:
         super().__init__(device="meta")
         self.by_category = dict.fromkeys(BREAKDOWN, 0)
         self.events: list[int] = []
@@ -52,9 +44,7 @@ class Journal(MemoryTracker):
         self.marks: list[tuple[int, str]] = []
         self.values = KnownValues()
         self._numbers: dict[int, int] = {}
-        self._substitutes = substitutes
-        self._workspaces = workspaces
-        self._plain = plain
+        self._device = device
         self._within = 0
         self._operation = ""
 
@@ -62,16 +52,10 @@ class Journal(MemoryTracker):
         """Write down that a phase begins here."""
         self.marks.append((len(self.events), name))
 
-    @contextlib.contextmanager
-    def holding(self, size: int, category: str = WORKSPACE) -> Iterator[None]:
-        """Count `size` bytes for the time being."""
-        number = self._write(size, category)
-        yield
-        self.events.append(-number)
-
     def keep(self, size: int, category: str = WORKSPACE) -> None:
         """Count `size` bytes from now on."""
-        self._write(size, category)
+        if size:
+            self._write(size, category)
 
     def tag(self, tensor: torch.Tensor, category: str) -> None:
         """File the tensor's storage under `category`, for its whole life."""
@@ -79,6 +63,11 @@ class Journal(MemoryTracker):
         number = self._numbers.get(tensor.untyped_storage()._cdata)
         if number is not None:
             self.categories[number] = category
+
+    def meet(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Follow a tensor that was made without the dispatcher; returns it."""
+        self._meet(tensor.untyped_storage())
+        return tensor
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -90,26 +79,24 @@ class Journal(MemoryTracker):
         nested = self._within > 0
         if not nested:
             self._operation = name
+        size = self._device.workspace(name, func, args)
+        workspace = self._write(size, WORKSPACE) if size else 0
         out = self._run(name, func, args, kwargs)
         for tensor in tensors_in(out):
-            if tensor.device.type == "meta":
+            if tensor.device.type in self._device.followed:
                 self._meet(tensor.untyped_storage())
+        if workspace:
+            self.events.append(-workspace)
         self.values.follow(func, args, kwargs, out)
         if self.observer is not None:
             self.observer(func, args, kwargs, out, nested)
         return out
 
     def _run(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if (substitute := self._substitutes.get(name)) is not None:
-            return self._inside(lambda: substitute(*args, **kwargs))
-        if func.namespace not in _NAMESPACES and name not in self._plain:
+        if (substitute := self._device.substitutes.get(name)) is not None:
+            return self._emulated(lambda: substitute(*args, **kwargs))
+        if func.namespace not in _NAMESPACES and name not in self._device.plain:
             raise Untraceable(f"{name}: what this operation allocates is not known")
-        if (workspace := self._workspaces.get(name)) is not None:
-            with self.holding(workspace(*args, **kwargs)):
-                return self._call(name, func, args, kwargs)
-        return self._call(name, func, args, kwargs)
-
-    def _call(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
             return func(*args, **kwargs)
         except NotImplementedError as error:
@@ -118,7 +105,7 @@ class Journal(MemoryTracker):
                 f"({str(error).splitlines()[0][:200]})"
             ) from None
 
-    def _inside(self, run: Callable[[], Any]) -> Any:
+    def _emulated(self, run: Callable[[], Any]) -> Any:
         """What a device does for one operation: temporaries are its workspace, results are not."""
         category, self.category = self.category, WORKSPACE
         self._within += 1

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-LARGEST = 1 << 18
+LARGEST = 1 << 20
 """Elements of the largest tensor whose values are followed."""
 _DTYPES = {torch.bool, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
 _CHECK_OF_GRADIENTS = torch.ops.aten._amp_foreach_non_finite_check_and_unscale_.default
@@ -58,8 +58,13 @@ class KnownValues:
             return
         if not func._schema.is_mutable and all(map(self._has, made)):  # views
             return
-        with torch.no_grad():
-            real = func(*self._values(args), **self._values(kwargs))
+        try:
+            with torch.no_grad():
+                real = func(*self._values(args), **self._values(kwargs))
+        except RuntimeError:  # the CPU has no kernel for it
+            for tensor in made:
+                self.forget(tensor.untyped_storage()._cdata)
+            return
         for tensor, value in zip(made, tensors_in(real), strict=True):
             if not self._has(tensor):
                 self._know(tensor, value)

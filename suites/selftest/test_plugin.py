@@ -42,7 +42,8 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch):
     (folder / "config.json").write_text(json.dumps(LLAMA))
     _adapter(folder, ["q_proj", "v_proj"])
     pytester.makepyprojecttoml(
-        "[tool.pytest.ini_options]\naddopts = ['--benchmark-quiet', '--strict-markers', '--import-mode=importlib']"
+        "[tool.pytest.ini_options]\naddopts = ["
+        "'--benchmark-quiet', '--strict-markers', '--import-mode=importlib']"
     )
 
     def run_pytest(

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from bench.adapters import ALL_LINEAR, AdapterConfig
 from bench.atlas import (
     Atlas,
+    Bare,
     Projection,
-    Stacked,
     TypeEntry,
     build,
     command,
@@ -41,8 +41,10 @@ ROWS = (
     Projection("conv", "convolution", "convolution2d", 3, 8, False, 9, 1),
     Projection("lm_head", "head", "linear", 8, 100),
 )
-ENTRY = TypeEntry("AutoModelForCausalLM", "ToyForCausalLM", True, 4, 4711, "model.embed_tokens",
-                  "lm_head", ("lm_head",), "", ROWS, (), ("layers", "mlp", "norm"))  # fmt: skip
+ENTRY = TypeEntry(
+    "AutoModelForCausalLM", "ToyForCausalLM", True, 4, 4711, "model.embed_tokens", "lm_head",
+    ("lm_head",), "", False, ROWS, (), ("layers", "mlp", "norm"),
+)  # fmt: skip
 ATLAS = Atlas("9.9.9", {"toy": ENTRY, "other-toy": replace(ENTRY, causal_lm=False)},
               {"broken": "needs the optional package spam"})  # fmt: skip
 
@@ -83,8 +85,8 @@ def test_malformed_names_are_refused(bad: str) -> None:
 
 
 def test_an_atlas_survives_the_file(tmp_path) -> None:
-    stacked = (Stacked("model.layers.[0-1].experts.gate_up_proj", "gate_up", (8, 32, 16)),)
-    atlas = replace(ATLAS, types={**ATLAS.types, "moe": replace(ENTRY, stacked=stacked)})
+    bare = (Bare("model.layers.[0-1].experts.gate_up_proj", "gate_up", (8, 32, 16)),)
+    atlas = replace(ATLAS, types={**ATLAS.types, "moe": replace(ENTRY, bare=bare)})
     save_atlas(atlas, tmp_path / "atlas")
     assert load_atlas(tmp_path / "atlas") == atlas
     assert sorted(p.name for p in (tmp_path / "atlas").iterdir()) == [
@@ -166,7 +168,7 @@ Q = "model.layers.[0-3].self_attn.q_proj"
         (("types", "toy", "projections", Q), ["query", "linear", 8, 8.5], "expected int"),
         (("types", "toy", "projections", Q), ["query", "linear", 8, 8, 1], "bias: expected bool"),
         (("types", "toy", "projections", "a.[9-1].b"), ["query", "linear", 8, 8], "does not rise"),
-        (("types", "toy", "stacked"), {"a": ["gate_up", 8, 8]}, r"a: expected \[role, experts"),
+        (("types", "toy", "bare"), {"a": ["gate_up", 8]}, r"a: expected \[role, experts"),
     ],
 )
 def test_a_file_that_is_not_understood_is_refused(tmp_path, keys, value, message) -> None:
@@ -236,7 +238,7 @@ def test_an_entry_holds_what_the_ledger_needs() -> None:
     assert [p.name for p in entry.projections] == [
         "model.embed", "model.layers.0.attn.qkv_proj", "model.layers.[1-2].attn.qkv_proj",
     ]  # fmt: skip
-    assert entry.stacked == (Stacked("model.layers.[0-2].experts.down_proj", "down", (4, 8, 16)),)
+    assert entry.bare == (Bare("model.layers.[0-2].experts.down_proj", "down", (4, 8, 16)),)
     assert [p.role for p in entry.projections] == ["embedding"] + 2 * ["query_key_value"]
     for adapter in (
         AdapterConfig(("qkv_proj",)),
@@ -261,9 +263,9 @@ def _changes(old: TypeEntry, new: TypeEntry) -> list[tuple[str, tuple[str, ...],
     return [(c.kind, c.old, c.new) for c in changes]
 
 
-def _with(*rows, stacked=(), without=()) -> TypeEntry:
+def _with(*rows, bare=(), without=()) -> TypeEntry:
     kept = tuple(row for row in ROWS if not row.name.endswith(without))
-    return replace(ENTRY, projections=(*kept, *rows), stacked=stacked)
+    return replace(ENTRY, projections=(*kept, *rows), bare=bare)
 
 
 def test_equal_atlases_do_not_differ() -> None:
@@ -303,12 +305,12 @@ def test_a_fused_projection_of_another_width_is_not_the_sum() -> None:
 
 
 def test_experts_that_became_parameters() -> None:
-    stacked = (
-        Stacked("model.layers.[0,2].mlp.experts.gate_up_proj", "gate_up", (2, 32, 8)),
-        Stacked("model.layers.[0,2].mlp.experts.down_proj", "down", (2, 8, 16)),
+    bare = (
+        Bare("model.layers.[0,2].mlp.experts.gate_up_proj", "gate_up", (2, 32, 8)),
+        Bare("model.layers.[0,2].mlp.experts.down_proj", "down", (2, 8, 16)),
     )
     experts = "model.layers.*.mlp.experts"
-    assert _changes(ENTRY, _with(stacked=stacked, without=("w1", "w2", "w3"))) == [
+    assert _changes(ENTRY, _with(bare=bare, without=("w1", "w2", "w3"))) == [
         ("fused", (f"{experts}.*.w1", f"{experts}.*.w3"), (f"{experts}.gate_up_proj",)),
         ("fused", (f"{experts}.*.w2",), (f"{experts}.down_proj",)),
     ]

@@ -1,0 +1,191 @@
+"""How often the comparison is right: `python -m bench.ab.experiment`, stored in results/.
+
+Two workers of one environment are compared many times over: with themselves (A/A), with one whose
+steps take 10 % longer, and with one whose steps take 3 % longer. Each comparison starts both
+workers anew, so that what differs between two processes of the same code counts as noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from bench.ab.rounds import CLOCKS, MOST_ROUNDS, ROUNDS, WIDTH, interleave
+from bench.architectures import FIXTURES
+from bench.baselines import Accelerator, Machine, Record, Run, Thresholds, Verdict, compare
+from bench.baselines.storage import write_atomically
+from bench.cases import Case, StepOptions
+from bench.machine import machine, versions
+from bench.measure import Session, StepTime
+
+COMPARISONS = 50
+SLOWDOWNS = (0, 10, 3)
+"""Percent, taken in turn, so that a noisy hour falls on all three."""
+
+TARGETS = {0: 49 / 50, 10: 48 / 50, 3: 48 / 50}
+"""The share of comparisons that must come out right: A/A unchanged in every time metric, 10 %
+called regressed in its step time, 3 % not called regressed at the threshold of 5 %."""
+
+STEP = "step_seconds"
+CASE = Case(
+    model="small",
+    config={
+        "model_type": "distilbert", "dim": 64, "hidden_dim": 256, "n_layers": 2, "n_heads": 4,
+        "vocab_size": 500, "num_labels": 3,
+    },
+    auto_class="AutoModelForSequenceClassification",
+    scenario="same",
+    adapter={"r": 8, "lora_alpha": 8, "target_modules": ["q_lin", "v_lin"], "task_type": "SEQ_CLS"},
+    precision="fp32",
+    step=StepOptions(batch_size=2, seq_len=32),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One comparison: its injected slowdown (percent), verdict by time metric, and how sure."""
+
+    slowdown: int
+    verdicts: dict[str, str]
+    ratio: float
+    interval: tuple[float, float]
+    rounds: int
+    seconds: float
+    load: float
+
+    @property
+    def right(self) -> bool:
+        """Whether it says of this slowdown what it should."""
+        if self.slowdown == 0:
+            return set(self.verdicts.values()) == {"unchanged"}
+        return (self.verdicts[STEP] == "regressed") == (self.slowdown == 10)
+
+
+def compare_once(session: Session, slowdown: int, rounds: tuple[int, int]) -> Comparison:
+    """Measure the case beside itself, the contender's steps `slowdown` percent longer."""
+    begun = time.monotonic()
+    other = CASE if slowdown == 0 else replace(CASE, scenario=f"slower-{slowdown}")
+    with session.start(CASE) as first, session.start(other) as second:
+        first.prepare()
+        second.prepare()
+        before, after = interleave(first.step, second.step, *rounds)
+    verdicts = {each.metric: each for each in _verdicts(before, after)}
+    step = verdicts[STEP]
+    assert step.ratio is not None
+    assert step.interval is not None
+    low, high = step.interval
+    return Comparison(
+        slowdown,
+        {name: each.verdict for name, each in verdicts.items()},
+        round(step.ratio, 4),
+        (round(low, 4), round(high, 4)),
+        len(before),
+        round(time.monotonic() - begun, 1),
+        round(os.getloadavg()[0], 1),
+    )
+
+
+def _verdicts(before: Sequence[StepTime], after: Sequence[StepTime]) -> list[Verdict]:
+    here = machine()
+    gpu = here.pop("accelerator")
+    place = Machine(**here, accelerator=Accelerator(**gpu) if gpu else None)
+    token = {"interleaved": uuid4().hex}
+
+    def run(name: str, steps: Sequence[StepTime]) -> Run:
+        metrics: dict[str, Any] = {
+            f"{phase}_seconds": tuple(getattr(step, f"{key}_seconds") for step in steps)
+            for phase, key in (
+                ("step", "total"), ("forward", "forward"), ("backward", "backward"),
+                ("optimizer", "optimizer"),
+            )
+        }  # fmt: skip
+        record = Record(CASE.id, "ab", CASE.model, "same", 8, "fp32", "ok", metrics, token)
+        return Run(name, versions(), place, {CASE.id: record})
+
+    return compare(run("baseline", before), run("contender", after), Thresholds())
+
+
+def summarize(found: Sequence[Comparison]) -> dict[str, Any]:
+    """How many came out right, by slowdown, and whether that meets the target."""
+    summary = {}
+    for slowdown in dict.fromkeys(each.slowdown for each in found):
+        mine = [each for each in found if each.slowdown == slowdown]
+        right = sum(each.right for each in mine)
+        step = Counter(each.verdicts[STEP] for each in mine)
+        summary[f"{slowdown} %"] = {
+            "comparisons": len(mine),
+            "right": right,
+            "target": TARGETS[slowdown],
+            "met": right >= TARGETS[slowdown] * len(mine),
+            "step_verdicts": dict(sorted(step.items())),
+            "any_time_verdict": sum(set(each.verdicts.values()) != {"unchanged"} for each in mine),
+            "smallest_ratio": min(each.ratio for each in mine),
+            "largest_ratio": max(each.ratio for each in mine),
+            "rounds": [min(each.rounds for each in mine), max(each.rounds for each in mine)],
+            "loads": [min(each.load for each in mine), max(each.load for each in mine)],
+        }
+    return summary
+
+
+def run_experiment(comparisons: int, path: Path) -> dict[str, Any]:
+    """All comparisons, the slowdowns in turn; stored in `path` after each turn. The summary."""
+    found: list[Comparison] = []
+    preload = (*CLOCKS["processor"], "bench.ab.slower")
+    with Session(device="cpu", preload=preload) as session:
+        for number in range(comparisons):
+            for slowdown in SLOWDOWNS:
+                each = compare_once(session, slowdown, (ROUNDS, MOST_ROUNDS))
+                found.append(each)
+                print(
+                    f"{number + 1}/{comparisons} {slowdown} %: {each.verdicts[STEP]}, "
+                    f"{each.interval[0]} to {each.interval[1]}, {each.rounds} rounds, "
+                    f"{each.seconds} s, load {each.load}" + ("" if each.right else "  WRONG"),
+                    file=sys.stderr,
+                    flush=True,
+                )
+            write_atomically(path, _document(found))
+    return summarize(found)
+
+
+def _document(found: Sequence[Comparison]) -> str:
+    """The JSON to store, one comparison a line."""
+    head = {
+        "about": "interleaved comparisons of one case with itself and with injected slowdowns",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "versions": versions(),
+        "case": CASE.id,
+        "settings": {
+            "clock": "processor", "rounds": ROUNDS, "most_rounds": MOST_ROUNDS, "width": WIDTH,
+        },
+        "summary": summarize(found),
+    }  # fmt: skip
+    rows = ",\n".join(f"  {json.dumps(asdict(each))}" for each in found)
+    return f'{json.dumps(head, indent=1)[:-2]},\n "comparisons": [\n{rows}\n ]\n}}\n'
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the experiment and store it; 1 if a target was missed."""
+    parser = argparse.ArgumentParser(prog="bench.ab.experiment", description=__doc__)
+    parser.add_argument("--comparisons", type=int, default=COMPARISONS, help="of each kind")
+    parser.add_argument("--output", type=Path, help="JSON file (default: in results/experiments/)")
+    options = parser.parse_args(arguments)
+    folder = FIXTURES.parent / "results" / "experiments"
+    path = options.output or folder / f"side-by-side-{machine()['id']}.json"
+    summary = run_experiment(options.comparisons, path)
+    print(json.dumps(summary, indent=1))
+    return 0 if all(each["met"] for each in summary.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

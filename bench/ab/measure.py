@@ -1,0 +1,115 @@
+"""Two environments measured side by side: the same cases on both, as two runs to compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+from uuid import uuid4
+
+from bench.ab.environments import Environment
+from bench.ab.rounds import MOST_ROUNDS, ROUNDS, Step, interleave
+from bench.baselines import KEY, SCHEMA, Run, parse_run, seal
+from bench.cases import StepOptions
+from bench.measure.outcome import StepTime
+from bench.subjects import Request
+
+Progress = Callable[[str], None]
+Records = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure on both sides. `rounds` is the fewest and the most a case."""
+
+    request: Request
+    step: StepOptions = field(default_factory=StepOptions)
+    rounds: tuple[int, int] = (ROUNDS, MOST_ROUNDS)
+    memory_limit_bytes: int | None = None
+    time_limit_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What was measured, as stored runs hold it (`write_run` takes these), and read back."""
+
+    documents: tuple[dict[str, Any], dict[str, Any]]
+
+    @property
+    def runs(self) -> tuple[Run, Run]:
+        baseline, contender = (parse_run(each, each[KEY]["name"]) for each in self.documents)
+        return baseline, contender
+
+
+def measure(
+    baseline: Environment, contender: Environment, plan: Plan, progress: Progress = lambda _: None
+) -> Pair:
+    """Every case of the plan, on both sides. Raises BenchError where a side refuses the plan."""
+    sides = (baseline, contender)
+    for side in sides:
+        side.wait_open()
+    request = asdict(plan.request)
+    request["adapter"] = None if plan.request.adapter is None else str(plan.request.adapter)
+    limits = {"memory_bytes": plan.memory_limit_bytes, "seconds": plan.time_limit_seconds}
+    for side in sides:
+        side.start_select(request, asdict(plan.step), limits)
+    for side in sides:
+        side.wait_select()
+        for model, error in side.broken.items():
+            progress(f"{side.option} {side.label}: {model}: {error}")
+    records: tuple[Records, Records] = ({}, {})
+    keys = list(dict.fromkeys((*baseline.keys, *contender.keys)))
+    for number, key in enumerate(keys, 1):
+        progress(f"{number}/{len(keys)} {key}")
+        found = _measure_case(key, sides, plan)
+        for mine, record in zip(records, found, strict=True):
+            if record is not None:
+                mine[key] = record
+    first, second = (_document(*each) for each in zip(sides, records, strict=True))
+    return Pair((first, second))
+
+
+class _Failed(Exception):
+    """A side's case has failed; its record says how."""
+
+
+def _measure_case(
+    key: str, sides: tuple[Environment, Environment], plan: Plan
+) -> list[dict[str, Any] | None]:
+    """The record of each side; None for a side that has no such case."""
+    known = [key in side.keys for side in sides]
+    ready = [has and side.prepare(key) for side, has in zip(sides, known, strict=True)]
+    times: tuple[list[StepTime], list[StepTime]] = ([], [])
+    if all(ready):
+        fewest, most = plan.rounds
+        try:
+            times = interleave(_step(sides[0]), _step(sides[1]), fewest, most)
+        except _Failed:
+            times = ([], [])
+    detail = {"interleaved": uuid4().hex}
+    return [
+        side.finish([asdict(each) for each in rounds], detail) if has else None
+        for side, rounds, has in zip(sides, times, known, strict=True)
+    ]
+
+
+def _step(side: Environment) -> Step:
+    def step() -> StepTime:
+        time = side.step()
+        if time is None:
+            raise _Failed
+        return time
+
+    return step
+
+
+def _document(side: Environment, records: Mapping[str, Any]) -> dict[str, Any]:
+    body = {
+        "schema": SCHEMA,
+        "name": side.label,
+        "versions": side.versions,
+        "machine": side.machine,
+        "seed": 0,
+        "records": records,
+    }
+    return seal({"benchmarks": [], "machine_info": {}, "commit_info": {}, KEY: body})

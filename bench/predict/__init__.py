@@ -1,0 +1,47 @@
+"""What a training step takes on a GPU, predicted without one: memory, FLOPs, a model of its time.
+
+Importing this costs nothing: torch is loaded when the first prediction is made.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bench.predict.command import memory_command
+    from bench.predict.gpus import Gpu, find_gpu, gpu_with_memory
+    from bench.predict.result import Prediction, predict
+    from bench.predict.solve import SOLVABLE, Solution, solve
+
+__all__ = [
+    "SOLVABLE",
+    "Gpu",
+    "Prediction",
+    "Solution",
+    "find_gpu",
+    "gpu_with_memory",
+    "memory_command",
+    "predict",
+    "solve",
+]
+
+_HOMES = {
+    "Gpu": "gpus",
+    "Prediction": "result",
+    "SOLVABLE": "solve",
+    "Solution": "solve",
+    "find_gpu": "gpus",
+    "gpu_with_memory": "gpus",
+    "memory_command": "command",
+    "predict": "result",
+    "solve": "solve",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, each imported when it is first asked for."""
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(f"bench.predict.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'bench.predict' has no attribute {name!r}")

@@ -1,0 +1,217 @@
+"""Which attention kernel a device takes, and the call that traces as that kernel.
+
+`scaled_dot_product_attention` chooses by the device, and on meta it always chooses the path of
+plain products, which stores every score. The rules here are those of PyTorch's
+`aten/src/ATen/native/transformers/cuda/sdp_utils.cpp` (and `sdp_utils_cpp.cpp` for the CPU), for a
+GPU of compute capability 8.0 or later.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from bench.errors import BenchError, UnknownName
+
+FLASH, EFFICIENT, MATH = "flash", "efficient", "math"
+KERNELS = (FLASH, EFFICIENT, MATH)
+Attention = Callable[..., torch.Tensor]
+
+_HALF = (torch.float16, torch.bfloat16)
+_WIDEST_FLASH_HEAD = 256
+_BIAS_ALIGNMENT = 8  # elements: the memory-efficient kernel's, pad_bias in attention.cpp
+
+_aten = torch.ops.aten
+_math: Attention = torch.nn.functional.scaled_dot_product_attention
+
+
+def cuda_attention(forced: str | None = None) -> Attention:
+    """A `scaled_dot_product_attention` that traces as CUDA's; `forced` names one kernel.
+
+    Raises UnknownName for a kernel that there is not; the result raises BenchError where the
+    forced kernel does not take the step's attention.
+    """
+    if forced is not None and forced not in KERNELS:
+        raise UnknownName("attention kernel", forced, KERNELS)
+
+    def attention(  # noqa: PLR0917  # torch's signature
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> torch.Tensor:
+        refusals = {
+            FLASH: _against_flash(query, key, value, attn_mask, is_causal),
+            EFFICIENT: _against_efficient(query, key, value),
+            MATH: "",
+        }
+        kernel = forced or next(name for name in KERNELS if not refusals[name])
+        if refusals[kernel]:
+            raise BenchError(f"--attention {kernel}: the kernel takes {refusals[kernel]}")
+        if kernel == FLASH:
+            return _flash(query, key, value, dropout_p=dropout_p, is_causal=is_causal, scale=scale)
+        if kernel == EFFICIENT:
+            return _efficient(
+                query,
+                key,
+                value,
+                mask=attn_mask,
+                dropout_p=dropout_p,
+                is_causal=is_causal,
+                scale=scale,
+            )
+        if dropout_p:
+            return _math_with_dropout(
+                query,
+                key,
+                value,
+                mask=attn_mask,
+                dropout_p=dropout_p,
+                is_causal=is_causal,
+                scale=scale,
+                enable_gqa=enable_gqa,
+            )
+        return _math(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+
+    return attention
+
+
+def cpu_attention(  # noqa: PLR0917  # torch's signature
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """A `scaled_dot_product_attention` that traces as the CPU's."""
+    unlike_heads = not query.shape[1] == key.shape[1] == value.shape[1] and not enable_gqa
+    if dropout_p or unlike_heads or (attn_mask is not None and attn_mask.requires_grad):
+        return _math(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = _additive(attn_mask, query.dtype)
+    kernel = _aten._scaled_dot_product_flash_attention_for_cpu
+    out: torch.Tensor = kernel(
+        query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
+    )[0]
+    return out
+
+
+def _against_flash(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    is_causal: bool,
+) -> str:
+    """What keeps the flash kernel from this attention; "" if nothing does."""
+    if query.dtype not in _HALF:
+        return "float16 and bfloat16 only"
+    if mask is not None:
+        return "no mask beside the causal one (a padded batch or a sliding window needs one)"
+    if not query.shape[-1] == key.shape[-1] == value.shape[-1] <= _WIDEST_FLASH_HEAD:
+        return f"heads of one width, up to {_WIDEST_FLASH_HEAD}"
+    if is_causal and query.shape[-2] != key.shape[-2]:
+        return "as many queries as keys under a causal mask"
+    return ""
+
+
+def _against_efficient(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> str:
+    if query.dtype not in (*_HALF, torch.float32):
+        return "float16, bfloat16 and float32 only"
+    if not query.shape[1] == key.shape[1] == value.shape[1]:
+        return "as many key and value heads as query heads"
+    multiple = 8 if query.dtype in _HALF else 4
+    if query.shape[-1] % multiple or value.shape[-1] % multiple:
+        return f"heads whose width is a multiple of {multiple}"
+    return ""
+
+
+def _flash(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+) -> torch.Tensor:
+    width = query.shape[-1]
+    scale = 1 / math.sqrt(width) if scale is None else scale
+    if missing := -width % 8:
+        query, key, value = (
+            torch.nn.functional.pad(tensor, (0, missing)) for tensor in (query, key, value)
+        )
+    kernel = _aten._scaled_dot_product_flash_attention
+    out: torch.Tensor = kernel(query, key, value, dropout_p, is_causal, False, scale=scale)[0]
+    return out[..., :width] if missing else out
+
+
+def _efficient(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    mask: torch.Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+) -> torch.Tensor:
+    if mask is not None:
+        if mask.dtype == torch.bool:
+            mask = _additive(mask, query.dtype)
+        if extra := -mask.shape[-1] % _BIAS_ALIGNMENT:
+            mask = torch.nn.functional.pad(mask, (0, extra))[..., : mask.shape[-1]]
+        mask = mask.expand(*query.shape[:-1], key.shape[-2])
+    graph = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
+    kernel = _aten._scaled_dot_product_efficient_attention
+    out: torch.Tensor = kernel(
+        query, key, value, mask, graph, dropout_p, is_causal, scale=scale
+    )[0]  # fmt: skip
+    return out
+
+
+def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A boolean mask as what is added to the scores."""
+    return torch.where(mask, 0.0, torch.tensor(-math.inf, dtype=dtype, device=mask.device))
+
+
+def _math_with_dropout(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    mask: torch.Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> torch.Tensor:
+    """The path of plain products as CUDA runs it, with its fused dropout."""
+    dtype = query.dtype
+    if dtype in _HALF:
+        query, key, value = query.float(), key.float(), value.float()
+    if enable_gqa:
+        repeats = query.shape[1] // key.shape[1]
+        key, value = (t.repeat_interleave(repeats, 1) for t in (key, value))
+    factor = math.sqrt(1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    if is_causal:
+        ones = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device)
+        mask = ones.tril()
+    scores = (query * factor) @ (key * factor).transpose(-2, -1)
+    if mask is not None:
+        scores = scores + (_additive(mask, query.dtype) if mask.dtype == torch.bool else mask)
+    weights = torch.native_dropout(_aten._safe_softmax(scores, -1), dropout_p, True)[0]
+    return (weights @ value).to(dtype)

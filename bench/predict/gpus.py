@@ -1,0 +1,130 @@
+"""GPUs by their published figures, and what they say of a step: does it fit, how fast could it be.
+
+The figures live in `fixtures/gpus.toml`, each with its source.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.architectures import FIXTURES, read_toml
+from bench.errors import BenchError, UnknownName, check_keys
+
+if TYPE_CHECKING:
+    from bench.predict.trace import Work
+
+GIB = 1 << 30
+CONTEXT_BYTES = GIB // 2
+"""What the CUDA context and the libraries' code take outside the allocator: an assumption, since
+it differs by GPU, driver and by which kernels were loaded (0.3 to 0.6 GiB is usual)."""
+_RATES = ("float32", "float16", "bfloat16", "int8")
+_KEYS = ("name", "capability", "memory_gib", "bandwidth", "source")
+_SIZE = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(B|KiB|MiB|GiB|TiB|KB|MB|GB|TB)?\s*", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU. Memory in bytes, bandwidth in bytes a second, dense rates in operations a second
+    by dtype, compute capability as in 8.6."""
+
+    name: str
+    memory_bytes: int
+    capability: float = 8.0
+    bandwidth: float | None = None
+    rates: Mapping[str, float] = field(default_factory=dict)
+    source: str = ""
+
+    def rate(self, dtype: str) -> float:
+        """Peak operations a second in `dtype`; a dtype without units of its own runs as float32."""
+        return self.rates.get(dtype) or self.rates["float32"]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Whether a predicted peak fits a GPU. All in bytes; the margin is negative where it does not.
+
+    What has to fit is the peak reserved and the CUDA context. `allocated_fits` says whether what
+    is really in use would: then a less fragmented allocator could be enough.
+    """
+
+    gpu: str
+    memory_bytes: int
+    context_bytes: int
+    margin_bytes: int
+    fits: bool
+    allocated_fits: bool
+
+
+def load_gpus(path: Path | None = None) -> dict[str, Gpu]:
+    """Every GPU by key. Raises BenchError, naming file and key, on anything unknown."""
+    path = path or FIXTURES / "gpus.toml"
+    data = read_toml(path)
+    check_keys(data, str(path), ("gpu",), ("gpu",))
+    found = {}
+    for key, values in data["gpu"].items():
+        check_keys(values, f"{path}: gpu.{key}", (*_KEYS, *_RATES), (*_KEYS, "float32"))
+        found[key] = Gpu(
+            name=values["name"],
+            memory_bytes=round(values["memory_gib"] * GIB),
+            capability=values["capability"],
+            bandwidth=values["bandwidth"],
+            rates={name: values[name] for name in _RATES if name in values},
+            source=values["source"],
+        )
+    return found
+
+
+def find_gpu(name: str) -> Gpu:
+    """The GPU called `name`, by its key or its name; UnknownName with the nearest known ones."""
+    gpus = load_gpus()
+    wanted = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    by_name = {re.sub(r"[^a-z0-9]+", "-", gpu.name.lower()): gpu for gpu in gpus.values()}
+    found = gpus.get(wanted) or by_name.get(wanted)
+    if found is None:
+        raise UnknownName("GPU", name, gpus, "(or give --gpu-memory)")
+    return found
+
+
+def gpu_with_memory(text: str) -> Gpu:
+    """A nameless GPU of a size such as "24GiB" or "24GB" (1000³ bytes); BenchError otherwise."""
+    match = _SIZE.fullmatch(text)
+    unit = (match[2] or "").lower() if match else ""
+    if match is None or not unit:
+        raise BenchError(f"--gpu-memory {text!r}: expected a size with its unit, such as 24GiB")
+    power = "bkmgt".index(unit[0])
+    size = float(match[1]) * (1024 if "i" in unit else 1000) ** power
+    if not 0 < size < math.inf:
+        raise BenchError(f"--gpu-memory {text!r}: the size must be greater than 0")
+    return Gpu(f"{match[1]} {match[2]}", int(size))
+
+
+def fit(gpu: Gpu, peak_allocated_bytes: int, peak_reserved_bytes: int) -> Fit:
+    """Hold predicted peaks (bytes) against a GPU's memory."""
+    usable = gpu.memory_bytes - CONTEXT_BYTES
+    return Fit(
+        gpu=gpu.name,
+        memory_bytes=gpu.memory_bytes,
+        context_bytes=CONTEXT_BYTES,
+        margin_bytes=usable - peak_reserved_bytes,
+        fits=peak_reserved_bytes <= usable,
+        allocated_fits=peak_allocated_bytes <= usable,
+    )
+
+
+def step_seconds(gpu: Gpu, work: Iterable[Work]) -> float | None:
+    """A model of the step time, from below: every operation takes the longer of its arithmetic at
+    the peak rate and its memory traffic at the full bandwidth, and nothing waits.
+
+    Real steps take longer, small ones by far: launches, and rates that no kernel reaches. None for
+    a GPU of which only the memory is known. The roofline: Williams, Waterman and Patterson,
+    Communications of the ACM 52 (4), 2009.
+    """
+    if gpu.bandwidth is None:
+        return None
+    bandwidth = gpu.bandwidth
+    return math.fsum(max(w.flops / gpu.rate(w.dtype), w.bytes / bandwidth) for w in work)

@@ -1,0 +1,43 @@
+"""The longest sequence that a model takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from bench.cases import Case
+from bench.errors import BenchError
+from bench.measure import loading
+
+
+def position_limit(config: Any, model: torch.nn.Module) -> int | None:
+    """Tokens that the model has positions for; None where nothing bounds them.
+
+    The config's `max_position_embeddings`, less what models of RoBERTa's family lose: they number
+    positions from the one after the padding's.
+    """
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
+            offset = 0 if module.padding_idx is None else module.padding_idx + 1
+            learned = module.num_embeddings - offset
+            limit = learned if limit is None else min(limit, learned)
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def check_length(case: Case, config: Any, model: torch.nn.Module) -> None:
+    """Raise BenchError where the case's sequences are longer than the model takes."""
+    limit = position_limit(config, model)
+    if case.task != "image-classification" and limit and case.step.seq_len > limit:
+        raise BenchError(
+            f"sequence length {case.step.seq_len}: {case.model} has positions for {limit} tokens"
+        )
+
+
+def case_limit(case: Case) -> int | None:
+    """`position_limit` of a case; None for images."""
+    if case.task == "image-classification":
+        return None
+    config = loading.make_config(case)
+    return position_limit(config, loading.meta_model(case, config))

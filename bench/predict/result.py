@@ -1,0 +1,109 @@
+"""A prediction: what one case's training step would take on a CUDA GPU, without one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from bench.machine import versions
+from bench.predict.gpus import Fit, Gpu, fit, step_seconds
+
+if TYPE_CHECKING:
+    from bench.cases import Case
+    from bench.predict.kernels import Device
+
+LIMITS = (
+    "one GPU, eager mode: no compilation, no autocast, no sharding",
+    "the CUDA context is outside the allocator (assumed 0.5 GiB where a GPU is asked for)",
+    "the allocator's default settings, and a device with room: nothing is freed to make room",
+)
+"""What no prediction covers, to be said wherever one is shown."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the steady training step of a case takes. Bytes are bytes; nothing here was measured.
+
+    `peak_allocated_bytes` and `peak_reserved_bytes` are what `torch.cuda.max_memory_allocated` and
+    `max_memory_reserved` would say: the first of the steady step, the second since the start,
+    loading included. `breakdown` sums to the peak allocated, whole blocks counted; `peak_phase`
+    and `peak_operation` say where in the step it lies. FLOPs count products and attention, two for
+    a multiply-add; `bytes_moved` what every operation reads and writes once.
+    `modelled_step_seconds` is a bound from below on `gpu`, None without one.
+    """
+
+    case: str
+    device: str
+    attention: str | None
+    peak_allocated_bytes: int
+    peak_reserved_bytes: int
+    breakdown: dict[str, int]
+    peak_phase: str
+    peak_operation: str
+    loaded_bytes: int
+    load_peak_allocated_bytes: int
+    first_step_peak_allocated_bytes: int
+    trainable_parameters: int
+    quantized_layers: int
+    tokens_per_step: int
+    flops: int
+    operations: int
+    operations_by_name: dict[str, int]
+    bytes_moved: int
+    fit: Fit | None
+    modelled_step_seconds: float | None
+    versions: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-safe values, labelled predicted."""
+        return {"kind": "predicted", **asdict(self)}
+
+
+def predict(
+    case: Case,
+    *,
+    gpu: Gpu | None = None,
+    attention: str | None = None,
+    device: Device | None = None,
+    progress: Callable[[str], None] = lambda phase: None,
+) -> Prediction:
+    """Trace the case's training step on meta and replay its allocations.
+
+    `gpu` adds whether it fits and a model of the step time; `attention` forces a kernel, "flash",
+    "efficient" or "math", where CUDA would choose by itself; `device` is an NVIDIA GPU by default.
+    Raises BenchError where the step cannot be traced, naming the operation.
+    """
+    from bench.predict import kernels
+    from bench.predict.journal import BREAKDOWN
+    from bench.predict.replay import replay
+    from bench.predict.trace import trace
+
+    if device is None:
+        device = kernels.cuda(attention, gpu.capability if gpu else 8.0)
+    traced = trace(case, device, progress)
+    found = replay(traced, device.allocator(), BREAKDOWN)
+    allocated, reserved = found.peak_allocated_bytes, found.peak_reserved_bytes
+    return Prediction(
+        case=case.id,
+        device=device.name,
+        attention=attention,
+        peak_allocated_bytes=allocated,
+        peak_reserved_bytes=reserved,
+        breakdown=found.breakdown,
+        peak_phase=found.peak_phase,
+        peak_operation=found.peak_operation,
+        loaded_bytes=found.loaded_bytes,
+        load_peak_allocated_bytes=found.load_peak_allocated_bytes,
+        first_step_peak_allocated_bytes=found.first_step_peak_allocated_bytes,
+        trainable_parameters=traced.trainable_parameters,
+        quantized_layers=traced.quantized_layers,
+        tokens_per_step=traced.tokens,
+        flops=traced.flops,
+        operations=sum(traced.operations.values()),
+        operations_by_name=traced.operations,
+        bytes_moved=sum(work.bytes for work in traced.work),
+        fit=fit(gpu, allocated, reserved) if gpu else None,
+        modelled_step_seconds=step_seconds(gpu, traced.work) if gpu else None,
+        versions=versions(),
+    )

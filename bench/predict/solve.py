@@ -1,0 +1,109 @@
+"""The largest batch, length or rank whose predicted step fits a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from bench.errors import BenchError, UnknownName
+
+if TYPE_CHECKING:
+    from bench.cases import Case
+    from bench.predict.result import Prediction
+
+BATCH_SIZE, SEQ_LEN, RANK = "batch-size", "seq-len", "rank"
+SOLVABLE = (BATCH_SIZE, SEQ_LEN, RANK)
+LARGEST = {BATCH_SIZE: 1 << 16, SEQ_LEN: 1 << 20, RANK: 1 << 12}
+"""Where the search ends, if the memory does not end it before."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The largest value that fits, and the prediction at it; `bounded` where the search ended for
+    another reason than memory: the model's position limit, or the largest value tried."""
+
+    what: str
+    value: int
+    prediction: Prediction
+    bounded: bool
+
+
+def with_value(case: Case, what: str, value: int) -> Case:
+    """The case with another batch size, sequence length or rank; UnknownName for anything else."""
+    if what == BATCH_SIZE:
+        return replace(case, step=replace(case.step, batch_size=value))
+    if what == SEQ_LEN:
+        return replace(case, step=replace(case.step, seq_len=value))
+    if what == RANK:
+        return replace(case, adapter={**case.adapter, "r": value})
+    raise UnknownName("value to solve for:", what, SOLVABLE)
+
+
+def solve(
+    case: Case, what: str, predict: Callable[[Case], Prediction], limit: int | None = None
+) -> Solution:
+    """Search the largest value of `what` for which `predict`, which must know a GPU, says it fits.
+
+    Memory grows with each of the three, nearly in proportion: the search starts from the case's
+    own value, and places each trial where the line between the last two margins meets zero.
+    `limit` is the largest value allowed. Raises BenchError where the smallest does not fit.
+    """
+    largest = min(LARGEST[what], limit or LARGEST[what]) if what in LARGEST else 1
+    margins: dict[int, int] = {}
+    best: list[Prediction] = []
+
+    def fits(value: int) -> bool:
+        found = predict(with_value(case, what, value))
+        if found.fit is None:
+            raise BenchError("--solve needs --gpu or --gpu-memory: there is nothing to fit")
+        margins[value] = found.fit.margin_bytes
+        if found.fit.fits:
+            best[:] = [found]
+        elif value == 1:
+            raise BenchError(
+                f"{found.case}: not even a {what} of 1 fits {found.fit.gpu}: "
+                f"{-margins[1]:,} bytes are missing"
+            )
+        return found.fit.fits
+
+    start = min(_value(case, what), largest)
+    low, high = (start, 0) if fits(start) else (0, start)
+    if not low:
+        fits(1)
+        low = 1
+    while low < largest and (not high or high - low > 1):
+        guess = _between(low, high, margins) if high else min(_beyond(low, margins), largest)
+        if fits(guess):
+            low = guess
+        else:
+            high = guess
+    return Solution(what, low, best[0], bounded=not high)
+
+
+def _value(case: Case, what: str) -> int:
+    return {
+        BATCH_SIZE: case.step.batch_size,
+        SEQ_LEN: case.step.seq_len,
+        RANK: int(case.adapter.get("r", 8)),
+    }.get(what, 1)
+
+
+def _beyond(low: int, margins: Mapping[int, int]) -> int:
+    """A larger value than any that fits so far: a little beyond where the line meets zero."""
+    below = max((value for value in margins if value < low), default=None)
+    if below is None or margins[below] <= margins[low]:
+        return 2 * low
+    slope = (margins[below] - margins[low]) / (low - below)
+    return min(low + 1 + int(margins[low] / slope), 4 * low)
+
+
+def _between(low: int, high: int, margins: Mapping[int, int]) -> int:
+    """A value inside: by the line, or the middle when the line has come close to an end already."""
+    share = margins[low] / (margins[low] - margins[high])
+    guess = low + int(share * (high - low))
+    edge = (high - low) // 16
+    if not low + edge < guess < high - edge:
+        tried = sum(low <= value <= high for value in margins)
+        guess = (low + high) // 2 if tried > 3 else guess
+    return min(max(guess, low + 1), high - 1)

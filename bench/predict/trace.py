@@ -1,0 +1,319 @@
+"""The training step of a case, traced on meta: no weights, no arithmetic, every allocation."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import torch
+
+from bench.adapters import TASK_HEADS
+from bench.cases import Case
+from bench.errors import BenchError
+from bench.measure import loading, memory
+from bench.measure.cost import CostCounter
+from bench.measure.step import training_step
+from bench.precision import precision
+from bench.predict.journal import LOGITS, Journal, Untraceable
+from bench.predict.kernels import Device
+from bench.predict.limits import check_length
+from bench.predict.values import tensors_in
+
+LOAD, FIRST, STEADY = "load", "first-step", "steady-step"
+_INITIALIZERS = ("kaiming_uniform_", "uniform_", "normal_", "zeros_")
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Work:
+    """One operation's work: floating-point operations, bytes read and written, and the dtype it
+    computes in ("float32"; "int8" for integer products)."""
+
+    flops: int
+    bytes: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a case allocates, in order, and what its steady step computes.
+
+    `events`, `sizes` (bytes), `categories` and `makers` are the journal's. `marks` are
+    (index into events, phase): "load", then "first-step" and "steady-step", each followed by its
+    "forward", "backward", "optimizer" and "end".
+    """
+
+    events: tuple[int, ...]
+    sizes: tuple[int, ...]
+    categories: tuple[str, ...]
+    makers: tuple[str, ...]
+    marks: tuple[tuple[int, str], ...]
+    operations: dict[str, int]
+    flops: int
+    work: tuple[Work, ...]
+    trainable_parameters: int
+    quantized_layers: int
+    tokens: int
+
+
+def trace(case: Case, device: Device, progress: Progress = lambda phase: None) -> Trace:
+    """Trace loading and two steps of the case as `device` runs them (the second has optimizer
+    state from the start). Raises BenchError, naming the operation, where that cannot be done."""
+    if case.step.optimizer == "paged-adamw-8bit":
+        raise BenchError(
+            "paged-adamw-8bit keeps its state in managed memory, which cannot be traced: "
+            "predict adamw-8bit, which holds the same state on the GPU"
+        )
+    name = case.id
+    if device.foreach_optimizer and case.step.optimizer == "adamw":
+        case = replace(case, step=replace(case.step, optimizer="adamw-foreach"))
+    journal = Journal(device)
+    try:
+        with _as_on(device, journal, case), _without_cached_tables(), _no_collections():
+            return _traced(case, device, journal, progress)
+    except BenchError as error:
+        raise Untraceable(f"{name}: {error}") from error
+    except Exception as error:
+        raise Untraceable(
+            f"{name}: the step cannot be traced: {type(error).__name__}: {_first_line(error)}"
+        ) from error
+
+
+def _traced(case: Case, device: Device, journal: Journal, progress: Progress) -> Trace:
+    progress(LOAD)
+    journal.mark(LOAD)
+    quantized = precision(case.precision).quantized
+    journal.category = "quantization_state" if quantized else "weights"
+    loading.quiet_libraries()
+    torch.manual_seed(case.step.seed)
+    config = loading.make_config(case)
+    base = loading.skeleton(case, config)  # shapes: takes no memory on any device
+    check_length(case, config, base)
+    with journal:
+        base = loading.filled(base, case, config, "meta")
+        training = loading.prepared(case, config, base, "meta")
+    for tensor in training.batch.values():
+        journal.tag(tensor, "activations")
+    memory.tag_model(journal, training.model)
+    with memory.tagged_gradients(journal, training.model), _logits(journal, training.model):
+        progress(FIRST)
+        _step(journal, training, FIRST, device)
+        memory.tag_model(journal, training.model)
+        memory.tag_optimizer(journal, training.optimizer)
+        progress(STEADY)
+        cost = _Cost()
+        journal.observer = cost
+        _step(journal, training, STEADY, device)
+        journal.observer = None
+    return Trace(
+        events=tuple(journal.events),
+        sizes=tuple(journal.sizes),
+        categories=tuple(journal.categories),
+        makers=tuple(journal.makers),
+        marks=tuple(journal.marks),
+        operations=dict(sorted(cost.counter.operations.items())),
+        flops=cost.counter.flops,
+        work=tuple(cost.work),
+        trainable_parameters=training.trainable_parameters,
+        quantized_layers=training.quantized_layers,
+        tokens=_tokens(journal, training),
+    )
+
+
+def _step(journal: Journal, training: loading.Training, name: str, device: Device) -> None:
+    first = name == FIRST
+    journal.mark(name)
+
+    def mark(phase: str) -> None:
+        if phase == "optimizer":
+            journal.category = "optimizer_state"
+        elif not (phase == "backward" and journal.category == LOGITS):  # the loss goes first
+            journal.category = "activations"
+        journal.mark(phase)
+        if first and phase in ("forward", "backward") and device.handles:
+            journal.keep(device.handles)
+
+    with journal:
+        t = training
+        training_step(t.model, t.batch, t.optimizer, t.scaler, mark)
+
+
+def _tokens(journal: Journal, training: loading.Training) -> int:
+    """Tokens that count in the batch, or images."""
+    mask = training.batch.get("attention_mask")
+    known = None if mask is None else journal.values.of(mask)
+    return len(training.batch["labels"]) if known is None else int(known.sum())
+
+
+@contextlib.contextmanager
+def _logits(journal: Journal, model: torch.nn.Module) -> Iterator[None]:
+    """File what the head, the loss and the loss's backward pass allocate as logits and loss."""
+    heads = _heads(model)
+
+    def enter(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        journal.category = LOGITS
+        for tensor in tensors_in(args):
+            if tensor.requires_grad:
+                tensor.register_hook(leave)
+
+    def leave(gradient: torch.Tensor) -> None:
+        journal.category = "activations"
+        journal.tag(gradient, "activations")
+
+    hooks = [head.register_forward_pre_hook(enter) for head in heads]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _heads(model: torch.nn.Module) -> list[torch.nn.Module]:
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if head is not None:
+        return [head]
+    names = {name for heads in TASK_HEADS.values() for name in heads}
+    return [module for name, module in model.named_modules() if name.rpartition(".")[2] in names]
+
+
+class _Cost:
+    """Counts operations and FLOPs, and lists each operation's work."""
+
+    def __init__(self) -> None:
+        self.counter = CostCounter()
+        self.work: list[Work] = []
+
+    def __call__(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, nested: bool
+    ) -> None:
+        before = self.counter.flops
+        self.counter(func, args, kwargs, out, nested)
+        if nested:
+            return
+        given = [t for t in tensors_in((args, kwargs)) if t.device.type == "meta"]
+        made = [t for t in tensors_in(out) if t.device.type == "meta"]
+        storages = {t.untyped_storage()._cdata for t in given}
+        fresh = [t for t in made if t.untyped_storage()._cdata not in storages]
+        if not fresh and not (given and func._schema.is_mutable):
+            return  # a view
+        size = sum(_bytes(t) for t in (*given, *fresh))
+        dtype = str(given[0].dtype if given else fresh[0].dtype).removeprefix("torch.")
+        if ".int8_" in str(func):
+            dtype = "int8"
+        self.work.append(Work(self.counter.flops - before, size, dtype))
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    """What is read or written of a tensor: its elements, expanded ones once."""
+    shape = (n for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride)
+    size: int = prod(shape) * tensor.element_size()
+    return size
+
+
+@contextlib.contextmanager
+def _as_on(device: Device, journal: Journal, case: Case) -> Iterator[None]:
+    """While active, what looks at a tensor's device before it chooses a path takes `device`'s."""
+    functional, rng_state = torch.nn.functional, torch.get_rng_state
+    replacements: list[tuple[Any, str, Any]] = [
+        (functional, "scaled_dot_product_attention", device.attention),
+        # A fused optimizer asks for a device that has one.
+        (importlib.import_module("torch.optim.adam"), "_device_dtype_check_for_fused", _accept),
+    ]
+    # Adapters begin on the CPU; what their values are does not matter here.
+    replacements += [(torch.nn.init, name, _as_it_is) for name in _INITIALIZERS]
+    if "cpu" in device.followed:
+        # Checkpointing keeps the generator's state, made without the dispatcher.
+        replacements += [
+            (torch, "get_rng_state", lambda: journal.meet(rng_state())),
+            (torch.random, "fork_rng", _forked_generator(journal, rng_state)),
+        ]
+        if precision(case.precision).quantized:
+            functions = importlib.import_module("bitsandbytes.autograd._functions")
+            replacements.append((functions, "MatMul8bitLt", functions.MatMul8bitFp))
+    if device.fused_dropout:
+        replacements.append((functional, "dropout", _fused_dropout))
+    originals = [(owner, name, getattr(owner, name)) for owner, name, _ in replacements]
+    for owner, name, value in replacements:
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for owner, name, value in originals:
+            setattr(owner, name, value)
+
+
+def _forked_generator(journal: Journal, state: Callable[[], torch.Tensor]) -> Callable[..., Any]:
+    @contextlib.contextmanager
+    def fork(*_: Any, enabled: bool = True, **__: Any) -> Iterator[None]:
+        held = journal.meet(state()) if enabled else None
+        yield
+        del held
+
+    return fork
+
+
+def _as_it_is(tensor: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    return tensor
+
+
+def _accept(*_: Any, **__: Any) -> None:
+    pass
+
+
+def _fused_dropout(
+    input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> torch.Tensor:
+    """CUDA's dropout: one pass, which keeps a byte an element for the backward pass."""
+    if not training or p == 0:
+        return input
+    if inplace:
+        return torch.dropout_(input, p, training)
+    out: torch.Tensor = torch.native_dropout(input, p, True)[0]
+    return out
+
+
+@contextlib.contextmanager
+def _without_cached_tables() -> Iterator[None]:
+    """bitsandbytes caches small tables by device: make them anew each time, and leave none on meta
+    behind, where a real quantization would find it."""
+    _drop_cached_tables()
+    try:
+        yield
+    finally:
+        _drop_cached_tables()
+
+
+def _drop_cached_tables() -> None:
+    import sys
+
+    if "bitsandbytes" not in sys.modules:
+        return
+    from bitsandbytes import functional
+    from bitsandbytes.backends import utils
+    from bitsandbytes.backends.default import ops
+
+    for table in (functional.name2qmap, utils._code_4bit_cache):
+        for key in [k for k, tensor in table.items() if tensor.device.type == "meta"]:
+            del table[key]
+    ops._get_4bit_quantize_bounds.cache_clear()
+
+
+@contextlib.contextmanager
+def _no_collections() -> Iterator[None]:
+    """Whether a collection falls into a step must not decide its peak."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:300]

@@ -1,0 +1,324 @@
+"""Two environments side by side: a real one, and the same with an upgrade that breaks things."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_baselines import STEP, run_with
+
+import bench
+from bench.ab import Environment, Pair, Plan, command, find_python, measure
+from bench.ab.rounds import CLOCKS, WARMUP, interleave
+from bench.baselines import compare, find_runs, gate, load_run
+from bench.cases import StepOptions
+from bench.errors import BenchError
+from bench.measure import StepTime
+from bench.subjects import Request
+
+LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "vocab_size": 20,
+         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+         "architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+OPT = {"model_type": "opt", "hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 1,
+       "num_attention_heads": 2, "vocab_size": 50, "word_embed_proj_dim": 32,
+       "architectures": ["OPTForCausalLM"]}  # fmt: skip
+PHI = {**LLAMA, "model_type": "phi3", "pad_token_id": 0, "architectures": ["Phi3ForCausalLM"]}
+LLAMA_CASE, OPT_CASE, PHI_CASE = (f"{name}-own-r4-fp32" for name in ("llama", "opt", "phi"))
+
+# An upgrade, as changes of modules when they are imported: one operation more in each of Llama's
+# MLPs, an OPT that fails in its first step, and no Phi-3 any more.
+UPGRADE = """
+import sys
+from importlib.abc import MetaPathFinder
+from importlib.util import find_spec
+
+MODELS = "transformers.models."
+
+def one_more(module):
+    forward = module.LlamaMLP.forward
+    module.LlamaMLP.forward = lambda self, x: forward(self, x) + 0
+
+def broken(module):
+    def forward(self, *args, **kwargs):
+        raise RuntimeError("OPT has a bug in this release")
+    module.OPTDecoderLayer.forward = forward
+
+def gone(module):
+    raise RuntimeError("Phi-3 was removed in this release")
+
+class Upgrade(MetaPathFinder):
+    changes = {
+        MODELS + "llama.modeling_llama": one_more,
+        MODELS + "opt.modeling_opt": broken,
+        MODELS + "phi3.modeling_phi3": gone,
+    }
+
+    def find_spec(self, name, path=None, target=None):
+        change = self.changes.get(name)
+        if change is None:
+            return None
+        del self.changes[name]
+        spec = find_spec(name)
+        execute = spec.loader.exec_module
+        def changed(module):
+            execute(module)
+            change(module)
+        spec.loader.exec_module = changed
+        return spec
+
+sys.meta_path.insert(0, Upgrade())
+"""
+
+
+def _environment(folder: Path, *lines: str) -> Path:
+    """A virtual environment that has what this one has; `lines` run as its interpreter starts."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    here = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    (packages / "lent.pth").write_text("\n".join([*here, *lines]) + "\n")
+    return packages
+
+
+@pytest.fixture(scope="module")
+def upgraded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("upgraded")
+    packages = _environment(folder, "import upgrade")
+    (packages / "upgrade.py").write_text(UPGRADE)
+    metadata = packages / "transformers-99.0.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 99.0\n")
+    return folder
+
+
+def _model(folder: Path, config: dict[str, object], targets: list[str]) -> str:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    adapter = {"peft_type": "LORA", "r": 4, "target_modules": targets, "task_type": "CAUSAL_LM"}
+    (folder / "adapter_config.json").write_text(json.dumps(adapter))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def pair(upgraded: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """Measured once: this environment beside the upgraded one."""
+    folder = tmp_path_factory.mktemp("models")
+    models = (
+        _model(folder / "llama", LLAMA, ["q_proj", "v_proj"]),
+        _model(folder / "opt", OPT, ["q_proj", "v_proj"]),
+        _model(folder / "phi", PHI, ["qkv_proj"]),
+    )
+    plan = Plan(Request(models, precisions=("fp32",)), StepOptions(seq_len=8), rounds=(12, 12))
+    said: list[str] = []
+    with (
+        Environment(Path(sys.executable), "--baseline-env", "here", CLOCKS["wall"]) as baseline,
+        Environment(
+            find_python(str(upgraded), "--contender-env"), "--contender-env", "there",
+            CLOCKS["processor"],
+        ) as contender,
+    ):  # fmt: skip
+        found = measure(baseline, contender, plan, said.append)
+    assert said[0].startswith(f"--contender-env there: {models[2]}: ")
+    assert said[1:] == [f"1/3 {LLAMA_CASE}", f"2/3 {OPT_CASE}", f"3/3 {PHI_CASE}"]
+    return found
+
+
+def test_what_the_upgrade_changed(pair: Pair) -> None:
+    before, after = pair.runs
+    assert list(before.records) == [LLAMA_CASE, OPT_CASE, PHI_CASE]
+    assert after.versions["transformers"] == "99.0" != before.versions["transformers"]
+    verdicts = {(v.record, v.metric): v for v in compare(before, after)}
+    changed = verdicts[LLAMA_CASE, "operations"]
+    assert changed.verdict == "changed"
+    assert changed.contender - changed.baseline >= LLAMA["num_hidden_layers"]
+    assert "-> 99.0" in changed.explanation
+    same = ("ledger_digest", "adapted_layers", "trainable_parameters", "loaded_bytes", "flops")
+    assert {verdicts[LLAMA_CASE, name].verdict for name in same} == {"unchanged"}
+    # r (in + out) of q_proj 32 → 32 and v_proj 32 → 16, in two layers
+    assert before.records[LLAMA_CASE].metrics["trainable_parameters"] == 2 * 4 * (64 + 48)
+    assert before.records[LLAMA_CASE].metrics["adapted_layers"] == 4
+
+
+def test_what_the_upgrade_broke(pair: Pair) -> None:
+    before, after = pair.runs
+    (broken,) = [
+        v for v in compare(before, after) if v.record == OPT_CASE and v.metric == "outcome"
+    ]
+    assert (broken.verdict, broken.baseline, broken.contender) == ("regressed", "ok", "crashed")
+    assert "OPT has a bug in this release" in broken.explanation
+    (gone,) = [v for v in compare(before, after) if v.record == PHI_CASE]
+    assert gone.verdict == "vanished"
+
+
+def test_rounds_are_paired(pair: Pair) -> None:
+    before, after = (run.records[LLAMA_CASE] for run in pair.runs)
+    assert len(before.metrics["step_seconds"]) == len(after.metrics["step_seconds"]) == 12
+    assert before.detail["interleaved"] == after.detail["interleaved"]
+    (verdict,) = [v for v in compare(*pair.runs) if v.metric == "step_seconds"]
+    assert verdict.interval is not None
+
+
+@pytest.fixture
+def run_ab(pair: Pair, monkeypatch: pytest.MonkeyPatch):
+    """The command on what was measured before."""
+
+    def ab(*environments: str, **options: object) -> int:
+        def measured(baseline: Environment, contender: Environment, *_: object) -> Pair:
+            return pair
+
+        monkeypatch.setattr(command, "measure", measured)
+        here = environments or (sys.executable, sys.executable)
+        return command.ab_command(*here, Plan(Request()), **options)
+
+    return ab
+
+
+def test_command_tells_and_fails(run_ab, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = tmp_path / "verdicts.json"
+    assert run_ab(verdict_file=file, save=tmp_path / "runs") == 1
+    said = capsys.readouterr().out
+    assert "What differs: transformers" in said
+    assert "-> 99.0" in said
+    assert "Every case" in said
+    assert "benchmark-save" not in said  # there is no baseline to renew
+    assert json.loads(file.read_text())["passed"] is False
+    stored = [load_run(path) for path in find_runs(tmp_path / "runs", "*")]
+    assert [run.name for run in stored] == ["here", "there"]
+
+
+def test_command_in_json(run_ab, capsys: pytest.CaptureFixture) -> None:
+    allow = ("changed:operations", "changed:allocated_bytes_total", "regressed:opt*", "*-own-*")
+    assert run_ab(allow=allow, format="json") == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    operations = next(line for line in lines if line["metric"] == "operations")
+    assert (operations["record"], operations["verdict"]) == (LLAMA_CASE, "changed")
+    assert not any(line["fails"] for line in lines)
+
+
+def test_a_verdict_is_allowed_for_one_metric(pair: Pair) -> None:
+    verdicts = compare(*pair.runs)
+    kept = gate(verdicts, ["changed:operations"])
+    assert {(v.record, v.metric) for v in gate(verdicts)} - {
+        (v.record, v.metric) for v in kept
+    } == {(LLAMA_CASE, "operations")}
+
+
+def test_module_names_explain_a_changed_ledger(pair: Pair) -> None:
+    before, after = pair.runs
+    record = after.records[LLAMA_CASE]
+    names = record.detail["adapted_modules"]
+    other = replace(
+        record,
+        metrics={**record.metrics, "ledger_digest": "another"},
+        detail={**record.detail, "adapted_modules": [*names[1:], "model.new"]},
+    )
+    moved = compare(before, replace(after, records={LLAMA_CASE: other}))
+    (verdict,) = [v for v in moved if v.metric == "ledger_digest"]
+    assert f"no longer adapts {names[0]}; now adapts model.new" in verdict.explanation
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"thresholds": ["step_secs=5%"]}, "step_secs"),
+        ({"allow": ["chnged"]}, "did you mean changed"),
+        ({"format": "html"}, "unknown format 'html'"),
+        ({"clock": "sun"}, "unknown clock 'sun'"),
+    ],
+)
+def test_wrong_options(run_ab, options: dict[str, object], said: str) -> None:
+    with pytest.raises(BenchError, match=said):
+        run_ab(**options)
+
+
+def test_environments_that_cannot_be_used(tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", bare], check=True)
+    (tmp_path / "empty").mkdir()
+    for environment, said in [
+        ("empty", "no Python in this folder"),
+        ("absent", "neither the folder of a virtual environment nor a Python executable"),
+        ("bare", "it lacks torch, transformers, peft, bitsandbytes"),
+    ]:
+        with pytest.raises(BenchError, match=f"--baseline-env .*{environment}: {said}"):
+            find_python(str(tmp_path / environment), "--baseline-env")
+    with pytest.raises(BenchError, match="is no Python 3"):
+        find_python(shutil.which("true") or "/bin/true", "--contender-env")
+
+
+def test_another_bench_is_refused(tmp_path: Path) -> None:
+    source = Path(bench.__file__).parent
+    shutil.copytree(source, tmp_path / "other" / "bench")
+    other = str(tmp_path / "other")
+    _environment(tmp_path / "env", f"import sys; sys.path.insert(0, {other!r})")
+    python = find_python(str(tmp_path / "env"), "--contender-env")
+    with (
+        Environment(python, "--contender-env", "env") as environment,
+        pytest.raises(BenchError, match=r"--contender-env env: .*another bench, .*other"),
+    ):
+        environment.wait_open()
+
+
+def test_a_side_that_refuses_its_input_says_which(tmp_path: Path) -> None:
+    plan = Plan(Request(models=("opt-35m",)))
+    python = Path(sys.executable)
+    with (
+        Environment(python, "--baseline-env", "a") as a,
+        Environment(python, "--contender-env", "b") as b,
+        pytest.raises(BenchError, match="--baseline-env a: unknown architecture 'opt-35m'"),
+    ):
+        measure(a, b, plan)
+
+
+def _steps(name: str, seconds: Iterator[float], log: list[str]):
+    def step() -> StepTime:
+        log.append(name)
+        each = next(seconds)
+        return StepTime(each, each, 0.0, 0.0)
+
+    return step
+
+
+def test_rounds_go_a_b_b_a() -> None:
+    log: list[str] = []
+    times = iter(range(1, 100)).__next__
+    steps = [_steps(name, iter(lambda: float(times()), None), log) for name in "AB"]
+    before, after = interleave(*steps, rounds=4, most=4)
+    assert "".join(log) == "ABBA" * ((WARMUP + 4) // 2)
+    assert len(before) == len(after) == 4
+
+
+def test_what_comes_second_in_a_pair_may_be_slower() -> None:
+    """A B B A with cold caches: each side is second in every other pair."""
+
+    def run(*pair: float, interleaved: str = "together"):
+        def edit(body: dict) -> None:
+            body["records"][STEP]["metrics"]["step_seconds"] = [*pair] * 10
+            body["records"][STEP]["detail"]["interleaved"] = interleaved
+
+        return run_with(edit)
+
+    def step_time(before, after):
+        return next(
+            v for v in compare(before, after) if (v.record, v.metric) == (STEP, "step_seconds")
+        )
+
+    first = run(1.0, 1.3)
+    assert step_time(first, run(1.3, 1.0)).interval == (1.0, 1.0)
+    assert step_time(first, run(1.43, 1.1)).interval == pytest.approx((1.1, 1.1))
+    low, high = step_time(first, run(1.3, 1.0, interleaved="another time")).interval
+    assert high - low > 0.2
+
+
+def test_rounds_go_on_while_it_is_noisy() -> None:
+    quiet = iter(lambda: 1.0, None)
+    before, _ = interleave(_steps("A", quiet, []), _steps("B", quiet, []), rounds=10, most=100)
+    assert len(before) == 10
+    noisy = iter([1.0, 1.0, 1.0, 1.0, 2.0, 2.0] * 1000)
+    before, _ = interleave(_steps("A", quiet, []), _steps("B", noisy, []), rounds=10, most=95)
+    assert len(before) == 95

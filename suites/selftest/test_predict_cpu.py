@@ -1,0 +1,190 @@
+"""Predicted against real steps on the CPU: torch's profiler, and real quantization.
+
+Only the device's kernels differ between this and a prediction for CUDA; what is traced, and how
+its storages are followed, is the same.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from measure_support import shared_session, tiny_case
+from test_measure_memory import profiled
+
+from bench.cases import Case
+
+UNQUANTIZED = [
+    tiny_case(name, precision, padded=padded, **options)
+    for name, precision, padded, options in (
+        ("distilbert", "fp32", False, {}),
+        ("distilbert", "bf16", True, {}),
+        ("distilbert", "fp16", False, {"gradient_checkpointing": True, "batch_size": 8}),
+        ("distilbert", "fp32", True, {"attention": "eager"}),
+        ("distilbert-tokens", "bf16", False, {}),
+        ("distilbert-answers", "fp32", True, {}),
+        ("opt", "fp32", False, {"attention": "eager"}),
+        ("opt", "bf16", False, {}),
+        ("opt", "fp16", False, {}),
+        ("opt", "fp32", True, {"gradient_checkpointing": True}),
+        ("opt", "bf16", False, {"gradient_checkpointing": True, "batch_size": 16}),
+        ("opt", "fp16", True, {"gradient_checkpointing": True, "optimizer": "adamw-foreach"}),
+        ("phi3", "fp32", False, {"optimizer": "adamw-foreach"}),
+        ("phi3", "bf16", False, {"optimizer": "adamw-fused"}),
+        ("phi3", "fp16", True, {}),
+        ("phi3", "fp32", False, {"gradient_checkpointing": True, "batch_size": 8}),
+        ("phi3", "bf16", True, {"gradient_checkpointing": True}),
+        ("phi3", "fp16", False, {"attention": "eager"}),
+        ("t5", "fp32", False, {}),
+        ("t5", "bf16", True, {}),
+        ("t5", "fp16", False, {"gradient_checkpointing": True}),
+        ("vit", "fp32", False, {}),
+        ("vit", "bf16", False, {"gradient_checkpointing": True}),
+        ("vit", "fp16", False, {"optimizer": "adamw-foreach"}),
+    )
+]
+OTHER_ADAPTERS: list[tuple[str, str, str, dict[str, Any]]] = [
+    ("dora", "opt", "fp32", {"use_dora": True}),
+    ("biases", "opt", "bf16", {"bias": "all"}),
+    ("everything", "opt", "bf16", {"target_modules": "all-linear"}),
+    ("saved", "opt", "fp16", {"modules_to_save": ["fc1", "lm_head"]}),
+]
+QUANTIZED = [
+    tiny_case("distilbert", "int8"),
+    tiny_case("opt", "int8", gradient_checkpointing=True, batch_size=64),
+    tiny_case("phi3", "int8", kbit_preparation=True),
+    tiny_case("opt", "nf4"),
+    tiny_case("opt", "fp4", padded=True),
+    tiny_case("phi3", "nf4-dq", batch_size=5),
+    tiny_case("phi3", "fp4-dq", optimizer="adamw-foreach"),
+]
+
+
+def with_adapter(scenario: str, name: str, precision: str, changes: dict[str, Any]) -> Case:
+    from dataclasses import replace
+
+    case = tiny_case(name, precision, scenario=scenario)
+    return replace(case, adapter={**case.adapter, **changes})
+
+
+CASES = UNQUANTIZED + [with_adapter(*values) for values in OTHER_ADAPTERS]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported() -> Iterator[None]:
+    """Import what the reference needs and keep it out of garbage collections."""
+    import peft
+    import torch
+    import transformers
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    gc.freeze()
+    yield
+    gc.unfreeze()
+    torch.set_num_threads(threads)
+    del peft, transformers
+
+
+def predicted(case: Case):
+    from bench.predict import kernels, predict
+
+    return predict(case, device=kernels.cpu())
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_predicted_peaks_are_the_profilers(case: Case) -> None:
+    found = predicted(case)
+    reference = profiled(case)
+    assert found.loaded_bytes == pytest.approx(reference.loaded_bytes, rel=1e-3)
+    peaks = found.first_step_peak_allocated_bytes, found.peak_allocated_bytes
+    expected = reference.first_step_peak_bytes, reference.steady_step_peak_bytes
+    assert peaks == pytest.approx(expected, rel=1e-3)
+    assert sum(found.breakdown.values()) == found.peak_allocated_bytes
+    assert min(found.breakdown.values()) >= 0
+
+
+def test_there_are_enough_configurations() -> None:
+    kinds = {(c.model, c.precision, c.step.gradient_checkpointing, c.scenario) for c in CASES}
+    assert len(kinds) >= 24
+    assert {c.precision for c in CASES} == {"fp32", "bf16", "fp16"}
+
+
+@pytest.mark.parametrize("case", QUANTIZED, ids=lambda case: case.id)
+def test_quantized_steps_are_as_tracked(case: Case) -> None:
+    """bitsandbytes' CPU kernels allocate outside torch, so the tracker sees the real step."""
+    found = predicted(case)
+    with shared_session().start(case) as running:
+        real = running.prepare()
+    assert found.loaded_bytes == pytest.approx(real.loaded_bytes, rel=1e-3)
+    assert found.peak_allocated_bytes == pytest.approx(real.peak_allocated_bytes, rel=1e-3)
+    assert found.breakdown["weights"] == real.breakdown["weights"]
+    # The worker files the quantizer's cached tables here too: a code, its bounds, their order.
+    tables = real.breakdown["quantization_state"] - found.breakdown["quantization_state"]
+    assert tables in (0, 16 * 4 + 15 * 4 + 16 * 8)
+    assert found.breakdown["optimizer_state"] == pytest.approx(
+        real.breakdown["optimizer_state"], abs=4 * 64
+    )
+    assert found.trainable_parameters == real.trainable_parameters
+    assert found.quantized_layers == real.quantized_layers
+    assert found.flops == real.flops
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["distilbert", "phi3", "t5"])
+def test_cost_is_that_of_the_real_step(name: str, precision: str) -> None:
+    """The same operations are dispatched as on the CPU: FLOPs are equal."""
+    case = tiny_case(name, precision)
+    found = predicted(case)
+    with shared_session().start(case) as running:
+        real = running.prepare()
+    assert found.flops == real.flops
+    assert found.tokens_per_step == real.tokens_per_step
+
+
+@pytest.mark.parametrize("precision", ["int8", "nf4", "fp4", "nf4-dq", "fp4-dq"])
+@pytest.mark.parametrize("name", ["distilbert", "opt", "phi3"])
+def test_quantized_weights_are_byte_identical(name: str, precision: str) -> None:
+    """Every tensor of every quantized weight, on meta and for real: shape, dtype and bytes."""
+    import torch
+
+    from bench.measure import loading
+    from bench.predict.trace import _without_cached_tables
+
+    case = tiny_case(name, precision)
+    config = loading.make_config(case)
+
+    def layout(device: str) -> dict[str, list[tuple[tuple[int, ...], torch.dtype, int]]]:
+        with _without_cached_tables():
+            model = loading.random_weights(case, config, device)
+        found = {}
+        for key, layer in model.named_modules():
+            if layer not in set(loading.quantized_layers(model)):
+                continue
+            weight = layer.weight
+            tensors = [weight.data, getattr(weight, "SCB", None)]
+            state = getattr(weight, "quant_state", None)
+            for holder in filter(None, (state, getattr(state, "state2", None))):
+                tensors += [holder.absmax, holder.code, holder.offset]
+            found[key] = [
+                (tuple(t.shape), t.dtype, t.untyped_storage().nbytes())
+                for t in tensors
+                if isinstance(t, torch.Tensor)
+            ]
+        return found
+
+    real, meta = layout("cpu"), layout("meta")
+    assert real
+    assert meta == real
+
+
+def test_no_table_on_meta_is_left_behind() -> None:
+    """A real quantization after a prediction must not find meta tensors in a global table."""
+    import bitsandbytes.functional
+
+    predicted(tiny_case("opt", "nf4-dq"))
+    devices = {t.device.type for t in bitsandbytes.functional.name2qmap.values()}
+    assert "meta" not in devices
