@@ -57,8 +57,9 @@ QUANTIZED = [
     tiny_case("phi3", "int8", kbit_preparation=True),
     tiny_case("opt", "nf4"),
     tiny_case("opt", "fp4", padded=True),
-    tiny_case("phi3", "nf4-dq", batch_size=5),
-    tiny_case("phi3", "fp4-dq", optimizer="adamw-foreach"),
+    # Double quantization is left out: bitsandbytes keeps a 1 KiB table from the first such layer
+    # of a process on, so that the reference depends on what ran before.
+    tiny_case("phi3", "fp4", optimizer="adamw-foreach"),
 ]
 
 
