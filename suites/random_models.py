@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hypothesis import reject
 from hypothesis import strategies as st
-from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from bench.adapters import AdapterConfig
 from bench.architectures import Model
 from bench.errors import BenchError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 WIDTHS = st.integers(1, 5).map(lambda n: 8 * n)
 COMMON = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -57,20 +58,6 @@ class Example:
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         printer.text(f"{self.model.label} {self.model.shown} with {self.adapter.to_dict()}")
-
-
-class Plain(nn.Module):
-    """No transformer: the kinds of layer that language models do not have."""
-
-    def __init__(self, width: int, inner: int, kernel: int, groups: int, bias: bool) -> None:
-        super().__init__()
-        self.rows = nn.Embedding(inner, width)
-        self.conv1 = nn.Conv1d(width, inner, kernel, bias=bias)
-        self.conv2 = nn.Conv2d(width, 2 * width, (kernel, 1), groups=groups, bias=bias)
-        self.conv3 = nn.Conv3d(width, inner, (1, kernel, 2), bias=bias)
-        self.turned = Conv1D(inner, width)
-        self.dense = nn.Linear(width, inner, bias=bias)
-        self.mixer = nn.MultiheadAttention(width, 1, bias=bias)
 
 
 @st.composite
@@ -200,20 +187,31 @@ def _vit(draw: st.DrawFn, kind: str) -> Drawn:
 
 
 def _plain(draw: st.DrawFn, kind: str) -> Drawn:
-    width, groups = draw(WIDTHS), draw(st.sampled_from([1, 2, 4]))
-    shape = (width, draw(WIDTHS), draw(st.integers(1, 3)), groups, draw(st.booleans()))
+    """No transformer: the kinds of layer that language models do not have."""
+    width, inner, kernel = draw(WIDTHS), draw(WIDTHS), draw(st.integers(1, 3))
+    groups, bias = draw(st.sampled_from([1, 2, 4])), draw(st.booleans())
 
     def build() -> nn.Module:
         import torch
+        from torch import nn
+        from transformers.pytorch_utils import Conv1D
 
         with torch.device("meta"):
-            return Plain(*shape)
+            return nn.ModuleDict(
+                {
+                    "rows": nn.Embedding(inner, width),
+                    "conv1": nn.Conv1d(width, inner, kernel, bias=bias),
+                    "conv2": nn.Conv2d(width, 2 * width, (kernel, 1), groups=groups, bias=bias),
+                    "conv3": nn.Conv3d(width, inner, (1, kernel, 2), bias=bias),
+                    "turned": Conv1D(inner, width),
+                    "dense": nn.Linear(width, inner, bias=bias),
+                    "mixer": nn.MultiheadAttention(width, 1, bias=bias),
+                }
+            )
 
-    return Drawn(
-        kind, build, ("conv1", "conv2", "conv3", "turned", "dense", "mixer"), ("rows",),
-        ("dense", "conv1"), shown=dict(zip(("width", "inner", "kernel", "groups", "bias"), shape,
-        strict=True)),
-    )  # fmt: skip
+    shape = {"width": width, "inner": inner, "kernel": kernel, "groups": groups, "bias": bias}
+    names = ("conv1", "conv2", "conv3", "turned", "dense", "mixer")
+    return Drawn(kind, build, names, ("rows",), ("dense", "conv1"), shown=shape)
 
 
 _BUILDERS = {

@@ -7,8 +7,6 @@ import json
 from functools import cache
 
 import pytest
-import torch
-from torch import nn
 
 from bench.adapters import TASK_TYPES, AdapterConfig
 from bench.architectures import Model
@@ -146,27 +144,28 @@ def test_unknown_method_and_field() -> None:
         method_parameters(model_called("llama").table, method("boft", boft_n_butterfly_factor=2))
 
 
-class Convolutions(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.one = nn.Conv1d(12, 20, 3)
-        self.two = nn.Conv2d(12, 20, 3, groups=2)
-        self.point = nn.Conv2d(12, 20, 1)
-        self.dense = nn.Linear(12, 20)
-
-
 @pytest.mark.parametrize("name", ["loha", "lokr"])
 @pytest.mark.parametrize("effective", [False, True])
 @pytest.mark.parametrize("r", [1, 4, 30])
 def test_convolutions(name: str, effective: bool, r: int) -> None:
     """LoHa and LoKr on convolutions, with the window folded in or as a core tensor of its own."""
+    import torch
+    from torch import nn
+
     from bench.modules import read_table
 
     asked = method(
         name, r=r, use_effective_conv2d=effective, target_modules=["one", "two", "point", "dense"]
     )
     with torch.device("meta"):
-        network = Convolutions()
+        network = nn.ModuleDict(
+            {
+                "one": nn.Conv1d(12, 20, 3),
+                "two": nn.Conv2d(12, 20, 3, groups=2),
+                "point": nn.Conv2d(12, 20, 1),
+                "dense": nn.Linear(12, 20),
+            }
+        )
     formula = method_parameters(read_table(network), asked)
     counted = count_method(network, METHODS[name].peft_class, asked.to_dict())
     assert (formula.trainable, formula.total) == (counted.trainable, counted.total)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from random_models import Example, examples
-from torch import nn
 
 from bench import adapters
 from bench.adapters import AdapterConfig
@@ -21,6 +20,9 @@ from bench.formulas import lora_parameters
 from bench.modules import ModuleTable, read_table
 from bench.plugin import Subject
 from bench.targets import match
+
+if TYPE_CHECKING:
+    from torch import nn
 
 PUBLISHED = read_toml(FIXTURES / "published" / "parameters.toml")["figure"]
 
@@ -140,6 +142,7 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 def on_cpu(model: Model) -> nn.Module:
     """Real weights: initialisations that decompose them do not run on meta."""
+    import torch
     from transformers import AutoModelForCausalLM
 
     with torch.random.fork_rng():
@@ -290,6 +293,7 @@ def test_quantized_layers(kind: str) -> None:
 def quantized(network: nn.Module, kind: str) -> nn.Module:
     """Every linear layer but the head by a quantized one, as transformers does it."""
     import bitsandbytes as bnb
+    from torch import nn
 
     for name, module in list(network.named_modules()):
         if not isinstance(module, nn.Linear) or name == "lm_head":

@@ -12,10 +12,9 @@ from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from torch import nn
 
 from bench.adapters import AdapterConfig
 from bench.architectures import Model
@@ -24,6 +23,9 @@ from bench.formulas import Parameters, lora
 from bench.modules import read_table
 from bench.subjects import load_model
 from bench.targets import Ledger, match
+
+if TYPE_CHECKING:
+    from torch import nn
 
 SMALL = {"vocab_size": 24, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
@@ -98,17 +100,6 @@ def test_speed(tmp_path: Path) -> None:
 # Mutation: whatever is dropped from or changed in the formula, a count no longer fits.
 
 
-class Layers(nn.Module):
-    """Every kind of layer that LoRA adapts, with distinct widths."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows = nn.Embedding(11, 6)
-        self.conv = nn.Conv2d(8, 20, 3, groups=2)
-        self.dense = nn.Linear(5, 7)
-        self.mixer = nn.MultiheadAttention(6, 1)
-
-
 def decoder(kind: str, **config: object) -> Callable[[], nn.Module]:
     return Model(kind, {"model_type": kind, **SMALL, **config}, "AutoModelForCausalLM").build
 
@@ -123,8 +114,19 @@ TWO = ("q_proj", "v_proj")
 
 
 def layers() -> nn.Module:
+    """Every kind of layer that LoRA adapts, with distinct widths."""
+    import torch
+    from torch import nn
+
     with torch.device("meta"):
-        return Layers()
+        return nn.ModuleDict(
+            {
+                "rows": nn.Embedding(11, 6),
+                "conv": nn.Conv2d(8, 20, 3, groups=2),
+                "dense": nn.Linear(5, 7),
+                "mixer": nn.MultiheadAttention(6, 1),
+            }
+        )
 
 
 BATTERY: list[tuple[Callable[[], nn.Module], dict]] = [
