@@ -21,6 +21,8 @@ from bench.adapters import read_json
 from bench.errors import BenchError, UnknownName, check_keys
 from bench.expressions import evaluate
 from bench.modules import OTHER, ModuleTable, read_table
+from bench.precision import precision
+from bench.quantization import bitsandbytes_config, given_config, swap_linear_layers
 from bench.roles import check_role, role_of
 
 if TYPE_CHECKING:
@@ -162,6 +164,13 @@ class Model:
             reduced=True,
         )
 
+    def loaded_in(self, precision_name: str) -> Model:
+        """This model as `from_pretrained` loads it in a precision, with its quantized layers."""
+        if not precision(precision_name).quantized:
+            return self
+        settings = bitsandbytes_config(precision_name).to_dict()
+        return replace(self, config={**self.config, "quantization_config": settings})
+
     def for_task(self, task_type: str | None) -> Model:
         """This model with the head that PEFT's task type is for; itself where it has that head."""
         wanted = _TASK_TYPE_CLASSES.get(task_type or "")
@@ -221,9 +230,13 @@ class Model:
         return self.auto_class
 
     def build(self) -> nn.Module:
-        """The model on the meta device: every shape, no memory."""
+        """The model on the meta device: every shape, no memory.
+
+        A config that carries bitsandbytes' `quantization_config` gets its quantized layers.
+        """
         import torch
 
+        quantization = given_config(self.config.get("quantization_config"), self.label)
         loader = model_class(self.auto_class)
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -231,6 +244,8 @@ class Model:
                 if hasattr(loader, "from_config"):
                     loader = loader.from_config
                 model: nn.Module = loader(self.transformers_config)
+                if quantization is not None:
+                    swap_linear_layers(model, quantization)
                 return model
             except BenchError:
                 raise

@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--exclude-modules", default="", metavar="A,B")
     add("--optional", default="", metavar="A,B", help="entries that may reach nothing")
     add("--strict", action="store_true", help="exit with 1 when an entry reaches nothing")
+    add("--precision", metavar="P", help="as loaded in int8, nf4, ...: which heads cannot train")
     add("--method", metavar="M", help="another PEFT method: ia3, vera, prefix_tuning, full, ...")
     add("--set", action="append", default=[], metavar="FIELD=VALUE", dest="settings",
         help="a field of that method's PEFT config; repeatable")
@@ -195,6 +196,8 @@ def _subject(options: argparse.Namespace, name: str) -> Subject:
     if len(ways) > 1:
         raise BenchError(f"give one of --{', --'.join(w.replace('_', '-') for w in ways)}")
     model = load_model(name, options.auto_class, options.trust_remote_code)
+    if isinstance(options.precision, str):
+        model = model.loaded_in(options.precision)
     optional = _split(getattr(options, "optional", ""))
     scenario = find_scenario(options.scenario) if options.scenario else None
     if scenario is not None:

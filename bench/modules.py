@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 LINEAR, CONV1D, EMBEDDING, MULTIHEAD = "linear", "conv1d", "embedding", "multihead_attention"
 CONVOLUTIONS = ("convolution1d", "convolution2d", "convolution3d")
 OTHER = "other"
+_QUANTIZED = ("Linear8bitLt", "Linear4bit", "LinearNF4", "LinearFP4")
 
 # The first numbered segment is the layer; a nested index (an expert's) is not. PEFT reads
 # `layers_to_transform` the same way.
@@ -59,6 +60,11 @@ class Module:
     kernel: int = 1
     groups: int = 1
     class_name: str = ""
+
+    @property
+    def quantized(self) -> bool:
+        """Whether bitsandbytes holds its weight, as integers that cannot train."""
+        return self.class_name in _QUANTIZED
 
     @property
     def leaf(self) -> str:

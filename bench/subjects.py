@@ -50,7 +50,7 @@ class Subject:
         assert self.precision is not None
         return Case(
             model=self.model.label,
-            config=dict(self.model.config),
+            config={k: v for k, v in self.model.config.items() if k != "quantization_config"},
             auto_class=self.model.task_class,
             scenario=self.name,
             adapter=self.adapter.to_dict(),

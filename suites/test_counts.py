@@ -6,8 +6,8 @@ import pytest
 
 from bench.counting import count, inject
 from bench.expectations import expect
-from bench.plugin import Subject
 from bench.scenarios import load_scenarios
+from bench.subjects import Subject
 from bench.targets import match
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from bench.formulas import lora_parameters
 from bench.measure import CaseFailed, WorkerClock
-from bench.plugin import Subject
+from bench.subjects import Subject
 from bench.targets import match
 
 CLOCK = WorkerClock()

@@ -18,7 +18,7 @@ from bench.errors import BenchError
 from bench.expectations import expect
 from bench.formulas import lora_parameters
 from bench.modules import ModuleTable, read_table
-from bench.plugin import Subject
+from bench.subjects import Subject
 from bench.targets import match
 
 if TYPE_CHECKING:

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from bench import DeadEntries, check_targets
 from bench.adapters import TASK_TYPES, AdapterConfig
-from bench.architectures import FIXTURES, Model
+from bench.architectures import FIXTURES, Model, model_class
 from bench.counting import count, inject
 from bench.errors import BenchError
 from bench.formulas import lora_parameters
+from bench.modules import read_table
+from bench.quantization import bitsandbytes_config
 from bench.targets import Ledger, match
 
 SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -152,6 +154,53 @@ def test_fresh_head_stays_frozen_without_a_task_type(both) -> None:
     assert lora_parameters(told).trainable == 739_586
     assert lora_parameters(told).total == 67_694_596
     assert hazards(told) == set()
+
+
+TINY = {"vocab_size": 24, "pad_token_id": 0}
+TINY_LAYERS = {**TINY, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+             "num_attention_heads": 2}  # fmt: skip
+TINY_DISTILBERT = {**TINY, "dim": 16, "hidden_dim": 24, "n_layers": 2, "n_heads": 2}
+
+
+@pytest.mark.parametrize("loaded", ["int8", "nf4"])
+@pytest.mark.parametrize(
+    ("model_type", "config", "task_type", "heads"),
+    [
+        ("distilbert", TINY_DISTILBERT, "SEQ_CLS", ["pre_classifier", "classifier"]),
+        ("bert", TINY_LAYERS, "QUESTION_ANS", ["qa_outputs"]),
+        ("llama", TINY_LAYERS, "TOKEN_CLS", ["score"]),
+        ("llama", TINY_LAYERS, "SEQ_CLS", []),  # its last parameter is score.weight
+    ],
+    ids=["distilbert", "bert", "llama-tokens", "llama-sequences"],
+)
+def test_quantized_head_cannot_be_trained(
+    tmp_path: Path, model_type: str, config: dict, task_type: str, heads: list[str], loaded: str
+) -> None:
+    """transformers spares the last parameter by its name, ".bias" and all: a head with a bias is
+    loaded as integers, and PEFT then fails to train a copy of it."""
+    from peft import LoraConfig, get_peft_model
+
+    model = Model(model_type, {"model_type": model_type, **config}, "AutoModel").for_task(task_type)
+    model_class(model.auto_class).from_config(model.transformers_config).save_pretrained(tmp_path)
+    live = model_class(model.auto_class).from_pretrained(
+        tmp_path, quantization_config=bitsandbytes_config(loaded)
+    )
+    modules = live.named_modules()
+    quantized = {name for name, m in modules if type(m).__module__.startswith("bitsandbytes")}
+    queries = ["q_lin", "query", "q_proj"]
+    adapter = AdapterConfig(tuple(queries), task_type=task_type)
+    on_meta = match(model.loaded_in(loaded).table, adapter)
+    for ledger in (on_meta, match(read_table(live), adapter)):
+        assert ("quantized-head" in hazards(ledger), bool(ledger.refusals)) == (bool(heads),) * 2
+        copied = [m.name for m in ledger.table.modules if m.quantized and m.name in ledger.saved]
+        assert copied == heads
+        assert {m.name for m in ledger.table.modules if m.quantized} == quantized
+    asked = LoraConfig(target_modules=queries, task_type=task_type)
+    if heads:
+        with pytest.raises(RuntimeError, match="floating point dtype can require gradients"):
+            get_peft_model(live, asked)
+    else:
+        get_peft_model(live, asked)
 
 
 def test_tied_embeddings_saved_twice_drift_apart(both) -> None:

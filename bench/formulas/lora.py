@@ -39,9 +39,9 @@ from bench.modules import (
     ModuleTable,
     Parameter,
 )
-from bench.refusals import block_diagonal
 from bench.targets import Adapted, Ledger
-from bench.tying import token_layers
+from bench.targets.refusals import block_diagonal
+from bench.targets.tying import token_layers
 
 _MONTECLORA_SAMPLES = 8
 _CUT_FROM_WEIGHT = ("pissa", "olora")

@@ -17,7 +17,8 @@ import torch
 
 from bench.cases import Case
 from bench.measure.step import Batch, make_batch, make_optimizer, make_scaler
-from bench.precision import Precision, precision
+from bench.precision import precision
+from bench.quantization import bitsandbytes_config, swap_linear_layers
 
 _TRAINED_HEADS = {
     "SEQ_CLS": ("classifier", "score"),
@@ -117,7 +118,8 @@ def skeleton(case: Case, config: Any) -> Any:
     kind = precision(case.precision)
     model = meta_model(case, config)
     if kind.quantized:
-        _swap_linear_layers(model, kind, _skipped_modules(case, model))
+        skipped = _skipped_modules(case, model)
+        swap_linear_layers(model, bitsandbytes_config(kind.name, skipped))
     return model
 
 
@@ -194,20 +196,6 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
-def _bitsandbytes_config(kind: Precision, skipped: list[str]) -> Any:
-    from transformers import BitsAndBytesConfig
-
-    if kind.bits == 8:
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        llm_int8_skip_modules=skipped,  # for 4-bit too, whatever its name
-        bnb_4bit_quant_type=kind.quant_type,
-        bnb_4bit_use_double_quant=kind.double_quant,
-        bnb_4bit_compute_dtype=getattr(torch, kind.compute),
-    )
-
-
 def _skipped_modules(case: Case, model: Any) -> list[str]:
     """Modules that stay unquantized: output embeddings and heads, as `from_pretrained` keeps them,
     and what PEFT will train whole, which it cannot do with integer weights."""
@@ -217,19 +205,6 @@ def _skipped_modules(case: Case, model: Any) -> list[str]:
     whole = (*heads, *(case.adapter.get("modules_to_save") or ()))
     trained = [name for name, _ in model.named_modules() if name.endswith(whole)] if whole else []
     return [*get_keys_to_not_convert(model), *trained]
-
-
-def _swap_linear_layers(model: Any, kind: Precision, skipped: list[str]) -> None:
-    """Put bitsandbytes layers where `from_pretrained` would, but for the `skipped` modules."""
-    from transformers.integrations import replace_with_bnb_linear
-    from transformers.utils.quantization_config import QuantizationMethod
-
-    replace_with_bnb_linear(model, skipped, _bitsandbytes_config(kind, skipped))
-    # What PEFT asks to choose its quantized layers.
-    model.is_loaded_in_8bit = kind.bits == 8
-    model.is_loaded_in_4bit = kind.bits == 4
-    model.is_quantized = True
-    model.quantization_method = QuantizationMethod.BITS_AND_BYTES
 
 
 def _random_quantized(meta: Any, dtype: torch.dtype, std: float, device: str) -> torch.nn.Parameter:
@@ -254,7 +229,7 @@ def _real_weights(case: Case, config: Any, device: str) -> Any:
     quantization = None
     if kind.quantized:
         skipped = _skipped_modules(case, meta_model(case, config))
-        quantization = _bitsandbytes_config(kind, skipped)
+        quantization = bitsandbytes_config(kind.name, skipped)
     return getattr(transformers, case.auto_class).from_pretrained(
         case.weights,
         config=config,

@@ -1,4 +1,4 @@
-"""What PEFT refuses to adapt, layer by layer: a variant or an initialisation that a layer lacks.
+"""What PEFT refuses to adapt: a kind of layer, a variant or an initialisation that a layer lacks.
 
 Source: peft 0.21 `tuners/lora/layer.py` and `tuners/lora/variants.py`; the suites hold every
 answer against a real injection.
@@ -7,14 +7,23 @@ answer against a real injection.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from bench.adapters import AdapterConfig
-from bench.modules import CONV1D, CONVOLUTIONS, EMBEDDING, LINEAR, MULTIHEAD, Module
+from bench.errors import BenchError
+from bench.modules import (
+    CONV1D,
+    CONVOLUTIONS,
+    EMBEDDING,
+    LINEAR,
+    MULTIHEAD,
+    OTHER,
+    Module,
+    ModuleTable,
+)
+from bench.targets.ledger import Adapted
+from bench.targets.tying import token_layers
 
-if TYPE_CHECKING:
-    from bench.targets import Adapted
-
+_MAMBA = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
 _ANY_LINEAR = (LINEAR, CONV1D)
 # Kinds that have a variant; MultiheadAttention and bare parameters have none.
 _VARIANT_KINDS = {
@@ -97,3 +106,37 @@ def block_diagonal(adapter: AdapterConfig, name: str) -> tuple[bool, bool]:
         for side in "ab"
     )
     return on_a, on_b
+
+
+def unsupported(table: ModuleTable, modules: list[Module]) -> list[str]:
+    """The reason for which PEFT raises on a kind of module, or on Mamba's fused ones; the first."""
+    refusals = [
+        f"{m.name} is a {m.class_name}, which LoRA cannot adapt" for m in modules if m.kind == OTHER
+    ]
+    if table.model_type in _MAMBA:
+        refusals += [
+            f"{m.name}: PEFT refuses out_proj and conv1d on {table.model_type}"
+            for m in modules
+            if m.leaf in ("out_proj", "conv1d")
+        ]
+    return refusals[:1]
+
+
+def quantized_copies(table: ModuleTable, saved: tuple[str, ...]) -> list[str]:
+    """The quantized layers in what is to be trained whole: their integer weights cannot train."""
+    inside = tuple(f"{name}." for name in saved)
+    return (
+        [m.name for m in table.modules if m.quantized and f"{m.name}.".startswith(inside)]
+        if saved
+        else []
+    )
+
+
+def token_refusals(table: ModuleTable, adapter: AdapterConfig, adapted: set[str]) -> list[str]:
+    """The reasons for which PEFT refuses `trainable_token_indices` beside the adapted modules."""
+    try:
+        layers = token_layers(table, adapter)
+    except BenchError as error:
+        return [str(error)]
+    both = [x.name for x in layers if x.name in adapted and not x.follows]
+    return [f"{name} is adapted and has trainable tokens: PEFT takes one of them" for name in both]

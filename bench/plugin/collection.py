@@ -1,0 +1,110 @@
+"""Which tests a run takes, and the line that tells how each measured case went."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.plugin.state import (
+    LOG,
+    PARAMETERS,
+    PROGRESS,
+    REFUSED,
+    SAVE,
+    SUBJECTS,
+    XDIST_REASON,
+    under_xdist,
+)
+from bench.runlog import Progress
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One test for each subject, called by its key."""
+    subjects = metafunc.config.stash[SUBJECTS]
+    for name, keys in PARAMETERS.items():
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, keys(subjects), indirect=name != "architecture")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """The tool's own tests are left out where pytest_collection_modifyitems would drop them all."""
+    about_results = config.option.model or _stores(config)
+    return True if collection_path.name == "selftest" and about_results else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what was not asked for: with --model what is about no model, in a stored or
+    compared run what records nothing. Under xdist refuse the measured cases, aloud."""
+    keep, dropped = [], []
+    refused: list[pytest.Item] = []
+    slow_too = "slow" in config.option.markexpr
+    wanted = set(PARAMETERS) if config.option.model else {"record"}
+    about_results = config.option.model or _stores(config)
+    for item in items:
+        empty = item.name.endswith("[NOTSET]")  # a suite with no subject in this run
+        other = about_results and not wanted & set(_fixtures(item))
+        slow = item.get_closest_marker("slow") and not slow_too
+        if empty or other or slow:
+            dropped.append(item)
+        elif item.get_closest_marker("measured") and under_xdist(config):
+            refused.append(item)
+        else:
+            keep.append(item)
+    if refused:
+        # One failure says it for all of them.
+        refused[0].stash[REFUSED] = len(refused)
+        keep.append(refused[0])
+        dropped += refused[1:]
+    items[:] = keep
+    config.stash[PROGRESS] = Progress(sum(map(_is_measured, keep)))
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+
+
+def _is_measured(item: pytest.Item) -> bool:
+    return item.get_closest_marker("measured") is not None
+
+
+def _stores(config: pytest.Config) -> bool:
+    """Whether the run is stored or compared: then only tests that record something matter."""
+    return bool(config.stash[SAVE] or config.option.benchmark_compare)
+
+
+def _fixtures(item: pytest.Item) -> list[str]:
+    return getattr(item, "fixturenames", [])
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    """A test that was left out did not vanish."""
+    if items:
+        items[0].config.stash[LOG].deselected += [item.nodeid for item in items]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Refuse measured cases under xdist; start none that would end beyond the budget."""
+    if refused := item.stash.get(REFUSED, 0):
+        pytest.fail(f"{refused} cases: {XDIST_REASON}", pytrace=False)
+    minutes = item.config.option.budget
+    if minutes and item.get_closest_marker("measured"):
+        progress = item.config.stash[PROGRESS]
+        if progress.elapsed + progress.per_case > 60 * minutes:
+            item.config.stash[LOG].deselected.append(item.nodeid)
+            pytest.skip(f"left out: beyond --budget {minutes:g} minutes")
+
+
+def pytest_report_teststatus(
+    report: pytest.TestReport, config: pytest.Config
+) -> tuple[str, str, str] | None:
+    """A line for each measured case: what it took, and how long the rest may take."""
+    recorder = config.stash[LOG].records.get(report.nodeid)
+    if recorder is None or report.when != "call" or recorder.subject.precision is None:
+        return None
+    if config.option.benchmark_disable or report.failed:
+        return None
+    progress = config.stash[PROGRESS]
+    progress.done += 1
+    said = recorder.summary()
+    line = f"[{progress.done}/{progress.total}] {said}; {progress.left()}\n"
+    return ("xfailed" if hasattr(report, "wasxfail") else "passed"), line, "PASSED"

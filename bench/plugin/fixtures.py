@@ -1,0 +1,114 @@
+"""What the suites, and a user's own tests, can ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.adapters import AdapterConfig
+from bench.architectures import Model
+from bench.cases import StepOptions
+from bench.plugin.state import LOG, PARAMETERS, SUBJECTS
+from bench.runlog import Recorder
+from bench.subjects import Subject, load_model
+
+GIB = 1024**3
+
+
+def _subject(name: str, group: str, doc: str) -> Any:
+    """A fixture that gives the subject which the test's parameter names."""
+
+    @pytest.fixture(name=name)
+    def chosen(request: pytest.FixtureRequest) -> Subject:
+        subjects: dict[str, Subject] = getattr(request.config.stash[SUBJECTS], group)
+        return subjects[str(request.param)]
+
+    chosen.__doc__ = doc
+    return chosen
+
+
+subject = _subject("subject", "structural", "A registered model and scenario, at its own rank.")
+ranked = _subject("ranked", "ranked", "A registered model and scenario at one of the ranks.")
+measured = _subject("measured", "measured", "A model, scenario, rank and precision to measure.")
+user_subject = _subject("user_subject", "own", "A user's own model or configuration.")
+
+
+@pytest.fixture(scope="session")
+def check_targets() -> Callable[..., Any]:
+    """`bench.check_targets`: assert that a LoRA configuration has no dead entry on a model."""
+    from bench.check import check_targets as check
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def model_of() -> Callable[[str], Model]:
+    """Model by name, each read once a session."""
+    return load_model
+
+
+@pytest.fixture(scope="session")
+def peft_count() -> Callable[[Model, AdapterConfig], Any]:
+    """What PEFT injects into a fresh meta model, each configuration once a session."""
+    import gc
+
+    from bench.counting import Count, count, inject
+
+    # Hundreds of throw-away models are cyclic garbage; freezing what the imports made keeps each
+    # collection from walking all of it again (a third of the time here).
+    gc.collect()
+    gc.freeze()
+    known: dict[tuple[int, str], Count] = {}
+
+    def counted(model: Model, adapter: AdapterConfig) -> Count:
+        key = (id(model), repr(adapter))
+        if key not in known:
+            known[key] = count(inject(model.build(), adapter))
+        return known[key]
+
+    return counted
+
+
+@pytest.fixture
+def record(request: pytest.FixtureRequest) -> Recorder:
+    """This test's record in the stored run."""
+    names = [name for name in PARAMETERS if name in request.fixturenames]
+    subject = request.getfixturevalue(names[0])
+    suite = Path(str(request.node.path)).stem.removeprefix("test_")
+    recorder = Recorder(suite, subject)
+    request.config.stash[LOG].records[request.node.nodeid] = recorder
+    return recorder
+
+
+@pytest.fixture(scope="session")
+def measuring(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The session that starts one worker process a case."""
+    from bench.measure import Session
+
+    option = request.config.option
+    with Session(
+        memory_limit_bytes=int(option.memory_limit * GIB), time_limit_seconds=option.time_limit
+    ) as session:
+        yield session
+
+
+@pytest.fixture(scope="session")
+def step_options(request: pytest.FixtureRequest) -> StepOptions:
+    """Batch size and length of the measured step."""
+    option = request.config.option
+    return StepOptions(batch_size=option.batch_size, seq_len=option.seq_len)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that passed makes its record a good one."""
+    report = yield
+    recorder = item.config.stash[LOG].records.get(item.nodeid)
+    if recorder is not None and report.when == "call" and report.passed:
+        recorder.outcome = "ok"
+    return report

@@ -1,0 +1,143 @@
+"""The options of `pytest suites/`, checked before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.architectures import read_toml
+from bench.baselines import Thresholds, find_runs, gate, load_run
+from bench.errors import BenchError
+from bench.plugin.state import (
+    BASELINE,
+    LOG,
+    SAVE,
+    SUBJECTS,
+    THRESHOLDS,
+    VERDICTS,
+    XDIST_REASON,
+    storage_folder,
+    under_xdist,
+)
+from bench.runlog import RunLog
+from bench.subjects import Request, load_model, select
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Everything after `pytest suites/` that is ours."""
+    add = parser.getgroup("bench", "LoRA target modules").addoption
+    # fmt: off
+    add("--model", action="append", default=[], metavar="MODEL",
+        help="registered name, folder, config.json or hub id; repeatable (default: all registered)")
+    add("--scenario", action="append", default=[], metavar="NAME",
+        help="only this scenario; repeatable (default: all that apply)")
+    add("--adapter", type=Path, metavar="FILE", help="a PEFT adapter_config.json, or its folder")
+    add("--target-modules", default="", metavar="A,B", help="target modules, comma-separated")
+    add("--rank", type=int, metavar="R", help="only this rank r")
+    add("--precision", action="append", default=[], metavar="P",
+        help="fp32, bf16, fp16, int8, nf4, fp4, nf4-dq, fp4-dq; repeatable (default: first five)")
+    add("--optional", default="", metavar="A,B", help="entries that may reach nothing")
+    add("--auto-class", metavar="CLASS", help="transformers class to build your own model with")
+    add("--trust-remote-code", action="store_true", help="run a model repository's own code")
+    add("--full-geometry", action="store_true",
+        help="measure full-size models without a GPU too (they need tens of gigabytes)")
+    add("--batch-size", type=int, default=2, help="sequences a step (default 2)")
+    add("--seq-len", type=int, default=32, help="tokens a sequence (default 32)")
+    add("--rounds", type=int, default=5, help="measured steps a case (default 5)")
+    add("--memory-limit", type=float, default=6.0, metavar="GIB",
+        help="a measured case's memory limit on the CPU, GiB (default 6)")
+    add("--time-limit", type=float, default=300.0, metavar="SECONDS",
+        help="a measured case's time limit, seconds (default 300)")
+    add("--budget", type=float, metavar="MINUTES", help="measure what fits into this time")
+    add("--check-loss", type=int, default=0, metavar="STEPS",
+        help="train each measured case on, and fail it unless its loss falls (20 is usual)")
+    add("--gate", action="store_true",
+        help="with --benchmark-compare: fail unless every metric holds against the baseline")
+    add("--threshold", action="append", default=[], metavar="METRIC=X%",
+        help="tolerated change of a metric, such as step_seconds=10%%; repeatable")
+    add("--allow", action="append", default=[], metavar="VERDICT[:ID]",
+        help="a verdict that may pass the gate, for all cases or for a pattern of ids; repeatable")
+    add("--verdict-file", type=Path, metavar="FILE", help="write the verdicts to this JSON file")
+    # fmt: on
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-benchmark reads the options changed here
+def pytest_configure(config: pytest.Config) -> None:
+    """Check every option before anything runs: a wrong one ends the run with status 2."""
+    for line in (
+        "measured: runs a real training step and measures it",
+        "gpu: needs a CUDA device",
+        "slow: left out of the default run; choose it with -m slow",
+    ):
+        config.addinivalue_line("markers", line)
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile(
+        "bench",
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+    settings.load_profile("bench")
+    option = config.option
+    load_model.cache_clear()  # a second run in this process may find other files
+    config.stash[LOG] = RunLog()
+    config.stash[SAVE] = option.benchmark_save
+    config.stash[BASELINE] = None
+    config.stash[VERDICTS] = []
+    try:
+        _check_numbers(option)
+        config.stash[THRESHOLDS] = _thresholds(config)
+        config.stash[SUBJECTS] = select(
+            Request(
+                models=tuple(option.model),
+                scenarios=tuple(option.scenario),
+                adapter=option.adapter,
+                target_modules=_split(option.target_modules),
+                r=option.rank,
+                precisions=tuple(option.precision),
+                optional=_split(option.optional),
+                auto_class=option.auto_class,
+                full_geometry=option.full_geometry,
+                trust_remote_code=option.trust_remote_code,
+            )
+        )
+        gate([], option.allow)
+        if under_xdist(config) and (option.benchmark_save or option.benchmark_compare):
+            raise BenchError(f"--benchmark-save and --benchmark-compare: {XDIST_REASON}")
+        if option.gate and not option.benchmark_compare:
+            raise BenchError("--gate needs --benchmark-compare: there is nothing to hold against")
+        if option.benchmark_compare:
+            selector = None if option.benchmark_compare is True else option.benchmark_compare
+            storage = storage_folder(config)
+            path = find_runs(storage, selector)[-1]
+            config.stash[BASELINE] = load_run(path)
+            # pytest-benchmark reads the same run, for --benchmark-compare-fail.
+            option.benchmark_storage, option.benchmark_compare = f"file://{storage}", str(path)
+    except BenchError as error:
+        pytest.exit(f"error: {error}", returncode=2)
+    # The run is stored here, with every record, whole or not at all: see pytest_sessionfinish.
+    option.benchmark_save = None
+
+
+def _thresholds(config: pytest.Config) -> Thresholds:
+    """The defaults, then pyproject's [tool.bench.thresholds], then --threshold."""
+    thresholds = Thresholds()
+    project = config.rootpath / "pyproject.toml"
+    if project.exists():
+        table = read_toml(project).get("tool", {}).get("bench", {}).get("thresholds", {})
+        thresholds = thresholds.with_table(table, f"{project}: tool.bench.thresholds")
+    return thresholds.with_options(config.option.threshold)
+
+
+def _check_numbers(option: Any) -> None:
+    for name in ("batch_size", "seq_len", "rounds", "memory_limit", "time_limit"):
+        if getattr(option, name) <= 0:
+            raise BenchError(f"--{name.replace('_', '-')} must be greater than 0")
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -1,0 +1,52 @@
+"""What one run keeps on pytest's config, and what several hooks ask of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bench.baselines import Run, Thresholds, Verdict
+from bench.runlog import Progress, RunLog
+from bench.subjects import Subjects
+
+LOG = pytest.StashKey[RunLog]()
+PROGRESS = pytest.StashKey[Progress]()
+SUBJECTS = pytest.StashKey[Subjects]()
+RUN = pytest.StashKey[Run]()
+REFUSED = pytest.StashKey[int]()
+SAVE = pytest.StashKey[str | None]()
+BASELINE = pytest.StashKey[Run | None]()
+THRESHOLDS = pytest.StashKey[Thresholds]()
+VERDICTS = pytest.StashKey[list[Verdict]]()
+LINES = pytest.StashKey[list[str]]()
+
+# Fixture name → the subjects that parametrize it.
+PARAMETERS: dict[str, Callable[[Subjects], list[str]]] = {
+    "architecture": lambda s: list(s.architectures),
+    "subject": lambda s: list(s.structural),
+    "ranked": lambda s: list(s.ranked),
+    "measured": lambda s: list(s.measured),
+    "user_subject": lambda s: list(s.own),
+}
+XDIST_REASON = (
+    "measured cases are refused under pytest-xdist: cases that run side by side share caches and "
+    "memory bandwidth, so their times and peaks would mean nothing. Run them without -n, or leave "
+    "them out with: -m 'not measured'"
+)
+
+
+def under_xdist(config: pytest.Config) -> bool:
+    """Whether this process is one of pytest-xdist's, or is about to start some."""
+    return hasattr(config, "workerinput") or bool(getattr(config.option, "numprocesses", None))
+
+
+def storage_folder(config: pytest.Config) -> Path:
+    """The folder of this machine's runs: `results/<machine>` of the project, or as asked for."""
+    asked = str(config.option.benchmark_storage)
+    if asked != "file://./.benchmarks":
+        return Path(asked.removeprefix("file://"))
+    from bench.machine import machine
+
+    return config.rootpath / "results" / str(machine()["id"])

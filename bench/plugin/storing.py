@@ -1,0 +1,120 @@
+"""The stored run, the verdicts on it and the tables at the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.baselines import KEY, compare, gate, parse_run, seal, write_run, write_verdicts
+from bench.errors import BenchError
+from bench.plugin.state import BASELINE, LINES, LOG, RUN, SAVE, THRESHOLDS, VERDICTS, storage_folder
+
+
+def pytest_benchmark_update_machine_info(
+    config: pytest.Config, machine_info: dict[str, Any]
+) -> None:
+    """pytest-benchmark's own machine info knows no accelerator."""
+    from bench.machine import machine
+
+    machine_info["bench"] = machine()
+
+
+def _document(session: pytest.Session) -> dict[str, Any]:
+    import json
+
+    from pytest_benchmark.utils import safe_dumps
+
+    config = session.config
+    log = config.stash[LOG]
+    log.arguments = tuple(_relative(config, a) for a in config.args)
+    hook = config.hook
+    machine_info = hook.pytest_benchmark_generate_machine_info(config=config)
+    hook.pytest_benchmark_update_machine_info(config=config, machine_info=machine_info)
+    commit_info = hook.pytest_benchmark_generate_commit_info(config=config)
+    hook.pytest_benchmark_update_commit_info(config=config, commit_info=commit_info)
+    benchmarks = config._benchmarksession.benchmarks  # type: ignore[attr-defined]
+    document = hook.pytest_benchmark_generate_json(
+        config=config, benchmarks=benchmarks, include_data=False,
+        machine_info=machine_info, commit_info=commit_info,
+    )  # fmt: skip
+    hook.pytest_benchmark_update_json(config=config, benchmarks=benchmarks, output_json=document)
+    document[KEY] = log.table(config.stash[SAVE] or "this run")
+    parsed: dict[str, Any] = json.loads(safe_dumps(document))
+    return parsed
+
+
+def _relative(config: pytest.Config, argument: str) -> str:
+    path, colons, rest = argument.partition("::")
+    full = (config.invocation_params.dir / path).resolve()
+    inside = full.is_relative_to(config.rootpath)
+    return (str(full.relative_to(config.rootpath)) if inside else path) + colons + rest
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Store the run, hold it against the baseline, and let the gate decide the exit status."""
+    config = session.config
+    if config.option.collectonly or hasattr(config, "workerinput"):
+        return
+    log = config.stash[LOG]
+    if not log.records:
+        return
+    document = _document(session)
+    config.stash[RUN] = run = parse_run(seal(document), "this run")
+    try:
+        if name := config.stash[SAVE]:
+            path = write_run(storage_folder(config), name, document)
+            _say(config, f"stored run: {_shown(config, path)}")
+        baseline = config.stash[BASELINE]
+        if baseline is not None:
+            verdicts = compare(baseline, run, config.stash[THRESHOLDS])
+            failing = gate(verdicts, config.option.allow)
+            config.stash[VERDICTS] = verdicts
+            if config.option.verdict_file:
+                write_verdicts(config.option.verdict_file, verdicts, failing, baseline, run)
+            if failing and config.option.gate and session.exitstatus == 0:
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    except BenchError as error:
+        pytest.exit(f"error: {error}", returncode=2)
+
+
+def _shown(config: pytest.Config, path: Path) -> str:
+    return str(path.relative_to(config.rootpath) if path.is_relative_to(config.rootpath) else path)
+
+
+def _say(config: pytest.Config, line: str) -> None:
+    config.stash.setdefault(LINES, []).append(line)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Dead entries in red, the comparison table, the verdicts."""
+    write = terminalreporter.write_line
+    log = config.stash[LOG]
+    own = [r for r in log.records.values() if r.subject.scenario is None or
+           r.subject.model.architecture is None]  # fmt: skip
+    for recorder in own:
+        for entry in recorder.detail.get("dead_entries", ()):
+            write(
+                f"dead entry: {entry} reaches nothing on {recorder.subject.model.label}", red=True
+            )
+    run = config.stash.get(RUN, None)
+    if run is None:
+        return
+    baseline = config.stash[BASELINE]
+    width, colour = terminalreporter._tw.fullwidth, terminalreporter.hasmarkup
+    if any(record.suite == "measurement" for record in run.records.values()):
+        from bench.reports import comparison_report, terminal
+
+        terminalreporter.section("scenarios × precisions")
+        write(terminal(comparison_report([run], baseline), width, colour=colour))
+    if baseline is not None:
+        from bench.reports import terminal, verdict_report
+
+        verdicts = config.stash[VERDICTS]
+        failing = gate(verdicts, config.option.allow)
+        terminalreporter.section(f"verdicts against {baseline.name}")
+        write(terminal(verdict_report(verdicts, failing, baseline, run), width, colour=colour))
+    for line in config.stash.get(LINES, []):
+        write(line)

@@ -1,0 +1,78 @@
+"""bitsandbytes layers where `from_pretrained` puts them, on a model without weights."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from bench.errors import BenchError
+from bench.precision import precision
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def bitsandbytes_config(name: str, skipped: Sequence[str] | None = None) -> Any:
+    """The `BitsAndBytesConfig` of a quantized precision; `skipped` modules stay as they are.
+
+    With None, transformers chooses: it keeps the output embedding and the last parameter's module.
+    """
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    kind = precision(name)
+    # llm_int8_skip_modules holds for 4-bit too, whatever its name.
+    skip = None if skipped is None else list(skipped)
+    if kind.bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        llm_int8_skip_modules=skip,
+        bnb_4bit_quant_type=kind.quant_type,
+        bnb_4bit_use_double_quant=kind.double_quant,
+        bnb_4bit_compute_dtype=getattr(torch, kind.compute),
+    )
+
+
+def given_config(settings: object, where: str) -> Any:
+    """The `BitsAndBytesConfig` in a config.json's `quantization_config`; None for other methods.
+
+    Raises BenchError where transformers refuses it.
+    """
+    if not isinstance(settings, Mapping):
+        return None
+    if settings.get("quant_method", "bitsandbytes") != "bitsandbytes":
+        return None
+    if not (settings.get("load_in_4bit") or settings.get("load_in_8bit")):
+        return None
+    from transformers import BitsAndBytesConfig
+
+    try:
+        return BitsAndBytesConfig.from_dict(dict(settings))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise BenchError(f"{where}: quantization_config: {error}") from None
+
+
+def swap_linear_layers(model: nn.Module, config: Any) -> None:
+    """Replace linear layers by bitsandbytes' on the meta device, as transformers would.
+
+    PEFT chooses its quantized layers by the attributes that are set here.
+    """
+    # bitsandbytes offers optional CPU kernels on import.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    from transformers.integrations import replace_with_bnb_linear
+    from transformers.quantizers.base import HfQuantizer
+    from transformers.utils.quantization_config import QuantizationMethod
+
+    skipped = HfQuantizer.get_modules_to_not_convert(
+        model, config.llm_int8_skip_modules, model._keep_in_fp32_modules
+    )
+    replace_with_bnb_linear(model, skipped, config)
+    for name, value in {
+        "is_loaded_in_8bit": config.load_in_8bit,
+        "is_loaded_in_4bit": config.load_in_4bit,
+        "is_quantized": True,
+        "quantization_method": QuantizationMethod.BITS_AND_BYTES,
+    }.items():
+        setattr(model, name, value)

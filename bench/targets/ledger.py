@@ -1,0 +1,114 @@
+"""The nouns of the match ledger: what each entry of a LoRA configuration reaches on a model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from bench.adapters import AdapterConfig
+from bench.modules import CONV1D, LINEAR, Module, ModuleTable, Parameter, layer_of
+
+RoleOf = Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry as the user wrote it, and the modules (or parameters) that it reaches."""
+
+    entry: str
+    reached: tuple[str, ...]
+    roles: Mapping[str, int]
+    layers: int
+    suggestion: str = ""
+    field: str = "target_modules"
+
+    @property
+    def dead(self) -> bool:
+        return not self.reached
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """One adapted module, or one adapted parameter of fused experts, with the rank it gets."""
+
+    name: str
+    role: str
+    r: int
+    module: Module | None = None
+    parameter: Parameter | None = None
+
+    @property
+    def weight_elements(self) -> int:
+        if self.module is not None:
+            return self.module.weight_elements
+        assert self.parameter is not None
+        return self.parameter.elements
+
+
+@dataclass(frozen=True)
+class Hazard:
+    """Something that PEFT does without a word and the user may not want."""
+
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What a LoRA configuration reaches on one model.
+
+    Attributes:
+        entries: one for each entry of target_modules and target_parameters, in the user's order.
+        adapted: modules and parameters that get an adapter, in the model's order.
+        saved: full names of the modules trained as whole copies (modules_to_save).
+        tied: those of `saved` whose copy is the input embedding's (ensure_weight_tying).
+        refusals: reasons for which PEFT raises on this configuration; empty when it injects.
+        hazards: see Hazard.
+    """
+
+    table: ModuleTable = field(repr=False)
+    adapter: AdapterConfig
+    entries: tuple[Entry, ...]
+    adapted: tuple[Adapted, ...]
+    saved: tuple[str, ...]
+    refusals: tuple[str, ...] = ()
+    hazards: tuple[Hazard, ...] = ()
+    tied: tuple[str, ...] = ()
+
+    @property
+    def adapted_layers(self) -> int:
+        """Modules and parameters with an adapter of their own."""
+        return len(self.adapted)
+
+    @cached_property
+    def by_role(self) -> dict[str, int]:
+        return dict(Counter(item.role for item in self.adapted))
+
+    @cached_property
+    def dead_entries(self) -> tuple[str, ...]:
+        return tuple(entry.entry for entry in self.entries if entry.dead)
+
+    @cached_property
+    def weight_coverage(self) -> float:
+        """Share of the linear weights (experts counted, output embedding and saved modules not)
+        that carry an adapter, 0 to 1."""
+        everything = sum(m.weight_elements for m in self._linear_modules())
+        everything += sum(p.elements for p in self.table.expert_parameters)
+        linear = {m.name for m in self._linear_modules()}
+        experts = {p.name for p in self.table.expert_parameters}
+        reached = sum(a.weight_elements for a in self.adapted if a.name in linear | experts)
+        return reached / everything if everything else 0.0
+
+    @cached_property
+    def layer_coverage(self) -> float:
+        """Share of the repeated layers that hold at least one adapter, 0 to 1."""
+        reached = {layer_of(item.name) for item in self.adapted} & set(self.table.layers)
+        return len(reached) / len(self.table.layers) if self.table.layers else 0.0
+
+    def _linear_modules(self) -> list[Module]:
+        skipped = {self.table.output_embedding, *self.saved}
+        return [
+            m for m in self.table.modules if m.kind in (LINEAR, CONV1D) and m.name not in skipped
+        ]
