@@ -107,6 +107,8 @@ def _parser() -> argparse.ArgumentParser:
     add("runs", nargs="*", metavar="RUN",
         help="stored run: a file, or its number or name in results/ (default: the latest)")
     add("--format", choices=FORMATS, default="markdown")
+    add("--json", action="store_const", const="json", dest="format",
+        help="one JSON object a line: --format json")
     add("--baseline", metavar="RUN", help="hold the runs against this one")
     add("--output", type=Path, metavar="FILE", help="write the table there")
 
@@ -115,6 +117,8 @@ def _parser() -> argparse.ArgumentParser:
     add("contender", metavar="NEW")
     _add_gate(add)
     add("--format", choices=FORMATS, default="terminal")
+    add("--json", action="store_const", const="json", dest="format",
+        help="one JSON object a line: --format json")
 
     add = command("ab", _ab, "what an upgrade changed, measured in two environments side by side")
     add("--baseline-env", required=True, metavar="ENV", help="a virtual environment or its python")
@@ -130,6 +134,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_gate(add)
     add("--save", type=Path, metavar="DIR", help="store both runs there")
     add("--format", choices=("terminal", "markdown", "latex", "json"), default="terminal")
+    add("--json", action="store_const", const="json", dest="format",
+        help="one JSON object a line: --format json")
     # fmt: on
     return parser
 

@@ -18,7 +18,7 @@ from bench.modules import OTHER, ModuleTable
 from bench.roles import FUSED, check_role, role_of, serves
 
 _KEYS = ("roles", "optional_roles", "saved_roles", "target_modules", "modules_to_save", "optional",
-         "r", "ranks", "lora_alpha", "lora_dropout", "expected")  # fmt: skip
+         "r", "ranks", "lora_alpha", "lora_dropout", "expected", "thresholds")  # fmt: skip
 _EXPECTED_KEYS = ("adapted_layers", "dead_entries", "same_as", "note")
 
 # What a task adds: PEFT's task type, and the fresh heads that no task type names.
@@ -39,6 +39,7 @@ class Scenario:
     Either `roles` (with `optional_roles`, adapted where the architecture has them, and
     `saved_roles`) or literal `target_modules` and `modules_to_save` is given. `optional` names
     entries that may reach nothing. `architectures` is empty for a scenario for all of them.
+    `thresholds` are the scenario's own, by metric: see `bench.baselines`.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Scenario:
     architectures: tuple[str, ...] = ()
     source: str = ""
     expected: Mapping[str, Any] = field(default_factory=dict)
+    thresholds: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def literal(self) -> bool:

@@ -16,8 +16,8 @@ from bench.baselines import (
     METRICS,
     VERDICTS,
     Run,
-    Thresholds,
     Verdict,
+    all_thresholds,
     as_json,
     compare,
     gate,
@@ -55,7 +55,7 @@ def ab_command(
     for kind, name, known in (("format", format, FORMATS), ("clock", clock, CLOCKS)):
         if name not in known:
             raise UnknownName(kind, name, known)
-    limits = Thresholds().with_options(thresholds)
+    limits = all_thresholds(thresholds)
     allow = tuple(allow)
     gate([], allow)
     options = ("--baseline-env", "--contender-env")

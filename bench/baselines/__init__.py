@@ -1,6 +1,6 @@
 """Stored runs: load, validate, save, compare, gate."""
 
-from bench.baselines.gate import as_json, count_verdicts, gate, write_verdicts
+from bench.baselines.gate import all_thresholds, as_json, count_verdicts, gate, write_verdicts
 from bench.baselines.metrics import METRICS, Metric, Thresholds, metric_named
 from bench.baselines.runs import (
     KEY,
@@ -34,6 +34,7 @@ __all__ = [
     "Selection",
     "Thresholds",
     "Verdict",
+    "all_thresholds",
     "as_json",
     "compare",
     "count_verdicts",

@@ -10,13 +10,32 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.baselines.metrics import METRICS
+from bench.architectures import read_toml
+from bench.baselines.metrics import METRICS, Thresholds
 from bench.baselines.runs import Run
 from bench.baselines.storage import write_atomically
 from bench.baselines.verdicts import FAILING, VERDICTS, Verdict
 from bench.errors import UnknownName
+from bench.scenarios import load_scenarios
 
 VERDICT_SCHEMA = 1
+
+
+def all_thresholds(options: Iterable[str] = (), project: Path | None = None) -> Thresholds:
+    """What each metric tolerates: the defaults, then `[tool.bench.thresholds]` of a pyproject.toml
+    (this folder's), then each scenario's own, then options such as `step_seconds=10%`.
+
+    BenchError, naming the place, for an unknown metric or no fraction.
+    """
+    found = Thresholds()
+    path = project or Path("pyproject.toml")
+    if path.exists():
+        table = read_toml(path).get("tool", {}).get("bench", {}).get("thresholds", {})
+        found = found.with_table(table, f"{path}: tool.bench.thresholds")
+    for scenario in load_scenarios().values():
+        where = f"scenario {scenario.name}: thresholds"
+        found = found.with_table(scenario.thresholds, where, scenario.name)
+    return found.with_options(options)
 
 
 def gate(verdicts: Iterable[Verdict], allow: Iterable[str] = ()) -> list[Verdict]:

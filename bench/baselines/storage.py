@@ -81,7 +81,7 @@ def write_run(folder: Path | str, name: str, document: Mapping[str, Any]) -> Pat
         raise BenchError(
             f"{name!r} cannot name a run: use letters, digits and . _ + - (at most 100)"
         )
-    text = json.dumps(seal(document), indent=1) + "\n"
+    text = _lines(seal(document), 3) + "\n"
     folder = Path(folder)
     with _saving(folder / name, text) as temporary, _alone(folder):
         number = 1 + max((_number(path) for path in folder.glob("*.json")), default=0)
@@ -93,6 +93,16 @@ def write_run(folder: Path | str, name: str, document: Mapping[str, Any]) -> Pat
                 number += 1
             else:
                 return path
+
+
+def _lines(value: Any, depth: int) -> str:
+    """JSON with a line for each item down to `depth`: a record or a benchmark is one line."""
+    if not depth or not isinstance(value, dict | list) or not value:
+        return json.dumps(value)
+    if isinstance(value, list):
+        return "[\n" + ",\n".join(_lines(item, depth - 1) for item in value) + "\n]"
+    items = (f"{json.dumps(key)}: {_lines(item, depth - 1)}" for key, item in value.items())
+    return "{\n" + ",\n".join(items) + "\n}"
 
 
 def write_atomically(path: Path | str, text: str) -> None:

@@ -76,9 +76,10 @@ def _fixtures(item: pytest.Item) -> list[str]:
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
-    """A test that was left out did not vanish."""
-    if items:
-        items[0].config.stash[LOG].deselected += [item.nodeid for item in items]
+    """A test that would have recorded something, and was left out, did not vanish."""
+    recording = [item for item in items if "record" in _fixtures(item)]
+    if recording:
+        recording[0].config.stash[LOG].deselected += [item.nodeid for item in recording]
 
 
 @pytest.hookimpl(tryfirst=True)

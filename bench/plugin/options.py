@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from bench.architectures import read_toml
-from bench.baselines import Thresholds, find_runs, gate, load_run
+from bench.baselines import all_thresholds, find_runs, gate, load_run
 from bench.errors import BenchError
 from bench.plugin.state import (
     BASELINE,
@@ -90,7 +89,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[VERDICTS] = []
     try:
         _check_numbers(option)
-        config.stash[THRESHOLDS] = _thresholds(config)
+        config.stash[THRESHOLDS] = all_thresholds(
+            option.threshold, config.rootpath / "pyproject.toml"
+        )
         config.stash[SUBJECTS] = select(
             Request(
                 models=tuple(option.model),
@@ -121,16 +122,6 @@ def pytest_configure(config: pytest.Config) -> None:
         pytest.exit(f"error: {error}", returncode=2)
     # The run is stored here, with every record, whole or not at all: see pytest_sessionfinish.
     option.benchmark_save = None
-
-
-def _thresholds(config: pytest.Config) -> Thresholds:
-    """The defaults, then pyproject's [tool.bench.thresholds], then --threshold."""
-    thresholds = Thresholds()
-    project = config.rootpath / "pyproject.toml"
-    if project.exists():
-        table = read_toml(project).get("tool", {}).get("bench", {}).get("thresholds", {})
-        thresholds = thresholds.with_table(table, f"{project}: tool.bench.thresholds")
-    return thresholds.with_options(config.option.threshold)
 
 
 def _check_numbers(option: Any) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from bench.baselines import (
     Run,
     Thresholds,
+    all_thresholds,
     as_json,
     compare,
     find_runs,
@@ -80,7 +81,7 @@ def compare_command(
     """
     _check_format(format)
     if not isinstance(thresholds, Thresholds):
-        thresholds = Thresholds().with_options(thresholds)
+        thresholds = all_thresholds(thresholds)
     baseline, contender = _stored(base, storage), _stored(new, storage)
     verdicts = compare(baseline, contender, thresholds)
     failing = gate(verdicts, allow)

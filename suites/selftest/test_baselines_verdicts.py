@@ -19,6 +19,7 @@ from bench.baselines import (
     Selection,
     Thresholds,
     Verdict,
+    all_thresholds,
     compare,
     count_verdicts,
     gate,
@@ -371,6 +372,30 @@ def test_thresholds_by_metric_kind_and_scenario() -> None:
     )
     assert command.of(rss) == 0.02
     assert fixture.with_options(["time=1%"]).of(step, "query") == 0.01  # the last layer decides
+
+
+def test_thresholds_from_every_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pyproject, the scenario's fixture, the command line, in this order; a wrong one is named."""
+    scenarios = tmp_path / "scenarios"
+    scenarios.mkdir()
+    fixture = scenarios / "mine.toml"
+    text = '[scenario.query]\nroles = ["query"]\n[scenario.query.thresholds]\n'
+    fixture.write_text(text + 'step_seconds = "20%"\n')
+    monkeypatch.setattr("bench.scenarios.FIXTURES", tmp_path)
+    project = tmp_path / "pyproject.toml"
+    project.write_text('[tool.bench.thresholds]\ntime = "8%"\n')
+    step = METRICS["step_seconds"]
+    found = all_thresholds((), project)
+    assert (found.of(step, "query"), found.of(step, "key")) == (0.20, 0.08)
+    found = all_thresholds(["time=1%"], project)
+    assert (found.of(step, "query"), found.of(step, "key")) == (0.01, 0.01)
+    project.write_text('[tool.bench.thresholds]\ntimes = "8%"\n')
+    with pytest.raises(BenchError, match=r"pyproject\.toml: tool\.bench\.thresholds.*times"):
+        all_thresholds((), project)
+    project.unlink()
+    fixture.write_text(text + 'step_secnds = "20%"\n')
+    with pytest.raises(BenchError, match=r"scenario query: thresholds.*step_seconds"):
+        all_thresholds((), project)
 
 
 def test_a_threshold_changes_a_verdict() -> None:
