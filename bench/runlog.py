@@ -63,14 +63,20 @@ class Recorder:
                 self.metrics[name] = found[name]
         operations: Mapping[str, int] = found["operations"]
         self.metrics["operations"] = sum(operations.values())
-        self.detail |= {"operations": dict(operations), "breakdown": found["breakdown"]}
+        self.detail |= {
+            "operations": dict(operations),
+            "breakdown": found["breakdown"],
+            "tokens_per_step": found["tokens_per_step"],
+        }
 
     def times(self, rounds: Sequence[StepTime]) -> None:
         """Seconds of every measured round, and why they are not to be trusted, if so."""
         for name in ("total", "forward", "backward", "optimizer"):
             key = "step_seconds" if name == "total" else f"{name}_seconds"
             self.metrics[key] = [getattr(r, f"{name}_seconds") for r in rounds]
-        if reason := instability(self.metrics["step_seconds"]):
+        throttled = sum(r.throttled for r in rounds)
+        slowed = f"throttled in {throttled} of {len(rounds)} rounds" if throttled else ""
+        if reason := slowed or instability(self.metrics["step_seconds"]):
             self.detail["unstable"] = reason
 
     def summary(self) -> str:

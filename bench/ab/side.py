@@ -110,7 +110,7 @@ class Side:
             return None
 
     def do_finish(
-        self, rounds: Sequence[Mapping[str, float]], detail: Mapping[str, Any]
+        self, rounds: Sequence[Mapping[str, Any]], detail: Mapping[str, Any]
     ) -> dict[str, Any]:
         """The record, with the rounds that the comparison kept."""
         recorder = self._recorder

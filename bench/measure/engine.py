@@ -248,8 +248,11 @@ class Running:
         return measured
 
     def check_loss(self, steps: int = 20) -> tuple[float, float]:
-        """Train `steps` more steps on the fixed batch; the loss before and after, which must be
-        finite and fall (else the outcome is "diverged")."""
+        """The loss on the fixed batch before the first step and now: finite, and lower now.
+
+        Where it is not, the case trains on until it has made `steps` steps, and is "diverged" if
+        that does not help.
+        """
         request = {"do": "check_loss", "steps": steps}
         losses = self._request(request, outcome.LOSS_CHECK)
         return losses["before"], losses["after"]

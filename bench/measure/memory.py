@@ -238,9 +238,7 @@ def nvml_process_bytes(index: int) -> int | None:
     try:
         import pynvml
 
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(_device_uuid(index))
-        for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
+        for process in pynvml.nvmlDeviceGetComputeRunningProcesses(nvml_handle(index)):
             if process.pid == os.getpid():
                 return int(process.usedGpuMemory) if process.usedGpuMemory is not None else None
     except Exception:  # optional, and it fails in as many ways as there are drivers
@@ -248,8 +246,16 @@ def nvml_process_bytes(index: int) -> int | None:
     return None
 
 
-def _device_uuid(index: int) -> str:
-    return f"GPU-{torch.cuda.get_device_properties(index).uuid}"
+def nvml_handle(index: int) -> Any | None:
+    """NVML's handle of torch's GPU number `index`; None without NVML."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        uuid = torch.cuda.get_device_properties(index).uuid
+        return pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+    except Exception:  # optional, and it fails in as many ways as there are drivers
+        return None
 
 
 def _status_bytes(key: str) -> int | None:

@@ -48,12 +48,16 @@ class CaseFailed(Exception):
 
 @dataclass(frozen=True)
 class StepTime:
-    """One training step by the worker's clock, in seconds. The phases sum to the total."""
+    """One training step by the worker's clock, in seconds. The phases sum to the total.
+
+    `throttled`: the processor or the GPU was slowed down meanwhile, by heat or by power.
+    """
 
     total_seconds: float
     forward_seconds: float
     backward_seconds: float
     optimizer_seconds: float
+    throttled: bool = False
 
 
 @dataclass(frozen=True)

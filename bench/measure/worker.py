@@ -15,17 +15,18 @@ import math
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
 
 from bench.cases import Case
-from bench.measure import loading, memory, outcome
+from bench.measure import loading, memory, outcome, throttling
 from bench.measure.cost import CostCounter
 from bench.measure.outcome import Measurement, Outcome, StepTime
 from bench.measure.step import training_step
+from bench.measure.throttling import Throttling
 from bench.precision import precision
 
 
@@ -63,7 +64,9 @@ class Worker:
         self._tracker = memory.MemoryTracker(device=torch.device(self._device).type)
         self._phase = outcome.LOAD
         self._peak = 0
-        self._first_loss = math.nan
+        self._first_loss = math.nan  # under the seed's dropout mask: see loading.prepared
+        self._steps = 0
+        self._throttling: Throttling | None = None
         self._threads: int = setup["threads"]
         torch.set_num_threads(self._threads)
         if self._on_gpu:
@@ -151,24 +154,33 @@ class Worker:
         gc.collect()
         clock = _CudaClock() if self._on_gpu else _CpuClock()
         self._require_finite(self._step(clock.mark).item())
-        return clock.step_time()
+        measured = clock.step_time()
+        if self._throttling is None:  # the first step is a warm-up
+            gpu = torch.cuda.current_device() if self._on_gpu else None
+            self._throttling = throttling.watch(gpu)
+        return replace(measured, throttled=self._throttling.happened())
 
     def check_loss(self, steps: int) -> dict[str, float]:
-        """Train on; the loss under one dropout mask must be lower after than before.
+        """The loss on the fixed batch before the first step, and now: it must have fallen.
 
-        Raises Diverged; a loss that has already come down to a tenth of the first may rest.
+        Both under the dropout mask of the seed. Where the steps so far were not enough, trains on
+        until there were `steps` of them; raises Diverged if that does not help.
         """
         self._phase = outcome.LOSS_CHECK
-        before = self._loss_under_fixed_mask()
-        for _ in range(steps):
-            self._require_finite(self._step().item())
-        after = self._loss_under_fixed_mask()
-        if not after < max(before, 0.1 * self._first_loss):
-            raise Diverged(f"the loss did not fall in {steps} steps: {before:.6g} to {after:.6g}")
+        before, after = self._first_loss, self._loss_under_fixed_mask()
+        if not after < before and self._steps < steps:
+            while self._steps < steps:
+                self._require_finite(self._step().item())
+            after = self._loss_under_fixed_mask()
+        if not after < before:
+            raise Diverged(
+                f"the loss did not fall in {self._steps} steps: {before:.6g} to {after:.6g}"
+            )
         return {"before": before, "after": after}
 
     def _step(self, mark: Any = None) -> torch.Tensor:
         t = self._training
+        self._steps += 1
         marks = {} if mark is None else {"mark": mark}
         return training_step(t.model, t.batch, t.optimizer, t.scaler, **marks)
 

@@ -50,8 +50,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--time-limit", type=float, default=300.0, metavar="SECONDS",
         help="a measured case's time limit, seconds (default 300)")
     add("--budget", type=float, metavar="MINUTES", help="measure what fits into this time")
-    add("--check-loss", type=int, default=0, metavar="STEPS",
-        help="train each measured case on, and fail it unless its loss falls (20 is usual)")
+    add("--check-loss", type=int, default=20, metavar="STEPS",
+        help="fail a measured case whose loss has not fallen after so many steps on its fixed "
+        "batch (default 20; 0: do not check)")
     add("--gate", action="store_true",
         help="with --benchmark-compare: fail unless every metric holds against the baseline")
     add("--threshold", action="append", default=[], metavar="METRIC=X%",

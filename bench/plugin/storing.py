@@ -108,7 +108,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         from bench.reports import comparison_report, terminal
 
         terminalreporter.section("scenarios × precisions")
-        write(terminal(comparison_report([run], baseline), width, colour=colour))
+        write(terminal(comparison_report([run], baseline, phases=False), width, colour=colour))
     if baseline is not None:
         from bench.reports import terminal, verdict_report
 

@@ -2,7 +2,8 @@
 
 from bench.reports.commands import FORMATS, compare_command, report_command
 from bench.reports.layout import Report, Table, latex, markdown, terminal
-from bench.reports.tables import comparison_report, comparison_rows, comparison_table
+from bench.reports.rows import comparison_rows, comparison_table
+from bench.reports.tables import comparison_report
 from bench.reports.verdicts import verdict_report, verdict_table
 
 __all__ = [

@@ -25,7 +25,8 @@ from bench.baselines import (
 )
 from bench.errors import BenchError, UnknownName
 from bench.reports.layout import Report, latex, markdown, terminal
-from bench.reports.tables import comparison_report, comparison_rows, comparison_table
+from bench.reports.rows import comparison_rows, comparison_table
+from bench.reports.tables import comparison_report
 from bench.reports.verdicts import verdict_report, verdict_table
 
 if TYPE_CHECKING:

@@ -1,0 +1,58 @@
+"""Whether the processor or the GPU was slowed down, by heat or by power, while a step ran."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bench.measure.memory import nvml_handle
+
+CPUS = Path("/sys/devices/system/cpu")
+_COUNTERS = "cpu[0-9]*/thermal_throttle/*_throttle_count"
+
+
+class CpuThrottling:
+    """Linux counts each processor's thermal events; a virtual machine may show no counters."""
+
+    def __init__(self, cpus: Path = CPUS) -> None:
+        self._counters = sorted(cpus.glob(_COUNTERS))
+        self._before = self._events()
+
+    def happened(self) -> bool:
+        """Whether there were events since the last call (or since this was made)."""
+        before, self._before = self._before, self._events()
+        return self._before > before
+
+    def _events(self) -> int:
+        return sum(int(path.read_text()) for path in self._counters)
+
+
+class GpuThrottling:
+    """NVML's reasons for reduced clocks: hardware slowdown, heat, power brake."""
+
+    def __init__(self, handle: Any) -> None:
+        import pynvml
+
+        self._handle = handle
+        self._read = pynvml.nvmlDeviceGetCurrentClocksThrottleReasons
+        self._slow = (
+            pynvml.nvmlClocksThrottleReasonHwSlowdown
+            | pynvml.nvmlClocksThrottleReasonSwThermalSlowdown
+            | pynvml.nvmlClocksThrottleReasonHwThermalSlowdown
+            | pynvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown
+        )
+
+    def happened(self) -> bool:
+        """Whether the clocks are reduced for one of these reasons now."""
+        return bool(self._read(self._handle) & self._slow)
+
+
+Throttling = CpuThrottling | GpuThrottling
+
+
+def watch(gpu: int | None) -> Throttling:
+    """What tells of throttling on GPU number `gpu` (torch's); on the CPU for None, and where NVML
+    does not know the GPU."""
+    if gpu is not None and (handle := nvml_handle(gpu)) is not None:
+        return GpuThrottling(handle)
+    return CpuThrottling()

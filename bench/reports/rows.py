@@ -1,0 +1,180 @@
+"""The rows of the comparison table: raw figures, and how they stand to a baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
+
+from bench.baselines import VERDICTS, Record, Run, Verdict, compare
+from bench.statistics import summarize
+from bench.units import (
+    one_line,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PRECISIONS = ("fp32", "bf16", "fp16", "int8", "nf4", "fp4")
+PHASES = ("forward", "backward", "optimizer")
+
+
+def _column(header: str, default: Any = None) -> Any:
+    return field(default=default, metadata={"header": header})
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table, raw. The share is of the total with the adapter in it."""
+
+    run: str = _column("run")
+    model: str = _column("model")
+    geometry: str | None = _column("geometry")
+    scenario: str = _column("scenario")
+    rank: int | None = _column("rank")
+    precision: str | None = _column("precision")
+    outcome: str = _column("outcome", "ok")
+    layers: int | None = _column("layers adapted")
+    trainable: int | None = _column("trainable parameters")
+    total: int | None = _column("total parameters")
+    share_percent: float | None = _column("trainable share [%]")
+    loaded_bytes: int | None = _column("allocated when loaded [bytes]")
+    first_step_peak_allocated_bytes: int | None = _column("first step's peak allocated [bytes]")
+    peak_allocated_bytes: int | None = _column("peak allocated [bytes]")
+    peak_reserved_bytes: int | None = _column("peak reserved [bytes]")
+    peak_rss_bytes: int | None = _column("peak RSS [bytes]")
+    step_median_seconds: float | None = _column("step time, median [s]")
+    step_iqr_seconds: float | None = _column("step time, IQR [s]")
+    forward_median_seconds: float | None = _column("forward, median [s]")
+    backward_median_seconds: float | None = _column("backward, median [s]")
+    optimizer_median_seconds: float | None = _column("optimizer, median [s]")
+    tokens_per_second: float | None = _column("tokens per second")
+    rounds: int | None = _column("rounds")
+    allocated_ratio: float | None = _column("peak allocated / baseline")
+    step_ratio: float | None = _column("step time / baseline")
+    verdict: str | None = _column("verdict")
+    unstable: str | None = _column("unstable")
+
+
+def comparison_table(runs: Sequence[Run], baseline: Run | None = None) -> pd.DataFrame:
+    """Every row of the runs as a data frame: raw numbers, with units in the column names."""
+    import pandas as pd
+
+    headers = {item.name: item.metadata["header"] for item in fields(Row)}
+    frame = pd.DataFrame(
+        [asdict(row) for row in comparison_rows(runs, baseline)],
+        columns=list(headers),
+        dtype=object,
+    )
+    for item in fields(Row):
+        kinds = {"int | None": "Int64", "float | None": "Float64"}
+        frame[item.name] = frame[item.name].astype(kinds.get(str(item.type), "object"))
+    return frame.rename(columns=headers)
+
+
+def comparison_rows(runs: Sequence[Run], baseline: Run | None = None) -> list[Row]:
+    """The rows: one for each model, geometry, scenario, rank and precision of each run.
+
+    Figures that do not depend on the precision (layers, parameters) come from the case itself
+    or, where it has none, from the counts and parameters suites' case of the same geometry.
+    """
+    return [row for run in runs for row in _rows_of_run(run, baseline)]
+
+
+def _rows_of_run(run: Run, baseline: Run | None) -> list[Row]:
+    verdicts: dict[str, list[Verdict]] = {}
+    for verdict in compare(baseline, run) if baseline else ():
+        verdicts.setdefault(verdict.record, []).append(verdict)
+    groups: dict[tuple[str, str | None, str], list[Record]] = {}
+    for record in run.records.values():
+        key = (record.model, _text(record.detail.get("geometry")), record.scenario)
+        groups.setdefault(key, []).append(record)
+    models = list(dict.fromkeys(model for model, _, _ in groups))
+    ordered = sorted(groups.items(), key=lambda item: models.index(item[0][0]))
+    return [
+        _row(run.label, geometry, members, verdicts, baseline is not None)
+        for (_, geometry, _), records in ordered
+        for members in _cases(records)
+    ]
+
+
+def _cases(records: Sequence[Record]) -> Iterator[list[Record]]:
+    """The records behind each row of one scenario: the case's own first, then what fills it in."""
+    known = sorted({record.rank for record in records if record.rank is not None})
+    ranks: list[int | None] = [*known] or [None]
+    for rank in ranks:
+        mine = [record for record in records if record.rank in (rank, None)]
+        shared = [record for record in mine if record.precision is None]
+        found = {record.precision for record in mine if record.precision is not None}
+        for precision in sorted(found, key=_precision_order):
+            yield [*(record for record in mine if record.precision == precision), *shared]
+        if not found:
+            yield sorted(shared, key=lambda record: record.rank is None)
+
+
+def _precision_order(precision: str) -> tuple[int, str]:
+    known = precision in PRECISIONS
+    return (PRECISIONS.index(precision) if known else len(PRECISIONS), precision)
+
+
+def _row(
+    run: str,
+    geometry: str | None,
+    members: Sequence[Record],
+    verdicts: Mapping[str, Sequence[Verdict]],
+    compared: bool,
+) -> Row:
+    own = members[0]
+    metrics: dict[str, Any] = {}
+    for record in reversed(members):
+        metrics |= record.metrics
+    trainable, total = metrics.get("trainable_parameters"), metrics.get("total_parameters")
+    row = Row(
+        run=run,
+        model=own.model,
+        geometry=geometry,
+        scenario=own.scenario,
+        rank=own.rank,
+        precision=own.precision,
+        outcome=next((record.outcome for record in members if record.outcome != "ok"), "ok"),
+        layers=metrics.get("adapted_layers"),
+        trainable=trainable,
+        total=total,
+        share_percent=100 * trainable / total if trainable is not None and total else None,
+        loaded_bytes=metrics.get("loaded_bytes"),
+        first_step_peak_allocated_bytes=metrics.get("first_step_peak_allocated_bytes"),
+        peak_allocated_bytes=metrics.get("peak_allocated_bytes"),
+        peak_reserved_bytes=metrics.get("peak_reserved_bytes"),
+        peak_rss_bytes=metrics.get("peak_rss_bytes"),
+        unstable=_text(own.detail.get("unstable")),
+    )
+    if rounds := metrics.get("step_seconds"):
+        summary = summarize(rounds)
+        phases: dict[str, Any] = {
+            f"{phase}_median_seconds": summarize(metrics[f"{phase}_seconds"]).median
+            for phase in PHASES
+            if metrics.get(f"{phase}_seconds")
+        }
+        tokens = own.detail.get("tokens_per_step")
+        row = replace(
+            row,
+            **phases,
+            tokens_per_second=tokens / summary.median if isinstance(tokens, int) else None,
+            step_median_seconds=summary.median,
+            step_iqr_seconds=summary.iqr,
+            rounds=summary.rounds,
+        )
+    if compared:
+        found = [verdict for record in members for verdict in verdicts.get(record.id, ())]
+        ratios = {verdict.metric: verdict.ratio for verdict in verdicts.get(own.id, ())}
+        row = replace(
+            row,
+            allocated_ratio=ratios.get("peak_allocated_bytes"),
+            step_ratio=ratios.get("step_seconds"),
+            verdict=min((v.verdict for v in found), key=VERDICTS.index, default=None),
+        )
+    return row
+
+
+def _text(value: object) -> str | None:
+    return one_line(value) if value else None
