@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 
 from bench.formulas import lora_parameters
-from bench.measure import CaseFailed, WorkerClock
+from bench.measure import WARMUP_ROUNDS, CaseFailed, WorkerClock
 from bench.subjects import Subject
 from bench.targets import match
 
 CLOCK = WorkerClock()
-WARMUP = 1
 
 
 @pytest.mark.measured
@@ -33,7 +32,7 @@ def test_step(measured: Subject, measuring, step_options, benchmark, record, pyt
             benchmark.pedantic(
                 lambda: rounds.append(running.step()),
                 rounds=pytestconfig.option.rounds,
-                warmup_rounds=WARMUP,
+                warmup_rounds=WARMUP_ROUNDS,
             )
             if steps := pytestconfig.option.check_loss:
                 running.check_loss(steps)
@@ -43,4 +42,4 @@ def test_step(measured: Subject, measuring, step_options, benchmark, record, pyt
         if failure.outcome.name == "oom":
             pytest.xfail(f"out of memory: {failure}")
         pytest.fail(str(failure), pytrace=False)
-    record.times(rounds[WARMUP:] or rounds)
+    record.times(rounds[WARMUP_ROUNDS:] or rounds)

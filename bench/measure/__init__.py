@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from bench.measure.engine import Running, Session, WorkerClock
+from bench.measure.engine import WARMUP_ROUNDS, Running, Session, WorkerClock
 from bench.measure.outcome import CaseFailed, Measurement, Outcome, StepTime
+from bench.measure.spread import Spread, Taken
 
 __all__ = [
+    "WARMUP_ROUNDS",
     "CaseFailed",
     "Measurement",
     "Outcome",
     "Running",
     "Session",
+    "Spread",
     "StepTime",
+    "Taken",
     "WorkerClock",
 ]

@@ -26,6 +26,9 @@ from bench.errors import BenchError
 from bench.measure import outcome
 from bench.measure.outcome import CaseFailed, Measurement, Outcome, StepTime
 
+WARMUP_ROUNDS = 1
+"""Timed steps that do not count: the first after the tracked ones fills caches again."""
+
 _START_SECONDS = 300.0
 """How long the imports may take: minutes on a cold network disk, seconds otherwise."""
 

@@ -8,6 +8,7 @@ import pytest
 
 from bench.plugin.state import (
     LOG,
+    MEASURED,
     PARAMETERS,
     PROGRESS,
     REFUSED,
@@ -57,7 +58,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         keep.append(refused[0])
         dropped += refused[1:]
     items[:] = keep
-    config.stash[PROGRESS] = Progress(sum(map(_is_measured, keep)))
+    measured = [item for item in keep if _is_measured(item)]
+    config.stash[PROGRESS] = Progress(len(measured))
+    config.stash[MEASURED] = [
+        str(item.callspec.params["measured"])
+        for item in measured
+        if isinstance(item, pytest.Function) and "measured" in item.fixturenames
+    ]
     if dropped:
         config.hook.pytest_deselected(items=dropped)
 

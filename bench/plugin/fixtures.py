@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from bench.adapters import AdapterConfig
 from bench.architectures import Model
 from bench.cases import StepOptions
-from bench.plugin.state import LOG, PARAMETERS, SUBJECTS
+from bench.plugin.state import LOG, MEASURED, PARAMETERS, SUBJECTS
 from bench.runlog import Recorder
-from bench.subjects import Subject, load_model
+from bench.subjects import Subject, has_gpu, load_model
+
+if TYPE_CHECKING:
+    from bench.measure import Session, Spread
 
 GIB = 1024**3
 
@@ -84,15 +87,25 @@ def record(request: pytest.FixtureRequest) -> Recorder:
 
 
 @pytest.fixture(scope="session")
-def measuring(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """The session that starts one worker process a case."""
-    from bench.measure import Session
+def measuring(
+    request: pytest.FixtureRequest, step_options: StepOptions
+) -> Iterator[Session | Spread]:
+    """What starts one worker process a case; on several GPUs, ahead on each of them."""
+    from bench.measure import WARMUP_ROUNDS, Session, Spread
 
-    option = request.config.option
+    config = request.config
+    option = config.option
     with Session(
         memory_limit_bytes=int(option.memory_limit * GIB), time_limit_seconds=option.time_limit
     ) as session:
-        yield session
+        if not has_gpu() or len(session.devices) == 1:
+            yield session
+            return
+        subjects = [config.stash[SUBJECTS].measured[key] for key in config.stash[MEASURED]]
+        cases = [subject.case(step_options) for subject in subjects]
+        rounds = 1 if option.benchmark_disable else WARMUP_ROUNDS + option.rounds
+        with Spread(session, cases, rounds, option.check_loss) as spread:
+            yield spread
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ SAVE = pytest.StashKey[str | None]()
 BASELINE = pytest.StashKey[Run | None]()
 THRESHOLDS = pytest.StashKey[Thresholds]()
 VERDICTS = pytest.StashKey[list[Verdict]]()
+MEASURED = pytest.StashKey[list[str]]()  # keys of the measured subjects, in the run's order
 LINES = pytest.StashKey[list[str]]()
 
 # Fixture name → the subjects that parametrize it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     config.stash[RUN] = run = parse_run(seal(document), "this run")
     try:
         if name := config.stash[SAVE]:
-            path = write_run(storage_folder(config), name, document)
-            _say(config, f"stored run: {_shown(config, path)}")
+            _save(config, name, document)
         baseline = config.stash[BASELINE]
         if baseline is not None:
             verdicts = compare(baseline, run, config.stash[THRESHOLDS])
@@ -78,6 +78,17 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
     except BenchError as error:
         pytest.exit(f"error: {error}", returncode=2)
+
+
+def _save(config: pytest.Config, name: str, document: dict[str, Any]) -> None:
+    """Store the run; where its folder cannot take it, in the system's temporary folder, so that
+    what was measured is not lost, and the run fails (BenchError says where it is)."""
+    try:
+        path = write_run(storage_folder(config), name, document)
+    except BenchError as error:
+        kept = write_run(Path(tempfile.mkdtemp(prefix="lora-target-bench-")), name, document)
+        raise BenchError(f"{error}; the run is kept in {kept}") from error
+    _say(config, f"stored run: {_shown(config, path)}")
 
 
 def _shown(config: pytest.Config, path: Path) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -140,6 +142,30 @@ def test_save_compare_and_gate(run, pytester: pytest.Pytester) -> None:
     changed = run(*STEPS, *timed, "--benchmark-compare", "--gate")
     assert changed.ret == pytest.ExitCode.TESTS_FAILED
     changed.stdout.fnmatch_lines(["*trainable parameters*"])
+
+
+def test_a_full_disk_while_saving_loses_no_case(
+    run, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is told of, kept elsewhere, and nothing half-written lies in results/."""
+    elsewhere = pytester.mkdir("elsewhere")
+    monkeypatch.setattr("tempfile.tempdir", str(elsewhere))
+    link = os.link
+
+    def full(source: Path, target: Path) -> None:
+        if "results" in Path(target).parts:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        link(source, target)
+
+    monkeypatch.setattr("os.link", full)
+    result = run(*STEPS, "--benchmark-save", "full")
+    assert result.ret == 2
+    output = result.stdout.str() + result.stderr.str()
+    assert "No space left on device; nothing was written; the run is kept in" in output
+    assert [path for path in _results(pytester).iterdir() if path.is_file()] == []
+    (kept,) = elsewhere.glob("*/0001_full.json")
+    assert {r.outcome for r in load_run(kept).records.values()} == {"ok"}
+    assert len(load_run(kept).records) == 2
 
 
 def test_vanished_case_fails_the_gate(run, pytester: pytest.Pytester) -> None:
