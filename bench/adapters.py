@@ -7,24 +7,15 @@ Field names and meanings are those of `peft.LoraConfig`
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from bench.adapter_checks import ALL_LINEAR, BIASES, NESTED, TASK_TYPES, check_adapter
 from bench.errors import BenchError, UnknownName
 
-TASK_TYPES = (
-    "SEQ_CLS",
-    "SEQ_2_SEQ_LM",
-    "CAUSAL_LM",
-    "TOKEN_CLS",
-    "QUESTION_ANS",
-    "FEATURE_EXTRACTION",
-)
-BIASES = ("none", "all", "lora_only")
-ALL_LINEAR = "all-linear"
+__all__ = ["ALL_LINEAR", "BIASES", "TASK_HEADS", "TASK_TYPES", "AdapterConfig", "read_json"]
 
 # PEFT trains these heads beside the adapter when the task type is given.
 TASK_HEADS = {
@@ -46,8 +37,6 @@ INERT = frozenset(
 VARIANTS = ("use_dora", "kasa_config", "monteclora_config", "use_bdlora", "velora_config",
             "alora_invocation_tokens")  # fmt: skip
 
-_NESTED = ("kasa_config", "monteclora_config", "use_bdlora", "velora_config", "eva_config")
-
 # What is not computed, and why; `from_dict` says so.
 REFUSED = {
     "arrow_config": "it routes between adapters that exist already",
@@ -63,8 +52,8 @@ class AdapterConfig:
     The `*_config` fields, and `use_bdlora`, hold the fields of PEFT's class of that name; None
     leaves the variant out, an empty mapping takes its defaults.
 
-    Raises BenchError when a value is impossible (r < 1, an unknown bias or task type, an empty
-    target list, a malformed regular expression, layers_to_transform with a regex, two variants).
+    Raises BenchError when a value is impossible (a wrong type, r < 1, an unknown bias, task type or
+    initialisation, an empty target list, a malformed regular expression, two variants).
     """
 
     target_modules: tuple[str, ...] | str | None = None
@@ -96,46 +85,7 @@ class AdapterConfig:
     alora_invocation_tokens: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("r", self.r), *((f"rank_pattern[{k!r}]", v) for k, v in self.ranks)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise BenchError(f"{name} must be a whole number of at least 1, not {value!r}")
-        if not 0 <= self.lora_dropout <= 1:
-            raise BenchError(f"lora_dropout must lie between 0 and 1, not {self.lora_dropout!r}")
-        if self.bias not in BIASES:
-            raise UnknownName("bias", str(self.bias), BIASES)
-        if self.task_type is not None and self.task_type not in TASK_TYPES:
-            raise UnknownName("task type", str(self.task_type), TASK_TYPES, "(PEFT has no other)")
-        if self.target_modules in ((), "") and not self.target_parameters:
-            raise BenchError("target_modules is empty: name at least one module")
-        for name in ("target_modules", "exclude_modules"):
-            pattern = getattr(self, name)
-            if isinstance(pattern, str) and pattern != ALL_LINEAR:
-                try:
-                    re.compile(pattern)
-                except re.error as error:
-                    raise BenchError(
-                        f"{name} {pattern!r} is not a regular expression: {error}"
-                    ) from None
-        if isinstance(self.target_modules, str) and (
-            self.layers_to_transform is not None or self.layers_pattern
-        ):
-            raise BenchError(
-                "layers_to_transform and layers_pattern need a list of target_modules, not a regex"
-            )
-        if self.layers_pattern and self.layers_to_transform is None:
-            raise BenchError("layers_pattern needs layers_to_transform beside it")
-        if self.lora_bias and self.use_dora:
-            raise BenchError("lora_bias does not go with use_dora")
-        if len(self.variants) > 1:
-            raise BenchError(f"{' and '.join(self.variants)} do not go together")
-        for name in _NESTED:
-            if not isinstance(getattr(self, name), Mapping | None):
-                raise BenchError(f"{name} holds fields of its own, not {getattr(self, name)!r}")
-        _check_counts(self.monteclora_config, "monteclora_config", "num_samples")
-        _check_counts(self.use_bdlora, "use_bdlora", "nblocks")
-        _check_tokens(self.trainable_token_indices)
-        if self.layer_replication:
-            _check_replication(self.layer_replication)
+        check_adapter(self)
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -197,9 +147,9 @@ class AdapterConfig:
             if key not in known | INERT and value not in (None, False, {}, [], ""):
                 raise UnknownName(f"field with a value in {where}:", key, known)
         given = {
-            key: value if key in _NESTED else _to_tuples(value)
+            key: value if key in NESTED else _to_tuples(value)
             for key, value in data.items()
-            if key in known and value is not None and not (key in _NESTED and value is False)
+            if key in known and value is not None and not (key in NESTED and value is False)
         }
         try:
             return cls(**given)
@@ -223,36 +173,6 @@ def read_json(path: Path) -> Any:
         raise BenchError(f"{path}: cannot be read: {error.strerror}") from None
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise BenchError(f"{path}: not JSON: {error}") from None
-
-
-def _check_counts(nested: Mapping[str, Any] | None, where: str, key: str) -> None:
-    value = (nested or {}).get(key, 1)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise BenchError(f"{where}: {key} must be a whole number of at least 1, not {value!r}")
-
-
-def _check_tokens(given: Any) -> None:
-    lists = list(given.values()) if isinstance(given, Mapping) else [given]
-    for indices in lists if given is not None else ():
-        whole = isinstance(indices, tuple) and all(type(index) is int for index in indices)
-        if not whole or any(index < 0 for index in indices):
-            raise BenchError(
-                "trainable_token_indices holds token indices, or names with token indices, not "
-                f"{indices!r}"
-            )
-
-
-def _check_replication(pairs: Any) -> None:
-    for pair in pairs:
-        if (
-            not isinstance(pair, tuple | list)
-            or len(pair) != 2
-            or not all(isinstance(end, int) for end in pair)
-            or pair[0] >= pair[1]
-        ):
-            raise BenchError(
-                f"layer_replication holds [start, end) pairs with start < end, not {pair!r}"
-            )
 
 
 def _to_tuples(value: Any) -> Any:

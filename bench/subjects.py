@@ -31,6 +31,7 @@ class Subject:
     scenario: Scenario | None = None
     optional: tuple[str, ...] = ()
     precision: str | None = None
+    weights: Path | None = None
 
     @property
     def key(self) -> str:
@@ -43,7 +44,8 @@ class Subject:
 
     @property
     def measured_key(self) -> str:
-        return f"{self.ranked_key}-{self.precision}"
+        weights = "-real-weights" if self.weights else ""
+        return f"{self.ranked_key}-{self.precision}{weights}"
 
     def case(self, step: StepOptions) -> Case:
         """The measured case of this subject."""
@@ -56,6 +58,7 @@ class Subject:
             adapter=self.adapter.to_dict(),
             precision=self.precision,
             step=step,
+            weights=str(self.weights) if self.weights else None,
         )
 
     def dead_entries(self, ledger: Ledger) -> str:
@@ -84,6 +87,7 @@ class Request:
     auto_class: str | None = None
     full_geometry: bool = False
     trust_remote_code: bool = False
+    weights: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,7 @@ def select(request: Request) -> Subjects:
     and for a scenario that was asked for on a model that does not have its roles."""
     if request.r is not None and request.r < 1:
         raise BenchError(f"--rank must be a whole number of at least 1, not {request.r}")
+    _check_weights(request)
     scenarios = [find_scenario(s) for s in request.scenarios] or list(load_scenarios().values())
     precisions = tuple(precision(p).name for p in request.precisions) or PRECISIONS
     models = [
@@ -121,7 +126,7 @@ def select(request: Request) -> Subjects:
         if given is not None:
             adapted = model if request.auto_class else model.for_task(given.task_type)
             subject = Subject(adapted, "own", given, None, request.optional)
-            _add(found, [subject], own=True, precisions=precisions)
+            _add(found, [subject], own=True, precisions=precisions, weights=request.weights)
             continue
         chosen = _applicable(model, scenarios, bool(request.models and request.scenarios))
         for scenario in chosen:
@@ -130,14 +135,15 @@ def select(request: Request) -> Subjects:
                 (*request.optional, *scenario.optional),
             )  # fmt: skip
             if model.architecture is None:
-                _add(found, [subject], own=True, precisions=precisions)
+                _add(found, [subject], own=True, precisions=precisions, weights=request.weights)
                 continue
             found.structural[subject.key] = subject
             for r in ranks:
                 ranked = replace(subject, adapter=subject.adapter.with_rank(r))
                 found.ranked[ranked.ranked_key] = ranked
         if model.architecture is not None and (model.label in MEASURED or request.models):
-            _add(found, _measured(request, model, chosen), precisions=precisions)
+            published = _measured(request, model, chosen)
+            _add(found, published, precisions=precisions, weights=request.weights)
     return found
 
 
@@ -167,13 +173,24 @@ def _measured(request: Request, model: Model, chosen: Sequence[Scenario]) -> lis
     if request.scenarios:
         published = list(chosen)
     assert model.architecture is not None
-    reduce = not (request.full_geometry or has_gpu()) and model.architecture.reduction is not None
+    full = request.full_geometry or request.weights is not None or has_gpu()
+    reduce = not full and model.architecture.reduction is not None
     shown = model.reduce() if reduce else model
     return [
         Subject(shown, s.name, s.adapter(shown, r), s)
         for s in published
         for r in ((request.r,) if request.r else s.measured_ranks)
     ]
+
+
+def _check_weights(request: Request) -> None:
+    """Real weights are one model's, and safetensors: a pickle could execute anything."""
+    if request.weights is None:
+        return
+    if len(request.models) != 1:
+        raise BenchError("--weights needs exactly one --model: the model that they belong to")
+    if not any(request.weights.glob("*.safetensors")):
+        raise BenchError(f"--weights {request.weights}: no *.safetensors file is in that folder")
 
 
 def _given_adapter(request: Request, model: Model) -> AdapterConfig | None:
@@ -198,12 +215,13 @@ def _add(
     *,
     own: bool = False,
     precisions: tuple[str, ...],
+    weights: Path | None = None,
 ) -> None:
     for subject in subjects:
         if own:
             found.own[subject.key] = subject
         for name in precisions:
-            measured = replace(subject, precision=name)
+            measured = replace(subject, precision=name, weights=weights)
             found.measured[measured.measured_key] = measured
 
 

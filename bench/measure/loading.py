@@ -238,6 +238,7 @@ def _real_weights(case: Case, config: Any, device: str) -> Any:
         quantization_config=quantization,
         device_map={"": device},
         local_files_only=True,
+        use_safetensors=True,  # a pickle could execute anything
     )
 
 

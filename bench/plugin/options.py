@@ -40,6 +40,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--optional", default="", metavar="A,B", help="entries that may reach nothing")
     add("--auto-class", metavar="CLASS", help="transformers class to build your own model with")
     add("--trust-remote-code", action="store_true", help="run a model repository's own code")
+    add("--weights", type=Path, metavar="DIR",
+        help="measure with the real weights in this folder (safetensors) of the one --model")
     add("--full-geometry", action="store_true",
         help="measure full-size models without a GPU too (they need tens of gigabytes)")
     add("--batch-size", type=int, default=2, help="sequences a step (default 2)")
@@ -105,6 +107,7 @@ def pytest_configure(config: pytest.Config) -> None:
                 auto_class=option.auto_class,
                 full_geometry=option.full_geometry,
                 trust_remote_code=option.trust_remote_code,
+                weights=option.weights,
             )
         )
         gate([], option.allow)

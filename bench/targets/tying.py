@@ -122,6 +122,12 @@ def token_layers(table: ModuleTable, adapter: AdapterConfig) -> tuple[TokenLayer
         for module in found:
             if module.kind not in (EMBEDDING, LINEAR):
                 raise BenchError(f"{module.name} is a {module.class_name} and holds no tokens")
+            rows = module.in_features if module.kind == EMBEDDING else module.out_features
+            if indices and max(indices) >= rows:
+                raise BenchError(
+                    f"trainable_token_indices: {module.name} has {rows} rows, and {max(indices)} "
+                    "is not one of them"
+                )
             width = module.out_features if module.kind == EMBEDDING else module.in_features
             layers.setdefault(module.name, TokenLayer(module.name, len(indices), width))
     if embedding in layers and (together or adapter.ensure_weight_tying):

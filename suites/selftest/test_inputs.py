@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bench.architectures import find_model, load_architecture, registered
+from bench.cases import StepOptions
 from bench.cli import main
 from bench.errors import BenchError
 from bench.expressions import evaluate
 from bench.scenarios import load_scenarios
+from bench.subjects import Request, select
 
 LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "vocab_size": 20,
          "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
@@ -112,6 +115,54 @@ def test_wrong_adapter(llama: Path, refused, adapter: dict, said: str) -> None:
     message = refused("targets", llama, "--adapter", file)
     assert said in message
     assert str(file) in message
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("target_modules", [1], "a list of names"),
+        ("target_modules", {"q_proj": 1}, "a list of names"),
+        ("target_modules", [""], "a list of names"),
+        ("modules_to_save", "lm_head", "a list of names"),
+        ("modules_to_save", ["["], "'[' is not a regular expression"),
+        ("target_parameters", [3], "a list of names"),
+        ("exclude_modules", "(", "'(' is not a regular expression"),
+        ("rank_pattern", {"[": 4}, "'[' is not a regular expression"),
+        ("rank_pattern", {"q_proj": "x"}, "whole numbers of at least 1"),
+        ("rank_pattern", [1], "names with whole numbers"),
+        ("alpha_pattern", {"q_proj": "x"}, "names with numbers"),
+        ("layers_to_transform", ["a"], "a layer's index"),
+        ("layers_to_transform", -1, "a layer's index"),
+        ("trainable_token_indices", [-1], "token indices"),
+        ("trainable_token_indices", {"x": "y"}, "token indices"),
+        ("layer_replication", [["a", 1]], "start < end"),
+        ("layer_replication", [[0, 99]], "layers 0 to 1"),
+        ("use_dora", "yes", "true or false"),
+        ("lora_alpha", "x", "a number"),
+        ("lora_dropout", 2, "from 0 to 1"),
+        ("init_lora_weights", "pisssa", "did you mean pissa"),
+        ("init_lora_weights", 7, "true, false or a name"),
+        ("use_bdlora", 3, "an object of its own fields"),
+    ],
+)
+def test_wrong_adapter_value(llama: Path, refused, field: str, value: object, said: str) -> None:
+    file = llama / "adapter_config.json"
+    file.write_text(json.dumps({"peft_type": "LORA", "target_modules": ["q_proj"], field: value}))
+    message = refused("targets", llama)
+    assert field in message
+    assert said in message
+
+
+def test_real_weights_must_be_one_models_and_safetensors(llama: Path) -> None:
+    request = Request(models=(str(llama),), target_modules=("q_proj",), weights=llama)
+    with pytest.raises(BenchError, match=r"no \*\.safetensors file"):
+        select(request)
+    (llama / "model.safetensors").touch()
+    (measured, *_) = select(request).measured.values()
+    assert measured.case(StepOptions()).weights == str(llama)
+    assert measured.measured_key.endswith("-real-weights")
+    with pytest.raises(BenchError, match="exactly one --model"):
+        select(replace(request, models=()))
 
 
 @pytest.mark.parametrize(
