@@ -92,7 +92,10 @@ _TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
         name: (lambda v: isinstance(v, bool), "true or false")
         for name in ("fan_in_fan_out", "use_rslora", "use_dora", "lora_bias", "ensure_weight_tying")
     },
-    **{name: (lambda v: isinstance(v, Mapping), "an object of its own fields") for name in NESTED},
+    **{
+        name: (lambda v: isinstance(v, Mapping), "an object with fields of its own")
+        for name in NESTED
+    },
 }
 _OPTIONAL = {"target_modules", "exclude_modules", "layers_pattern", "layers_to_transform",
              "trainable_token_indices", "alora_invocation_tokens", *NESTED}  # fmt: skip

@@ -22,7 +22,7 @@ from bench.errors import BenchError, UnknownName, check_keys
 from bench.expressions import evaluate
 from bench.modules import OTHER, ModuleTable, read_table
 from bench.precision import precision
-from bench.quantization import bitsandbytes_config, given_config, swap_linear_layers
+from bench.quantization import bitsandbytes_config, given_config, quantize_on_meta
 from bench.roles import check_role, role_of
 
 if TYPE_CHECKING:
@@ -245,7 +245,7 @@ class Model:
                     loader = loader.from_config
                 model: nn.Module = loader(self.transformers_config)
                 if quantization is not None:
-                    swap_linear_layers(model, quantization)
+                    quantize_on_meta(model, quantization)
                 return model
             except BenchError:
                 raise

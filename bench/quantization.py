@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError
@@ -52,6 +53,41 @@ def given_config(settings: object, where: str) -> Any:
         return BitsAndBytesConfig.from_dict(dict(settings))
     except (TypeError, ValueError, AttributeError) as error:
         raise BenchError(f"{where}: quantization_config: {error}") from None
+
+
+def quantize_on_meta(model: nn.Module, config: Any) -> None:
+    """Replace linear layers by bitsandbytes' and quantize them: every shape, no memory."""
+    import torch
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+    swap_linear_layers(model, config)
+    with without_cached_tables():
+        for module in model.modules():
+            if isinstance(module, Linear4bit | Linear8bitLt):
+                module.weight = module.weight._quantize(torch.device("meta"))
+
+
+@contextlib.contextmanager
+def without_cached_tables() -> Iterator[None]:
+    """Set aside the small tables that bitsandbytes keeps for the process: while this is active it
+    makes its own, as in a fresh process, and none on meta is left where a real quantization would
+    find it."""
+    from bitsandbytes import functional
+    from bitsandbytes.backends import utils
+    from bitsandbytes.backends.default import ops
+
+    tables: list[dict[Any, Any]] = [functional.name2qmap, utils._code_4bit_cache]
+    before = [dict(table) for table in tables]
+    for table in tables:
+        table.clear()
+    ops._get_4bit_quantize_bounds.cache_clear()
+    try:
+        yield
+    finally:
+        for table, values in zip(tables, before, strict=True):
+            table.clear()
+            table.update(values)
+        ops._get_4bit_quantize_bounds.cache_clear()
 
 
 def swap_linear_layers(model: nn.Module, config: Any) -> None:

@@ -189,7 +189,7 @@ def test_quantized_head_cannot_be_trained(
     quantized = {name for name, m in modules if type(m).__module__.startswith("bitsandbytes")}
     queries = ["q_lin", "query", "q_proj"]
     adapter = AdapterConfig(tuple(queries), task_type=task_type)
-    on_meta = match(model.loaded_in(loaded).table, adapter)
+    on_meta = agree(model.loaded_in(loaded), adapter)
     for ledger in (on_meta, match(read_table(live), adapter)):
         assert ("quantized-head" in hazards(ledger), bool(ledger.refusals)) == (bool(heads),) * 2
         copied = [m.name for m in ledger.table.modules if m.quantized and m.name in ledger.saved]

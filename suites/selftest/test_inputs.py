@@ -142,7 +142,7 @@ def test_wrong_adapter(llama: Path, refused, adapter: dict, said: str) -> None:
         ("lora_dropout", 2, "from 0 to 1"),
         ("init_lora_weights", "pisssa", "did you mean pissa"),
         ("init_lora_weights", 7, "true, false or a name"),
-        ("use_bdlora", 3, "an object of its own fields"),
+        ("use_bdlora", 3, "an object with fields of its own"),
     ],
 )
 def test_wrong_adapter_value(llama: Path, refused, field: str, value: object, said: str) -> None:
