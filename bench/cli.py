@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from bench import __version__
 from bench.errors import BenchError
+from bench.quantization import quiet_bitsandbytes
 
 FORMATS = ("terminal", "markdown", "csv", "latex", "json")
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. Wrong input is one line on standard error."""
     options = _parser().parse_args(arguments)
+    quiet_bitsandbytes()
     try:
         status: int = options.run(options)
         sys.stdout.flush()

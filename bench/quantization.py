@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+def quiet_bitsandbytes() -> None:
+    """Silence notices that are expected here, before it is imported: the offer of optional CPU
+    kernels, and the report of each cast of int8 inputs."""
+    for name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 def bitsandbytes_config(name: str, skipped: Sequence[str] | None = None) -> Any:
     """The `BitsAndBytesConfig` of a quantized precision; `skipped` modules stay as they are.
 
@@ -95,8 +102,7 @@ def swap_linear_layers(model: nn.Module, config: Any) -> None:
 
     PEFT chooses its quantized layers by the attributes that are set here.
     """
-    # bitsandbytes offers optional CPU kernels on import.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    quiet_bitsandbytes()
     from transformers.integrations import replace_with_bnb_linear
     from transformers.quantizers.base import HfQuantizer
     from transformers.utils.quantization_config import QuantizationMethod

@@ -18,7 +18,7 @@ import torch
 from bench.cases import Case
 from bench.measure.step import Batch, make_batch, make_optimizer, make_scaler
 from bench.precision import precision
-from bench.quantization import bitsandbytes_config, swap_linear_layers
+from bench.quantization import bitsandbytes_config, quiet_bitsandbytes, swap_linear_layers
 
 _TRAINED_HEADS = {
     "SEQ_CLS": ("classifier", "score"),
@@ -189,9 +189,7 @@ def count_adapted_layers(model: torch.nn.Module) -> int:
 
 def quiet_libraries() -> None:
     """Silence notices that are expected here and would drown a progress line."""
-    # bitsandbytes offers optional CPU kernels on import, and reports each cast of int8 inputs.
-    for name in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet_bitsandbytes()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
 
