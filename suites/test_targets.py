@@ -203,6 +203,18 @@ def test_quantized_head_cannot_be_trained(
         get_peft_model(live, asked)
 
 
+def test_a_token_beyond_the_vocabulary_is_refused() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = Model("llama", {"model_type": "llama", **TINY_LAYERS}, "AutoModelForCausalLM")
+    fields = {"target_modules": ["q_proj"], "trainable_token_indices": [24]}
+    (refusal,) = match(model.table, AdapterConfig.from_dict(fields)).refusals
+    assert "24 rows, and 24 is not one of them" in refusal
+    live = model_class(model.auto_class).from_config(model.transformers_config)
+    with pytest.raises(IndexError):
+        get_peft_model(live, LoraConfig(**fields))
+
+
 def test_tied_embeddings_saved_twice_drift_apart(both) -> None:
     saved = ("embed_tokens", "lm_head")
     ledger = both("llama-3.2-1b", AdapterConfig(("q_proj",), modules_to_save=saved))
