@@ -10,7 +10,8 @@ from pathlib import Path
 
 from bench.atlas.build import Progress, build_atlas, default_jobs
 from bench.atlas.diff import Change, diff_atlases, summary
-from bench.atlas.entries import Atlas, with_roles
+from bench.atlas.entries import Atlas
+from bench.atlas.reviewed import with_roles
 from bench.atlas.store import (
     ROOT,
     entry_to_json,

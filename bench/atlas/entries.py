@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 
@@ -174,23 +174,3 @@ def linear_rows(entry: TypeEntry) -> Iterator[Projection | Bare]:
     """The linear projections and the bare weights of one type."""
     yield from (p for p in entry.projections if p.kind in (LINEAR, CONV1D))
     yield from entry.bare
-
-
-def with_roles(atlas: Atlas) -> Atlas:
-    """The atlas with its roles assigned again, for when a rule has changed."""
-    from bench.atlas.reviewed import role_in
-
-    def again(model_type: str, entry: TypeEntry) -> TypeEntry:
-        return replace(
-            entry,
-            projections=tuple(
-                replace(p, role=role_in(model_type, next(names.expand(p.name)), p.kind, entry))
-                for p in entry.projections
-            ),
-            bare=tuple(
-                replace(s, role=role_in(model_type, next(names.expand(s.name)), "", entry))
-                for s in entry.bare
-            ),
-        )
-
-    return replace(atlas, types={t: again(t, e) for t, e in atlas.types.items()})

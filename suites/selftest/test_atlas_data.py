@@ -406,7 +406,7 @@ def test_command_names_what_is_wrong(tmp_path, built) -> None:
 def test_diff_command(tmp_path, capsys) -> None:
     other = replace(ENTRY, projections=ROWS[1:])
     for name, atlas in (("a", ATLAS), ("b", replace(ATLAS, types={**ATLAS.types, "toy": other}))):
-        save_atlas(with_current_roles(atlas), tmp_path / name)
+        save_atlas(reviewed.with_roles(atlas), tmp_path / name)
     assert command.atlas_diff_command(str(tmp_path / "a"), str(tmp_path / "a")) == 0
     assert "no difference" in capsys.readouterr().out
     assert command.atlas_diff_command(str(tmp_path / "a"), str(tmp_path / "b")) == 1
@@ -419,9 +419,3 @@ def test_diff_command(tmp_path, capsys) -> None:
     assert (line["model_type"], line["kind"], line["old"]) == (
         "toy", "lost", ["model.embed_tokens"],
     )  # fmt: skip
-
-
-def with_current_roles(atlas: Atlas) -> Atlas:
-    from bench.atlas.entries import with_roles
-
-    return with_roles(atlas)
