@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import replace
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from bench.atlas import names
@@ -183,12 +184,13 @@ def choose(model_type: str) -> str:
 
 
 def explain(error: BaseException) -> str:
-    """Why a type does not build, in one line: the optional package that it lacks, or the error."""
+    """Why a type does not build, in one line: what it lacks here, or the error."""
     text = str(error).strip() or type(error).__name__
     if isinstance(error, ImportError) and (missing := _PACKAGE.findall(text)):
         return f"needs the optional package {' and '.join(dict.fromkeys(missing))}"
-    line = " ".join(text.split())
-    return f"{type(error).__name__}: {line[:160]}"
+    if isinstance(error, OSError) and "couldn't connect" in text:
+        return "its configuration names a model on the hub"
+    return shorten(f"{type(error).__name__}: {text}", 160, placeholder=" ...")
 
 
 def make_entry(table: ModuleTable, auto_class: str, causal_lm: bool) -> TypeEntry:
