@@ -19,8 +19,10 @@ from atlas_types import (
 )
 
 from bench.adapters import AdapterConfig
+from bench.architectures import FIXTURES
 from bench.atlas.build import build_model
-from bench.atlas.headline import headline
+from bench.atlas.headline import WORKS, default_outcomes, headline, missed_roles
+from bench.atlas.page import refresh
 from bench.atlas.reach import (
     DEFAULT,
     REFUSED,
@@ -109,12 +111,44 @@ def test_peft_default_has_no_dead_entry(model_type: str) -> None:
     assert match(stored_atlas().types[model_type].table(model_type), adapter).dead_entries == ()
 
 
+# The figures of docs/atlas.md
+
+
 def test_headline() -> None:
-    """Every causal LM is counted once, and all-linear never reaches less than the seven names."""
+    """Every causal LM is counted once; what PEFT refused reaches nothing; and all-linear never
+    reaches less than the seven names."""
     atlas = stored_atlas()
     seven, every = headline(atlas, "seven-names"), headline(atlas, "all-linear")
     assert seven.types == every.types == len(atlas.causal_lms)
-    assert "llama" in seven.everything
+    assert {"llama", "mistral", "qwen3", "gemma2"} <= {*seven.everything}
     assert {"phi3", "mixtral", "gpt_oss"} <= {*seven.part}
     assert {"gpt2", "bloom", "falcon", "mamba"} <= {*seven.nothing}
+    refused = {t for t in atlas.causal_lms if stored_reach().types[t]["seven-names"] == REFUSED}
+    assert refused <= {*seven.nothing}
     assert {*seven.everything} <= {*every.everything}
+
+
+def test_headline_says_what_is_missed() -> None:
+    """By role, on types whose modules are known: Phi-3 fuses two projections, Mixtral its experts;
+    OPT calls three by names of its own."""
+    found = missed_roles(stored_atlas(), ("phi3", "mixtral", "opt", "llama"), "seven-names")
+    assert found == {
+        "down": ("mixtral", "opt"), "gate_up": ("phi3", "mixtral"), "output": ("opt",),
+        "query_key_value": ("phi3",), "up": ("opt",),
+    }  # fmt: skip
+
+
+def test_default_outcomes_are_the_known_defects() -> None:
+    outcomes = default_outcomes(stored_atlas())
+    assert {key for key, found in outcomes.items() if found != WORKS} == {
+        *BROKEN_DEFAULTS, *DEAD_DEFAULTS,
+    }  # fmt: skip
+    assert outcomes.keys() == peft_defaults().keys()
+
+
+def test_page_shows_what_is_stored() -> None:
+    """After a change of an atlas: `bench atlas --page docs/atlas.md`."""
+    if stored_reach().peft != version("peft"):
+        pytest.skip(f"written with peft {stored_reach().peft}; {version('peft')} is installed")
+    text = (FIXTURES.parent / "docs" / "atlas.md").read_text(encoding="utf-8")
+    assert text == refresh(text, "docs/atlas.md")
