@@ -94,7 +94,7 @@ def _depth_exceptions() -> dict[str, str]:
 DEPTH_EXCEPTIONS = _depth_exceptions()
 
 
-@on_types(size=25)
+@on_types(size=25, always=("albert", "esm", "gpt_neo", "llama"))
 def test_twice_the_depth_is_twice_the_layers(model_type: str) -> None:
     """And nothing else changes. A listed exception that holds after all fails: take it off."""
     try:

@@ -33,6 +33,8 @@ from bench.atlas.reach import (
     peft_names,
     scenarios_for,
 )
+from bench.counting import count, inject
+from bench.errors import BenchError
 from bench.modules import read_table
 from bench.targets import match
 
@@ -109,6 +111,21 @@ def test_peft_default_has_no_dead_entry(model_type: str) -> None:
     default = peft_defaults()[model_type]
     adapter = AdapterConfig(default if isinstance(default, str) else tuple(default))
     assert match(stored_atlas().types[model_type].table(model_type), adapter).dead_entries == ()
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=BenchError,
+    reason="peft <= 0.21.2, transformers 5: the causal LM of llama4 is a llama4_text, and only "
+    "llama4 has a default",
+)
+def test_peft_default_of_llama4_through_its_causal_lm() -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama4"))
+    assert count(inject(model, AdapterConfig())).adapted
 
 
 # The figures of docs/atlas.md

@@ -25,6 +25,7 @@ from bench.atlas import (
     save_atlas,
     store,
 )
+from bench.atlas.depth import Depths, Stacks
 from bench.atlas.diff import diff_atlases, summary
 from bench.atlas.page import refresh
 from bench.atlas.reach import load_reach
@@ -256,6 +257,31 @@ def test_an_entry_holds_what_the_ledger_needs() -> None:
         }
         assert bool(live.refusals) == bool(stored.refusals)
         assert live.weight_coverage == stored.weight_coverage
+
+
+# Depth
+
+
+def _stacks(*layers: int, head: int = 100) -> Stacks:
+    """A model with one linear layer a block, of these widths, and a head."""
+    blocks = [Module(f"h.{i}.fc", "linear", 8, width) for i, width in enumerate(layers)]
+    return Stacks.of(ModuleTable("toy", "Toy", (*blocks, Module("head", "linear", 8, head)), ()))
+
+
+@pytest.mark.parametrize(
+    ("twice", "problems"),
+    [
+        (_stacks(16, 32, 16, 32), []),
+        (_stacks(16, 16, 16, 32), []),  # the first layers may be of another kind, and as many
+        (_stacks(16, 32, 16, 32, head=200), ["outside the layers head changed"]),
+        (_stacks(16, 32, 16, 64), ["h: other kinds of layer at twice the depth"]),
+        (_stacks(16, 32, 16), ["h: 2 layers became 3"]),
+        (_stacks(16, 32), ["nothing grew with depth"]),
+        (_stacks(), ["h: there at one depth only", "nothing grew with depth"]),
+    ],
+)
+def test_what_twice_the_depth_must_not_change(twice, problems) -> None:
+    assert Depths(("depth",), _stacks(16, 32), twice).problems() == problems
 
 
 # Differences
