@@ -14,6 +14,7 @@ from bench.atlas.reviewed import with_roles
 from bench.atlas.rows import entry_to_json
 from bench.atlas.store import (
     ROOT,
+    check_writable,
     find_atlas,
     holds_atlas,
     load_atlas,
@@ -40,6 +41,7 @@ def atlas_command(
 
     jobs = _jobs(jobs)
     folder = output or ROOT / f"transformers-{transformers.__version__}"
+    check_writable(folder)
     stored = load_atlas(folder) if holds_atlas(folder) else None
     if stored and stored.transformers != transformers.__version__:
         raise BenchError(

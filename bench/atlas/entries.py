@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import prod
 
 from bench.atlas import names
 from bench.modules import CONV1D, LINEAR, OTHER, Module, ModuleTable, Parameter
@@ -43,11 +42,6 @@ class Projection:
     def shape(self) -> tuple[object, ...]:
         return (self.kind, self.in_features, self.out_features, self.bias, self.kernel, self.groups)
 
-    @property
-    def weight_elements(self) -> int:
-        """Elements of the weights of all `count` modules."""
-        return self.count * self.in_features * self.out_features * self.kernel // self.groups
-
 
 @dataclass(frozen=True)
 class Bare:
@@ -69,10 +63,6 @@ class Bare:
     @cached_property
     def layers(self) -> int:
         return names.repeats(self.name)
-
-    @property
-    def weight_elements(self) -> int:
-        return self.count * prod(self.shape)
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,13 @@ def holds_atlas(folder: Path) -> bool:
     return any(folder.glob(_FILE.format("*")))
 
 
+def check_writable(folder: Path) -> None:
+    """Raise BenchError unless an atlas can be stored in `folder`: to be told before it is built."""
+    there = next(p for p in folder.absolute().parents if p.exists())
+    if folder.is_file() or not there.is_dir() or not os.access(there, os.W_OK):
+        raise BenchError(f"{folder}: no folder can be written here; give another --output")
+
+
 def save_atlas(atlas: Atlas, folder: Path) -> None:
     """Write the atlas to `folder`: all of it or nothing. Other files there are kept."""
     texts: dict[str, dict[str, Any]] = {}

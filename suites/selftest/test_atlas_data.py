@@ -428,6 +428,10 @@ def test_command_names_what_is_wrong(tmp_path, built) -> None:
     save_atlas(ATLAS, tmp_path / "old")
     with pytest.raises(BenchError, match=r"holds the atlas of transformers 9\.9\.9"):
         command.atlas_command(tmp_path / "old")
+    (tmp_path / "file").write_text("")
+    for taken in (tmp_path / "file", tmp_path / "file" / "atlas"):
+        with pytest.raises(BenchError, match=r"file.*: no folder can be written here"):
+            command.atlas_command(taken)
     with pytest.raises(BenchError, match=r"unknown model type 'lama'.*llama"):
         build.build_atlas(["lama"], 1)
 
