@@ -54,6 +54,26 @@ def test_unbuilt_types_give_the_stored_reason() -> None:
     assert not differing
 
 
+# Types whose default configuration is a published model, and its parameters as published, in
+# billions, to the digits given.
+PUBLISHED = {
+    "deepseek_v3": ("671", "DeepSeek-V3 technical report"),
+    "gpt2": ("0.124", "OpenAI's repository of GPT-2, the smallest model"),
+    "gpt_neox": ("20.554567680", "model card of EleutherAI/gpt-neox-20b"),
+    "gpt_oss": ("116.8", "model card of gpt-oss-120b"),
+    "llama": ("6.7", "LLaMA paper, table 2"),
+    "mixtral": ("46.7", "Mistral's announcement of Mixtral 8x7B"),
+}
+
+
+@pytest.mark.parametrize("stored", stored_versions())
+@pytest.mark.parametrize("model_type", PUBLISHED)
+def test_totals_are_the_published_ones(model_type: str, stored: str) -> None:
+    published, _ = PUBLISHED[model_type]
+    total = load_atlas(find_atlas(stored)).types[model_type].parameters
+    assert f"{total / 1e9:.{len(published.partition('.')[2])}f}" == published
+
+
 # Roles
 
 
