@@ -98,11 +98,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--solve", choices=("batch-size", "seq-len", "rank"), help="the largest that fits")
 
     add = command("atlas", _atlas, "what every model type of transformers is made of")
-    add("--diff", nargs=2, metavar=("OLD", "NEW"), help="tell two stored atlases apart")
-    add("--output", type=Path, metavar="DIR", help="where to store (default: fixtures/atlas)")
     add("--types", default="", metavar="A,B", help="only these model types")
+    add("--output", type=Path, metavar="DIR", help="where to store (default: fixtures/atlas)")
     add("--jobs", type=int, metavar="N", help="processes (default: one a core)")
-    add("--reach", action="store_true", help="inject the popular targets into every type, store it")
+    add("--diff", nargs=2, metavar=("OLD", "NEW"), help="tell two stored atlases apart instead")
+    add("--reach", action="store_true",
+        help="inject the popular targets into every type instead, and store what PEFT reaches")
+    add("--roles", action="store_true", help="assign the roles of every stored atlas again instead")
+    add("--page", type=Path, metavar="FILE", help="bring the figures of docs/atlas.md up to date")
     add("--json", action="store_true", help="one JSON object a line")
 
     add = command("report", _report, "comparison table of stored runs")
@@ -334,14 +337,32 @@ def _memory(options: argparse.Namespace) -> int:
 # atlas
 
 
+# What `bench atlas` can do besides building, and the options that go with each.
+_ATLAS_MODES = {
+    "diff": ("types", "json"),
+    "reach": ("types", "jobs"),
+    "roles": (),
+    "page": (),
+}
+
+
 def _atlas(options: argparse.Namespace) -> int:
     from bench.atlas import command
 
+    given = [o for o in (*_ATLAS_MODES, "types", "output", "jobs", "json") if getattr(options, o)]
+    mode = next((name for name in given if name in _ATLAS_MODES), "")
+    if mode and (others := {*given} - {mode, *_ATLAS_MODES[mode]}):
+        raise BenchError(f"--{mode} does not go with --{' or --'.join(sorted(others))}")
     types = _split(options.types)
-    if options.diff:
-        return command.atlas_diff_command(options.diff[0], options.diff[1], options.json)
-    if options.reach:
-        return command.reach_command(jobs=options.jobs, types=types)
+    if mode == "diff":
+        old, new = options.diff
+        return command.atlas_diff_command(old, new, types, options.json)
+    if mode == "reach":
+        return command.reach_command(types, options.jobs)
+    if mode == "roles":
+        return command.roles_command()
+    if mode == "page":
+        return command.page_command(options.page)
     return command.atlas_command(options.output, types, options.jobs, options.json)
 
 

@@ -134,13 +134,22 @@ class ModuleTable:
     def expert_parameters(self) -> tuple[Parameter, ...]:
         """3-D weights of fused experts (experts × rows × columns), which hold no nn.Linear.
 
-        Class tokens and position tables are 3-D too, with a first dimension of 1.
+        Class tokens and position tables are 3-D too, with a first dimension of 1; so are the
+        windows of transposed convolutions and of convolutions under weight norm ("original1"), and
+        a state space's decay in Zamba ("A_log"), none of which is a matrix for every expert.
         """
-        owners = {m.name for m in self.modules if m.kind == OTHER}
+        owners = {
+            m.name
+            for m in self.modules
+            if m.kind == OTHER and not m.class_name.startswith("ConvTranspose")
+        }
         return tuple(
             p
             for p in self.parameters
-            if len(p.shape) == 3 and min(p.shape) > 1 and p.name.rpartition(".")[0] in owners
+            if len(p.shape) == 3
+            and min(p.shape) > 1
+            and p.name.rpartition(".")[0] in owners
+            and not p.name.rpartition(".")[2].startswith(("original", "A_log"))
         )
 
     def below(self, module: str) -> Iterator[Parameter]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
 
-from bench.atlas.build import Progress, build_atlas, default_jobs
-from bench.atlas.diff import Change, diff_atlases, summary
-from bench.atlas.entries import Atlas, with_roles
+from bench.atlas.build import Progress, build_atlas, check_type_name, default_jobs
+from bench.atlas.diff import change_lines, diff_atlases
+from bench.atlas.entries import Atlas
+from bench.atlas.reviewed import with_roles
+from bench.atlas.rows import entry_to_json
 from bench.atlas.store import (
     ROOT,
-    entry_to_json,
+    check_writable,
     find_atlas,
     holds_atlas,
     load_atlas,
@@ -38,7 +39,9 @@ def atlas_command(
     """
     import transformers
 
+    jobs = _jobs(jobs)
     folder = output or ROOT / f"transformers-{transformers.__version__}"
+    check_writable(folder)
     stored = load_atlas(folder) if holds_atlas(folder) else None
     if stored and stored.transformers != transformers.__version__:
         raise BenchError(
@@ -49,39 +52,40 @@ def atlas_command(
         raise BenchError(
             f"{folder}: holds no atlas to put {', '.join(types)} in; build all types first"
         )
-    if jobs is not None and jobs < 1:
-        raise BenchError(f"--jobs must be a whole number of at least 1, not {jobs}")
     with _Bar() as progress:
-        built = build_atlas(types or None, jobs or default_jobs(), progress)
+        built = build_atlas(types or None, jobs, progress)
     atlas = _merged(stored, built) if types and stored else built
     save_atlas(atlas, folder)
     changes = diff_atlases(stored, atlas) if stored else []
     _show(built, as_json)
     if not as_json:
-        _show_changes(changes)
+        _print(change_lines(changes))
         print(f"{len(atlas.types)} of {atlas.known} model types: {folder}")
     return 1 if any(c.model_type in atlas.unbuilt for c in changes) else 0
 
 
-def atlas_diff_command(old: str, new: str, as_json: bool = False) -> int:
-    """What changed from one atlas to another (versions or folders); 1 if anything did.
+def atlas_diff_command(old: str, new: str, types: Sequence[str] = (), as_json: bool = False) -> int:
+    """What changed from one atlas to another (versions or folders), in `types` or in all; 1 if
+    anything did.
 
     Roles are assigned again on both sides, so that a difference is one of the models.
     """
     before, after = (with_roles(load_atlas(find_atlas(name))) for name in (old, new))
-    changes = diff_atlases(before, after)
+    known = {*before.types, *before.unbuilt, *after.types, *after.unbuilt}
+    wanted = {check_type_name(t, known, f"{old} and {new}") for t in types} or known
+    changes = [c for c in diff_atlases(before, after) if c.model_type in wanted]
     if as_json:
-        for change in changes:
-            print(json.dumps(change.to_json()))
+        _print(json.dumps(change.to_json()) for change in changes)
     else:
-        _show_changes(changes)
+        _print(change_lines(changes))
         if not changes:
             print(f"no difference: transformers {before.transformers} and {after.transformers}")
     return 1 if changes else 0
 
 
-def reach_command(name: str = "", jobs: int | None = None, types: Sequence[str] = ()) -> int:
-    """Inject every scenario into every type (of `types`, if given) and store what PEFT reached.
+def reach_command(types: Sequence[str] = (), jobs: int | None = None) -> int:
+    """Inject every scenario into every type (of `types`, if given) of the installed transformers'
+    atlas, and store what PEFT reached.
 
     Status 1 says that the ledger differs from PEFT somewhere; the differences are listed. It takes
     some minutes.
@@ -92,13 +96,13 @@ def reach_command(name: str = "", jobs: int | None = None, types: Sequence[str] 
 
     from bench.atlas.reach import Reach, inject_type, load_reach, save_reach
 
-    folder = find_atlas(name or transformers.__version__)
+    folder = find_atlas(transformers.__version__)
     known = list(load_atlas(folder).types)
-    found = {} if not types else dict(load_reach(folder).types)
+    wanted = [check_type_name(t, known, str(folder)) for t in types] or known
+    found = dict(load_reach(folder).types) if types else {}
     failed = False
-    wanted = [t for t in known if not types or t in types]
     with _Bar() as progress:
-        runs = run_all(inject_type, wanted, jobs or default_jobs())
+        runs = run_all(inject_type, wanted, _jobs(jobs))
         for done, (model_type, answers, problem) in enumerate(runs, 1):
             progress(model_type, done, len(wanted))
             if problem:
@@ -113,13 +117,32 @@ def reach_command(name: str = "", jobs: int | None = None, types: Sequence[str] 
     return 1 if failed else 0
 
 
-def roles_command(names: Sequence[str] = ()) -> int:
-    """Assign the roles of stored atlases (default: all) again, without building a model."""
-    for name in names or stored_versions():
+def roles_command() -> int:
+    """Assign the roles of every stored atlas again, without building a model."""
+    for name in stored_versions():
         folder = find_atlas(name)
         save_atlas(with_roles(load_atlas(folder)), folder)
         print(folder)
     return 0
+
+
+def page_command(path: Path) -> int:
+    """Bring the figures of a page, between its marks, up to date with the stored atlases."""
+    from bench.atlas.page import refresh
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BenchError(f"{path}: cannot be read: {error}") from None
+    path.write_text(refresh(text, str(path)), encoding="utf-8")
+    print(path)
+    return 0
+
+
+def _jobs(asked: int | None) -> int:
+    if asked is not None and asked < 1:
+        raise BenchError(f"--jobs must be a whole number of at least 1, not {asked}")
+    return asked or default_jobs()
 
 
 def _merged(stored: Atlas, built: Atlas) -> Atlas:
@@ -140,22 +163,9 @@ def _show(atlas: Atlas, as_json: bool) -> None:
             print(f"{model_type}: not built: {reason}")
 
 
-def _show_changes(changes: Sequence[Change]) -> None:
-    # A type that is new, gone or buildable again is one word; it needs no paragraph of its own.
-    for kind, alike in groupby(
-        sorted((c for c in changes if not c.old + c.new), key=lambda c: (c.kind, c.detail)),
-        key=lambda c: (c.kind, c.detail),
-    ):
-        detail = f" ({kind[1]})" if kind[1] else ""
-        print(f"{kind[0]}{detail}: {', '.join(c.model_type for c in alike)}")
-    named = [c for c in changes if c.old + c.new]
-    for model_type, own in groupby(named, key=lambda c: c.model_type):
-        print(f"{model_type}")
-        for change in own:
-            print(f"  {change}")
-    if changes:
-        counts = ", ".join(f"{kind} {n}" for kind, n in summary(changes).items())
-        print(f"model types by kind of change: {counts}")
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line)
 
 
 class _Bar:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from difflib import SequenceMatcher
-from itertools import combinations
+from itertools import combinations, groupby
 from typing import Any
 
 from bench.atlas.entries import Atlas, TypeEntry
@@ -223,3 +223,18 @@ def summary(changes: Iterable[Change]) -> dict[str, int]:
     """How many model types each kind of change concerns."""
     found = {kind: {c.model_type for c in changes if c.kind == kind} for kind in KINDS}
     return {kind: len(types) for kind, types in found.items() if types}
+
+
+def change_lines(changes: Sequence[Change]) -> Iterator[str]:
+    """The changes for people, by model type, and how many types each kind concerns."""
+    # A type that is new, gone or buildable again is one word; it needs no paragraph of its own.
+    alone = sorted((c for c in changes if not c.old + c.new), key=lambda c: (c.kind, c.detail))
+    for (kind, detail), alike in groupby(alone, key=lambda c: (c.kind, c.detail)):
+        reason = f" ({detail})" if detail else ""
+        yield f"{kind}{reason}: {', '.join(c.model_type for c in alike)}"
+    for model_type, own in groupby((c for c in changes if c.old + c.new), lambda c: c.model_type):
+        yield model_type
+        yield from (f"  {change}" for change in own)
+    if changes:
+        counts = ", ".join(f"{kind} {n}" for kind, n in summary(changes).items())
+        yield f"model types by kind of change: {counts}"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
-from math import prod
 
 from bench.atlas import names
 from bench.modules import CONV1D, LINEAR, OTHER, Module, ModuleTable, Parameter
@@ -43,11 +42,6 @@ class Projection:
     def shape(self) -> tuple[object, ...]:
         return (self.kind, self.in_features, self.out_features, self.bias, self.kernel, self.groups)
 
-    @property
-    def weight_elements(self) -> int:
-        """Elements of the weights of all `count` modules."""
-        return self.count * self.in_features * self.out_features * self.kernel // self.groups
-
 
 @dataclass(frozen=True)
 class Bare:
@@ -69,10 +63,6 @@ class Bare:
     @cached_property
     def layers(self) -> int:
         return names.repeats(self.name)
-
-    @property
-    def weight_elements(self) -> int:
-        return self.count * prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -174,23 +164,3 @@ def linear_rows(entry: TypeEntry) -> Iterator[Projection | Bare]:
     """The linear projections and the bare weights of one type."""
     yield from (p for p in entry.projections if p.kind in (LINEAR, CONV1D))
     yield from entry.bare
-
-
-def with_roles(atlas: Atlas) -> Atlas:
-    """The atlas with its roles assigned again, for when a rule has changed."""
-    from bench.atlas.reviewed import role_in
-
-    def again(model_type: str, entry: TypeEntry) -> TypeEntry:
-        return replace(
-            entry,
-            projections=tuple(
-                replace(p, role=role_in(model_type, next(names.expand(p.name)), p.kind, entry))
-                for p in entry.projections
-            ),
-            bare=tuple(
-                replace(s, role=role_in(model_type, next(names.expand(s.name)), "", entry))
-                for s in entry.bare
-            ),
-        )
-
-    return replace(atlas, types={t: again(t, e) for t, e in atlas.types.items()})

@@ -5,19 +5,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bench.architectures import FIXTURES, read_toml
+from bench.atlas import names
+from bench.atlas.entries import Atlas, TypeEntry
 from bench.errors import BenchError, check_keys
 from bench.modules import CONVOLUTIONS, EMBEDDING
 from bench.roles import EMBEDDING as EMBEDDING_ROLE
 from bench.roles import HEAD, UNKNOWN, check_role, role_of
-
-if TYPE_CHECKING:
-    from bench.atlas.entries import TypeEntry
 
 OWN = "own"  # as auto_class: the class in the type's own module
 _OVERRIDES = FIXTURES / "atlas" / "overrides.toml"
@@ -94,6 +93,25 @@ def role_in(model_type: str, name: str, kind: str, entry: TypeEntry) -> str:
     if role == UNKNOWN and kind == EMBEDDING:
         return EMBEDDING_ROLE
     return role
+
+
+def with_roles(atlas: Atlas) -> Atlas:
+    """The atlas with its roles assigned again, for when a rule has changed."""
+
+    def again(model_type: str, entry: TypeEntry) -> TypeEntry:
+        return replace(
+            entry,
+            projections=tuple(
+                replace(p, role=role_in(model_type, next(names.expand(p.name)), p.kind, entry))
+                for p in entry.projections
+            ),
+            bare=tuple(
+                replace(s, role=role_in(model_type, next(names.expand(s.name)), "", entry))
+                for s in entry.bare
+            ),
+        )
+
+    return replace(atlas, types={t: again(t, e) for t, e in atlas.types.items()})
 
 
 def _check(

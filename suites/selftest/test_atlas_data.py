@@ -18,14 +18,18 @@ from bench.atlas import (
     build,
     command,
     find_atlas,
+    fold,
     load_atlas,
     names,
     reviewed,
     save_atlas,
     store,
 )
+from bench.atlas.depth import Depths, Stacks
 from bench.atlas.diff import diff_atlases, summary
+from bench.atlas.page import refresh
 from bench.atlas.reach import load_reach
+from bench.cli import main
 from bench.errors import BenchError
 from bench.modules import Module, ModuleTable, Parameter
 from bench.targets import match
@@ -233,7 +237,7 @@ def _table() -> ModuleTable:
 
 def test_an_entry_holds_what_the_ledger_needs() -> None:
     table = _table()
-    entry = build.make_entry(table, "AutoModel", False)
+    entry = fold.make_entry(table, "AutoModel", False)
     again = entry.table("toy")
     assert [p.name for p in entry.projections] == [
         "model.embed", "model.layers.0.attn.qkv_proj", "model.layers.[1-2].attn.qkv_proj",
@@ -253,6 +257,31 @@ def test_an_entry_holds_what_the_ledger_needs() -> None:
         }
         assert bool(live.refusals) == bool(stored.refusals)
         assert live.weight_coverage == stored.weight_coverage
+
+
+# Depth
+
+
+def _stacks(*layers: int, head: int = 100) -> Stacks:
+    """A model with one linear layer a block, of these widths, and a head."""
+    blocks = [Module(f"h.{i}.fc", "linear", 8, width) for i, width in enumerate(layers)]
+    return Stacks.of(ModuleTable("toy", "Toy", (*blocks, Module("head", "linear", 8, head)), ()))
+
+
+@pytest.mark.parametrize(
+    ("twice", "problems"),
+    [
+        (_stacks(16, 32, 16, 32), []),
+        (_stacks(16, 16, 16, 32), []),  # the first layers may be of another kind, and as many
+        (_stacks(16, 32, 16, 32, head=200), ["outside the layers head changed"]),
+        (_stacks(16, 32, 16, 64), ["h: other kinds of layer at twice the depth"]),
+        (_stacks(16, 32, 16), ["h: 2 layers became 3"]),
+        (_stacks(16, 32), ["nothing grew with depth"]),
+        (_stacks(), ["h: there at one depth only", "nothing grew with depth"]),
+    ],
+)
+def test_what_twice_the_depth_must_not_change(twice, problems) -> None:
+    assert Depths(("depth",), _stacks(16, 32), twice).problems() == problems
 
 
 # Differences
@@ -399,6 +428,10 @@ def test_command_names_what_is_wrong(tmp_path, built) -> None:
     save_atlas(ATLAS, tmp_path / "old")
     with pytest.raises(BenchError, match=r"holds the atlas of transformers 9\.9\.9"):
         command.atlas_command(tmp_path / "old")
+    (tmp_path / "file").write_text("")
+    for taken in (tmp_path / "file", tmp_path / "file" / "atlas"):
+        with pytest.raises(BenchError, match=r"file.*: no folder can be written here"):
+            command.atlas_command(taken)
     with pytest.raises(BenchError, match=r"unknown model type 'lama'.*llama"):
         build.build_atlas(["lama"], 1)
 
@@ -406,7 +439,7 @@ def test_command_names_what_is_wrong(tmp_path, built) -> None:
 def test_diff_command(tmp_path, capsys) -> None:
     other = replace(ENTRY, projections=ROWS[1:])
     for name, atlas in (("a", ATLAS), ("b", replace(ATLAS, types={**ATLAS.types, "toy": other}))):
-        save_atlas(with_current_roles(atlas), tmp_path / name)
+        save_atlas(reviewed.with_roles(atlas), tmp_path / name)
     assert command.atlas_diff_command(str(tmp_path / "a"), str(tmp_path / "a")) == 0
     assert "no difference" in capsys.readouterr().out
     assert command.atlas_diff_command(str(tmp_path / "a"), str(tmp_path / "b")) == 1
@@ -414,14 +447,58 @@ def test_diff_command(tmp_path, capsys) -> None:
         "toy", "  lost: model.embed_tokens (1 embedding 100 -> 8)",
         "model types by kind of change: lost 1",
     ]  # fmt: skip
-    assert command.atlas_diff_command(str(tmp_path / "a"), str(tmp_path / "b"), True) == 1
+    assert command.atlas_diff_command(str(tmp_path / "a"), str(tmp_path / "b"), (), True) == 1
     line = json.loads(capsys.readouterr().out)
     assert (line["model_type"], line["kind"], line["old"]) == (
         "toy", "lost", ["model.embed_tokens"],
     )  # fmt: skip
 
 
-def with_current_roles(atlas: Atlas) -> Atlas:
-    from bench.atlas.entries import with_roles
+def test_diff_of_some_types_only(tmp_path, capsys) -> None:
+    for name, rows in (("a", ROWS), ("b", ROWS[1:])):
+        types = dict.fromkeys(("toy", "other-toy"), replace(ENTRY, projections=rows))
+        save_atlas(Atlas("9.9.9", types), tmp_path / name)
+    old, new = str(tmp_path / "a"), str(tmp_path / "b")
+    assert main(["atlas", "--diff", old, new, "--types", "toy", "--json"]) == 1
+    assert [json.loads(line)["model_type"] for line in capsys.readouterr().out.splitlines()] == [
+        "toy"
+    ]
+    assert main(["atlas", "--diff", old, new, "--types", "toi"]) == 2
+    assert "unknown model type 'toi': did you mean toy?" in capsys.readouterr().err
 
-    return with_roles(atlas)
+
+def test_roles_are_assigned_again(tmp_path, monkeypatch, capsys) -> None:
+    wrong = replace(ENTRY, projections=(replace(ROWS[1], role="key"), *ROWS[2:]))
+    folder = tmp_path / "transformers-9.9.9"
+    save_atlas(Atlas("9.9.9", {"toy": wrong}), folder)
+    monkeypatch.setattr(store, "ROOT", tmp_path)
+    assert main(["atlas", "--roles"]) == 0
+    assert load_atlas(folder).types["toy"].projections[0].role == "query"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--diff a b --reach", "--diff does not go with --reach"),
+        ("--roles --types toy", "--roles does not go with --types"),
+        ("--page docs/atlas.md --output x", "--page does not go with --output"),
+        ("--diff 5.23.0 1.2.3", "unknown atlas '1.2.3'"),
+        ("--page nowhere.md", "nowhere.md: cannot be read"),
+        ("--reach --types lama", "unknown model type 'lama': did you mean llama"),
+    ],
+)
+def test_wrong_options_are_named(options, message, capsys) -> None:
+    assert main(["atlas", *options.split()]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_page_without_figures_is_refused(tmp_path) -> None:
+    with pytest.raises(BenchError, match=r"x\.md: holds no block of figures"):
+        refresh("# A page\n", "x.md")
+    with pytest.raises(BenchError, match=r"unknown block of figures in x\.md: 'headlines'"):
+        refresh("<!-- figures: headlines -->\n<!-- end of figures -->\n", "x.md")
+    stale = "before\n<!-- figures: size -->\nold\n<!-- end of figures -->\nafter\n"
+    fresh = refresh(stale, "x.md")
+    assert fresh.startswith("before\n<!-- figures: size -->\n| transformers")
+    assert fresh.endswith("|\n<!-- end of figures -->\nafter\n")
+    assert refresh(fresh, "x.md") == fresh
