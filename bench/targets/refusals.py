@@ -25,6 +25,7 @@ from bench.targets.tying import token_layers
 
 _MAMBA = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
 _ANY_LINEAR = (LINEAR, CONV1D)
+_FROM_THE_WEIGHT = ("olora", "pissa", "orthogonal", "lora_ga")
 # Kinds that have a variant; MultiheadAttention and bare parameters have none.
 _VARIANT_KINDS = {
     "use_dora": (LINEAR, CONV1D, EMBEDDING, *CONVOLUTIONS),
@@ -72,6 +73,8 @@ def _module(adapter: AdapterConfig, item: Adapted) -> Iterator[str]:
         yield f"lora_bias goes with the default initialisation only, not with {init!r}"
     if isinstance(init, str) and kind in CONVOLUTIONS and init not in ("gaussian", "lora_ga"):
         yield f"init_lora_weights={init!r} does not go with a convolution"
+    if kind == MULTIHEAD and str(init).startswith(_FROM_THE_WEIGHT):
+        yield f"init_lora_weights={init!r} reads a weight that a {module.class_name} does not have"
     if init == "orthogonal" and r % 2 and kind in (*_ANY_LINEAR, MULTIHEAD):
         yield f"orthogonal initialisation needs an even rank, not {r}"
     most = min(module.in_features, module.out_features)
