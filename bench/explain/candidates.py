@@ -1,0 +1,197 @@
+"""What a configuration may adapt on a model, and train whole: entries, sets of them, extras."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+from bench.adapters import TASK_HEADS, AdapterConfig
+from bench.formulas.lora import bias_term, module_matrices, parameter_matrices, saved_term
+from bench.modules import CONV1D, EMBEDDING, LINEAR, Module, ModuleTable, Parameter
+from bench.roles import FUSED, HEAD, ROUTER, role_of
+from bench.targets import match
+
+_MOST_ENTRIES = 13
+
+# What people adapt, in roles; a fused projection counts as all that it does.
+_POPULAR: tuple[tuple[set[str], str], ...] = (
+    ({"query", "value"}, "query and value"),
+    ({"query", "key", "value"}, "query, key and value"),
+    ({"query", "key", "value", "output"}, "attention"),
+    ({"gate", "up", "down"}, "feed-forward"),
+    ({"query", "key", "value", "output", "gate", "up", "down"}, "attention and feed-forward"),
+)
+# What people write whatever the model is called; some of it reaches nothing there.
+_WRITTEN = (
+    ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    ("q_proj", "k_proj", "v_proj", "o_proj"),
+    ("q_proj", "v_proj"),
+    ("c_attn", "c_proj", "c_fc"),
+    ("query", "value"),
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of target_modules or target_parameters that the model has, and what it reaches."""
+
+    name: str
+    roles: frozenset[str]
+    modules: tuple[Module, ...] = ()
+    parameters: tuple[Parameter, ...] = ()
+    odd: bool = False  # the embedding, the head, a router: seldom adapted
+
+    @property
+    def parts(self) -> set[str]:
+        """The roles, a fused projection as all that it does."""
+        return {part for role in self.roles for part in FUSED.get(role, (role,))}
+
+    @property
+    def per_rank(self) -> int:
+        return sum(module_matrices(m, 1).elements for m in self.modules) + sum(
+            parameter_matrices(p, 1).elements for p in self.parameters
+        )
+
+    @property
+    def features(self) -> int:
+        return sum(m.out_features for m in self.modules)
+
+    @property
+    def bias(self) -> int:
+        return sum(m.out_features for m in self.modules if m.bias)
+
+
+@dataclass(frozen=True)
+class Extra:
+    """What is trained beside the matrices, whatever S is."""
+
+    adapter: AdapterConfig
+    elements: int
+    all_biases: int
+    saved: tuple[str, ...]
+    score: float
+
+
+def model_entries(table: ModuleTable) -> list[Entry]:
+    """The entries that somebody may write for this model, at most thirteen: the largest."""
+    by_leaf: dict[str, list[Module]] = {}
+    embedding_and_head = {table.input_embedding, table.output_embedding}
+    for module in table.modules:
+        plain = module.kind in (LINEAR, CONV1D) and role_of(module.name) not in (HEAD, "dense_head")
+        if plain or module.name in embedding_and_head:
+            by_leaf.setdefault(module.leaf, []).append(module)
+    entries = []
+    for leaf, modules in by_leaf.items():
+        for name, group in _split(leaf, modules, table):
+            odd = any(m.name in embedding_and_head or m.kind == EMBEDDING for m in group)
+            roles = frozenset(role_of(m.name) for m in group)
+            entries.append(Entry(name, roles, tuple(group), odd=odd or ROUTER in roles))
+    experts: dict[str, list[Parameter]] = {}
+    for parameter in table.expert_parameters:
+        experts.setdefault(".".join(parameter.name.split(".")[-2:]), []).append(parameter)
+    for name, parameters in experts.items():
+        roles = frozenset(role_of(p.name) for p in parameters)
+        entries.append(Entry(name, roles, parameters=tuple(parameters)))
+    # Sets are enumerated: beyond a dozen entries the largest are kept.
+    kept = sorted(entries, key=lambda e: (e.odd, -e.per_rank))[:_MOST_ENTRIES]
+    return [e for e in entries if e in kept]
+
+
+def _split(
+    leaf: str, modules: list[Module], table: ModuleTable
+) -> Iterator[tuple[str, list[Module]]]:
+    """One entry a role where two segments of the name tell them apart, such as attn.c_proj."""
+    groups: dict[str, list[Module]] = {}
+    for module in modules:
+        groups.setdefault(".".join(module.name.split(".")[-2:]), []).append(module)
+    roles = {role_of(m.name) for m in modules}
+    exact = all(
+        len(group) == sum(m.name.endswith(f".{name}") for m in table.modules)
+        for name, group in groups.items()
+    )
+    if 1 < len(groups) == len(roles) and exact:
+        yield from groups.items()
+    else:
+        yield leaf, modules
+
+
+@dataclass(frozen=True)
+class EntrySet:
+    """Some entries with what their count depends on; the lower `score`, the likelier.
+
+    per_rank: elements at rank 1. features: outputs, a magnitude each with DoRA. bias: biases.
+    """
+
+    entries: tuple[Entry, ...]
+    per_rank: int
+    features: int
+    bias: int
+    score: float
+    note: str
+
+
+def entry_sets(entries: list[Entry], table: ModuleTable) -> Iterator[EntrySet]:
+    """Every set of entries but the empty one."""
+    popular = _popular(entries, table)
+    sizes = [(e.per_rank, e.features, e.bias) for e in entries]
+    for mask in range(1, 1 << len(entries)):
+        chosen = [i for i in range(len(entries)) if mask >> i & 1]
+        picked = tuple(entries[i] for i in chosen)
+        names = frozenset(e.name for e in picked)
+        score, note = popular.get(names, (_unusual(picked), ""))
+        per_rank, features, bias = (sum(sizes[i][k] for i in chosen) for k in range(3))
+        yield EntrySet(picked, per_rank, features, bias, score, note)
+
+
+def _popular(entries: list[Entry], table: ModuleTable) -> dict[frozenset[str], tuple[float, str]]:
+    """Sets of entries that people adapt: by role, and by names written without a look."""
+    usual = [e for e in entries if not e.odd]
+    everything = frozenset(e.name for e in usual if e.modules)
+    found: dict[frozenset[str], tuple[float, str]] = {everything: (0, "every linear layer")}
+    available = {role for e in usual for role in e.parts}
+    for wanted, note in _POPULAR:
+        names = frozenset(e.name for e in usual if e.parts <= wanted)
+        reached = {role for e in usual if e.name in names for role in e.parts}
+        if reached == wanted & available and {"query", "up"} & wanted <= reached:
+            # PEFT's own default for most models is query and value.
+            found.setdefault(names, (0.4 if wanted == _POPULAR[0][0] else 0.5, note))
+    leaves = {m.leaf for m in table.modules}
+    for written in _WRITTEN:
+        names = frozenset(
+            e.name for e in usual if e.modules and all(m.leaf in written for m in e.modules)
+        )
+        if names and not leaves >= set(written):
+            found.setdefault(names, (1, f"all that {', '.join(written)} reach here"))
+    return found
+
+
+def _unusual(picked: Sequence[Entry]) -> float:
+    if any(e.odd for e in picked):
+        return 4 + len(picked) / 10
+    return 1 if len({role for e in picked for role in e.parts}) == 1 else 2
+
+
+def extras_of(table: ModuleTable) -> Iterator[Extra]:
+    """Saved modules × task heads, with a copy's elements and the biases outside."""
+    heads = [
+        task
+        for task, names in TASK_HEADS.items()
+        if task != "TOKEN_CLS" and any(m.leaf in names for m in table.modules)
+    ]
+    names = [n for n in (table.input_embedding, table.output_embedding) if n]
+    leaves = [n.rpartition(".")[2] for n in names]
+    saved = [(), *((leaf,) for leaf in leaves), *([tuple(leaves)] if len(leaves) > 1 else [])]
+    for task, kept in product((*heads, None), saved):
+        for tying in (False, True) if kept and table.tied else (False,):
+            adapter = AdapterConfig(
+                ("-",), modules_to_save=kept, task_type=task, ensure_weight_tying=tying, bias="all"
+            )
+            ledger = match(table, adapter)
+            elements = saved_term(ledger, 0).trained if ledger.saved else 0
+            # Without its head a task model trains on random outputs; with tied copies few do.
+            score = 1.0 * bool(heads and not task) + (2 + len(kept) % 2) * bool(kept)
+            yield Extra(
+                replace(adapter, bias="none"), elements, bias_term(ledger).trained, ledger.saved,
+                score,
+            )  # fmt: skip
