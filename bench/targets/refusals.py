@@ -6,7 +6,7 @@ answer against a real injection.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from bench.adapters import AdapterConfig
 from bench.errors import BenchError
@@ -141,5 +141,10 @@ def token_refusals(table: ModuleTable, adapter: AdapterConfig, adapted: set[str]
         layers = token_layers(table, adapter)
     except BenchError as error:
         return [str(error)]
-    both = [x.name for x in layers if x.name in adapted and not x.follows]
+    # One that only follows the embedding may be adapted, unless the configuration names it.
+    given = adapter.trainable_token_indices
+    named = tuple(given) if isinstance(given, Mapping) else ()
+    both = [
+        x.name for x in layers if x.name in adapted and (not x.follows or x.name.endswith(named))
+    ]
     return [f"{name} is adapted and has trainable tokens: PEFT takes one of them" for name in both]
