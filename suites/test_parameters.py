@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from itertools import product
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -74,8 +76,8 @@ def agree(example: Example) -> None:
         refusals = ledger.refusals
     except BenchError as error:  # layers that cannot be replicated
         refusals = (str(error),)
-    if any("MiCA takes" in reason for reason in refusals):
-        raise Unknown  # on meta PEFT has no weight to look at: held on a real one below
+    if any(word in reason for reason in refusals for word in ("MiCA takes", "KaSA takes")):
+        raise Unknown  # on meta PEFT has no weight to look at: held on real ones below
     formula = None
     if not refusals:
         try:
@@ -125,6 +127,61 @@ def test_formula_equals_count_often(example: Example) -> None:
         agree(example)
     except Unknown:
         return
+
+
+KINDS: dict[str, Callable[[Any], nn.Module]] = {
+    "linear": lambda nn: nn.Linear(8, 16),
+    "square": lambda nn: nn.Linear(8, 8),
+    "conv1d": lambda nn: transformers_conv1d(16, 8),
+    "square-conv1d": lambda nn: transformers_conv1d(8, 8),
+    "convolution1d": lambda nn: nn.Conv1d(8, 16, 3),
+    "convolution2d": lambda nn: nn.Conv2d(8, 16, (3, 1), groups=2),
+    "convolution3d": lambda nn: nn.Conv3d(8, 16, (1, 2, 1)),
+    "embedding": lambda nn: nn.Embedding(11, 8),
+    "attention": lambda nn: nn.MultiheadAttention(8, 1),
+}
+VARIANTS: list[dict[str, Any]] = [
+    {}, {"use_dora": True}, {"lora_bias": True}, {"kasa_config": {}}, {"velora_config": {}},
+    {"monteclora_config": {}}, {"alora_invocation_tokens": (1, 2)},
+    {"use_bdlora": {"target_modules_bd_a": ["x"], "nblocks": 2}},
+    {"use_bdlora": {"target_modules_bd_b": ["x"], "nblocks": 2}},
+]  # fmt: skip
+INITIALISATIONS = (True, False, "gaussian", "orthogonal", "pissa", "pissa_niter_4", "olora", "mica")
+
+
+def transformers_conv1d(rows: int, columns: int) -> nn.Module:
+    from transformers.pytorch_utils import Conv1D
+
+    return Conv1D(rows, columns)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_variant_and_initialisation(kind: str) -> None:
+    """On real weights, rank below and above the layer's: refused alike, or equal in every count."""
+    import torch
+    from torch import nn
+
+    wrong = []
+    for variant, init, r in product(VARIANTS, INITIALISATIONS, (2, 9)):
+        try:
+            adapter = AdapterConfig(("x",), r=r, init_lora_weights=init, **variant)
+        except BenchError:  # two variants at once
+            continue
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            network = nn.ModuleDict({"x": KINDS[kind](nn)})
+            ledger = match(read_table(network), adapter)
+            try:
+                formula = None if ledger.refusals else lora_parameters(ledger)
+            except BenchError:  # no closed form
+                continue
+            counted, said = counted_or_refused(network, adapter)
+        if counted is None or formula is None:
+            if (counted is None) != (formula is None):
+                wrong.append((variant, init, r, ledger.refusals, said))
+        elif (formula.trainable, formula.total) != (counted.trainable, counted.total):
+            wrong.append((variant, init, r, formula.trainable, counted.trainable))
+    assert wrong == []
 
 
 FIXED = {"vocab_size": 24, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

@@ -158,7 +158,8 @@ def adapted_matrices(adapter: AdapterConfig, item: Adapted) -> Matrices:
 
 def _rank(adapter: AdapterConfig, module: Module, r: int) -> int:
     # The singular (or QR) factors of W have no more than min(in, out) columns.
-    if adapter.init_lora_weights in _CUT_FROM_WEIGHT and module.kind in (LINEAR, CONV1D):
+    init = str(adapter.init_lora_weights)
+    if init.startswith(_CUT_FROM_WEIGHT) and module.kind in (LINEAR, CONV1D):
         return min(r, module.in_features, module.out_features)
     return r
 
@@ -197,7 +198,8 @@ def _check_known(ledger: Ledger) -> None:
                     f"no closed form for {adapter.init_lora_weights!r} with rank {item.r} on "
                     f"{item.name}: the weight has fewer ranks"
                 )
-    if adapter.use_bdlora is not None and adapter.init_lora_weights in _CUT_FROM_WEIGHT:
+    cut = str(adapter.init_lora_weights).startswith(_CUT_FROM_WEIGHT)
+    if adapter.use_bdlora is not None and cut:
         raise BenchError(f"no closed form for {adapter.init_lora_weights!r} with use_bdlora")
     tokens = {layer.name for layer in token_layers(ledger.table, adapter)}
     if both := sorted(tokens & {*ledger.saved}):

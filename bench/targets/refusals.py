@@ -80,8 +80,11 @@ def _module(adapter: AdapterConfig, item: Adapted) -> Iterator[str]:
     most = min(module.in_features, module.out_features)
     if init == "mica" and r > most:
         yield f"MiCA takes at most rank {most}, not {r}"
-    if str(init).startswith("pissa_niter") and kind in _ANY_LINEAR and r > most:
-        yield f"{init} takes at most rank {most}, not {r}"
+    if adapter.kasa_config is not None and r >= most:
+        yield f"KaSA takes at most rank {most - 1}, not {r}"
+    square = module.in_features == module.out_features
+    if init == "olora" and adapter.use_dora and kind == CONV1D and not square:
+        yield f"DoRA after OLoRA does not go with a {module.class_name} that is not square"
     if adapter.use_bdlora is not None and kind in _ANY_LINEAR:
         yield from _blocks(adapter, module, r)
 
