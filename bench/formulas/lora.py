@@ -191,14 +191,19 @@ def _check_known(ledger: Ledger) -> None:
             "no closed form for init_lora_weights='eva': it hands ranks from layer to layer as the "
             "data asks for; with eva_config rho=1 every layer keeps r"
         )
-    if adapter.init_lora_weights in ("corda", "loftq", "lora_ga"):
-        for item in ledger.adapted:
-            if item.module and item.r > min(item.module.in_features, item.module.out_features):
-                raise BenchError(
-                    f"no closed form for {adapter.init_lora_weights!r} with rank {item.r} on "
-                    f"{item.name}: the weight has fewer ranks"
-                )
     cut = str(adapter.init_lora_weights).startswith(_CUT_FROM_WEIGHT)
+    decomposed = adapter.init_lora_weights in ("corda", "loftq", "lora_ga")
+    for item in ledger.adapted if cut or decomposed else ():
+        if item.parameter is not None:
+            most = min(item.parameter.shape[-2:])
+        else:
+            assert item.module is not None
+            most = min(item.module.in_features, item.module.out_features)
+        if item.r > most and (decomposed or item.parameter is not None):
+            raise BenchError(
+                f"no closed form for {adapter.init_lora_weights!r} with rank {item.r} on "
+                f"{item.name}: the weight has fewer ranks"
+            )
     if adapter.use_bdlora is not None and cut:
         raise BenchError(f"no closed form for {adapter.init_lora_weights!r} with use_bdlora")
     tokens = {layer.name for layer in token_layers(ledger.table, adapter)}

@@ -45,17 +45,23 @@ def layer_refusals(adapter: AdapterConfig, adapted: tuple[Adapted, ...]) -> list
     for item in adapted:
         if plain and item.module is not None and item.module.kind in _ANY_LINEAR:
             continue  # nothing here concerns it: the common case, kept fast
-        reasons = _parameter(adapter) if item.module is None else _module(adapter, item)
+        reasons = _parameter(adapter, item) if item.module is None else _module(adapter, item)
         found += [f"{item.name}: {reason}" for reason in reasons][:1]
     return found
 
 
-def _parameter(adapter: AdapterConfig) -> Iterator[str]:
+def _parameter(adapter: AdapterConfig, item: Adapted) -> Iterator[str]:
     given = [n for n in ("lora_dropout", "fan_in_fan_out", "lora_bias") if getattr(adapter, n)]
     for name in (*given, *adapter.variants):
         yield f"{name} does not go with target_parameters"
-    if adapter.init_lora_weights not in (True, False, "gaussian", "eva", "orthogonal"):
-        yield f"init_lora_weights={adapter.init_lora_weights!r} does not go with target_parameters"
+    init = adapter.init_lora_weights
+    if init in (True, False, "gaussian", "eva"):
+        return
+    # The others ask the parameter's module for its `weight`; only a router has one.
+    if not str(init).startswith(_FROM_THE_WEIGHT) or not item.name.endswith(".weight"):
+        yield f"init_lora_weights={init!r} does not go with target_parameters"
+    elif init == "orthogonal" and item.r % 2:
+        yield f"orthogonal initialisation needs an even rank, not {item.r}"
 
 
 def _module(adapter: AdapterConfig, item: Adapted) -> Iterator[str]:
