@@ -221,6 +221,7 @@ def _as_on(device: Device, journal: Journal, case: Case) -> Iterator[None]:
     functional, rng_state = torch.nn.functional, torch.get_rng_state
     replacements: list[tuple[Any, str, Any]] = [
         (functional, "scaled_dot_product_attention", device.attention),
+        (torch, "autocast", _no_autocast),
         # A fused optimizer asks for a device that has one.
         (importlib.import_module("torch.optim.adam"), "_device_dtype_check_for_fused", _accept),
     ]
@@ -245,6 +246,13 @@ def _as_on(device: Device, journal: Journal, case: Case) -> Iterator[None]:
     finally:
         for owner, name, value in originals:
             setattr(owner, name, value)
+
+
+def _no_autocast(device_type: str, *_: Any, enabled: bool = True, **__: Any) -> Any:
+    """Meta has no autocast. PEFT switches it off for adapted parameters: that is nothing to do."""
+    if enabled:
+        raise Untraceable(f"torch.autocast({device_type!r}): autocast cannot be traced")
+    return contextlib.nullcontext()
 
 
 def _forked_generator(journal: Journal, state: Callable[[], torch.Tensor]) -> Callable[..., Any]:

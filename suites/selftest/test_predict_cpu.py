@@ -14,7 +14,7 @@ import pytest
 from measure_support import shared_session, tiny_case
 from test_measure_memory import profiled
 
-from bench.cases import Case
+from bench.cases import Case, StepOptions
 
 UNQUANTIZED = [
     tiny_case(name, precision, padded=padded, **options)
@@ -65,6 +65,31 @@ QUANTIZED = [
     tiny_case("distilbert", "nf4-dq", gradient_checkpointing=True, batch_size=128),
 ]
 
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+
+
+def mixture(precision: str, *targets: str, **options: Any) -> Case:
+    """A tiny mixture of experts, whose experts' projections are parameters, not modules."""
+    config = {
+        "model_type": "mixtral", "hidden_size": 64, "intermediate_size": 96,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "vocab_size": 500, "num_local_experts": 4, "num_experts_per_tok": 2,
+        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    }  # fmt: skip
+    adapter = {"r": 4, "task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj"]}
+    if targets:
+        adapter["target_parameters"] = list(targets)
+    step = StepOptions(seq_len=32, **options)
+    scenario = "experts" if targets else "attention"
+    return Case("mixtral", config, "AutoModelForCausalLM", scenario, adapter, precision, step)
+
+
+MIXTURES = [
+    mixture("fp32", *EXPERTS),
+    mixture("fp32", gradient_checkpointing=True),
+    mixture("bf16", *EXPERTS, gradient_checkpointing=True),
+]
+
 
 def with_adapter(scenario: str, name: str, precision: str, changes: dict[str, Any]) -> Case:
     from dataclasses import replace
@@ -73,7 +98,7 @@ def with_adapter(scenario: str, name: str, precision: str, changes: dict[str, An
     return replace(case, adapter={**case.adapter, **changes})
 
 
-CASES = UNQUANTIZED + [with_adapter(*values) for values in OTHER_ADAPTERS]
+CASES = UNQUANTIZED + [with_adapter(*values) for values in OTHER_ADAPTERS] + MIXTURES
 
 
 @pytest.fixture(scope="module", autouse=True)
