@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bench.predict.command import memory_command
     from bench.predict.gpus import Gpu, find_gpu, gpu_with_memory
     from bench.predict.result import Prediction, predict
     from bench.predict.solve import SOLVABLE, Solution, solve
@@ -20,7 +19,6 @@ __all__ = [
     "Solution",
     "find_gpu",
     "gpu_with_memory",
-    "memory_command",
     "predict",
     "solve",
 ]
@@ -32,7 +30,6 @@ _HOMES = {
     "Solution": "solve",
     "find_gpu": "gpus",
     "gpu_with_memory": "gpus",
-    "memory_command": "command",
     "predict": "result",
     "solve": "solve",
 }
