@@ -6,11 +6,12 @@ import pytest
 
 from bench.precision import precision
 
+# What the default run predicts: enough to hear of a change in half a minute.
 PREDICTED_IN = ("fp16", "int8", "nf4")
 PUBLISHED = {
     "phi-3-medium": {f"published-{number}" for number in range(1, 7)},
-    "opt-350m": {"q_proj-v_proj", "all-six"},
-    "distilbert-base-uncased": {"query-value", "attention", "everything"},
+    "opt-350m": {"q_proj-v_proj"},
+    "distilbert-base-uncased": {"query-value"},
 }
 
 
