@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from bench.baselines.predicted import store
 from bench.errors import BenchError, UnknownName
 from bench.predict.gpus import Gpu, find_gpu, gpu_with_memory
+from bench.predict.largest import SEQ_LEN, SOLVABLE, Solution, solve
 from bench.predict.result import Prediction, predict
-from bench.predict.solve import SEQ_LEN, SOLVABLE, Solution, solve
 from bench.reports.commands import write_report
 from bench.reports.predicted import prediction_report, prediction_rows, prediction_text
 

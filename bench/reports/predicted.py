@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench.predict.gpus import GIB, Gpu, fit
+from bench.predict.largest import Solution
 from bench.predict.result import LIMITS, Prediction
-from bench.predict.solve import Solution
 from bench.reports.layout import Report, Table
 from bench.units import (
     format_bytes,
