@@ -24,8 +24,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before those marked slow are left out
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Every registered scenario can be predicted: half an hour, so only if asked for. Without a
-    user's own model there is nothing to predict for it."""
+    """Every registered scenario can be predicted: hundreds, so only if asked for. Without a user's
+    own model there is nothing to predict for it."""
     items[:] = [item for item in items if "[NOTSET-" not in item.name]
     published = {f"{model}-{name}" for model, names in PUBLISHED.items() for name in names}
     for item in items:
