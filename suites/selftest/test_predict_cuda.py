@@ -61,6 +61,29 @@ def test_what_is_kept_of_a_step_that_is_known_by_hand() -> None:
     assert p.to_dict()["kind"] == "predicted"
 
 
+def test_what_attention_needs_on_the_way_back() -> None:
+    """The buffers that flash_api.cpp and attention_backward.cu name, by hand for 100 tokens."""
+    import torch
+
+    from bench.predict.kernels import cuda
+
+    def size(kernel: str, dtype: torch.dtype, key_heads: int) -> int:
+        query = torch.empty(2, 4, 100, 48, dtype=dtype, device="meta")
+        key = torch.empty(2, key_heads, 100, 48, dtype=dtype, device="meta")
+        name = f"aten._scaled_dot_product_{kernel}_attention_backward.default"
+        return cuda().workspace(name, None, (query, query, key, key))
+
+    heads = 2 * 4
+    # flash: rows in blocks of 128, widths of 32; one float a row, and the query's gradient.
+    flash = heads * 128 * 4 + heads * 128 * 64 * 4
+    assert size("flash", torch.bfloat16, 4) == flash
+    grouped = 2 * heads * 100 * 48 * 2  # gradients of key and value for every query head
+    assert size("flash", torch.bfloat16, 2) == flash + grouped
+    # efficient: one float a row (3200 bytes, rounded to 512), and the gradient in blocks of 64.
+    assert size("efficient", torch.bfloat16, 4) == 3584 + heads * 128 * 64 * 4
+    assert size("efficient", torch.float32, 4) == 3584 + heads * 100 * 48 * 4
+
+
 def test_workspaces_of_cublas_follow_the_compute_capability() -> None:
     case = tiny_case("opt", "bf16")
     older, hopper = (
