@@ -210,6 +210,23 @@ def test_quantized_weights_are_byte_identical(name: str, precision: str) -> None
     assert meta == real
 
 
+def test_a_real_quantization_before_changes_nothing() -> None:
+    """The table that one leaves for the process is neither used nor lost."""
+    from bitsandbytes import functional
+
+    case = tiny_case("opt", "nf4-dq")
+    before = predicted(case)
+    table = functional.create_dynamic_map()
+    kept = dict(functional.name2qmap)
+    functional.name2qmap["dynamic"] = table
+    try:
+        assert predicted(case) == before
+        assert functional.name2qmap["dynamic"] is table
+    finally:
+        functional.name2qmap.clear()
+        functional.name2qmap.update(kept)
+
+
 def test_no_table_on_meta_is_left_behind() -> None:
     """A real quantization after a prediction must not find meta tensors in a global table."""
     import bitsandbytes.functional
