@@ -51,8 +51,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"bench {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> _Add:
-        sub = commands.add_parser(name, help=text, description=text)
+    def command(
+        name: str, run: Callable[[argparse.Namespace], int], text: str, more: str | None = None
+    ) -> _Add:
+        sub = commands.add_parser(name, help=text, description=text, epilog=more)
         sub.set_defaults(run=run)
         return sub.add_argument
 
@@ -83,9 +85,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--total", type=int, metavar="N", help="all parameters, where the log has them")
     _add_model(add)
 
-    add = command("memory", _memory, "predict a step's GPU memory, without a GPU")
+    add = command("memory", _memory, "predict a step's GPU memory, without a GPU",
+                  "Limits: one GPU and eager mode (no compilation, autocast or sharding); the CUDA "
+                  "context is outside, and assumed to take 0.5 GiB where a GPU is asked for; the "
+                  "allocator has its default settings and room. docs/prediction.md says more.")
     add("model", metavar="MODEL")
-    _add_adapter(add)
+    _add_adapter(add, many=True)
     add("--precision", action="append", default=[], metavar="P", help="repeatable (default bf16)")
     add("--batch-size", type=int, default=1)
     add("--seq-len", type=int, default=512)
@@ -96,6 +101,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--gpu", metavar="NAME", help="hold the prediction against this GPU")
     add("--gpu-memory", metavar="SIZE", help="... or against this much memory, such as 24GiB")
     add("--solve", choices=("batch-size", "seq-len", "rank"), help="the largest that fits")
+    add("--format", choices=("terminal", "markdown", "csv", "latex"),
+        help="of the table that several cases give (default markdown)")
+    add("--store", action="store_true",
+        help="keep the predictions in results/predicted, where the suite compares them")
 
     add = command("atlas", _atlas, "what every model type of transformers is made of")
     add("--types", default="", metavar="A,B", help="only these model types")
@@ -154,10 +163,14 @@ def _add_model(add: _Add) -> None:
     add("--json", action="store_true", help="one JSON object a line")
 
 
-def _add_adapter(add: _Add) -> None:
+def _add_adapter(add: _Add, many: bool = False) -> None:
     # fmt: off
     add("--adapter", type=Path, help="a PEFT adapter_config.json, or its folder")
-    add("--scenario", help="a registered scenario")
+    if many:
+        add("--scenario", action="append", metavar="NAME",
+            help="a registered scenario, or a pattern such as 'published-*'; repeatable")
+    else:
+        add("--scenario", help="a registered scenario")
     add("--target-modules", metavar="A,B|REGEX",
         help="entries separated by commas, 'all-linear', or re:REGEX")
     add("--modules-to-save", default="", metavar="A,B")
@@ -305,9 +318,18 @@ def _explain(options: argparse.Namespace) -> int:
 
 def _memory(options: argparse.Namespace) -> int:
     from bench.cases import StepOptions
-    from bench.predict import memory_command
-    from bench.subjects import Request, load_model, select
+    from bench.reports.memory import Asked, memory_command
 
+    asked = Asked(
+        precisions=options.precision or ("bf16",),
+        attention=options.attention,
+        gpu=options.gpu,
+        gpu_memory=options.gpu_memory,
+        solve=options.solve,
+        store=options.store,
+        format=options.format,
+        json=options.json,
+    )
     step = StepOptions(
         batch_size=options.batch_size,
         seq_len=options.seq_len,
@@ -315,23 +337,24 @@ def _memory(options: argparse.Namespace) -> int:
         gradient_checkpointing=options.gradient_checkpointing,
         padded=options.padded,
     )
+    return memory_command(_predicted(options), step, asked)
+
+
+def _predicted(options: argparse.Namespace) -> list[Subject]:
+    """The configurations to predict: one's own, the scenarios asked for, or all that apply."""
+    from bench.scenarios import matching_scenarios
+    from bench.subjects import Request, load_model, select
+
     model = load_model(options.model, options.auto_class, options.trust_remote_code)
+    if options.scenario and not (options.target_modules or options.adapter):
+        names = matching_scenarios(options.scenario, model.architecture)
+        asked = [argparse.Namespace(**{**vars(options), "scenario": name}) for name in names]
+        return [_subject(one, options.model) for one in asked]
     beside = model.source_folder and (model.source_folder / "adapter_config.json").exists()
-    if options.scenario or options.target_modules or options.adapter or beside:
-        subjects = [_subject(options, options.model)]
-    else:
-        found = select(Request(models=(options.model,), r=options.rank, full_geometry=True))
-        subjects = list({**found.structural, **found.own}.values())
-    return memory_command(
-        subjects,
-        step,
-        precisions=options.precision or ("bf16",),
-        attention=options.attention,
-        gpu=options.gpu,
-        gpu_memory=options.gpu_memory,
-        solve_for=options.solve,
-        as_json=options.json,
-    )
+    if options.target_modules or options.adapter or beside:
+        return [_subject(options, options.model)]
+    found = select(Request(models=(options.model,), r=options.rank, full_geometry=True))
+    return list({**found.structural, **found.own}.values())
 
 
 # atlas

@@ -6,6 +6,7 @@ somebody published. They live in `fixtures/scenarios/*.toml`.
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -185,6 +186,27 @@ def find_scenario(name: str) -> Scenario:
     if name not in scenarios:
         raise UnknownName("scenario", name, scenarios)
     return scenarios[name]
+
+
+def matching_scenarios(patterns: Sequence[str], architecture: Architecture | None) -> list[str]:
+    """Names that the patterns (`published-*`) match, of scenarios that apply to `architecture`;
+    names without a wildcard as they are. UnknownName for a name or pattern that finds nothing."""
+    known = load_scenarios()
+    found: list[str] = []
+    for pattern in patterns:
+        if not set(pattern) & set("*?["):
+            found.append(find_scenario(pattern).name)
+            continue
+        applying = [
+            scenario.name
+            for scenario in known.values()
+            if architecture is None or scenario.applies_to(architecture)
+        ]
+        matched = fnmatch.filter(applying, pattern)
+        if not matched:
+            raise UnknownName("scenario", pattern, applying)
+        found += matched
+    return list(dict.fromkeys(found))
 
 
 def _read(path: Path) -> list[Scenario]:

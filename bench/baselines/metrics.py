@@ -43,7 +43,10 @@ METRICS: dict[str, Metric] = {
         Metric("operations", EXACT, "operations", "operations"),
         Metric("flops", EXACT, "flops", "FLOPs"),
         Metric("allocated_bytes_total", EXACT, "bytes", "allocated in total"),
-        Metric("predicted_peak_bytes", EXACT, "bytes", "predicted peak"),
+        Metric("predicted_peak_allocated_bytes", EXACT, "bytes", "predicted peak allocated"),
+        Metric("predicted_peak_reserved_bytes", EXACT, "bytes", "predicted peak reserved"),
+        Metric("predicted_flops", EXACT, "flops", "predicted FLOPs"),
+        Metric("predicted_operations", EXACT, "operations", "predicted operations"),
         Metric("loaded_bytes", ALLOCATED, "bytes", "allocated when loaded"),
         Metric(
             "first_step_peak_allocated_bytes", ALLOCATED, "bytes", "first step's peak allocated"

@@ -8,10 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bench.predict.command import memory_command
     from bench.predict.gpus import Gpu, find_gpu, gpu_with_memory
+    from bench.predict.largest import SOLVABLE, Solution, solve
     from bench.predict.result import Prediction, predict
-    from bench.predict.solve import SOLVABLE, Solution, solve
 
 __all__ = [
     "SOLVABLE",
@@ -20,7 +19,6 @@ __all__ = [
     "Solution",
     "find_gpu",
     "gpu_with_memory",
-    "memory_command",
     "predict",
     "solve",
 ]
@@ -28,13 +26,12 @@ __all__ = [
 _HOMES = {
     "Gpu": "gpus",
     "Prediction": "result",
-    "SOLVABLE": "solve",
-    "Solution": "solve",
+    "SOLVABLE": "largest",
+    "Solution": "largest",
     "find_gpu": "gpus",
     "gpu_with_memory": "gpus",
-    "memory_command": "command",
     "predict": "result",
-    "solve": "solve",
+    "solve": "largest",
 }
 
 

@@ -170,7 +170,23 @@ def _int8_mixed_scaled_mm(  # noqa: PLR0917  # the operation's signature
     return output.addmm(sub_a, sub_b), sub_a
 
 
+def _grouped_mm(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    offsets: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """Experts' products: rows (or the contracted size) in groups. Meta takes bfloat16 alone."""
+    shape: tuple[int, ...] = (a.shape[-2], b.shape[-1])
+    if a.dim() == b.dim():
+        groups = a.shape[0] if offsets is None else offsets.shape[0]
+        shape = (groups, *shape)
+    return a.new_empty(shape, dtype=out_dtype or a.dtype)
+
+
 _CUDA_SUBSTITUTES: dict[str, Callable[..., Any]] = {
+    "aten._grouped_mm.default": _grouped_mm,
     "bitsandbytes.gemm_4bit.default": _gemm_4bit,
     "bitsandbytes.int8_vectorwise_quant.default": _int8_vectorwise_quant,
     "bitsandbytes.int8_mm_dequant.default": _int8_mm_dequant,
@@ -273,6 +289,7 @@ _CPU_SUBSTITUTES: dict[str, Callable[..., Any]] = {
     )
 } | {
     "bitsandbytes.int8_vectorwise_quant.default": _cpu_int8_vectorwise_quant,
+    "aten._grouped_mm.default": _grouped_mm,
     "aten.native_layer_norm.default": _cpu_layer_norm,
 }
 

@@ -34,6 +34,11 @@ class Prediction:
     """
 
     case: str
+    model: str
+    scenario: str
+    rank: int
+    precision: str
+    step: str
     device: str
     attention: str | None
     peak_allocated_bytes: int
@@ -58,6 +63,15 @@ class Prediction:
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe values, labelled predicted."""
         return {"kind": "predicted", **asdict(self)}
+
+
+def _step(case: Case) -> str:
+    """The step in words: `1 × 2048 tokens, adamw, checkpointed`."""
+    step = case.step
+    images = case.task == "image-classification"
+    size = f"{step.batch_size} images" if images else f"{step.batch_size} × {step.seq_len} tokens"
+    marks = {"checkpointed": step.gradient_checkpointing, "padded": step.padded}
+    return ", ".join([size, step.optimizer, *(name for name, on in marks.items() if on)])
 
 
 def predict(
@@ -86,6 +100,11 @@ def predict(
     allocated, reserved = found.peak_allocated_bytes, found.peak_reserved_bytes
     return Prediction(
         case=case.id,
+        model=case.model,
+        scenario=case.scenario,
+        rank=case.adapter.get("r", 8),
+        precision=case.precision,
+        step=_step(case),
         device=device.name,
         attention=attention,
         peak_allocated_bytes=allocated,

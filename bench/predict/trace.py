@@ -74,7 +74,7 @@ def trace(case: Case, device: Device, progress: Progress = lambda phase: None) -
         case = replace(case, step=replace(case.step, optimizer="adamw-foreach"))
     journal = Journal(device)
     try:
-        with _as_on(device, journal, case), _without_cached_tables(), _no_collections():
+        with _as_on(device, journal, case), without_cached_tables(), _no_collections():
             return _traced(case, device, journal, progress)
     except BenchError as error:
         raise Untraceable(f"{name}: {error}") from error
@@ -221,6 +221,7 @@ def _as_on(device: Device, journal: Journal, case: Case) -> Iterator[None]:
     functional, rng_state = torch.nn.functional, torch.get_rng_state
     replacements: list[tuple[Any, str, Any]] = [
         (functional, "scaled_dot_product_attention", device.attention),
+        (torch, "autocast", _no_autocast),
         # A fused optimizer asks for a device that has one.
         (importlib.import_module("torch.optim.adam"), "_device_dtype_check_for_fused", _accept),
     ]
@@ -245,6 +246,13 @@ def _as_on(device: Device, journal: Journal, case: Case) -> Iterator[None]:
     finally:
         for owner, name, value in originals:
             setattr(owner, name, value)
+
+
+def _no_autocast(device_type: str, *_: Any, enabled: bool = True, **__: Any) -> Any:
+    """Meta has no autocast. PEFT switches it off for adapted parameters: that is nothing to do."""
+    if enabled:
+        raise Untraceable(f"torch.autocast({device_type!r}): autocast cannot be traced")
+    return contextlib.nullcontext()
 
 
 def _forked_generator(journal: Journal, state: Callable[[], torch.Tensor]) -> Callable[..., Any]:
@@ -278,29 +286,26 @@ def _fused_dropout(
 
 
 @contextlib.contextmanager
-def _without_cached_tables() -> Iterator[None]:
-    """bitsandbytes caches small tables by device: make them anew each time, and leave none on meta
-    behind, where a real quantization would find it."""
-    _drop_cached_tables()
-    try:
-        yield
-    finally:
-        _drop_cached_tables()
-
-
-def _drop_cached_tables() -> None:
-    import sys
-
-    if "bitsandbytes" not in sys.modules:
-        return
+def without_cached_tables() -> Iterator[None]:
+    """Set aside the small tables that bitsandbytes keeps for the process: while this is active it
+    makes its own, as in a fresh process, and none on meta is left where a real quantization would
+    find it."""
     from bitsandbytes import functional
     from bitsandbytes.backends import utils
     from bitsandbytes.backends.default import ops
 
-    for table in (functional.name2qmap, utils._code_4bit_cache):
-        for key in [k for k, tensor in table.items() if tensor.device.type == "meta"]:
-            del table[key]
+    tables: list[dict[Any, torch.Tensor]] = [functional.name2qmap, utils._code_4bit_cache]
+    before = [dict(table) for table in tables]
+    for table in tables:
+        table.clear()
     ops._get_4bit_quantize_bounds.cache_clear()
+    try:
+        yield
+    finally:
+        for table, values in zip(tables, before, strict=True):
+            table.clear()
+            table.update(values)
+        ops._get_4bit_quantize_bounds.cache_clear()
 
 
 @contextlib.contextmanager

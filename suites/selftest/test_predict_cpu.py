@@ -14,7 +14,7 @@ import pytest
 from measure_support import shared_session, tiny_case
 from test_measure_memory import profiled
 
-from bench.cases import Case
+from bench.cases import Case, StepOptions
 
 UNQUANTIZED = [
     tiny_case(name, precision, padded=padded, **options)
@@ -57,9 +57,37 @@ QUANTIZED = [
     tiny_case("phi3", "int8", kbit_preparation=True),
     tiny_case("opt", "nf4"),
     tiny_case("opt", "fp4", padded=True),
-    # Double quantization is left out: bitsandbytes keeps a 1 KiB table from the first such layer
-    # of a process on, so that the reference depends on what ran before.
     tiny_case("phi3", "fp4", optimizer="adamw-foreach"),
+    tiny_case("opt", "nf4-dq"),
+    tiny_case("phi3", "fp4-dq", batch_size=5),
+    # Large enough that the generator's states, kept for checkpointing, do not count: the tracker
+    # does not see them (torch.profiler does, and so does the prediction).
+    tiny_case("distilbert", "nf4-dq", gradient_checkpointing=True, batch_size=128),
+]
+
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+
+
+def mixture(precision: str, *targets: str, **options: Any) -> Case:
+    """A tiny mixture of experts, whose experts' projections are parameters, not modules."""
+    config = {
+        "model_type": "mixtral", "hidden_size": 64, "intermediate_size": 96,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "vocab_size": 500, "num_local_experts": 4, "num_experts_per_tok": 2,
+        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    }  # fmt: skip
+    adapter = {"r": 4, "task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj"]}
+    if targets:
+        adapter["target_parameters"] = list(targets)
+    step = StepOptions(seq_len=32, **options)
+    scenario = "experts" if targets else "attention"
+    return Case("mixtral", config, "AutoModelForCausalLM", scenario, adapter, precision, step)
+
+
+MIXTURES = [
+    mixture("fp32", *EXPERTS),
+    mixture("fp32", gradient_checkpointing=True),
+    mixture("bf16", *EXPERTS, gradient_checkpointing=True),
 ]
 
 
@@ -70,7 +98,7 @@ def with_adapter(scenario: str, name: str, precision: str, changes: dict[str, An
     return replace(case, adapter={**case.adapter, **changes})
 
 
-CASES = UNQUANTIZED + [with_adapter(*values) for values in OTHER_ADAPTERS]
+CASES = UNQUANTIZED + [with_adapter(*values) for values in OTHER_ADAPTERS] + MIXTURES
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -153,13 +181,13 @@ def test_quantized_weights_are_byte_identical(name: str, precision: str) -> None
     import torch
 
     from bench.measure import loading
-    from bench.predict.trace import _without_cached_tables
+    from bench.predict.trace import without_cached_tables
 
     case = tiny_case(name, precision)
     config = loading.make_config(case)
 
     def layout(device: str) -> dict[str, list[tuple[tuple[int, ...], torch.dtype, int]]]:
-        with _without_cached_tables():
+        with without_cached_tables():
             model = loading.random_weights(case, config, device)
         found = {}
         for key, layer in model.named_modules():
@@ -180,6 +208,23 @@ def test_quantized_weights_are_byte_identical(name: str, precision: str) -> None
     real, meta = layout("cpu"), layout("meta")
     assert real
     assert meta == real
+
+
+def test_a_real_quantization_before_changes_nothing() -> None:
+    """The table that one leaves for the process is neither used nor lost."""
+    from bitsandbytes import functional
+
+    case = tiny_case("opt", "nf4-dq")
+    before = predicted(case)
+    table = functional.create_dynamic_map()
+    kept = dict(functional.name2qmap)
+    functional.name2qmap["dynamic"] = table
+    try:
+        assert predicted(case) == before
+        assert functional.name2qmap["dynamic"] is table
+    finally:
+        functional.name2qmap.clear()
+        functional.name2qmap.update(kept)
 
 
 def test_no_table_on_meta_is_left_behind() -> None:

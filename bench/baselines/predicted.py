@@ -1,0 +1,111 @@
+"""Predictions that are kept, one file for each set of library versions, to be compared exactly.
+
+A prediction depends on nothing but the case and the libraries: a stored one holds on every
+machine. `results/predicted/` has them, a case a line, so that a change is a readable diff.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.architectures import FIXTURES
+from bench.baselines.storage import write_atomically
+from bench.errors import BenchError, check_keys
+from bench.machine import versions
+from bench.units import format_quantity
+
+if TYPE_CHECKING:
+    from bench.cases import Case
+    from bench.predict.result import Prediction
+
+FOLDER = FIXTURES.parent / "results" / "predicted"
+FIGURES: Mapping[str, str] = {
+    "peak_allocated_bytes": "bytes",
+    "peak_reserved_bytes": "bytes",
+    "flops": "flops",
+    "operations": "operations",
+    "trainable_parameters": "count",
+}
+"""What is kept of a prediction, and its unit."""
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
+Figures = dict[str, int]
+
+
+def stored_file(folder: Path = FOLDER) -> Path:
+    """Where the installed libraries' predictions are kept. A build of torch (`+cpu`, `+cu128`) does
+    not matter: what is predicted is CUDA in any case."""
+    return folder / ("_".join(f"{name}-{v}" for name, v in _libraries().items()) + ".json")
+
+
+def _libraries() -> dict[str, str]:
+    installed = versions()
+    return {n: installed[n].partition("+")[0] for n in LIBRARIES if n in installed}
+
+
+def figures(prediction: Prediction) -> Figures:
+    """What is kept of it."""
+    return {name: getattr(prediction, name) for name in FIGURES}
+
+
+def load_stored(path: Path) -> dict[str, Figures]:
+    """Figures by case id; empty where there is no such file. BenchError for one that is wrong."""
+    if not path.exists():
+        return {}
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BenchError(f"{path}: cannot be read: {error}") from None
+    check_keys(data, str(path), ("versions", "predictions"), ("versions", "predictions"))
+    check_keys(data["predictions"], f"{path}: predictions", data["predictions"])
+    for case, values in data["predictions"].items():
+        check_keys(values, f"{path}: {case}", FIGURES, FIGURES)
+        for name, value in values.items():
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise BenchError(f"{path}: {case}: {name}: expected a whole number, not {value!r}")
+    found: dict[str, Figures] = data["predictions"]
+    return found
+
+
+def store(predictions: Iterable[Prediction], folder: Path = FOLDER) -> Path:
+    """Keep these predictions, in the place of older ones of the same cases; returns the file."""
+    path = stored_file(folder)
+    kept = load_stored(path) | {p.case: figures(p) for p in predictions}
+    lines = [f"  {json.dumps(case)}: {json.dumps(kept[case])}" for case in sorted(kept)]
+    head = f'{{\n "versions": {json.dumps(_libraries())},\n "predictions": {{\n'
+    write_atomically(path, head + ",\n".join(lines) + "\n }\n}\n")
+    return path
+
+
+def command(case: Case) -> str:
+    """What to run to store this case's prediction. Raises nothing: the case ran already."""
+    step: dict[str, Any] = {"batch-size": case.step.batch_size, "seq-len": case.step.seq_len}
+    if case.step.optimizer != "adamw":
+        step["optimizer"] = case.step.optimizer
+    words = ["bench", "memory", case.model, "--scenario", case.scenario]
+    words += ["--rank", str(case.adapter.get("r", 8)), "--precision", case.precision]
+    words += [word for name, value in step.items() for word in (f"--{name}", str(value))]
+    words += [
+        f"--{name.replace('_', '-')}"
+        for name in ("gradient_checkpointing", "padded")
+        if getattr(case.step, name)
+    ]
+    return shlex.join([*words, "--store"])
+
+
+def difference(case: str, stored: Figures, obtained: Figures) -> str:
+    """What differs, figure by figure; "" where nothing does."""
+    lines = []
+    for name, unit in FIGURES.items():
+        before, now = stored[name], obtained[name]
+        if before != now:
+            more = now - before
+            change = f" ({more / before:+.2%})" if before else ""
+            lines.append(
+                f"  {name}: obtained {now:,}, expected {before:,}: "
+                f"{'+' if more > 0 else '-'}{format_quantity(abs(more), unit)}{change}"
+            )
+    return "\n".join([f"{case}: the prediction is not the stored one", *lines]) if lines else ""

@@ -1,0 +1,156 @@
+"""Predicted steps for people: one in full, several as a table that says which GPU they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bench.predict.gpus import GIB, Gpu, fit
+from bench.predict.largest import Solution
+from bench.predict.result import LIMITS, Prediction
+from bench.reports.layout import Report, Table
+from bench.units import (
+    format_bytes,
+    format_count,
+    format_flops,
+    format_percent,
+    format_seconds,
+)
+
+SIZES = (24, 48, 80)
+"""GiB of the GPUs that a table of several cases has a column for."""
+_LABELS = {
+    "weights": "weights",
+    "quantization_state": "quantization state",
+    "adapters": "adapters and saved modules",
+    "gradients": "gradients",
+    "optimizer_state": "optimizer state",
+    "activations": "activations",
+    "logits_and_loss": "logits and loss",
+    "kernel_workspace": "kernel workspace",
+}
+_RIGHT = frozenset(("r", "trainable", "predicted peak allocated", "predicted peak reserved"))
+
+
+def prediction_rows(
+    predictions: Sequence[Prediction], gpu: Gpu | None = None
+) -> list[dict[str, object]]:
+    """Raw figures, one row a prediction, with what fits `gpu`, or each usual size of GPU."""
+    rows = []
+    for p in predictions:
+        row: dict[str, object] = {
+            "kind": "predicted",
+            "case": p.case,
+            "peak_allocated_bytes": p.peak_allocated_bytes,
+            "peak_reserved_bytes": p.peak_reserved_bytes,
+            "trainable_parameters": p.trainable_parameters,
+            "flops": p.flops,
+            "operations": p.operations,
+        }
+        for g in _gpus(gpu):
+            row[f"fits {g.name}"] = fit(g, p.peak_allocated_bytes, p.peak_reserved_bytes).fits
+        rows.append(row)
+    return rows
+
+
+def prediction_report(predictions: Sequence[Prediction], gpu: Gpu | None = None) -> Report:
+    """The table: one model, several scenarios, ranks and precisions of it, the same step."""
+    gpus = _gpus(gpu)
+    header = ("scenario", "r", "precision", "trainable", "predicted peak allocated",
+              "predicted peak reserved", *(f"fits {g.name}" for g in gpus))  # fmt: skip
+    rows = []
+    for p in predictions:
+        peaks = p.peak_allocated_bytes, p.peak_reserved_bytes
+        fits = ["yes" if fit(g, *peaks).fits else "no" for g in gpus]
+        rows.append((
+            p.scenario, str(p.rank), p.precision, format_count(p.trainable_parameters),
+            *map(format_bytes, peaks), *fits,
+        ))  # fmt: skip
+    first = predictions[0]
+    notes = [f"Predicted, not measured. {_sentence(LIMITS)}"]
+    notes += list(dict.fromkeys(note for p in predictions if (note := unquantized(p))))
+    caption = f"{first.model}, {first.step}; {', '.join(_versions(first))}"
+    return Report(
+        "Predicted GPU memory of a training step",
+        (caption,),
+        (Table("", header, tuple(rows), leading=1, right=_RIGHT),),
+        tuple(notes),
+    )
+
+
+def unquantized(p: Prediction) -> str:
+    """What to say where a quantized precision left every layer as it was; else ""."""
+    if p.quantized_layers or p.precision in ("fp32", "bf16", "fp16"):
+        return ""
+    return (
+        f"{p.model}: transformers quantizes no layer of this model "
+        f"(its linear layers are of a class of their own), so that {p.precision} saves nothing"
+    )
+
+
+def prediction_text(done: Prediction | Solution) -> str:
+    """One prediction, or what was solved for and the prediction there."""
+    lines = []
+    p = done.prediction if isinstance(done, Solution) else done
+    if isinstance(done, Solution):
+        why = (
+            "the largest that was tried or that the model takes"
+            if done.bounded
+            else "one more does not"
+        )
+        lines.append(f"largest {done.what} that fits: {done.value} ({why})")
+    lines += [
+        f"{p.case}: predicted, not measured",
+        f"  peak allocated  {format_bytes(p.peak_allocated_bytes)}",
+        f"  peak reserved   {format_bytes(p.peak_reserved_bytes)}",
+        f"  the peak lies in {p.peak_phase}, at {p.peak_operation}; it is made of",
+    ]
+    for name, size in sorted(p.breakdown.items(), key=lambda item: -item[1]):
+        if size:
+            share = format_percent(100 * size / p.peak_allocated_bytes)
+            lines.append(f"    {_LABELS[name]:<27}{format_bytes(size):>10}  {share:>7}")
+    lines += [
+        f"  trainable parameters {format_count(p.trainable_parameters)}",
+        f"  a step: {format_flops(p.flops)}, {format_count(p.operations)} operations, "
+        f"{format_bytes(p.bytes_moved)} moved, {format_count(p.tokens_per_step)} tokens",
+    ]
+    if p.modelled_step_seconds is not None and p.fit is not None:
+        least = format_seconds(p.modelled_step_seconds)
+        lines.append(
+            f"  modelled step time on {p.fit.gpu}: at least {least} "
+            "(roofline of published peak rates; real steps take longer)"
+        )
+    if p.fit is not None:
+        lines.append(_fit_line(p))
+    if note := unquantized(p):
+        lines.append(f"  note: {note}")
+    lines.append(f"  holds for: {'; '.join(LIMITS)}")
+    return "\n".join(lines)
+
+
+def _fit_line(p: Prediction) -> str:
+    assert p.fit is not None
+    margin = format_bytes(abs(p.fit.margin_bytes))
+    context = format_bytes(p.fit.context_bytes)
+    if p.fit.fits:
+        return f"  fits {p.fit.gpu}: yes, {margin} to spare beside {context} for the CUDA context"
+    close = "; what is allocated would fit without fragmentation" if p.fit.allocated_fits else ""
+    return (
+        f"  fits {p.fit.gpu}: no, {margin} too large beside {context} for the CUDA context{close}"
+    )
+
+
+def _gpus(gpu: Gpu | None) -> list[Gpu]:
+    return [gpu] if gpu else [Gpu(f"{size} GB", size * GIB) for size in SIZES]
+
+
+def _versions(p: Prediction) -> list[str]:
+    return [
+        f"{name} {p.versions[name]}"
+        for name in p.versions
+        if name not in ("python", "pytest-benchmark")
+    ]
+
+
+def _sentence(parts: Sequence[str]) -> str:
+    joined = "; ".join(parts)
+    return f"{joined[0].upper()}{joined[1:]}."

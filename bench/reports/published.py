@@ -1,0 +1,165 @@
+"""Predictions held against memory that others measured: `python -m bench.reports.published`.
+
+Each row of `fixtures/published/measurements.csv` says what its batch, length and metric were, and
+how the published run differs from the step that is predicted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.architectures import FIXTURES
+from bench.cases import Case, StepOptions
+from bench.errors import BenchError, check_keys
+from bench.predict.result import Prediction, predict
+from bench.reports.commands import write_report
+from bench.reports.layout import Report, Table
+from bench.units import format_bytes
+
+FILE = FIXTURES / "published" / "measurements.csv"
+_UNITS = {"B": 1, "GB": 1000**3, "GiB": 1024**3}
+_KEYS = (
+    "id", "model", "config", "target_modules", "r", "precision", "batch_size", "seq_len", "padded",
+    "gradient_checkpointing", "keeps_inputs", "use_dora", "length", "published", "unit", "metric",
+    "within", "differs", "source",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published figure, in bytes, and the case that comes closest to its run.
+
+    `length` says where the sequence length is from: "stated", "longest sample" (of the data set,
+    which sets the peak), "upper bound", "fitted", or "as fitted on ID". `keeps_inputs`: an earlier
+    bitsandbytes, whose 4-bit layers keep their inputs for the backward pass. `within`: the error
+    that is tolerated, as a fraction; None where too little is known of the run to hold it against.
+    """
+
+    id: str
+    case: Case
+    bytes: int
+    metric: str
+    length: str
+    keeps_inputs: bool
+    within: float | None
+    differs: str
+    source: str
+
+    def comparable(self, p: Prediction) -> int:
+        """The predicted figure that this metric is compared with."""
+        return p.peak_allocated_bytes if "allocated" in self.metric else p.peak_reserved_bytes
+
+
+def load_published(path: Path = FILE) -> list[Published]:
+    """Every row. Raises BenchError, naming file and row, for what is missing or wrong."""
+    found = []
+    with path.open(encoding="utf-8", newline="") as lines:
+        for number, row in enumerate(csv.DictReader(lines), start=2):
+            where = f"{path}: line {number}"
+            check_keys(row, where, _KEYS, _KEYS)
+            if row["unit"] not in _UNITS:
+                raise BenchError(f"{where}: unit {row['unit']!r}: one of {', '.join(_UNITS)}")
+            try:
+                found.append(_published(row))
+            except ValueError as error:
+                raise BenchError(f"{where}: {error}") from None
+    return found
+
+
+def _published(row: dict[str, str]) -> Published:
+    adapter = {
+        "r": int(row["r"]),
+        "target_modules": row["target_modules"].split(),
+        "use_dora": row["use_dora"] == "True",
+        "task_type": "CAUSAL_LM",
+    }
+    step = StepOptions(
+        batch_size=int(row["batch_size"]),
+        seq_len=int(row["seq_len"]),
+        gradient_checkpointing=row["gradient_checkpointing"] == "True",
+        padded=row["padded"] == "True",
+    )
+    case = Case(
+        row["model"], json.loads(row["config"]), "AutoModelForCausalLM", row["id"], adapter,
+        row["precision"], step,
+    )  # fmt: skip
+    return Published(
+        id=row["id"],
+        case=case,
+        bytes=round(float(row["published"]) * _UNITS[row["unit"]]),
+        metric=row["metric"],
+        length=row["length"],
+        keeps_inputs=row["keeps_inputs"] == "True",
+        within=float(row["within"]) / 100 if row["within"] else None,
+        differs=row["differs"],
+        source=row["source"],
+    )
+
+
+def predict_published(row: Published) -> Prediction:
+    """The prediction that is held against the row."""
+    with _inputs_kept() if row.keeps_inputs else contextlib.nullcontext():
+        return predict(row.case)
+
+
+@contextlib.contextmanager
+def _inputs_kept() -> Iterator[None]:
+    """While active, 4-bit layers keep their inputs, as bitsandbytes once had it."""
+    from bitsandbytes.autograd._functions import MatMul4Bit
+
+    forward = MatMul4Bit.forward
+
+    def keeping(ctx: Any, a: Any, *args: Any, **kwargs: Any) -> Any:
+        ctx.input_kept = a
+        return forward(ctx, a, *args, **kwargs)
+
+    MatMul4Bit.forward = staticmethod(keeping)
+    try:
+        yield
+    finally:
+        MatMul4Bit.forward = staticmethod(forward)
+
+
+def published_report(rows: list[Published], predictions: list[Prediction]) -> Report:
+    """Published and predicted, with the error of the prediction."""
+    cells: list[tuple[str, ...]] = []
+    differences: dict[str, int] = {}
+    for row, p in zip(rows, predictions, strict=True):
+        predicted = row.comparable(p)
+        number = differences.setdefault(row.differs, len(differences) + 1)
+        step = row.case.step
+        cells.append((
+            row.id, f"{step.batch_size} × {step.seq_len}", row.length, row.metric,
+            format_bytes(row.bytes), format_bytes(predicted),
+            f"{100 * (predicted / row.bytes - 1):+.1f} %", str(number),
+        ))  # fmt: skip
+    header = ("run", "step", "length", "published as", "published", "predicted", "error", "differs")
+    right = frozenset(("published", "predicted", "error"))
+    notes = tuple(f"{number}: {text}" for text, number in differences.items())
+    caption = "Error: predicted less published, in percent of the published figure."
+    title = "Predicted memory against what others measured"
+    return Report(title, (caption,), (Table("", header, tuple(cells), right=right),), notes)
+
+
+def _predictions(rows: list[Published]) -> Iterator[Prediction]:
+    for number, row in enumerate(rows, start=1):
+        print(f"[{number}/{len(rows)}] {row.id}", file=sys.stderr, flush=True)
+        yield predict_published(row)
+
+
+def main() -> int:
+    """Predict every row and print the table as Markdown."""
+    rows = load_published()
+    write_report(published_report(rows, list(_predictions(rows))), "markdown")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,35 @@
+"""Which predictions run: in the precisions asked for, and by default the published models' only."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.precision import precision
+
+# What the default run predicts: enough to hear of a change in half a minute.
+PREDICTED_IN = ("fp16", "int8", "nf4")
+PUBLISHED = {
+    "phi-3-medium": {f"published-{number}" for number in range(1, 7)},
+    "opt-350m": {"q_proj-v_proj"},
+    "distilbert-base-uncased": {"query-value"},
+}
+
+
+@pytest.hookimpl(trylast=True)  # after the subjects, so that an id ends in the precision
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "predicted_in" in metafunc.fixturenames:
+        asked = [precision(name).name for name in metafunc.config.option.precision]
+        metafunc.parametrize("predicted_in", asked or PREDICTED_IN)
+
+
+@pytest.hookimpl(tryfirst=True)  # before those marked slow are left out
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Every registered scenario can be predicted: hundreds, so only if asked for. Without a user's
+    own model there is nothing to predict for it."""
+    items[:] = [item for item in items if "[NOTSET-" not in item.name]
+    published = {f"{model}-{name}" for model, names in PUBLISHED.items() for name in names}
+    for item in items:
+        values = getattr(getattr(item, "callspec", None), "params", {})
+        predicted = "predicted_in" in values and "subject" in values
+        if predicted and not config.option.model and values["subject"] not in published:
+            item.add_marker(pytest.mark.slow)

@@ -1,0 +1,110 @@
+"""`bench memory` as it is used: text, tables in every format, JSON, and the exit status."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bench.cli import main
+from bench.predict.result import LIMITS
+
+CONFIG = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "vocab_size": 50,
+          "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+          "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+FALCON = {"model_type": "falcon", "hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 50,
+          "num_attention_heads": 4, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+
+
+@pytest.fixture
+def said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Status and output of `bench memory` on a tiny model."""
+
+    def run(*options: str, config: object = CONFIG) -> tuple[int, str]:
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        status = main(["memory", str(tmp_path), "--seq-len", "8", *options])
+        return status, capsys.readouterr().out
+
+    return run
+
+
+def test_one_case_is_told_in_full(said) -> None:
+    status, text = said("--target-modules", "q_proj", "--gpu", "t4")
+    assert status == 0
+    for part in ("predicted, not measured", "peak reserved", "the peak lies in backward",
+                 "fits T4: yes", "modelled step time on T4: at least", *LIMITS):  # fmt: skip
+        assert part in text
+
+
+def test_a_step_that_does_not_fit_is_status_1(said) -> None:
+    status, text = said("--target-modules", "q_proj", "--gpu-memory", "100MiB")
+    assert status == 1
+    assert "fits 100 MiB: no" in text
+
+
+def test_json_has_an_object_a_line(said) -> None:
+    status, text = said("--target-modules", "q_proj", "--precision", "bf16", "--precision", "nf4",
+                        "--json")  # fmt: skip
+    assert status == 0
+    found = [json.loads(line) for line in text.splitlines()]
+    assert [one["precision"] for one in found] == ["bf16", "nf4"]
+    for one in found:
+        assert one["kind"] == "predicted"
+        assert sum(one["breakdown"].values()) == one["peak_allocated_bytes"]
+        assert one["peak_reserved_bytes"] >= one["peak_allocated_bytes"]
+
+
+def test_a_table_of_scenarios_and_precisions(said) -> None:
+    asked = ("--scenario", "query*", "--precision", "bf16", "--precision", "int8")
+    status, markdown = said(*asked)
+    assert status == 0
+    lines = [line for line in markdown.splitlines() if line.startswith("|")]
+    header = [cell.strip() for cell in lines[0].strip("|").split("|")]
+    assert header[:3] == ["scenario", "r", "precision"]
+    assert header[4:6] == ["predicted peak allocated", "predicted peak reserved"]
+    assert header[6:] == ["fits 24 GB", "fits 48 GB", "fits 80 GB"]
+    assert len(lines) == 2 + 3 * 2  # query, query-value, query-key-value
+    assert "Predicted, not measured. One GPU, eager mode" in markdown
+    _, table = said(*asked, "--format", "csv")
+    rows = list(csv.DictReader(io.StringIO(table)))
+    assert len(rows) == 6
+    assert {row["kind"] for row in rows} == {"predicted"}
+    assert {row["fits 24 GB"] for row in rows} == {"True"}
+    _, one = said("--scenario", "query-value", "--precision", "bf16", "--json")
+    (same,) = (r for r in rows if "-query-value-" in r["case"] and "-bf16-" in r["case"])
+    assert int(same["peak_allocated_bytes"]) == json.loads(one)["peak_allocated_bytes"]
+    assert r"\toprule" in said(*asked, "--format", "latex")[1]
+
+
+def test_solved_for_the_batch(said) -> None:
+    options = ("--target-modules", "q_proj", "--gpu-memory", "600MiB", "--solve", "batch-size")
+    status, text = said(*options, "--json")
+    assert status == 0
+    found = json.loads(text)
+    assert found["solved"]["what"] == "batch-size"
+    assert found["solved"]["value"] > 1
+    assert found["fit"]["fits"]
+    largest = str(found["solved"]["value"])
+    assert said(*options[:4], "--batch-size", largest)[0] == 0
+    if not found["solved"]["bounded"]:
+        assert said(*options[:4], "--batch-size", str(int(largest) + 1))[0] == 1
+
+
+def test_a_model_that_stays_unquantized_is_named(said) -> None:
+    """transformers replaces layers of class Linear alone; Falcon's are of a class of their own."""
+    _, text = said("--target-modules", "query_key_value", "--precision", "nf4", config=FALCON)
+    assert "transformers quantizes no layer of this model" in text
+    _, text = said("--target-modules", "query_key_value", "--precision", "bf16", config=FALCON)
+    assert "quantizes no layer" not in text
+
+
+def test_limits_are_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["memory", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for word in ("one GPU", "compilation", "autocast", "sharding", "CUDA context"):
+        assert word in text

@@ -1,0 +1,194 @@
+"""What is asked of CUDA: which attention kernel runs, what kernels need, what a GPU holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from measure_support import tiny_case
+
+from bench.cases import Case
+from bench.errors import BenchError
+from bench.predict import Prediction, Solution, gpu_with_memory, predict, solve
+from bench.predict.gpus import CONTEXT_BYTES, Gpu, fit, load_gpus, step_seconds
+from bench.predict.result import LIMITS
+
+FLASH = "aten._scaled_dot_product_flash_attention.default"
+EFFICIENT = "aten._scaled_dot_product_efficient_attention.default"
+
+
+@pytest.mark.parametrize(
+    ("precision", "options", "kernel"),
+    [
+        ("bf16", {}, FLASH),
+        ("fp16", {}, FLASH),
+        ("nf4", {}, FLASH),
+        ("bf16", {"padded": True}, EFFICIENT),  # a mask, which flash does not take
+        ("fp32", {}, EFFICIENT),  # flash takes halves only
+        ("bf16", {"attention": "eager"}, None),
+    ],
+)
+def test_attention_kernel(precision: str, options: dict[str, Any], kernel: str | None) -> None:
+    operations = predict(tiny_case("opt", precision, **options)).operations_by_name
+    assert {k for k in (FLASH, EFFICIENT) if operations.get(k)} == ({kernel} if kernel else set())
+    if kernel is not None:
+        assert operations[kernel] == 2  # layers
+        assert operations[kernel.replace("attention.", "attention_backward.")] == 2
+
+
+def test_a_forced_kernel_is_taken() -> None:
+    """Plain products keep every score for the backward pass: tokens² for every head and layer."""
+    case = tiny_case("opt", "bf16", seq_len=128)
+    math_ = predict(case, attention="math")
+    assert not {FLASH, EFFICIENT} & set(math_.operations_by_name)
+    scores = 2 * 4 * 128 * 128 * 2 * 2  # batch, heads, tokens², layers, bytes
+    assert math_.peak_allocated_bytes > predict(case).peak_allocated_bytes + scores
+
+
+def test_what_is_kept_of_a_step_that_is_known_by_hand() -> None:
+    """The parts that a closed form gives: rounding to 512 bytes is all that is added."""
+    p = predict(tiny_case("opt", "bf16"))
+    pairs = 4  # adapted layers; each has A (4 × 64) and B (64 × 4), in float32
+    each = 4 * 64 * 4
+    assert p.breakdown["adapters"] == 2 * pairs * each
+    assert p.breakdown["optimizer_state"] == 2 * 2 * pairs * each
+    assert p.trainable_parameters == 2 * pairs * 4 * 64
+    assert p.breakdown["quantization_state"] == 0
+    assert p.versions["torch"]
+    assert p.to_dict()["kind"] == "predicted"
+
+
+def test_what_attention_needs_on_the_way_back() -> None:
+    """The buffers that flash_api.cpp and attention_backward.cu name, by hand for 100 tokens."""
+    import torch
+
+    from bench.predict.kernels import cuda
+
+    def size(kernel: str, dtype: torch.dtype, key_heads: int) -> int:
+        query = torch.empty(2, 4, 100, 48, dtype=dtype, device="meta")
+        key = torch.empty(2, key_heads, 100, 48, dtype=dtype, device="meta")
+        name = f"aten._scaled_dot_product_{kernel}_attention_backward.default"
+        return cuda().workspace(name, None, (query, query, key, key))
+
+    heads = 2 * 4
+    # flash: rows in blocks of 128, widths of 32; one float a row, and the query's gradient.
+    flash = heads * 128 * 4 + heads * 128 * 64 * 4
+    assert size("flash", torch.bfloat16, 4) == flash
+    grouped = 2 * heads * 100 * 48 * 2  # gradients of key and value for every query head
+    assert size("flash", torch.bfloat16, 2) == flash + grouped
+    # efficient: one float a row (3200 bytes, rounded to 512), and the gradient in blocks of 64.
+    assert size("efficient", torch.bfloat16, 4) == 3584 + heads * 128 * 64 * 4
+    assert size("efficient", torch.float32, 4) == 3584 + heads * 100 * 48 * 4
+
+
+def test_workspaces_of_cublas_follow_the_compute_capability() -> None:
+    case = tiny_case("opt", "bf16")
+    older, hopper = (
+        predict(case, gpu=load_gpus()[name]).peak_allocated_bytes for name in ("a100-80gb", "h100")
+    )
+    assert hopper - older == 2 * (32 * 1024**2 - (8 * 1024**2 + 8 * 16 * 1024))
+
+
+def test_more_of_anything_takes_more() -> None:
+    base = predict(tiny_case("phi3", "bf16")).peak_allocated_bytes
+    for options in ({"batch_size": 3}, {"seq_len": 64}):
+        assert predict(tiny_case("phi3", "bf16", **options)).peak_allocated_bytes > base
+    checkpointed = tiny_case("phi3", "bf16", batch_size=32, gradient_checkpointing=True)
+    plain = replace(checkpointed, step=replace(checkpointed.step, gradient_checkpointing=False))
+    assert predict(checkpointed).peak_allocated_bytes < predict(plain).peak_allocated_bytes
+    assert predict(checkpointed).flops > predict(plain).flops  # the forward pass twice
+
+
+def test_it_is_the_same_each_time() -> None:
+    case = tiny_case("phi3", "nf4-dq", padded=True)
+    assert predict(case) == predict(case)
+
+
+# GPUs
+
+
+def test_a_fit_has_room_for_the_context() -> None:
+    gpu = gpu_with_memory("24GiB")
+    room = 24 * 1024**3 - CONTEXT_BYTES
+    assert fit(gpu, 1, room).margin_bytes == 0
+    assert fit(gpu, 1, room).fits
+    assert not fit(gpu, room, room + 1).fits
+    assert fit(gpu, room, room + 1).allocated_fits
+    assert any("context" in limit for limit in LIMITS)
+
+
+def test_sizes_have_units() -> None:
+    assert gpu_with_memory("24GiB").memory_bytes == 24 * 1024**3
+    assert gpu_with_memory("24 GB").memory_bytes == 24 * 1000**3
+    assert gpu_with_memory("1.5gib").memory_bytes == 1.5 * 1024**3
+
+
+def test_the_modelled_time_is_the_roofline() -> None:
+    from bench.predict.trace import Work
+
+    gpu = Gpu("x", 1, bandwidth=100.0, rates={"float32": 10.0, "bfloat16": 50.0})
+    work = [Work(100, 100, "float32"), Work(100, 1000, "bfloat16"), Work(0, 50, "int64")]
+    assert step_seconds(gpu, work) == pytest.approx(10 + 10 + 0.5)
+    assert step_seconds(Gpu("unknown", 1), work) is None
+
+
+def test_every_gpu_states_its_source() -> None:
+    for gpu in load_gpus().values():
+        assert gpu.source
+        assert gpu.bandwidth
+        assert gpu.rate("float32") <= gpu.rate("float16")
+
+
+# The largest that fits
+
+
+def _linear(size: int, calls: list[int]) -> Callable[[Case], Any]:
+    """A step that takes 1000 bytes and 70 a sequence, on a GPU with room for `size` bytes."""
+    example = predict(tiny_case("opt"))
+
+    def prediction(case: Case) -> Prediction:
+        batch = case.step.batch_size
+        calls.append(batch)
+        peak = 1000 + 70 * batch
+        gpu = Gpu("x", size + CONTEXT_BYTES)
+        return replace(example, fit=fit(gpu, peak, peak))
+
+    return prediction
+
+
+@pytest.mark.parametrize("largest", [1, 2, 3, 63, 64, 1000, 12345])
+def test_the_largest_batch_is_found_in_few_trials(largest: int) -> None:
+    calls: list[int] = []
+    size = 1000 + 70 * largest + 69  # one more sequence would miss one byte
+    found = solve(tiny_case("opt"), "batch-size", _linear(size, calls))
+    assert isinstance(found, Solution)
+    assert (found.value, found.bounded) == (largest, False)
+    assert len(calls) <= 6 + math.log2(largest)
+
+
+def test_the_search_ends_at_the_models_limit() -> None:
+    found = solve(tiny_case("opt"), "batch-size", _linear(10**9, []), limit=100)
+    assert (found.value, found.bounded) == (100, True)
+
+
+def test_a_gpu_that_is_too_small_for_anything() -> None:
+    with pytest.raises(BenchError, match="not even a batch-size of 1 fits x: 70 bytes are missing"):
+        solve(tiny_case("opt"), "batch-size", _linear(1000, []))
+
+
+@pytest.mark.parametrize("what", ["batch-size", "seq-len", "rank"])
+def test_solved_is_the_largest_for_real(what: str) -> None:
+    """One more of it, predicted anew, does not fit."""
+    from bench.predict.largest import with_value
+
+    case = tiny_case("phi3", "bf16")
+    needed = predict(with_value(case, what, 21)).peak_reserved_bytes
+    gpu = Gpu("x", needed + CONTEXT_BYTES)
+    found = solve(case, what, lambda trial: predict(trial, gpu=gpu))
+    assert found.value >= 21
+    more = predict(with_value(case, what, found.value + 1), gpu=gpu)
+    assert more.fit is not None
+    assert not more.fit.fits

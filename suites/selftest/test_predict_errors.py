@@ -1,0 +1,134 @@
+"""What cannot be predicted is an error that names it, with status 2: never a guess."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from measure_support import tiny_case
+
+from bench.cli import main
+from bench.errors import BenchError
+
+LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "vocab_size": 50,
+         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+         "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> str:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    return str(tmp_path)
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str], llama: str) -> Callable[..., str]:
+    """`bench memory` on a tiny model must end with status 2; gives its message."""
+
+    def run(*options: str) -> str:
+        status = main(["memory", llama, "--target-modules", "q_proj", "--seq-len", "8", *options])
+        captured = capsys.readouterr()
+        assert status == 2
+        assert captured.out == ""
+        assert captured.err.startswith("bench: error: ")
+        assert "Traceback" not in captured.err
+        return captured.err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--gpu", "rtx-4080"), "unknown GPU 'rtx-4080': did you mean rtx-4090"),
+        (("--gpu", "abacus"), "unknown GPU 'abacus': known: a10, "),
+        (("--gpu-memory", "24"), "expected a size with its unit, such as 24GiB"),
+        (("--gpu-memory", "0GiB"), "must be greater than 0"),
+        (("--gpu", "t4", "--gpu-memory", "24GiB"), "not both"),
+        (("--seq-len", "65"), "sequence length 65: "),
+        (("--seq-len", "65"), "has positions for 64 tokens"),
+        (("--seq-len", "0"), "seq_len: expected a whole number >= 1, found 0"),
+        (("--batch-size", "-1"), "batch_size: expected a whole number >= 1, found -1"),
+        (("--precision", "nf3"), "unknown precision 'nf3': did you mean nf4"),
+        (("--optimizer", "adamv"), "unknown optimizer 'adamv': did you mean adamw"),
+        (("--optimizer", "paged-adamw-8bit"), "predict adamw-8bit"),
+        (("--attention", "flash", "--precision", "fp32"), "float16 and bfloat16 only"),
+        (("--solve", "batch-size"), "--solve needs --gpu or --gpu-memory"),
+        (("--solve", "rank", "--gpu-memory", "1KiB"), "not even a rank of 1 fits"),
+        (("--store",), "--store keeps predictions of registered scenarios"),
+        (("--store", "--gpu", "t4"), "give it without --attention, --gpu"),
+        (("--json", "--format", "csv"), "give --json or --format, not both"),
+    ],
+)
+def test_wrong_input(refused, options: tuple[str, ...], said: str) -> None:
+    assert said in refused(*options)
+
+
+def test_a_pattern_that_matches_no_scenario(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["memory", "opt-350m", "--scenario", "publisht-*"]) == 2
+    assert "unknown scenario 'publisht-*'" in capsys.readouterr().err
+
+
+def _branching(x: Any) -> Any:
+    return x if x.sum() > 0 else -x
+
+
+def _selecting(x: Any) -> Any:
+    return x[x > 0].sum() * x
+
+
+def _autocasting(x: Any) -> Any:
+    import torch
+
+    with torch.autocast(x.device.type, torch.bfloat16):
+        return x * 2
+
+
+def _unknown(x: Any) -> Any:
+    import torch
+
+    if not hasattr(torch.ops, "of_nobody") or not hasattr(torch.ops.of_nobody, "twice"):
+        library = torch.library.Library("of_nobody", "DEF")
+        library.define("twice(Tensor x) -> Tensor")
+        library.impl("twice", lambda x: x * 2, "CompositeExplicitAutograd")
+        _unknown.library = library  # its life is the operation's
+    return torch.ops.of_nobody.twice(x)
+
+
+@pytest.mark.parametrize(
+    ("activation", "said"),
+    [
+        (_branching, "made by aten.gt.Scalar: control flow that depends on data"),
+        (_selecting, "its result depends on data, or has no shape without it"),
+        (_autocasting, "autocast cannot be traced"),
+        (_unknown, "of_nobody.twice.default: what this operation allocates is not known"),
+    ],
+)
+def test_an_operation_that_cannot_be_accounted_for(
+    refused, monkeypatch: pytest.MonkeyPatch, activation: Callable[[Any], Any], said: str
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.nn.functional, "silu", lambda x, inplace=False: activation(x))
+    message = refused()
+    assert said in message
+    assert "own-r8-bf16-b1-s8" in message  # which case it was
+
+
+def test_a_prediction_after_an_error_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a failed trace had put in place of the libraries' functions is gone again."""
+    import torch
+
+    from bench.predict import predict
+
+    case = tiny_case("opt", "nf4")
+    before = predict(case)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.functional, "relu", lambda x, inplace=False: _branching(x))
+        with pytest.raises(BenchError, match="control flow that depends on data"):
+            predict(case)
+    assert torch.autocast("cpu") is not None
+    assert predict(case) == before

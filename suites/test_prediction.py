@@ -1,0 +1,105 @@
+"""What each scenario's step would take on a GPU, predicted at full size, and exactly as stored.
+
+Nothing here is measured: the step is traced without weights. The published models' cases run by
+default, those of the other architectures under the `slow` marker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from bench.baselines.predicted import command, difference, figures, load_stored, stored_file
+from bench.cases import Case, StepOptions
+from bench.formulas import lora_parameters
+from bench.plugin import Subject
+from bench.targets import match
+
+LONGEST = 2048
+"""Tokens of the one sequence, where the model has that many positions."""
+Predict = Callable[[Subject, Case], Any]
+
+
+@pytest.fixture(scope="module")
+def full_step() -> Callable[[Subject], StepOptions]:
+    """One sequence of 2048 tokens, or of as many as the model has positions for."""
+    from bench.predict.limits import case_limit
+
+    known: dict[str, int] = {}
+
+    def step(subject: Subject) -> StepOptions:
+        label = subject.model.label
+        if label not in known:
+            case = replace(subject, precision="bf16").case(StepOptions())
+            known[label] = min(case_limit(case) or LONGEST, LONGEST)
+        return StepOptions(batch_size=1, seq_len=known[label])
+
+    return step
+
+
+@pytest.fixture(scope="module")
+def predicted() -> Predict:
+    """Predictions, each step traced once: a dead entry in the list changes nothing."""
+    from bench.predict import predict
+
+    known: dict[tuple[object, ...], Any] = {}
+
+    def prediction(subject: Subject, case: Case) -> Any:
+        ledger = match(subject.model.table, subject.adapter, subject.model.role_of)
+        reached = tuple(sorted((item.name, item.r) for item in ledger.adapted))
+        rest = {k: v for k, v in case.adapter.items() if k != "target_modules"}
+        key = (case.model, reached, repr(sorted(rest.items())), case.precision, case.step)
+        if key not in known:
+            known[key] = predict(case)
+        return replace(known[key], case=case.id, scenario=case.scenario)
+
+    return prediction
+
+
+def _check(record: Any, subject: Subject, case: Case, found: Any) -> None:
+    """Record a prediction that is sound: parts that sum up, and the closed form's parameters."""
+    ledger = match(subject.model.table, subject.adapter, subject.model.role_of)
+    record.metrics |= {
+        "predicted_peak_allocated_bytes": found.peak_allocated_bytes,
+        "predicted_peak_reserved_bytes": found.peak_reserved_bytes,
+        "predicted_flops": found.flops,
+        "predicted_operations": found.operations,
+    }
+    record.detail |= {
+        "predicted_in": case.precision,
+        "batch_size": case.step.batch_size,
+        "seq_len": case.step.seq_len,
+        "predicted_breakdown": found.breakdown,
+    }
+    assert found.trainable_parameters == lora_parameters(ledger).trainable
+    assert sum(found.breakdown.values()) == found.peak_allocated_bytes
+    assert min(found.breakdown.values()) >= 0
+    assert found.loaded_bytes < found.peak_allocated_bytes <= found.peak_reserved_bytes
+
+
+def test_prediction(subject: Subject, predicted_in: str, predicted, full_step, record) -> None:
+    """A registered scenario at full size."""
+    case = replace(subject, precision=predicted_in).case(full_step(subject))
+    _check(record, subject, case, predicted(subject, case))
+
+
+def test_stored_prediction(subject: Subject, predicted_in: str, predicted, full_step) -> None:
+    """The same, held exactly against what is stored for the installed libraries."""
+    case = replace(subject, precision=predicted_in).case(full_step(subject))
+    path = stored_file()
+    if (stored := load_stored(path).get(case.id)) is None:
+        missing = f"no prediction of {case.id}" if path.exists() else "none for these versions"
+        pytest.skip(f"{path.name}: {missing}; store it: {command(case)}")
+    if different := difference(case.id, stored, figures(predicted(subject, case))):
+        pytest.fail(f"{different}\nIf that is meant: {command(case)}", pytrace=False)
+
+
+def test_user_prediction(
+    user_subject: Subject, predicted_in: str, predicted, step_options, record
+) -> None:
+    """A user's own model or configuration, with the batch and length of the command line."""
+    case = replace(user_subject, precision=predicted_in).case(step_options)
+    _check(record, user_subject, case, predicted(user_subject, case))
