@@ -15,7 +15,7 @@ import pytest
 from bench.baselines.predicted import command, difference, figures, load_stored, stored_file
 from bench.cases import Case, StepOptions
 from bench.formulas import lora_parameters
-from bench.plugin import Subject
+from bench.subjects import Subject
 from bench.targets import match
 
 LONGEST = 2048

@@ -23,6 +23,7 @@ from bench.predict.journal import LOGITS, Journal, Untraceable
 from bench.predict.kernels import Device
 from bench.predict.limits import check_length
 from bench.predict.values import tensors_in
+from bench.quantization import without_cached_tables
 
 LOAD, FIRST, STEADY = "load", "first-step", "steady-step"
 _INITIALIZERS = ("kaiming_uniform_", "uniform_", "normal_", "zeros_")
@@ -283,29 +284,6 @@ def _fused_dropout(
         return torch.dropout_(input, p, training)
     out: torch.Tensor = torch.native_dropout(input, p, True)[0]
     return out
-
-
-@contextlib.contextmanager
-def without_cached_tables() -> Iterator[None]:
-    """Set aside the small tables that bitsandbytes keeps for the process: while this is active it
-    makes its own, as in a fresh process, and none on meta is left where a real quantization would
-    find it."""
-    from bitsandbytes import functional
-    from bitsandbytes.backends import utils
-    from bitsandbytes.backends.default import ops
-
-    tables: list[dict[Any, torch.Tensor]] = [functional.name2qmap, utils._code_4bit_cache]
-    before = [dict(table) for table in tables]
-    for table in tables:
-        table.clear()
-    ops._get_4bit_quantize_bounds.cache_clear()
-    try:
-        yield
-    finally:
-        for table, values in zip(tables, before, strict=True):
-            table.clear()
-            table.update(values)
-        ops._get_4bit_quantize_bounds.cache_clear()
 
 
 @contextlib.contextmanager

@@ -181,7 +181,7 @@ def test_quantized_weights_are_byte_identical(name: str, precision: str) -> None
     import torch
 
     from bench.measure import loading
-    from bench.predict.trace import without_cached_tables
+    from bench.quantization import without_cached_tables
 
     case = tiny_case(name, precision)
     config = loading.make_config(case)
