@@ -169,7 +169,8 @@ def test_a_damaged_file_is_named(tmp_path: Path, text: str, said: str) -> None:
 def test_every_case_has_its_command() -> None:
     """The command that a failure names predicts that very case."""
     from bench.cases import StepOptions
-    from bench.cli import _parser, _predicted
+    from bench.cli.parser import make_parser
+    from bench.cli.subject import predicted_subjects
     from bench.subjects import Request, select
 
     step = StepOptions(batch_size=3, seq_len=40, gradient_checkpointing=True, padded=True)
@@ -179,8 +180,8 @@ def test_every_case_has_its_command() -> None:
         case = replace(subject, precision="nf4").case(step)
         words = predicted.command(case).split()
         assert words[0] == "bench"
-        options = _parser().parse_args(words[1:])
-        (again,) = _predicted(options)
+        options = make_parser().parse_args(words[1:])
+        (again,) = predicted_subjects(options)
         assert options.gradient_checkpointing
         assert options.padded
         assert replace(again, precision=options.precision[0]).case(step) == case

@@ -1,0 +1,32 @@
+"""`python -m bench`: what is adapted, what it costs, what changed, from the command line.
+
+Exit status: 0 all holds, 1 a check failed, 2 the input was wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from bench.cli.parser import make_parser
+from bench.errors import BenchError
+from bench.quantization import quiet_bitsandbytes
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status. Wrong input is one line on standard error."""
+    options = make_parser().parse_args(arguments)
+    quiet_bitsandbytes()
+    try:
+        status: int = options.run(options)
+        sys.stdout.flush()
+        return status
+    except BenchError as error:
+        print(f"bench: error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader went away: `bench ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130

@@ -1,0 +1,212 @@
+"""What each command of `python -m bench` does with its options; the exit status."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.cli.subject import asked_subject, entries, predicted_subjects, split
+from bench.errors import BenchError
+
+if TYPE_CHECKING:
+    from bench.formulas import Parameters
+    from bench.subjects import Subject
+    from bench.targets import Ledger
+
+
+def targets(options: argparse.Namespace) -> int:
+    """What a configuration reaches on each model; 1 with --strict when an entry is dead."""
+    from bench.reports.ledger import ledger_json, ledger_text
+
+    if options.method:
+        return _other_method(options)
+    failed = False
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    for number, name in enumerate(options.models):
+        subject = asked_subject(options, name)
+        ledger, parameters = _answer(subject)
+        if options.json:
+            print(json.dumps(ledger_json(subject, ledger, parameters)), flush=True)
+        else:
+            blank = "\n" if number else ""
+            print(blank + ledger_text(subject, ledger, parameters, colour=colour), flush=True)
+        failed |= bool(subject.dead_entries(ledger) or ledger.refusals)
+    return 1 if options.strict and failed else 0
+
+
+def _answer(subject: Subject) -> tuple[Ledger, Parameters | None]:
+    from bench.formulas import lora_parameters
+    from bench.targets import match
+
+    ledger = match(subject.model.table, subject.adapter, subject.model.role_of)
+    return ledger, None if ledger.refusals else lora_parameters(ledger)
+
+
+def _other_method(options: argparse.Namespace) -> int:
+    from bench.reports.methods import method_command
+    from bench.subjects import load_model
+
+    for name in options.models:
+        method_command(
+            load_model(name, options.auto_class, options.trust_remote_code),
+            options.method,
+            options.settings,
+            target_modules=entries(options.target_modules) or None,
+            modules_to_save=split(options.modules_to_save),
+            task_type=options.task_type,
+            as_json=options.json,
+        )
+    return 0
+
+
+def methods(options: argparse.Namespace) -> int:
+    """Every PEFT method at one budget of trained parameters."""
+    from bench.reports.methods import budget_command
+    from bench.subjects import load_model
+
+    return budget_command(
+        load_model(options.model, options.auto_class, options.trust_remote_code),
+        options.budget,
+        target_modules=entries(options.target_modules) or None,
+        task_type=options.task_type,
+        as_json=options.json,
+    )
+
+
+def explain(options: argparse.Namespace) -> int:
+    """Which configurations train exactly so many parameters."""
+    from bench.reports.explained import explain_command
+
+    return explain_command(
+        options.model,
+        options.trainable,
+        options.total,
+        auto_class=options.auto_class,
+        trust_remote_code=options.trust_remote_code,
+        as_json=options.json,
+    )
+
+
+def memory(options: argparse.Namespace) -> int:
+    """The predicted memory of a step."""
+    from bench.cases import StepOptions
+    from bench.reports.memory import Asked, memory_command
+
+    asked = Asked(
+        precisions=options.precision or ("bf16",),
+        attention=options.attention,
+        gpu=options.gpu,
+        gpu_memory=options.gpu_memory,
+        solve=options.solve,
+        store=options.store,
+        format=options.format,
+        json=options.json,
+    )
+    step = StepOptions(
+        batch_size=options.batch_size,
+        seq_len=options.seq_len,
+        optimizer=options.optimizer,
+        gradient_checkpointing=options.gradient_checkpointing,
+        padded=options.padded,
+    )
+    return memory_command(predicted_subjects(options), step, asked)
+
+
+# What `bench atlas` can do besides building, and the options that go with each.
+_ATLAS_MODES = {
+    "diff": ("types", "json"),
+    "reach": ("types", "jobs"),
+    "roles": (),
+    "page": (),
+}
+
+
+def atlas(options: argparse.Namespace) -> int:
+    """Build the atlas, or answer from the stored ones."""
+    from bench.atlas import command
+
+    given = [o for o in (*_ATLAS_MODES, "types", "output", "jobs", "json") if getattr(options, o)]
+    mode = next((name for name in given if name in _ATLAS_MODES), "")
+    if mode and (others := {*given} - {mode, *_ATLAS_MODES[mode]}):
+        raise BenchError(f"--{mode} does not go with --{' or --'.join(sorted(others))}")
+    types = split(options.types)
+    if mode == "diff":
+        old, new = options.diff
+        return command.atlas_diff_command(old, new, types, options.json)
+    if mode == "reach":
+        return command.reach_command(types, options.jobs)
+    if mode == "roles":
+        return command.roles_command()
+    if mode == "page":
+        return command.page_command(options.page)
+    return command.atlas_command(options.output, types, options.jobs, options.json)
+
+
+def report(options: argparse.Namespace) -> int:
+    """The comparison table of stored runs."""
+    from bench.reports import report_command
+
+    return report_command(
+        options.runs,
+        format=options.format,
+        baseline=options.baseline,
+        output=options.output,
+        storage=_results(),
+    )
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Verdicts on two stored runs; 1 if one fails."""
+    from bench.reports import compare_command
+
+    return compare_command(
+        options.baseline,
+        options.contender,
+        thresholds=options.threshold,
+        allow=options.allow,
+        verdict_file=options.verdict_file,
+        format=options.format,
+        storage=_results(),
+    )
+
+
+def ab(options: argparse.Namespace) -> int:
+    """Two environments measured side by side; 1 if a verdict fails."""
+    from bench.ab.command import ab_command
+    from bench.ab.measure import Plan
+    from bench.cases import StepOptions
+    from bench.subjects import Request
+
+    request = Request(
+        models=tuple(options.model),
+        scenarios=tuple(options.scenario),
+        r=options.rank,
+        precisions=tuple(options.precision),
+    )
+    plan = Plan(request, StepOptions(batch_size=options.batch_size, seq_len=options.seq_len))
+    if options.rounds:
+        plan = replace(plan, rounds=tuple(options.rounds))
+    return ab_command(
+        options.baseline_env,
+        options.contender_env,
+        plan,
+        clock=options.clock,
+        thresholds=options.threshold,
+        allow=options.allow,
+        verdict_file=options.verdict_file,
+        save=options.save,
+        format=options.format,
+    )
+
+
+def _results() -> Path:
+    """Where stored runs are looked up by number or name: here, else in the project."""
+    here = Path("results")
+    from bench.architectures import FIXTURES
+
+    return here if here.is_dir() else FIXTURES.parent / "results"

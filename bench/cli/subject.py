@@ -1,0 +1,91 @@
+"""The model and LoRA configuration that the options of a command name."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from bench.errors import BenchError
+
+if TYPE_CHECKING:
+    from bench.adapters import AdapterConfig
+    from bench.architectures import Model
+    from bench.subjects import Subject
+
+
+def split(text: str) -> tuple[str, ...]:
+    """The parts between commas."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def asked_subject(options: argparse.Namespace, name: str) -> Subject:
+    """The model called `name` with the configuration that the options give."""
+    from bench.scenarios import find_scenario
+    from bench.subjects import Subject, load_model
+
+    ways = [w for w in ("adapter", "scenario", "target_modules") if getattr(options, w) is not None]
+    if len(ways) > 1:
+        raise BenchError(f"give one of --{', --'.join(w.replace('_', '-') for w in ways)}")
+    model = load_model(name, options.auto_class, options.trust_remote_code)
+    if isinstance(options.precision, str):
+        model = model.loaded_in(options.precision)
+    optional = split(getattr(options, "optional", ""))
+    scenario = find_scenario(options.scenario) if options.scenario else None
+    if scenario is not None:
+        adapter = scenario.adapter(model, options.rank)
+        optional += scenario.optional
+    else:
+        adapter = _own_adapter(options, model)
+    given = {
+        "r": options.rank,
+        "task_type": options.task_type,
+        "modules_to_save": split(options.modules_to_save),
+        "exclude_modules": split(getattr(options, "exclude_modules", "")),
+    }
+    adapter = replace(adapter, **{key: value for key, value in given.items() if value})
+    if not options.auto_class:
+        model = model.for_task(adapter.task_type)
+    return Subject(model, options.scenario or "own", adapter, scenario, optional)
+
+
+def _own_adapter(options: argparse.Namespace, model: Model) -> AdapterConfig:
+    """From --target-modules, from --adapter, from the file beside the model's config, or PEFT's
+    default for the model type."""
+    from bench.adapters import AdapterConfig
+
+    if options.rank is not None:
+        AdapterConfig(r=options.rank)  # a rank of 0 is wrong, not absent
+    parameters = split(getattr(options, "target_parameters", ""))
+    if options.target_modules is not None or parameters:
+        return AdapterConfig(entries(options.target_modules), target_parameters=parameters)
+    if options.adapter is not None:
+        return AdapterConfig.from_file(options.adapter)
+    beside = model.source_folder and model.source_folder / "adapter_config.json"
+    return AdapterConfig.from_file(beside) if beside and beside.exists() else AdapterConfig()
+
+
+def entries(text: str | None) -> tuple[str, ...] | str:
+    """target_modules as written on the command line: names, `all-linear`, or `re:REGEX`."""
+    if text is None:
+        return ()
+    if text.startswith("re:"):
+        return text.removeprefix("re:")
+    return text if text.lower() == "all-linear" else split(text)
+
+
+def predicted_subjects(options: argparse.Namespace) -> list[Subject]:
+    """The configurations to predict: one's own, the scenarios asked for, or all that apply."""
+    from bench.scenarios import matching_scenarios
+    from bench.subjects import Request, load_model, select
+
+    model = load_model(options.model, options.auto_class, options.trust_remote_code)
+    if options.scenario and not (options.target_modules or options.adapter):
+        names = matching_scenarios(options.scenario, model.architecture)
+        asked = [argparse.Namespace(**{**vars(options), "scenario": name}) for name in names]
+        return [asked_subject(one, options.model) for one in asked]
+    beside = model.source_folder and (model.source_folder / "adapter_config.json").exists()
+    if options.target_modules or options.adapter or beside:
+        return [asked_subject(options, options.model)]
+    found = select(Request(models=(options.model,), r=options.rank, full_geometry=True))
+    return list({**found.structural, **found.own}.values())
