@@ -19,6 +19,7 @@ BREAKDOWN = (*CATEGORIES, LOGITS, WORKSPACE)
 """What bytes are for, in a prediction: the tracker's categories and two that split activations."""
 
 _NAMESPACES = ("aten", "prim", "prims", "profiler")
+_ELEMENTWISE = {torch.ops.aten.mul.Tensor, torch.ops.aten.add.Tensor}
 _READ = torch.ops.aten._local_scalar_dense.default
 
 
@@ -97,6 +98,8 @@ class Journal(MemoryTracker):
             return self._emulated(lambda: substitute(*args, **kwargs))
         if func.namespace not in _NAMESPACES and name not in self._device.plain:
             raise Untraceable(f"{name}: what this operation allocates is not known")
+        if (out := _alike(func, args, kwargs)) is not None:
+            return out
         try:
             return func(*args, **kwargs)
         except NotImplementedError as error:
@@ -160,3 +163,26 @@ class Journal(MemoryTracker):
         self.makers.append(self._operation)
         self.events.append(number)
         return number
+
+
+def _alike(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+    """A sum or product whose result is like one of its operands, or None where it may not be.
+
+    A third of all operations are; meta's own functions take ten times as long for them.
+    """
+    if func not in _ELEMENTWISE or kwargs or len(args) != 2:
+        return None
+    a, b = args
+    if not (isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)):
+        return None
+    whole, other = (a, b) if a.dim() >= b.dim() else (b, a)
+    if whole.device.type != "meta" or not (whole.is_contiguous() and other.is_contiguous()):
+        return None
+    scalar = other.dim() == 0 < whole.dim() and whole.is_floating_point() and not other.is_complex()
+    if not scalar:
+        if whole.dtype != other.dtype:
+            return None
+        aligned = zip(reversed(whole.shape), reversed(other.shape), strict=False)
+        if any(theirs not in (mine, 1) for mine, theirs in aligned):
+            return None
+    return torch.empty_like(whole)

@@ -75,8 +75,10 @@ def trace(case: Case, device: Device, progress: Progress = lambda phase: None) -
         case = replace(case, step=replace(case.step, optimizer="adamw-foreach"))
     journal = Journal(device)
     try:
+        progress(LOAD)
+        config, base = _skeleton(case)
         with _as_on(device, journal, case), without_cached_tables(), _no_collections():
-            return _traced(case, device, journal, progress)
+            return _traced(case, config, base, device, journal, progress)
     except BenchError as error:
         raise Untraceable(f"{name}: {error}") from error
     except Exception as error:
@@ -85,16 +87,27 @@ def trace(case: Case, device: Device, progress: Progress = lambda phase: None) -
         ) from error
 
 
-def _traced(case: Case, device: Device, journal: Journal, progress: Progress) -> Trace:
-    progress(LOAD)
-    journal.mark(LOAD)
-    quantized = precision(case.precision).quantized
-    journal.category = "quantization_state" if quantized else "weights"
+def _skeleton(case: Case) -> tuple[Any, Any]:
+    """The case's config and the shapes of its model, which take no memory on any device.
+
+    Whatever has to be imported is, before a function of torch is replaced: a module that is
+    imported meanwhile could keep the replacement for good.
+    """
+    importlib.import_module("peft")
     loading.quiet_libraries()
     torch.manual_seed(case.step.seed)
     config = loading.make_config(case)
-    base = loading.skeleton(case, config)  # shapes: takes no memory on any device
+    base = loading.skeleton(case, config)
     check_length(case, config, base)
+    return config, base
+
+
+def _traced(  # noqa: PLR0917  # one call
+    case: Case, config: Any, base: Any, device: Device, journal: Journal, progress: Progress
+) -> Trace:
+    journal.mark(LOAD)
+    quantized = precision(case.precision).quantized
+    journal.category = "quantization_state" if quantized else "weights"
     with journal:
         base = loading.filled(base, case, config, "meta")
         training = loading.prepared(case, config, base, "meta")
