@@ -179,7 +179,14 @@ def test_a_gpu_that_is_too_small_for_anything() -> None:
         solve(tiny_case("opt"), "batch-size", _linear(1000, []))
 
 
-@pytest.mark.parametrize("what", ["batch-size", "seq-len", "rank"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "seq-len",
+        pytest.param("batch-size", marks=pytest.mark.slow),
+        pytest.param("rank", marks=pytest.mark.slow),
+    ],
+)
 def test_solved_is_the_largest_for_real(what: str) -> None:
     """One more of it, predicted anew, does not fit."""
     from bench.predict.largest import with_value
