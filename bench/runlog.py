@@ -108,11 +108,16 @@ class Progress:
 
     total: int
     done: int = 0
-    started: float = field(default_factory=time.monotonic)
+    started: float | None = None
+
+    def start(self) -> None:
+        """Start the clock with the first measured case."""
+        if self.started is None:
+            self.started = time.monotonic()
 
     @property
     def elapsed(self) -> float:
-        return time.monotonic() - self.started
+        return 0.0 if self.started is None else time.monotonic() - self.started
 
     @property
     def per_case(self) -> float:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from bench.adapters import AdapterConfig
 from bench.architectures import Model
+from bench.counting import Count, count, inject
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
@@ -310,3 +311,11 @@ _VARIANTS: dict[str, dict[str, object]] = {
                                       "target_modules_bd_b": ["v_proj", "o_proj", "fc2"],
                                       "nblocks": 2, "match_strict": False}},
 }  # fmt: skip
+
+
+def counted_or_refused(network: nn.Module, adapter: AdapterConfig) -> tuple[Count | None, str]:
+    """What PEFT makes of a configuration: its counts, or its refusal."""
+    try:
+        return count(inject(network, adapter)), ""
+    except BenchError as error:
+        return None, str(error)

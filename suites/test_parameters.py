@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
-from dataclasses import replace
-from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from random_models import Example, examples
+from random_models import Example, counted_or_refused, examples
 
-from bench import adapters
 from bench.adapters import AdapterConfig
-from bench.architectures import FIXTURES, Model, read_toml
-from bench.counting import Count, Totals, count, inject, totals
+from bench.architectures import FIXTURES, read_toml
+from bench.counting import count, inject
 from bench.errors import BenchError
 from bench.expectations import expect
 from bench.formulas import lora_parameters
-from bench.modules import ModuleTable, read_table
+from bench.modules import read_table
 from bench.subjects import Subject
 from bench.targets import match
 
 if TYPE_CHECKING:
-    from torch import nn
+    pass
 
 PUBLISHED = read_toml(FIXTURES / "published" / "parameters.toml")["figure"]
 
@@ -94,13 +89,6 @@ def agree(example: Example) -> None:
     assert (formula.trainable, formula.total) == (counted.trainable, counted.total), formula
 
 
-def counted_or_refused(network: nn.Module, adapter: AdapterConfig) -> tuple[Count | None, str]:
-    try:
-        return count(inject(network, adapter)), ""
-    except BenchError as error:
-        return None, str(error)
-
-
 RANDOM = settings(
     max_examples=200,
     deadline=None,
@@ -127,253 +115,3 @@ def test_formula_equals_count_often(example: Example) -> None:
         agree(example)
     except Unknown:
         return
-
-
-KINDS: dict[str, Callable[[Any], nn.Module]] = {
-    "linear": lambda nn: nn.Linear(8, 16),
-    "square": lambda nn: nn.Linear(8, 8),
-    "conv1d": lambda nn: transformers_conv1d(16, 8),
-    "square-conv1d": lambda nn: transformers_conv1d(8, 8),
-    "convolution1d": lambda nn: nn.Conv1d(8, 16, 3),
-    "convolution2d": lambda nn: nn.Conv2d(8, 16, (3, 1), groups=2),
-    "convolution3d": lambda nn: nn.Conv3d(8, 16, (1, 2, 1)),
-    "embedding": lambda nn: nn.Embedding(11, 8),
-    "attention": lambda nn: nn.MultiheadAttention(8, 1),
-}
-VARIANTS: list[dict[str, Any]] = [
-    {}, {"use_dora": True}, {"lora_bias": True}, {"kasa_config": {}}, {"velora_config": {}},
-    {"monteclora_config": {}}, {"alora_invocation_tokens": (1, 2)},
-    {"use_bdlora": {"target_modules_bd_a": ["x"], "nblocks": 2}},
-    {"use_bdlora": {"target_modules_bd_b": ["x"], "nblocks": 2}},
-]  # fmt: skip
-INITIALISATIONS = (True, False, "gaussian", "orthogonal", "pissa", "pissa_niter_4", "olora", "mica")
-
-
-def transformers_conv1d(rows: int, columns: int) -> nn.Module:
-    from transformers.pytorch_utils import Conv1D
-
-    return Conv1D(rows, columns)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_variant_and_initialisation(kind: str) -> None:
-    """On real weights, rank below and above the layer's: refused alike, or equal in every count."""
-    import torch
-    from torch import nn
-
-    wrong = []
-    for variant, init, r in product(VARIANTS, INITIALISATIONS, (2, 9)):
-        try:
-            adapter = AdapterConfig(("x",), r=r, init_lora_weights=init, **variant)
-        except BenchError:  # two variants at once
-            continue
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            network = nn.ModuleDict({"x": KINDS[kind](nn)})
-            ledger = match(read_table(network), adapter)
-            try:
-                formula = None if ledger.refusals else lora_parameters(ledger)
-            except BenchError:  # no closed form
-                continue
-            counted, said = counted_or_refused(network, adapter)
-        if counted is None or formula is None:
-            if (counted is None) != (formula is None):
-                wrong.append((variant, init, r, ledger.refusals, said))
-        elif (formula.trainable, formula.total) != (counted.trainable, counted.total):
-            wrong.append((variant, init, r, formula.trainable, counted.trainable))
-    assert wrong == []
-
-
-FIXED = {"vocab_size": 24, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-LLAMA = Model(
-    "tiny-llama",
-    {
-        "model_type": "llama", **FIXED, "hidden_size": 16, "intermediate_size": 24,
-        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
-        "attention_bias": True,
-    },
-    "AutoModelForCausalLM",
-)  # fmt: skip
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-
-
-def on_cpu(model: Model) -> nn.Module:
-    """Real weights: initialisations that decompose them do not run on meta."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(model.transformers_config)
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("lora_alpha", 64),
-        ("lora_dropout", 0.3),
-        ("use_rslora", True),
-        ("alpha_pattern", {"q_proj": 3}),
-        ("fan_in_fan_out", True),
-        ("velora_config", {}),
-        ("alora_invocation_tokens", (1,)),
-        ("init_lora_weights", False),
-        ("init_lora_weights", "gaussian"),
-        ("init_lora_weights", "orthogonal"),
-        ("init_lora_weights", "pissa"),
-        ("init_lora_weights", "pissa_niter_2"),
-        ("init_lora_weights", "olora"),
-    ],
-    ids=lambda value: str(value).replace(" ", ""),
-)
-def test_fields_that_change_nothing(field: str, value: object) -> None:
-    """The formula and PEFT agree that these leave every count as it is."""
-    plain = AdapterConfig(ATTENTION, r=4)
-    changed = replace(plain, **{field: value})
-    expected = lora_parameters(match(LLAMA.table, plain))
-    assert lora_parameters(match(LLAMA.table, changed)) == expected
-    counted = count(inject(on_cpu(LLAMA), changed))
-    assert (counted.trainable, counted.total) == (expected.trainable, expected.total)
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"r": 40, "init_lora_weights": "pissa"},
-        {"r": 40, "init_lora_weights": "olora"},
-        {"r": 4, "init_lora_weights": "mica"},
-        {"r": 4, "kasa_config": {}},
-        {"r": 4, "monteclora_config": {}},
-        {"r": 4, "monteclora_config": {"num_samples": 3}},
-        {"r": 4, "rank_pattern": {"q_proj": 6}, "monteclora_config": {}},
-        {"r": 4, "init_lora_weights": "eva", "eva_config": {"rho": 1.0}},
-    ],
-    ids=["pissa", "olora", "mica", "kasa", "monteclora", "monteclora-3", "patterned", "eva"],
-)
-def test_initialisations_and_variants_on_real_weights(fields: dict) -> None:
-    """What needs weights to look at. PiSSA and OLoRA hold no more ranks than the weight has."""
-    adapter = AdapterConfig(ATTENTION, **fields)
-    formula = lora_parameters(match(LLAMA.table, adapter))
-    counted = count(inject(on_cpu(LLAMA), adapter))
-    assert (formula.trainable, formula.total) == (counted.trainable, counted.total)
-
-
-def test_replication_leaves_the_model_as_it_was() -> None:
-    """PEFT writes the grown depth into the configuration; the next model built must not grow."""
-    adapter = AdapterConfig(ATTENTION, r=4, layer_replication=((0, 2), (0, 2)))
-    counted = count(inject(LLAMA.build(), adapter))
-    assert (
-        counted.trainable
-        == 2 * lora_parameters(match(LLAMA.table, AdapterConfig(ATTENTION, r=4))).trainable
-    )
-    assert len(read_table(LLAMA.build()).layers) == 2
-
-
-def test_mica_holds_no_more_ranks_than_the_weight() -> None:
-    adapter = AdapterConfig(("k_proj",), r=9, init_lora_weights="mica")
-    assert match(LLAMA.table, adapter).refusals == (
-        "model.layers.0.self_attn.k_proj: MiCA takes at most rank 8, not 9",
-    )
-    with pytest.raises(BenchError, match="PEFT refuses"):
-        inject(on_cpu(LLAMA), adapter)
-
-
-def test_what_has_no_closed_form_raises() -> None:
-    """Nothing is ignored: a field is counted, changes nothing, or raises by name."""
-    eva = AdapterConfig(ATTENTION, init_lora_weights="eva")
-    with pytest.raises(BenchError, match=r"eva.*rho=1"):
-        lora_parameters(match(LLAMA.table, eva))
-    for field in ("arrow_config", "use_qalora", "megatron_config"):
-        with pytest.raises(BenchError, match=f"no closed form for {field}"):
-            AdapterConfig.from_dict({"target_modules": ["q_proj"], field: {"top_k": 1}})
-    with pytest.raises(BenchError, match="unknown field"):
-        AdapterConfig.from_dict({"target_modules": ["q_proj"], "use_sora": True})
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"kasa_config": True}, "fields of its own"),
-        ({"monteclora_config": {"num_samples": "8"}}, "num_samples must be a whole number"),
-        ({"use_bdlora": {"nblocks": 0}}, "nblocks must be a whole number"),
-        ({"trainable_token_indices": "a"}, "token indices"),
-        ({"trainable_token_indices": {"wte": [1, -2]}}, "token indices"),
-        ({"layer_replication": "ab"}, r"\[start, end\)"),
-        ({"layer_replication": [[2, 1]]}, r"\[start, end\)"),
-        ({"layer_replication": [3]}, r"\[start, end\)"),
-        ({"use_dora": True, "kasa_config": {}}, "do not go together"),
-        ({"use_dora": True, "init_lora_weights": "mica"}, "do not go together"),
-    ],
-)
-def test_wrong_fields(fields: dict, message: str) -> None:
-    """A value that cannot be is an error that names it, not a traceback."""
-    with pytest.raises(BenchError, match=message):
-        AdapterConfig.from_dict({"target_modules": ["q_proj"], **fields}, "adapter_config.json")
-
-
-def test_unused_variants_may_be_written_down() -> None:
-    """A saved configuration names every field; null, false and empty ask for nothing."""
-    saved = {"target_modules": ["q_proj"], "use_bdlora": False, "kasa_config": None,
-             "arrow_config": None, "loftq_config": {}, "layer_replication": None}  # fmt: skip
-    assert AdapterConfig.from_dict(saved) == AdapterConfig(("q_proj",))
-
-
-def test_every_field_of_peft_is_known() -> None:
-    """Each field of PEFT's LoraConfig is counted, declared to change nothing, or refused by name.
-
-    A new field of a new PEFT fails here until somebody says what it costs.
-    """
-    from peft import LoraConfig
-
-    ours = {f.name for f in dataclasses.fields(AdapterConfig)}
-    known = ours | adapters.INERT | set(adapters.REFUSED)
-    theirs = {f.name for f in dataclasses.fields(LoraConfig)}
-    assert theirs - known == set()
-    assert ours - theirs == set()
-
-
-@pytest.mark.parametrize("kind", ["int8", "nf4", "fp4"])
-def test_quantized_layers(kind: str) -> None:
-    """LoRA on bitsandbytes layers: counts as on the plain model; packed and unique totals apart."""
-    network = quantized(on_cpu(LLAMA), kind)
-    table = read_table(network)
-    adapter = AdapterConfig(ATTENTION, r=4, bias="lora_only")
-    formula = lora_parameters(match(table, adapter))
-    assert formula == lora_parameters(match(LLAMA.table, adapter))
-    expected = closed_totals(LLAMA.table, four_bit=kind != "int8")
-    assert totals(network) == expected
-    counted = count(inject(network, adapter))
-    assert (formula.trainable, formula.total) == (counted.trainable, counted.total)
-    assert expected.unique == LLAMA.table.total_parameters
-
-
-def quantized(network: nn.Module, kind: str) -> nn.Module:
-    """Every linear layer but the head by a quantized one, as transformers does it."""
-    import bitsandbytes as bnb
-    from torch import nn
-
-    for name, module in list(network.named_modules()):
-        if not isinstance(module, nn.Linear) or name == "lm_head":
-            continue
-        size = (module.in_features, module.out_features, module.bias is not None)
-        if kind == "int8":
-            layer = bnb.nn.Linear8bitLt(*size, has_fp16_weights=False)
-        else:
-            layer = bnb.nn.Linear4bit(*size, quant_type=kind)
-        layer.load_state_dict(module.state_dict())
-        network.set_submodule(name, layer.requires_grad_(False).to("cpu"))
-    return network
-
-
-def closed_totals(table: ModuleTable, *, four_bit: bool) -> Totals:
-    """Written from the shapes: a 4-bit weight is stored two to a byte."""
-    linear = {
-        f"{m.name}.weight": (m.weight_elements + 1) // 2 * four_bit or m.weight_elements
-        for m in table.modules
-        if m.kind == "linear" and m.name != table.output_embedding
-    }
-    return Totals(
-        logical=sum(p.elements for p in table.parameters),
-        packed=sum(linear.get(p.name, p.elements) for p in table.parameters if not p.same_as),
-        unique=sum(p.elements for p in table.parameters if not p.same_as),
-    )

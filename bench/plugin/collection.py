@@ -94,12 +94,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Refuse measured cases under xdist; start none that would end beyond the budget."""
     if refused := item.stash.get(REFUSED, 0):
         pytest.fail(f"{refused} cases: {XDIST_REASON}", pytrace=False)
+    if not _is_measured(item):
+        return
+    progress = item.config.stash[PROGRESS]
+    progress.start()
     minutes = item.config.option.budget
-    if minutes and item.get_closest_marker("measured"):
-        progress = item.config.stash[PROGRESS]
-        if progress.elapsed + progress.per_case > 60 * minutes:
-            item.config.stash[LOG].deselected.append(item.nodeid)
-            pytest.skip(f"left out: beyond --budget {minutes:g} minutes")
+    if minutes and progress.elapsed + progress.per_case > 60 * minutes:
+        item.config.stash[LOG].deselected.append(item.nodeid)
+        pytest.skip(f"left out: beyond --budget {minutes:g} minutes")
 
 
 def pytest_report_teststatus(

@@ -157,7 +157,7 @@ BATTERY: list[tuple[Callable[[], nn.Module], dict]] = [
 ]  # fmt: skip
 
 # PEFT leaves this variant's sampler to the first forward pass of a model on meta, so its count is
-# held on real weights in suites/test_parameters.py; here it is written from PEFT's documentation:
+# held on real weights in suites/test_fields.py; here it is written from PEFT's documentation:
 # a deviation for each rank and a weight for each of 8 samples, on 4 adapted layers.
 MONTECLORA = {"target_modules": TWO, "monteclora_config": {}}
 
