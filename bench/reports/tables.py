@@ -69,7 +69,7 @@ def describe(run: Run) -> str:
     workloads = dict.fromkeys(
         f"{record.detail['batch_size']} × {record.detail['seq_len']}"
         for record in run.records.values()
-        if {"batch_size", "seq_len"} <= record.detail.keys()
+        if record.precision and {"batch_size", "seq_len"} <= record.detail.keys()
     )
     if workloads:
         parts.append(f"batch × length {', '.join(workloads)}")
