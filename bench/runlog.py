@@ -137,6 +137,7 @@ class RunLog:
 
     records: dict[str, Recorder] = field(default_factory=dict)
     arguments: tuple[str, ...] = ()
+    only: Mapping[str, Sequence[str]] = field(default_factory=dict)
     deselected: list[str] = field(default_factory=list)
 
     def table(self, name: str, seed: int = 0) -> dict[str, Any]:
@@ -149,6 +150,7 @@ class RunLog:
             "seed": seed,
             "selection": {
                 "arguments": list(self.arguments),
+                "only": {name: list(values) for name, values in self.only.items()},
                 "deselected": sorted(self.deselected),
             },
             "records": {key: self.records[key].to_dict() for key in sorted(self.records)},

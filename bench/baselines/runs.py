@@ -59,11 +59,26 @@ class Selection:
 
     arguments: the paths and node ids it was started with, relative to the root folder.
     deselected: ids that were collected and then left out (-k, -m, --deselect).
+    only: the models, scenarios, ranks and precisions asked for, where options named any.
     A test that was renamed or deleted is in neither, and so does vanish.
     """
 
     arguments: tuple[str, ...] = ()
     deselected: frozenset[str] = frozenset()
+    only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def asks_for(self, record: Record) -> bool:
+        """Whether a run with these options makes the case at all."""
+        facts = {
+            "model": record.model,
+            "scenario": record.scenario,
+            "rank": record.rank,
+            "precision": record.precision or record.detail.get("predicted_in"),
+        }
+        return all(
+            facts[name] is None or str(facts[name]) in allowed
+            for name, allowed in self.only.items()
+        )
 
     def covers(self, record_id: str) -> bool:
         """Whether a whole run would have reported `record_id`. No arguments: everything."""
@@ -174,7 +189,9 @@ def parse_run(document: Any, where: str, path: Path | None = None) -> Run:
     commit = commit if isinstance(commit, dict) else {}
     date = document.get("datetime")
     selection = _table(body.get("selection", {}), f"{where}: selection")
-    check_keys(selection, f"{where}: selection", ("arguments", "deselected"))
+    check_keys(selection, f"{where}: selection", ("arguments", "deselected", "only"))
+    only = _table(selection.get("only", {}), f"{where}: selection: only")
+    check_keys(only, f"{where}: selection: only", ("model", "scenario", "rank", "precision"))
     versions = _table(body["versions"], f"{where}: versions")
     return Run(
         name=_word(body["name"], f"{where}: name"),
@@ -188,6 +205,10 @@ def parse_run(document: Any, where: str, path: Path | None = None) -> Run:
         selection=Selection(
             tuple(_words(selection.get("arguments", []), f"{where}: selection: arguments")),
             frozenset(_words(selection.get("deselected", []), f"{where}: selection: deselected")),
+            {
+                name: tuple(_words(values, f"{where}: selection: only: {name}"))
+                for name, values in only.items()
+            },
         ),
         commit=str(commit["id"])[:12] if str(commit.get("id") or "").isalnum() else None,
         dirty=commit.get("dirty") is True,

@@ -72,7 +72,7 @@ def compare(
     for key, before in baseline.records.items():
         if after := contender.records.get(key):
             verdicts += _compare_records(baseline, contender, before, after, thresholds)
-        elif selection.covers(key):
+        elif selection.covers(key) and selection.asks_for(before):
             verdicts.append(
                 Verdict(key, CASE, VANISHED, explanation=_whereabouts(before, baseline, contender))
             )

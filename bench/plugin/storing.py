@@ -10,7 +10,17 @@ import pytest
 
 from bench.baselines import KEY, compare, gate, parse_run, seal, write_run, write_verdicts
 from bench.errors import BenchError
-from bench.plugin.state import BASELINE, LINES, LOG, RUN, SAVE, THRESHOLDS, VERDICTS, storage_folder
+from bench.plugin.state import (
+    BASELINE,
+    LINES,
+    LOG,
+    RUN,
+    SAVE,
+    SUBJECTS,
+    THRESHOLDS,
+    VERDICTS,
+    storage_folder,
+)
 
 
 def pytest_benchmark_update_machine_info(
@@ -30,6 +40,7 @@ def _document(session: pytest.Session) -> dict[str, Any]:
     config = session.config
     log = config.stash[LOG]
     log.arguments = tuple(_relative(config, a) for a in config.args)
+    log.only = _only(config)
     hook = config.hook
     machine_info = hook.pytest_benchmark_generate_machine_info(config=config)
     hook.pytest_benchmark_update_machine_info(config=config, machine_info=machine_info)
@@ -44,6 +55,22 @@ def _document(session: pytest.Session) -> dict[str, Any]:
     document[KEY] = log.table(config.stash[SAVE] or "this run")
     parsed: dict[str, Any] = json.loads(safe_dumps(document))
     return parsed
+
+
+def _only(config: pytest.Config) -> dict[str, list[str]]:
+    """What the options narrow the run to; a case beyond it was not asked for."""
+    option, subjects = config.option, config.stash[SUBJECTS]
+    every = [*subjects.structural.values(), *subjects.measured.values(), *subjects.own.values()]
+    only: dict[str, list[str]] = {}
+    if option.model:
+        only["model"] = sorted({subject.model.label for subject in every})
+    if option.scenario or option.target_modules or option.adapter:
+        only["scenario"] = sorted({subject.name for subject in every})
+    if option.rank:
+        only["rank"] = [str(option.rank)]
+    if option.precision:
+        only["precision"] = list(option.precision)
+    return only
 
 
 def _relative(config: pytest.Config, argument: str) -> str:

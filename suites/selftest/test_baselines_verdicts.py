@@ -278,12 +278,24 @@ def test_a_narrowed_run_makes_only_its_own_cases_vanish() -> None:
     assert gone() == [QUERY, STEP, STEP_NF4]
     assert gone(selection=Selection(("suites/test_counts.py",))) == [QUERY]
     assert gone(selection=Selection(("suites",), frozenset([STEP]))) == [QUERY, STEP_NF4]
+    everything = gone(selection=Selection())
+    assert gone(selection=Selection(only={"precision": ("nf4",)})) == [QUERY, STEP_NF4]
+    assert gone(selection=Selection(only={"model": ("another",)})) == []
+    assert gone(selection=Selection(only={"scenario": ("another",)})) == []
+    assert gone(selection=Selection(only={"rank": ("8",)})) == everything
+    assert gone(selection=Selection(only={"rank": ("4",)})) == []
 
     def narrowed(body: dict[str, Any]) -> None:
         drop_all(body)
         body["selection"] = {"arguments": ["suites/test_steps.py"], "deselected": [STEP]}
 
     assert [verdict.record for verdict in found(narrowed)] == [STEP_NF4]
+
+    def one_precision(body: dict[str, Any]) -> None:
+        narrowed(body)
+        body["selection"]["only"] = {"precision": ["fp32"]}
+
+    assert found(one_precision) == []
 
 
 def test_a_metric_that_vanished_or_is_new() -> None:
