@@ -56,24 +56,27 @@ def model_of() -> Callable[[str], Model]:
 @pytest.fixture(scope="session")
 def peft_count() -> Callable[[Model, AdapterConfig], Any]:
     """What PEFT injects into a fresh meta model, each configuration once a session."""
-    import copy
     import gc
 
-    from bench.counting import Count, count, inject
+    from bench.counting import Count, count, inject, inject_instead
 
     # Hundreds of throw-away models are cyclic garbage; freezing what the imports made keeps each
     # collection from walking all of it again (a third of the time here).
     gc.collect()
     gc.freeze()
     known: dict[tuple[int, str], Count] = {}
-    fresh: dict[int, Any] = {}  # a copy costs half of what a build costs
+    injected: dict[tuple[int, str], Any] = {}  # the last one: its ranks follow each other
 
     def counted(model: Model, adapter: AdapterConfig) -> Count:
         key = (id(model), repr(adapter))
         if key not in known:
-            if id(model) not in fresh:
-                fresh[id(model)] = model.build()
-            known[key] = count(inject(copy.deepcopy(fresh[id(model)]), adapter))
+            but_for_its_rank = (id(model), repr(adapter.with_rank(1)))
+            if but_for_its_rank in injected:
+                inject_instead(injected[but_for_its_rank], adapter)
+            else:
+                injected.clear()
+                injected[but_for_its_rank] = inject(model.build(), adapter)
+            known[key] = count(injected[but_for_its_rank])
         return known[key]
 
     return counted
