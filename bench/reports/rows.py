@@ -68,7 +68,8 @@ def comparison_table(runs: Sequence[Run], baseline: Run | None = None) -> pd.Dat
     )
     for item in fields(Row):
         kinds = {"int | None": "Int64", "float | None": "Float64"}
-        frame[item.name] = frame[item.name].astype(kinds.get(str(item.type), "object"))
+        kind: Any = kinds.get(str(item.type), "object")
+        frame[item.name] = frame[item.name].astype(kind)
     return frame.rename(columns=headers)
 
 
