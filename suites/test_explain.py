@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,7 +10,6 @@ from hypothesis import strategies as st
 from random_models import Drawn, models
 
 from bench.adapters import AdapterConfig
-from bench.architectures import Model
 from bench.errors import BenchError
 from bench.explain import explain
 from bench.formulas import lora_parameters
@@ -156,11 +154,3 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert answer["exact"][0]["total"] == 332_769_280
     with pytest.raises(BenchError, match="unknown architecture"):
         explain_command("opt-350k", 1)
-
-
-def test_speed() -> None:
-    """Under two seconds for an 8 B model, the model's table read."""
-    model: Model = load_model("llama-3-8b")
-    start = time.perf_counter()
-    explain(model.table, 20_971_520, 8_051_232_768)
-    assert time.perf_counter() - start < 2.0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -11,28 +13,40 @@ from bench.ab.rounds import CLOCKS
 from bench.architectures import FIXTURES
 from bench.measure import Session
 
+TIMES = ("step_seconds", "forward_seconds", "backward_seconds", "optimizer_seconds")
 STORED = sorted((FIXTURES.parent / "results" / "experiments").glob("side-by-side-*.json"))
 
 
 @pytest.fixture(scope="module")
-def session():
-    with Session(device="cpu", preload=(*CLOCKS["processor"], "bench.ab.slower")) as opened:
-        yield opened
+def steady() -> Iterator[Session]:
+    """Real workers and steps, timed by a clock that no other work on the machine disturbs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        preload = (*CLOCKS["processor"], "steady_time", "bench.ab.slower")
+        with Session(device="cpu", preload=preload) as opened:
+            yield opened
 
 
-def test_the_same_thing_twice(session: Session) -> None:
-    found = compare_once(session, 0, (30, 120))
-    assert set(found.verdicts) == {
-        "step_seconds", "forward_seconds", "backward_seconds", "optimizer_seconds",
-    }  # fmt: skip
-    assert found.verdicts["step_seconds"] == "unchanged"
-    assert 0.85 < found.ratio < 1.15
+@pytest.mark.parametrize(
+    ("slowdown", "expected"), [(0, "unchanged"), (3, "unchanged"), (10, "regressed")]
+)
+def test_a_comparison_is_right(steady: Session, slowdown: int, expected: str) -> None:
+    found = compare_once(steady, slowdown, (30, 120))
+    assert found.verdicts == dict.fromkeys(TIMES, expected)
+    assert found.right
+    # A phase spreads by 1 %, so the ratio of two medians of 30 steps by 0.2 %.
+    assert found.ratio == pytest.approx(1 + slowdown / 100, abs=0.006)
+    low, high = found.interval
+    assert low < found.ratio < high
+    assert low != high
 
 
-def test_a_step_twice_as_long_is_caught(session: Session) -> None:
-    found = compare_once(session, 100, (30, 60))
-    assert set(found.verdicts.values()) == {"regressed"}
-    assert 1.6 < found.ratio < 2.6
+def test_steps_really_take_longer() -> None:
+    """On the processor's clock, ten times as long; the margin is for a busy machine."""
+    with Session(device="cpu", preload=(*CLOCKS["processor"], "bench.ab.slower")) as session:
+        found = compare_once(session, 900, (20, 20))
+    assert found.ratio > 3
+    assert found.verdicts["step_seconds"] == "regressed"
 
 
 def _found(slowdown: int, **verdicts: str) -> Comparison:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
-import time
 from pathlib import Path
 
 import pytest
@@ -92,39 +90,3 @@ def test_real_weights_are_taken(tmp_path: Path, precision: str) -> None:
     assert (embeddings == 0.5).all()
     assert training.quantized_layers == (0 if precision == "fp32" else 12)
     assert training.adapted_layers == 4
-
-
-def test_the_engine_adds_under_one_percent_to_a_step() -> None:
-    """The clock's median against a bare loop's, step by step in turn in one process."""
-    import torch
-
-    from bench.measure.loading import load
-    from bench.measure.step import training_step
-    from bench.measure.worker import _CpuClock
-
-    torch.set_num_threads(1)
-    t = load(tiny_case("opt", batch_size=8, seq_len=64))
-
-    def by_the_clock() -> float:
-        clock = _CpuClock()
-        training_step(t.model, t.batch, t.optimizer, t.scaler, clock.mark)
-        return clock.step_time().total_seconds
-
-    def bare() -> float:
-        start = time.perf_counter()
-        t.model(**t.batch).loss.backward()
-        t.optimizer.step()
-        t.optimizer.zero_grad(set_to_none=True)
-        return time.perf_counter() - start
-
-    for _ in range(3):
-        by_the_clock()
-        bare()
-    overheads = []
-    for _ in range(5):  # a busy machine disturbs one attempt or another
-        pairs = [(by_the_clock(), bare()) for _ in range(25)]
-        ours, theirs = (statistics.median(times) for times in zip(*pairs, strict=True))
-        overheads.append(ours / theirs - 1)
-        if overheads[-1] < 0.01:
-            return
-    pytest.fail(f"overhead in every attempt: {[f'{o:.2%}' for o in overheads]}")
