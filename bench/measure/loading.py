@@ -15,17 +15,11 @@ from typing import Any
 
 import torch
 
+from bench.adapters import TASK_HEADS
 from bench.cases import Case
 from bench.measure.step import Batch, make_batch, make_optimizer, make_scaler
 from bench.precision import precision
 from bench.quantization import bitsandbytes_config, quiet_bitsandbytes, swap_linear_layers
-
-_TRAINED_HEADS = {
-    "SEQ_CLS": ("classifier", "score"),
-    "TOKEN_CLS": ("classifier", "score"),
-    "QUESTION_ANS": ("qa_outputs",),
-}
-"""The heads that PEFT adds to `modules_to_save` for a task type, matched as it does, by suffix."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +193,7 @@ def _skipped_modules(case: Case, model: Any) -> list[str]:
     and what PEFT will train whole, which it cannot do with integer weights."""
     from transformers.quantizers.base import get_keys_to_not_convert
 
-    heads = _TRAINED_HEADS.get(case.adapter.get("task_type", ""), ())
+    heads = TASK_HEADS.get(case.adapter.get("task_type", ""), ())
     whole = (*heads, *(case.adapter.get("modules_to_save") or ()))
     trained = [name for name, _ in model.named_modules() if name.endswith(whole)] if whole else []
     return [*get_keys_to_not_convert(model), *trained]
