@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 
+WAITING = 0.05
+"""Share of the time that other processes may take: no more than a verdict on time tolerates."""
+
 
 @dataclass
 class Recorder:
@@ -74,9 +77,7 @@ class Recorder:
         for name in ("total", "forward", "backward", "optimizer"):
             key = "step_seconds" if name == "total" else f"{name}_seconds"
             self.metrics[key] = [getattr(r, f"{name}_seconds") for r in rounds]
-        throttled = sum(r.throttled for r in rounds)
-        slowed = f"throttled in {throttled} of {len(rounds)} rounds" if throttled else ""
-        if reason := slowed or instability(self.metrics["step_seconds"]):
+        if reason := _disturbance(rounds) or instability(self.metrics["step_seconds"]):
             self.detail["unstable"] = reason
 
     def summary(self) -> str:
@@ -100,6 +101,15 @@ class Recorder:
             "metrics": self.metrics,
             "detail": self.detail,
         }
+
+
+def _disturbance(rounds: Sequence[StepTime]) -> str:
+    """What came between the steps and the machine; "" if nothing did."""
+    if throttled := sum(r.throttled for r in rounds):
+        return f"throttled in {throttled} of {len(rounds)} rounds"
+    if sum(r.waited_seconds for r in rounds) > WAITING * sum(r.total_seconds for r in rounds):
+        return f"other processes took over {WAITING:.0%} of the time"
+    return ""
 
 
 @dataclass

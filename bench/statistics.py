@@ -12,14 +12,17 @@ because BCa's acceleration comes from a jackknife, which is inconsistent for the
 (ibid., section 11.6). "The whole interval beyond a noise threshold" is how criterion.rs decides
 (https://bheisler.github.io/criterion.rs/book/analysis.html).
 
-The interval knows the noise within a run, not the noise between runs (another clock frequency,
-another neighbour on the machine): see T. Kalibera, R. Jones, "Rigorous Benchmarking in
-Reasonable Time", ISMM 2013. Rounds that were interleaved (A B B A) carry the same machine noise
-on both sides; give them with `paired=True`.
+The interval knows the noise within a process, not what differs between two processes of the same
+code (where memory lies, another clock frequency, another neighbour on the machine), which more
+rounds do not average out: A. Georges, D. Buytaert, L. Eeckhout, "Statistically Rigorous Java
+Performance Evaluation", OOPSLA 2007; T. Kalibera, R. Jones, "Rigorous Benchmarking in Reasonable
+Time", ISMM 2013. Where both sides were started several times side by side, each launch gives one
+ratio, and the interval is the exact one of the Wilcoxon signed-rank test (`launch_interval`).
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +32,10 @@ CONFIDENCE = 0.99
 """Two-sided. A suite compares hundreds of figures at once, so 95 % would raise false alarms."""
 
 RESAMPLES = 5000
+
+MINIMUM_LAUNCHES = 8
+"""Eight ratios that all lie on one side of a value are 2 chances in 256: 0.8 %, within CONFIDENCE;
+of seven, 1.6 %."""
 
 MINIMUM_ROUNDS = 5
 """On each side. Of two equal machines, 5 rounds all above the other's 5 are 1 chance in 252,
@@ -85,24 +92,18 @@ def ratio_interval(
     baseline: Sequence[float],
     contender: Sequence[float],
     *,
-    paired: bool = False,
     confidence: float = CONFIDENCE,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> RatioInterval:
-    """How much longer the contender takes: a percentile bootstrap interval of the ratio.
+    """How much longer the contender takes: a percentile bootstrap interval of the ratio of the two
+    medians, each sample resampled by itself; the order of the rounds does not matter.
 
-    Unpaired: the ratio of the two medians, each sample resampled by itself; the order of the
-    rounds does not matter. Paired: round i of both sides ran side by side, and it is the median
-    of the rounds' own ratios, resampled pair by pair, so that a slow minute cancels.
-
-    The same rounds and seed give the same interval. Raises ValueError for an empty sample, a
-    round that is not above zero, or paired samples of different length.
+    The same rounds and seed give the same interval. Raises ValueError for an empty sample or a
+    round that is not above zero.
     """
     if not baseline or not contender or min(*baseline, *contender) <= 0:
         raise ValueError("a ratio needs rounds on both sides, each longer than zero seconds")
-    if paired and len(baseline) != len(contender):
-        raise ValueError(f"{len(baseline)} rounds cannot pair with {len(contender)}")
     import numpy as np
 
     random = np.random.default_rng(seed)
@@ -112,15 +113,47 @@ def ratio_interval(
         drawn = random.integers(len(sample), size=(resamples, len(sample)))
         return np.asarray(np.median(sample[drawn], axis=1))
 
-    if paired:
-        ratios = [after / before for before, after in zip(baseline, contender, strict=True)]
-        ratio, spread = statistics.median(ratios), medians(ratios)
-    else:
-        ratio = statistics.median(contender) / statistics.median(baseline)
-        spread = medians(contender) / medians(baseline)
+    ratio = statistics.median(contender) / statistics.median(baseline)
+    spread = medians(contender) / medians(baseline)
     tail = (1 - confidence) / 2
     low, high = np.quantile(spread, [tail, 1 - tail])
     return RatioInterval(ratio, float(low), float(high), confidence)
+
+
+def launch_interval(ratios: Sequence[float], *, confidence: float = CONFIDENCE) -> RatioInterval:
+    """How much longer the contender takes, from the ratio that each launch of both sides gave.
+
+    The estimate of Hodges and Lehmann (the median of the means of all pairs, each ratio with
+    itself too) and Tukey's interval, which has at least `confidence` for any symmetric noise: M.
+    Hollander, D. A. Wolfe, "Nonparametric Statistical Methods", 2nd edition, Wiley 1999, sections
+    3.2 and 3.3. Of logarithms, so that swapping the sides gives the reciprocals.
+
+    Raises ValueError for fewer than `MINIMUM_LAUNCHES` ratios (at the default confidence), or one
+    that is not above zero.
+    """
+    if not ratios or min(ratios) <= 0:
+        raise ValueError("an interval needs ratios, each above zero")
+    left_out = _signed_rank_tail(len(ratios), (1 - confidence) / 2)
+    if left_out < 0:
+        raise ValueError(f"{len(ratios)} launches are too few for an interval at {confidence:.0%}")
+    logs = sorted(map(math.log, ratios))
+    means = sorted((x + y) / 2 for i, x in enumerate(logs) for y in logs[i:])
+    low, high = means[left_out], means[-1 - left_out]
+    middle = statistics.median(means)
+    return RatioInterval(math.exp(middle), math.exp(low), math.exp(high), confidence)
+
+
+def _signed_rank_tail(size: int, tail: float) -> int:
+    """The largest w for which a sum of signed ranks of `size` values is at most w with a chance of
+    at most `tail`; -1 where even 0 has more."""
+    ways = [1]  # ways[w]: subsets of the ranks so far that sum to w
+    for rank in range(1, size + 1):
+        more = [0] * rank + ways
+        ways = [below + (ways[w] if w < len(ways) else 0) for w, below in enumerate(more)]
+    chance, w = 0.0, -1
+    while (chance := chance + ways[w + 1] / 2**size) <= tail:
+        w += 1
+    return w
 
 
 UNSTABLE_SPREAD = 0.10

@@ -150,6 +150,11 @@ class Environment:
         self._send({"do": "prepare", "key": key})
         return bool(self._receive())
 
+    def relaunch(self) -> bool:
+        """End the worker and load the same case in a new one; whether it can take steps."""
+        self._send({"do": "relaunch"})
+        return bool(self._receive())
+
     def step(self) -> StepTime | None:
         """One timed step; None once the case has failed."""
         self._send({"do": "step"})

@@ -1,8 +1,7 @@
 """How often the comparison is right: `python -m bench.ab.experiment`, stored in results/.
 
 Two workers of one environment are compared many times over: with themselves (A/A), with one whose
-steps take 10 % longer, and with one whose steps take 3 % longer. Each comparison starts both
-workers anew, so that what differs between two processes of the same code counts as noise.
+steps take 10 % longer, and with one whose steps take 3 % longer.
 """
 
 from __future__ import annotations
@@ -14,13 +13,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from bench.ab.rounds import CLOCKS, MOST_ROUNDS, ROUNDS, WIDTH, interleave
+from bench.ab.rounds import CLOCKS, LAUNCHES, ROUNDS, WIDTH, Rounds, Step, take_rounds
 from bench.architectures import FIXTURES
 from bench.baselines import Accelerator, Machine, Record, Run, Thresholds, Verdict, compare
 from bench.baselines.storage import write_atomically
@@ -59,7 +59,7 @@ class Comparison:
     verdicts: dict[str, str]
     ratio: float
     interval: tuple[float, float]
-    rounds: int
+    launches: int
     seconds: float
     load: float
 
@@ -71,15 +71,26 @@ class Comparison:
         return (self.verdicts[STEP] == "regressed") == (self.slowdown == 10)
 
 
-def compare_once(session: Session, slowdown: int, rounds: tuple[int, int]) -> Comparison:
+def compare_once(
+    session: Session,
+    slowdown: int,
+    rounds: int = ROUNDS,
+    launches: tuple[int, int] = LAUNCHES,
+) -> Comparison:
     """Measure the case beside itself, the contender's steps `slowdown` percent longer."""
     begun = time.monotonic()
     other = CASE if slowdown == 0 else replace(CASE, scenario=f"slower-{slowdown}")
-    with session.start(CASE) as first, session.start(other) as second:
-        first.prepare()
-        second.prepare()
-        before, after = interleave(first.step, second.step, *rounds)
-    verdicts = {each.metric: each for each in _verdicts(before, after)}
+    with ExitStack() as workers:
+
+        def launch() -> tuple[Step, Step]:
+            workers.close()
+            first, second = (workers.enter_context(session.start(c)) for c in (CASE, other))
+            first.prepare()
+            second.prepare()
+            return first.step, second.step
+
+        taken = take_rounds(launch, rounds, launches)
+    verdicts = {each.metric: each for each in _verdicts(taken)}
     step = verdicts[STEP]
     assert step.ratio is not None
     assert step.interval is not None
@@ -89,17 +100,17 @@ def compare_once(session: Session, slowdown: int, rounds: tuple[int, int]) -> Co
         {name: each.verdict for name, each in verdicts.items()},
         round(step.ratio, 4),
         (round(low, 4), round(high, 4)),
-        len(before),
+        taken.launches,
         round(time.monotonic() - begun, 1),
         round(os.getloadavg()[0], 1),
     )
 
 
-def _verdicts(before: Sequence[StepTime], after: Sequence[StepTime]) -> list[Verdict]:
+def _verdicts(taken: Rounds) -> list[Verdict]:
     here = machine()
     gpu = here.pop("accelerator")
     place = Machine(**here, accelerator=Accelerator(**gpu) if gpu else None)
-    token = {"interleaved": uuid4().hex}
+    token = {"interleaved": uuid4().hex, "launches": taken.launches}
 
     def run(name: str, steps: Sequence[StepTime]) -> Run:
         metrics: dict[str, Any] = {
@@ -112,7 +123,8 @@ def _verdicts(before: Sequence[StepTime], after: Sequence[StepTime]) -> list[Ver
         record = Record(CASE.id, "ab", CASE.model, "same", 8, "fp32", "ok", metrics, token)
         return Run(name, versions(), place, {CASE.id: record})
 
-    return compare(run("baseline", before), run("contender", after), Thresholds())
+    pair = run("baseline", taken.baseline), run("contender", taken.contender)
+    return compare(*pair, Thresholds())
 
 
 def summarize(found: Sequence[Comparison]) -> dict[str, Any]:
@@ -131,7 +143,7 @@ def summarize(found: Sequence[Comparison]) -> dict[str, Any]:
             "any_time_verdict": sum(set(each.verdicts.values()) != {"unchanged"} for each in mine),
             "smallest_ratio": min(each.ratio for each in mine),
             "largest_ratio": max(each.ratio for each in mine),
-            "rounds": [min(each.rounds for each in mine), max(each.rounds for each in mine)],
+            "launches": [min(each.launches for each in mine), max(each.launches for each in mine)],
             "loads": [min(each.load for each in mine), max(each.load for each in mine)],
         }
     return summary
@@ -144,11 +156,11 @@ def run_experiment(comparisons: int, path: Path) -> dict[str, Any]:
     with Session(device="cpu", preload=preload) as session:
         for number in range(comparisons):
             for slowdown in SLOWDOWNS:
-                each = compare_once(session, slowdown, (ROUNDS, MOST_ROUNDS))
+                each = compare_once(session, slowdown)
                 found.append(each)
                 print(
                     f"{number + 1}/{comparisons} {slowdown} %: {each.verdicts[STEP]}, "
-                    f"{each.interval[0]} to {each.interval[1]}, {each.rounds} rounds, "
+                    f"{each.interval[0]} to {each.interval[1]}, {each.launches} launches, "
                     f"{each.seconds} s, load {each.load}" + ("" if each.right else "  WRONG"),
                     file=sys.stderr,
                     flush=True,
@@ -166,7 +178,7 @@ def _document(found: Sequence[Comparison]) -> str:
         "versions": versions(),
         "case": CASE.id,
         "settings": {
-            "clock": "processor", "rounds": ROUNDS, "most_rounds": MOST_ROUNDS, "width": WIDTH,
+            "clock": "processor", "rounds": ROUNDS, "launches": LAUNCHES, "width": WIDTH,
         },
         "summary": summarize(found),
     }  # fmt: skip

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 from uuid import uuid4
 
 from bench.ab.environments import Environment
-from bench.ab.rounds import MOST_ROUNDS, ROUNDS, Step, interleave
+from bench.ab.rounds import LAUNCHES, ROUNDS, Rounds, Step, take_rounds
 from bench.baselines import KEY, SCHEMA, Run, parse_run, seal
 from bench.cases import StepOptions
+from bench.errors import BenchError
 from bench.measure.outcome import StepTime
 from bench.subjects import Request
 
@@ -20,13 +22,24 @@ Records = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure on both sides. `rounds` is the fewest and the most a case."""
+    """What to measure on both sides: `rounds` (an even number) in each launch of a case's workers,
+    and the fewest and the most launches. Raises BenchError for numbers that cannot be."""
 
     request: Request
     step: StepOptions = field(default_factory=StepOptions)
-    rounds: tuple[int, int] = (ROUNDS, MOST_ROUNDS)
+    rounds: int = ROUNDS
+    launches: tuple[int, int] = LAUNCHES
     memory_limit_bytes: int | None = None
     time_limit_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.rounds < 2 or self.rounds % 2:
+            raise BenchError(f"--rounds {self.rounds}: an even number, 2 or more: A B B A")
+        fewest, most = self.launches
+        if not 1 <= fewest <= most:
+            raise BenchError(
+                f"--launches {fewest} {most}: the fewest, at least 1, then the most, no fewer"
+            )
 
 
 @dataclass(frozen=True)
@@ -79,17 +92,22 @@ def _measure_case(
     """The record of each side; None for a side that has no such case."""
     known = [key in side.keys for side in sides]
     ready = [has and side.prepare(key) for side, has in zip(sides, known, strict=True)]
-    times: tuple[list[StepTime], list[StepTime]] = ([], [])
+    taken, started = Rounds(), False
+
+    def launch() -> tuple[Step, Step]:
+        nonlocal started
+        if started and not all(side.relaunch() for side in sides):
+            raise _Failed
+        started = True
+        return _step(sides[0]), _step(sides[1])
+
     if all(ready):
-        fewest, most = plan.rounds
-        try:
-            times = interleave(_step(sides[0]), _step(sides[1]), fewest, most)
-        except _Failed:
-            times = ([], [])
-    detail = {"interleaved": uuid4().hex}
+        with contextlib.suppress(_Failed):
+            taken = take_rounds(launch, plan.rounds, plan.launches)
+    detail = {"interleaved": uuid4().hex, "launches": taken.launches}
     return [
         side.finish([asdict(each) for each in rounds], detail) if has else None
-        for side, rounds, has in zip(sides, times, known, strict=True)
+        for side, rounds, has in zip(sides, (taken.baseline, taken.contender), known, strict=True)
     ]
 
 

@@ -5,6 +5,7 @@ Requests and answers are JSON, one a line, on standard input and output:
 - {"do": "open", "preload": [...]}: start the measuring session; what this environment is;
 - {"do": "select", "request": {...}, "step": {...}, "limits": {...}}: the keys of its cases;
 - {"do": "prepare", "key": ...}: load a case in a worker; whether it can take steps;
+- {"do": "relaunch"}: the same case in a new worker; whether it can take steps;
 - {"do": "step"}: the times of one step, null once the case has failed;
 - {"do": "finish", "rounds": [...], "detail": {...}}: end the worker; the case's record.
 
@@ -98,6 +99,19 @@ class Side:
         except Exception as error:  # whatever a release breaks is a finding, not the end
             self._fail("failed", _one_line(error))
         return recorder.outcome == "ok"
+
+    def do_relaunch(self) -> bool:
+        """What the case takes is known by now: only its process is another."""
+        if self._running is None:
+            return False
+        case = self._running.case
+        self._end_worker()
+        try:
+            self._running = self._session.start(case)
+            self._running.prepare()
+        except CaseFailed as failure:
+            self._fail(failure.outcome.name, str(failure))
+        return self._running is not None
 
     def do_step(self) -> dict[str, float] | None:
         """One timed step."""

@@ -8,6 +8,10 @@ What may be compared depends on the metric's kind:
 - reserved memory and RSS, on the same machine id, accelerator and thread count;
 - time, where also the processor and its number of cores are the same.
 
+Times that one process measured on each side are judged only where both measurements were stable
+(`bench.statistics.instability`) and had the processor to themselves; those of many launches side by
+side carry their noise in their interval.
+
 A measured figure also needs the same batch size and sequence length. No library version makes
 figures incomparable: to compare across an upgrade is what the gate is for, and the explanation
 names the versions that differ. The accelerator's driver and CUDA version count as such versions.
@@ -23,7 +27,12 @@ from dataclasses import dataclass
 from bench.baselines.explain import explain, workload_change
 from bench.baselines.metrics import ALLOCATED, EXACT, METRICS, RESERVED, TIME, Metric, Thresholds
 from bench.baselines.runs import Machine, Record, Run, Selection
-from bench.statistics import MINIMUM_ROUNDS, ratio_interval
+from bench.statistics import (
+    MINIMUM_LAUNCHES,
+    MINIMUM_ROUNDS,
+    launch_interval,
+    ratio_interval,
+)
 from bench.units import format_bytes
 
 IMPROVED, UNCHANGED, REGRESSED, CHANGED = "improved", "unchanged", "regressed", "changed"
@@ -164,31 +173,48 @@ def _compare_times(
     threshold = thresholds.of(metric, before.scenario)
     middles = statistics.median(old), statistics.median(new)
     remark, interval, verdict, ratio = "", None, UNCHANGED, _ratio(*middles)
-    token = before.detail.get("interleaved")
-    paired = bool(token) and token == after.detail.get("interleaved") and len(old) == len(new)
-    needed = MINIMUM_ROUNDS * (2 if paired else 1)
-    if min(len(old), len(new)) < needed:
-        remark = f"too few rounds to judge: {len(old)} and {len(new)}, and each side needs {needed}"
+    unstable = before.detail.get("unstable") or after.detail.get("unstable")
+    launches = _launches_together(before, after, len(old), len(new))
+    if min(len(old), len(new)) < MINIMUM_ROUNDS:
+        counts = f"{len(old)} and {len(new)}"
+        remark = f"too few rounds to judge: {counts}, and each side needs {MINIMUM_ROUNDS}"
+    elif launches and launches < MINIMUM_LAUNCHES:
+        remark = f"too few launches to judge: {launches}, and it needs {MINIMUM_LAUNCHES}"
     elif min(*old, *new) <= 0:
         remark = "too short for the clock: a round took no time"
+    elif unstable and not launches:  # an interval from within one process knows no such noise
+        remark = f"time cannot be judged, unstable measurement: {unstable}"
     else:
-        if paired:
-            old, new = blocks(old), blocks(new)
-        found = ratio_interval(old, new, paired=paired)
+        if launches:
+            found = launch_interval(launch_ratios(old, new, launches))
+        else:
+            found = ratio_interval(old, new)
         interval, ratio = (found.low, found.high), found.ratio
         verdict = _direction(metric, found.beyond(threshold))
         remark = "" if verdict == UNCHANGED else why
-        if (unstable := before.detail.get("unstable") or after.detail.get("unstable")) and remark:
-            remark = f"unstable measurement: {unstable}; {remark}"
     return Verdict(before.id, metric.name, verdict, *middles, ratio, interval, threshold, remark)
 
 
-def blocks(rounds: Sequence[float]) -> tuple[float, ...]:
-    """Interleaved rounds (A B B A), added up two by two; an odd one at the end is left out.
+def _launches_together(before: Record, after: Record, *rounds: int) -> int:
+    """How often both sides were started to take their rounds in turn; 0 if they were not."""
+    token, launches = before.detail.get("interleaved"), before.detail.get("launches")
+    same = token == after.detail.get("interleaved") and launches == after.detail.get("launches")
+    if not token or not same or not isinstance(launches, int) or launches < 1:
+        return 0
+    whole = len(set(rounds)) == 1 and rounds[0] % (2 * launches) == 0
+    return launches if whole else 0
+
+
+def launch_ratios(old: Sequence[float], new: Sequence[float], launches: int) -> list[float]:
+    """contender / baseline in each launch: the median over its pairs of rounds (A B B A) added up.
 
     Whoever comes second in a pair comes first in the next: in a sum, what the order did cancels.
+    Every launch has the same, even number of rounds.
     """
-    return tuple(first + second for first, second in zip(rounds[::2], rounds[1::2], strict=False))
+    before, after = ([x + y for x, y in zip(r[::2], r[1::2], strict=True)] for r in (old, new))
+    ratios = [y / x for x, y in zip(before, after, strict=True)]
+    size = len(ratios) // launches
+    return [statistics.median(ratios[i : i + size]) for i in range(0, len(ratios), size)]
 
 
 def _direction(metric: Metric, sign: int) -> str:

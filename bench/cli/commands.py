@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -188,9 +187,8 @@ def ab(options: argparse.Namespace) -> int:
         r=options.rank,
         precisions=tuple(options.precision),
     )
-    plan = Plan(request, StepOptions(batch_size=options.batch_size, seq_len=options.seq_len))
-    if options.rounds:
-        plan = replace(plan, rounds=tuple(options.rounds))
+    step = StepOptions(batch_size=options.batch_size, seq_len=options.seq_len)
+    plan = Plan(request, step, options.rounds, tuple(options.launches))
     return ab_command(
         options.baseline_env,
         options.contender_env,

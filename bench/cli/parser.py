@@ -108,15 +108,21 @@ def make_parser() -> argparse.ArgumentParser:
     add = command("ab", commands.ab,
         "what an upgrade changed, measured in two environments side by side")
     add("--baseline-env", required=True, metavar="ENV", help="a virtual environment or its python")
-    add("--contender-env", required=True, metavar="ENV")
-    add("--model", action="append", default=[], metavar="MODEL")
-    add("--scenario", action="append", default=[], metavar="NAME")
-    add("--rank", type=int, metavar="R")
-    add("--precision", action="append", default=[], metavar="P")
-    add("--batch-size", type=int, default=2)
-    add("--seq-len", type=int, default=32)
-    add("--rounds", type=int, nargs=2, metavar=("FEWEST", "MOST"))
-    add("--clock", choices=("processor", "wall"), default="processor")
+    add("--contender-env", required=True, metavar="ENV", help="another, to hold against it")
+    add("--model", action="append", default=[], metavar="MODEL",
+        help="measure this one; repeatable (default: the three published models)")
+    add("--scenario", action="append", default=[], metavar="NAME", help="only this; repeatable")
+    add("--rank", type=int, metavar="R", help="at this rank instead of the scenario's own")
+    add("--precision", action="append", default=[], metavar="P", help="only this; repeatable")
+    add("--batch-size", type=int, default=2, help="sequences in a step (default: %(default)s)")
+    add("--seq-len", type=int, default=32, help="tokens in a sequence (default: %(default)s)")
+    add("--rounds", type=int, default=20, metavar="N",
+        help="steps on each side in one launch of a case, an even number (default: %(default)s)")
+    add("--launches", type=int, nargs=2, default=(8, 24), metavar=("FEWEST", "MOST"),
+        help="how often a case's two processes are started anew: until the interval of the ratio "
+             "is narrow (default: 8 24); a verdict on time needs 8")
+    add("--clock", choices=("processor", "wall"), default="processor",
+        help="of a step on a CPU (default: %(default)s)")
     _add_gate(add)
     add("--save", type=Path, metavar="DIR", help="store both runs there")
     add("--format", choices=("terminal", "markdown", "latex", "json"), default="terminal")

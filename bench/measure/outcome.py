@@ -51,6 +51,8 @@ class StepTime:
     """One training step by the worker's clock, in seconds. The phases sum to the total.
 
     `throttled`: the processor or the GPU was slowed down meanwhile, by heat or by power.
+    `waited_seconds`: how long threads of the worker stood ready while other processes had the
+    processors.
     """
 
     total_seconds: float
@@ -58,6 +60,7 @@ class StepTime:
     backward_seconds: float
     optimizer_seconds: float
     throttled: bool = False
+    waited_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

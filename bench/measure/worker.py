@@ -22,11 +22,11 @@ from typing import Any
 import torch
 
 from bench.cases import Case
-from bench.measure import loading, memory, outcome, throttling
+from bench.measure import disturbances, loading, memory, outcome
 from bench.measure.cost import CostCounter
+from bench.measure.disturbances import Throttling, waited_seconds
 from bench.measure.outcome import Measurement, Outcome, StepTime
 from bench.measure.step import training_step
-from bench.measure.throttling import Throttling
 from bench.precision import precision
 
 
@@ -152,13 +152,16 @@ class Worker:
         """One step, nothing tracked, between two readings of this process's clock."""
         self._phase = outcome.TIMING
         gc.collect()
+        waited = waited_seconds()
         clock = _CudaClock() if self._on_gpu else _CpuClock()
         self._require_finite(self._step(clock.mark).item())
         measured = clock.step_time()
+        waited = waited_seconds() - waited
         if self._throttling is None:  # the first step is a warm-up
             gpu = torch.cuda.current_device() if self._on_gpu else None
-            self._throttling = throttling.watch(gpu)
-        return replace(measured, throttled=self._throttling.happened())
+            self._throttling = disturbances.watch(gpu)
+        throttled = self._throttling.happened()
+        return replace(measured, throttled=throttled, waited_seconds=waited)
 
     def check_loss(self, steps: int) -> dict[str, float]:
         """The loss on the fixed batch before the first step, and now: it must have fallen.

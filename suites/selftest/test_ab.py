@@ -15,7 +15,7 @@ from test_baselines import STEP, run_with
 
 import bench
 from bench.ab import Environment, Pair, Plan, command, find_python, measure
-from bench.ab.rounds import CLOCKS, WARMUP, interleave
+from bench.ab.rounds import CLOCKS, WARMUP, interleave, take_rounds
 from bench.baselines import compare, find_runs, gate, load_run
 from bench.cases import StepOptions
 from bench.errors import BenchError
@@ -113,7 +113,7 @@ def pair(upgraded: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
         _model(folder / "opt", OPT, ["q_proj", "v_proj"]),
         _model(folder / "phi", PHI, ["qkv_proj"]),
     )
-    plan = Plan(Request(models, precisions=("fp32",)), StepOptions(seq_len=8), rounds=(12, 12))
+    plan = Plan(Request(models, precisions=("fp32",)), StepOptions(seq_len=8), 4, (8, 8))
     said: list[str] = []
     with (
         Environment(Path(sys.executable), "--baseline-env", "here", CLOCKS["wall"]) as baseline,
@@ -155,12 +155,14 @@ def test_what_the_upgrade_broke(pair: Pair) -> None:
     assert gone.verdict == "vanished"
 
 
-def test_rounds_are_paired(pair: Pair) -> None:
+def test_rounds_of_every_launch_are_kept(pair: Pair) -> None:
     before, after = (run.records[LLAMA_CASE] for run in pair.runs)
-    assert len(before.metrics["step_seconds"]) == len(after.metrics["step_seconds"]) == 12
+    assert len(before.metrics["step_seconds"]) == len(after.metrics["step_seconds"]) == 8 * 4
     assert before.detail["interleaved"] == after.detail["interleaved"]
+    assert before.detail["launches"] == after.detail["launches"] == 8
     (verdict,) = [v for v in compare(*pair.runs) if v.metric == "step_seconds"]
     assert verdict.interval is not None
+    assert "launches" not in verdict.explanation
 
 
 @pytest.fixture
@@ -288,7 +290,7 @@ def test_rounds_go_a_b_b_a() -> None:
     log: list[str] = []
     times = iter(range(1, 100)).__next__
     steps = [_steps(name, iter(lambda: float(times()), None), log) for name in "AB"]
-    before, after = interleave(*steps, rounds=4, most=4)
+    before, after = interleave(*steps, rounds=4)
     assert "".join(log) == "ABBA" * ((WARMUP + 4) // 2)
     assert len(before) == len(after) == 4
 
@@ -299,7 +301,7 @@ def test_what_comes_second_in_a_pair_may_be_slower() -> None:
     def run(*pair: float, interleaved: str = "together"):
         def edit(body: dict) -> None:
             body["records"][STEP]["metrics"]["step_seconds"] = [*pair] * 10
-            body["records"][STEP]["detail"]["interleaved"] = interleaved
+            body["records"][STEP]["detail"] |= {"interleaved": interleaved, "launches": 10}
 
         return run_with(edit)
 
@@ -309,16 +311,50 @@ def test_what_comes_second_in_a_pair_may_be_slower() -> None:
         )
 
     first = run(1.0, 1.3)
-    assert step_time(first, run(1.3, 1.0)).interval == (1.0, 1.0)
+    assert step_time(first, run(1.3, 1.0)).interval == pytest.approx((1.0, 1.0))
     assert step_time(first, run(1.43, 1.1)).interval == pytest.approx((1.1, 1.1))
     low, high = step_time(first, run(1.3, 1.0, interleaved="another time")).interval
     assert high - low > 0.2
 
 
-def test_rounds_go_on_while_it_is_noisy() -> None:
-    quiet = iter(lambda: 1.0, None)
-    before, _ = interleave(_steps("A", quiet, []), _steps("B", quiet, []), rounds=10, most=100)
-    assert len(before) == 10
-    noisy = iter([1.0, 1.0, 1.0, 1.0, 2.0, 2.0] * 1000)
-    before, _ = interleave(_steps("A", quiet, []), _steps("B", noisy, []), rounds=10, most=95)
-    assert len(before) == 95
+@pytest.mark.parametrize(
+    ("of_launch", "launches", "taken"),
+    [
+        ([1.0], (8, 24), 8),  # quiet: the fewest
+        ([1.0, 1.1], (8, 24), 24),  # processes differ: no number is enough
+        ([1.0, 1.02], (8, 24), 8),
+        ([1.0], (9, 24), 9),
+        ([1.0], (2, 24), 8),  # fewer cannot have an interval
+        ([1.0], (2, 3), 3),
+    ],
+)
+def test_launches_go_on_while_processes_differ(
+    of_launch: list[float], launches: tuple[int, int], taken: int
+) -> None:
+    started: list[str] = []
+
+    def launch():
+        contender = of_launch[len(started) % len(of_launch)]
+        started.append("both")
+        return (
+            _steps("A", iter(lambda: 1.0, None), []),
+            _steps("B", iter(lambda: contender, None), []),
+        )
+
+    found = take_rounds(launch, 4, launches)
+    assert found.launches == len(started) == taken
+    assert len(found.baseline) == len(found.contender) == 4 * taken
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        ({"rounds": 0}, "--rounds 0: an even number"),
+        ({"rounds": 5}, "--rounds 5: an even number"),
+        ({"launches": (0, 4)}, "--launches 0 4: the fewest, at least 1"),
+        ({"launches": (4, 3)}, "--launches 4 3: "),
+    ],
+)
+def test_numbers_that_cannot_be(numbers: dict[str, object], said: str) -> None:
+    with pytest.raises(BenchError, match=said):
+        Plan(Request(), **numbers)

@@ -31,7 +31,7 @@ def steady() -> Iterator[Session]:
     ("slowdown", "expected"), [(0, "unchanged"), (3, "unchanged"), (10, "regressed")]
 )
 def test_a_comparison_is_right(steady: Session, slowdown: int, expected: str) -> None:
-    found = compare_once(steady, slowdown, (30, 120))
+    found = compare_once(steady, slowdown, 4, (8, 10))
     assert found.verdicts == dict.fromkeys(TIMES, expected)
     assert found.right
     # A phase spreads by 1 %, so the ratio of two medians of 30 steps by 0.2 %.
@@ -44,7 +44,7 @@ def test_a_comparison_is_right(steady: Session, slowdown: int, expected: str) ->
 def test_steps_really_take_longer() -> None:
     """On the processor's clock, ten times as long; the margin is for a busy machine."""
     with Session(device="cpu", preload=(*CLOCKS["processor"], "bench.ab.slower")) as session:
-        found = compare_once(session, 900, (20, 20))
+        found = compare_once(session, 900, 4, (8, 8))
     assert found.ratio > 3
     assert found.verdicts["step_seconds"] == "regressed"
 

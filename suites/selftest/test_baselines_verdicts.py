@@ -201,25 +201,61 @@ def test_a_clock_that_did_not_move_says_nothing() -> None:
     assert found(metric(STEP, "step_seconds", [0.0] * 9)) == []
 
 
-def test_interleaved_rounds_are_compared_in_pairs() -> None:
-    def rounds(factor: float, token: str) -> Edit:
-        def edit(body: dict[str, Any]) -> None:
-            record = body["records"][STEP]
-            record["metrics"]["step_seconds"] = [factor * (0.5 + 0.1 * i) for i in range(10)]
-            record["detail"]["interleaved"] = token
+def _together(factor: float, launches: object = 10, token: str = "one") -> Edit:
+    """Rounds that vary by a factor of two, within each launch and not between launches."""
 
-        return edit
-
-    assert only(rounds(1.1, "one"), rounds(1.0, "one")).verdict == "regressed"
-    assert found(rounds(1.1, "two"), rounds(1.0, "one")) == []  # not each other's rounds
-
-
-def test_an_unstable_measurement_says_so() -> None:
     def edit(body: dict[str, Any]) -> None:
-        body["records"][STEP]["metrics"]["step_seconds"] = slower(2)
+        record = body["records"][STEP]
+        times = [factor * (0.5 + 0.1 * i) for _ in range(10) for i in range(4)]
+        record["metrics"]["step_seconds"] = times
+        record["detail"] |= {"interleaved": token, "launches": launches}
+
+    return edit
+
+
+def test_rounds_of_launches_are_compared_side_by_side() -> None:
+    verdict = only(_together(1.1), _together(1.0))
+    assert verdict.verdict == "regressed"
+    assert verdict.interval == pytest.approx((1.1, 1.1))
+    assert found(_together(1.1, token="two"), _together(1.0)) == []  # not each other's rounds
+    assert found(_together(1.1, launches=5), _together(1.0)) == []
+    # Numbers that do not fit the rounds, in a stored run that somebody wrote.
+    for strange in (0, -1, 7, "10", None, [10]):
+        assert found(_together(1.1, strange), _together(1.0, strange)) == []
+
+
+def test_too_few_launches_give_no_verdict() -> None:
+    runs = (run_with(_together(factor, launches=5)) for factor in (1.0, 2.0))
+    (verdict,) = [v for v in compare(*runs) if (v.record, v.metric) == (STEP, "step_seconds")]
+    assert (verdict.verdict, verdict.interval) == ("unchanged", None)
+    assert verdict.explanation == "too few launches to judge: 5, and it needs 8"
+
+
+@pytest.mark.parametrize("side", ["baseline", "contender", "both"])
+def test_unstable_times_are_not_judged(side: str) -> None:
+    def unstable(body: dict[str, Any]) -> None:
         body["records"][STEP]["detail"]["unstable"] = "IQR 31 %"
 
-    assert only(edit).explanation.startswith("unstable measurement: IQR 31 %; ")
+    twice = metric(STEP, "step_seconds", slower(2))
+    baseline = run_with(both() if side == "contender" else unstable)
+    contender = run_with(twice if side == "baseline" else both(twice, unstable))
+    verdicts = {(v.record, v.metric): v for v in compare(baseline, contender)}
+    time = verdicts[STEP, "step_seconds"]
+    assert (time.verdict, time.interval) == ("unchanged", None)
+    assert time.explanation == "time cannot be judged, unstable measurement: IQR 31 %"
+    assert time.ratio == pytest.approx(2, rel=0.01)
+    # What does not depend on the clock is judged all the same.
+    bytes_too = both(twice, unstable, metric(STEP, "peak_allocated_bytes", 900 * MIB))
+    assert only(bytes_too).metric == "peak_allocated_bytes"
+
+
+def test_launches_side_by_side_are_judged_though_their_rounds_spread() -> None:
+    def unstable(body: dict[str, Any]) -> None:
+        body["records"][STEP]["detail"]["unstable"] = "IQR 31 %"
+
+    assert only(both(_together(1.1), unstable), both(_together(1.0), unstable)).ratio == (
+        pytest.approx(1.1)
+    )
 
 
 def test_outcomes() -> None:

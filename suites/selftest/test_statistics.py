@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import random
+import statistics
 from collections.abc import Callable
 
 import pytest
@@ -10,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.statistics import (
+    MINIMUM_LAUNCHES,
     MINIMUM_ROUNDS,
     RatioInterval,
     instability,
+    launch_interval,
     ratio_interval,
     summarize,
 )
@@ -56,8 +61,6 @@ def test_what_has_no_ratio_is_an_error() -> None:
     for baseline, contender in (([], [1.0]), ([1.0], []), ([0.0], [1.0])):
         with pytest.raises(ValueError, match="a ratio needs"):
             ratio_interval(baseline, contender)
-    with pytest.raises(ValueError, match="cannot pair"):
-        ratio_interval([1.0], [1.0, 2.0], paired=True)
 
 
 @PROPERTY
@@ -82,12 +85,54 @@ def test_the_unit_of_time_does_not_matter(old: list[float], new: list[float], sc
     assert scaled.high == pytest.approx(found.high)
 
 
+# How many of the means of pairs lie outside Tukey's 99 % interval, on each side: the critical value
+# of the Wilcoxon signed-rank test, two-sided 0.01 (its printed tables). Besides, by counting.
+CRITICAL = {8: 0, 9: 1, 10: 3, 11: 5, 12: 7, 13: 9, 14: 12, 15: 15, 20: 37, 25: 68}
+
+
+@pytest.mark.parametrize(("size", "left_out"), CRITICAL.items())
+def test_launches_give_the_interval_of_the_signed_rank_test(size: int, left_out: int) -> None:
+    source = random.Random(size)
+    ratios = [source.lognormvariate(0, 0.1) for _ in range(size)]
+    pairs = itertools.combinations_with_replacement(ratios, 2)
+    means = sorted(math.sqrt(x * y) for x, y in pairs)
+    found = launch_interval(ratios)
+    assert found.low == pytest.approx(means[left_out])
+    assert found.high == pytest.approx(means[-1 - left_out])
+    assert math.log(found.ratio) == pytest.approx(statistics.median(map(math.log, means)))
+
+
+@pytest.mark.parametrize("size", [8, 9, 10, 11, 12])
+def test_critical_values_by_counting_signs(size: int) -> None:
+    """A second way: the sums of ranks of every assignment of signs."""
+    ranks = range(1, size + 1)
+    sums = sorted(
+        sum(rank for rank, sign in zip(ranks, signs, strict=True) if sign)
+        for signs in itertools.product((0, 1), repeat=size)
+    )
+    w = CRITICAL[size]
+    assert (
+        sum(s <= w for s in sums) / len(sums) <= 0.005 < sum(s <= w + 1 for s in sums) / len(sums)
+    )
+
+
+def test_too_few_launches_have_no_interval() -> None:
+    assert launch_interval([1.0] * MINIMUM_LAUNCHES).low == 1.0
+    with pytest.raises(ValueError, match="7 launches are too few"):
+        launch_interval([1.0] * (MINIMUM_LAUNCHES - 1))
+    for ratios in ([], [1.0, 0.0] * 4):
+        with pytest.raises(ValueError, match="ratios, each above zero"):
+            launch_interval(ratios)
+
+
 @PROPERTY
-@given(ROUNDS, st.floats(0.1, 10))
-def test_pairs_that_differ_by_a_factor_say_exactly_that(old: list[float], factor: float) -> None:
-    found = ratio_interval(old, [x * factor for x in old], paired=True, resamples=500)
-    assert found.low == pytest.approx(factor)
-    assert found.high == pytest.approx(factor)
+@given(st.lists(st.floats(0.1, 10), min_size=MINIMUM_LAUNCHES, max_size=24))
+def test_swapping_the_sides_gives_the_reciprocals(ratios: list[float]) -> None:
+    found, swapped = launch_interval(ratios), launch_interval([1 / x for x in ratios])
+    assert found.low <= found.ratio <= found.high
+    assert (swapped.low, swapped.ratio, swapped.high) == pytest.approx(
+        (1 / found.high, 1 / found.ratio, 1 / found.low)
+    )
 
 
 def verdicts(
@@ -135,17 +180,15 @@ def test_three_percent_slower_is_within_the_threshold(rounds: int) -> None:
     assert verdicts(1.03, rounds, busy).count(1) <= 2
 
 
-def test_interleaved_rounds_cancel_a_drifting_machine() -> None:
-    """The machine slows down by 60 % over the run: pairs see a 10 % change through it."""
+def test_processes_that_differ_are_no_verdict() -> None:
+    """Each process is faster or slower by 3 % for as long as it lives: one launch, however many
+    rounds it has, calls that a change; the interval over launches does not."""
     source = random.Random(7)
-    drift = [1 + 0.6 * i / 19 for i in range(20)]
-    caught = alarms = 0
+    alarms = caught = 0
     for _ in range(TRIALS):
-        old = [0.8 * d * source.lognormvariate(0, 0.015) for d in drift]
-        same = [0.8 * d * source.lognormvariate(0, 0.015) for d in drift]
-        alarms += ratio_interval(old, same, paired=True).beyond(THRESHOLD) != 0
-        slower = [1.10 * x for x in same]
-        caught += ratio_interval(old, slower, paired=True).beyond(THRESHOLD) == 1
+        ratios = [source.lognormvariate(0, 0.03) for _ in range(16)]
+        alarms += launch_interval(ratios).beyond(THRESHOLD) != 0
+        caught += launch_interval([1.10 * x for x in ratios]).beyond(THRESHOLD) == 1
     assert alarms <= 1
     assert caught >= 48
 

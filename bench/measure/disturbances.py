@@ -1,14 +1,29 @@
-"""Whether the processor or the GPU was slowed down, by heat or by power, while a step ran."""
+"""What made a step longer and is not the step: heat, power, other processes."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from bench.measure.memory import nvml_handle
 
+THREADS = Path("/proc/self/task")
 CPUS = Path("/sys/devices/system/cpu")
 _COUNTERS = "cpu[0-9]*/thermal_throttle/*_throttle_count"
+
+
+def waited_seconds(threads: Path = THREADS) -> float:
+    """Seconds for which this process's threads could run and had to wait for a processor, so far.
+
+    Linux counts it for each thread: the second number in its `schedstat`, in nanoseconds (the
+    kernel's Documentation/scheduler/sched-stats.rst). 0 where the kernel does not say.
+    """
+    waited = 0
+    for path in threads.glob("*/schedstat"):
+        with suppress(OSError):  # a thread that has just ended
+            waited += int(path.read_text().split()[1])
+    return waited / 1e9
 
 
 class CpuThrottling:
