@@ -33,7 +33,8 @@ class Recorder:
     subject: Subject
     metrics: dict[str, Any] = field(default_factory=dict)
     detail: dict[str, Any] = field(default_factory=dict)
-    outcome: str = "failed"  # until the test has passed: an interrupted one has not
+    outcome: str = "failed"  # until the test has passed
+    reported: bool = False  # whether the test came to an end at all
 
     def ledger(self, ledger: Ledger) -> None:
         """What is adapted: counts, dead entries, and a digest of every adapted name and rank."""
@@ -149,6 +150,7 @@ class RunLog:
     arguments: tuple[str, ...] = ()
     only: Mapping[str, Sequence[str]] = field(default_factory=dict)
     deselected: list[str] = field(default_factory=list)
+    interrupted: bool = False
 
     def table(self, name: str, seed: int = 0) -> dict[str, Any]:
         """The `lora_bench` table of a stored run (without its digest)."""
@@ -163,5 +165,6 @@ class RunLog:
                 "only": {name: list(values) for name, values in self.only.items()},
                 "deselected": sorted(self.deselected),
             },
+            **({"detail": {"interrupted": True}} if self.interrupted else {}),
             "records": {key: self.records[key].to_dict() for key in sorted(self.records)},
         }

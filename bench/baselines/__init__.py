@@ -1,6 +1,13 @@
 """Stored runs: load, validate, save, compare, gate."""
 
-from bench.baselines.gate import all_thresholds, as_json, count_verdicts, gate, write_verdicts
+from bench.baselines.gate import (
+    all_thresholds,
+    as_json,
+    count_verdicts,
+    gate,
+    require_common,
+    write_verdicts,
+)
 from bench.baselines.metrics import METRICS, Metric, Thresholds, metric_named
 from bench.baselines.runs import (
     KEY,
@@ -16,7 +23,7 @@ from bench.baselines.runs import (
     parse_run,
     seal,
 )
-from bench.baselines.storage import find_runs, write_atomically, write_run
+from bench.baselines.storage import find_runs, load_stored, write_atomically, write_run
 from bench.baselines.verdicts import FAILING, VERDICTS, Verdict, compare
 
 __all__ = [
@@ -42,8 +49,10 @@ __all__ = [
     "find_runs",
     "gate",
     "load_run",
+    "load_stored",
     "metric_named",
     "parse_run",
+    "require_common",
     "seal",
     "write_atomically",
     "write_run",

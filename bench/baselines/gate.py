@@ -14,8 +14,8 @@ from bench.architectures import read_toml
 from bench.baselines.metrics import METRICS, Thresholds
 from bench.baselines.runs import Run
 from bench.baselines.storage import write_atomically
-from bench.baselines.verdicts import FAILING, VERDICTS, Verdict
-from bench.errors import UnknownName
+from bench.baselines.verdicts import FAILING, NEW, VERDICTS, Verdict
+from bench.errors import BenchError, UnknownName
 from bench.scenarios import load_scenarios
 
 VERDICT_SCHEMA = 1
@@ -57,6 +57,16 @@ def gate(verdicts: Iterable[Verdict], allow: Iterable[str] = ()) -> list[Verdict
             for kind, pattern in allowances
         )
     ]
+
+
+def require_common(baseline: Run, contender: Run, verdicts: Iterable[Verdict]) -> None:
+    """BenchError where nothing was compared: no case of the contender is in the baseline, and none
+    of the baseline's was asked for."""
+    if all(verdict.verdict == NEW for verdict in verdicts):
+        raise BenchError(
+            f"nothing to compare: none of the {len(contender.records)} cases of this run is in "
+            f"the baseline {baseline.label}, which has {len(baseline.records)}"
+        )
 
 
 def _allowance(text: str) -> tuple[str, str]:

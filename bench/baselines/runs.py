@@ -109,7 +109,10 @@ class Record:
 
 @dataclass(frozen=True)
 class Run:
-    """A stored run. datetime and commit as pytest-benchmark wrote them, if it did."""
+    """A stored run. datetime and commit as pytest-benchmark wrote them, if it did.
+
+    interrupted: it was ended (by Ctrl-C, or -x) before its last case, and holds those before.
+    """
 
     name: str
     versions: Mapping[str, str]
@@ -119,6 +122,7 @@ class Run:
     selection: Selection = Selection()
     commit: str | None = None
     dirty: bool = False
+    interrupted: bool = False
     datetime: str | None = None
     path: Path | None = None
 
@@ -212,6 +216,7 @@ def parse_run(document: Any, where: str, path: Path | None = None) -> Run:
         ),
         commit=str(commit["id"])[:12] if str(commit.get("id") or "").isalnum() else None,
         dirty=commit.get("dirty") is True,
+        interrupted=_table(body.get("detail", {}), f"{where}: detail").get("interrupted") is True,
         datetime=_word_or_none(date, f"{where}: datetime"),
         path=path,
     )

@@ -12,11 +12,11 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.baselines.runs import seal
+from bench.baselines.runs import Run, load_run, seal
 from bench.errors import BenchError
 
 RUN_FILE = re.compile(r"(\d{4,})_(.+)\.json")
@@ -54,8 +54,35 @@ def find_runs(storage: Path | str, selector: str | None = None) -> list[Path]:
         return found if selector else found[-1:]
     if not stored:
         raise BenchError(f"no stored run in {storage}: store one with {SAVE_HINT}")
-    there = ", ".join(str(path.relative_to(storage).with_suffix("")) for path in stored[-20:])
+    there = _listed(storage, stored[-20:])
     raise BenchError(f"no stored run in {storage} matches {selector!r}; there are: {there}")
+
+
+def load_stored(storage: Path | str, selector: str | None = None) -> Run:
+    """The one run that `selector` means, as `find_runs` reads it: the newest match. Without a
+    selector, the latest run that was not interrupted.
+
+    BenchError also where matches lie in several folders, whose numbers count apart.
+    """
+    if selector:
+        found = find_runs(storage, selector)
+        if len({path.parent for path in found}) > 1:
+            raise BenchError(
+                f"{selector!r} means several runs: {_listed(storage, found)}; give the folder too"
+            )
+        return load_run(found[-1])
+    find_runs(storage)  # there is one
+    latest: dict[Path, Run] = {}
+    for path in reversed(find_runs(storage, "*")):
+        if path.parent not in latest and not (run := load_run(path)).interrupted:
+            latest[path.parent] = run
+    if not latest:
+        raise BenchError(f"every run in {storage} was interrupted: name one, or use {SAVE_HINT}")
+    return max(latest.values(), key=lambda run: run.datetime or "")
+
+
+def _listed(storage: Path | str, paths: Iterable[Path]) -> str:
+    return ", ".join(str(path.relative_to(storage).with_suffix("")) for path in paths)
 
 
 def _number(path: Path) -> int:

@@ -129,6 +129,8 @@ def pytest_runtest_makereport(
     """A test that passed makes its record a good one."""
     report = yield
     recorder = item.config.stash[LOG].records.get(item.nodeid)
-    if recorder is not None and report.when == "call" and report.passed:
-        recorder.outcome = "ok"
+    if recorder is not None:
+        recorder.reported = recorder.reported or report.when == "call" or report.failed
+        if report.when == "call" and report.passed:
+            recorder.outcome = "ok"
     return report

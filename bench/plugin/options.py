@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bench.baselines import all_thresholds, find_runs, gate, load_run
+from bench.baselines import all_thresholds, gate, load_stored
 from bench.errors import BenchError
 from bench.plugin.state import (
     BASELINE,
@@ -118,10 +118,10 @@ def pytest_configure(config: pytest.Config) -> None:
         if option.benchmark_compare:
             selector = None if option.benchmark_compare is True else option.benchmark_compare
             storage = storage_folder(config)
-            path = find_runs(storage, selector)[-1]
-            config.stash[BASELINE] = load_run(path)
+            config.stash[BASELINE] = baseline = load_stored(storage, selector)
             # pytest-benchmark reads the same run, for --benchmark-compare-fail.
-            option.benchmark_storage, option.benchmark_compare = f"file://{storage}", str(path)
+            option.benchmark_storage = f"file://{storage}"
+            option.benchmark_compare = str(baseline.path)
     except BenchError as error:
         pytest.exit(f"error: {error}", returncode=2)
     # The run is stored here, with every record, whole or not at all: see pytest_sessionfinish.

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench.baselines import KEY, compare, gate, parse_run, seal, write_run, write_verdicts
+from bench.baselines import (
+    KEY,
+    compare,
+    gate,
+    parse_run,
+    require_common,
+    seal,
+    write_run,
+    write_verdicts,
+)
 from bench.errors import BenchError
 from bench.plugin.state import (
     BASELINE,
@@ -87,6 +97,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if config.option.collectonly or hasattr(config, "workerinput"):
         return
     log = config.stash[LOG]
+    cut = session.exitstatus == pytest.ExitCode.INTERRUPTED
+    log.interrupted = bool(cut or session.shouldfail or session.shouldstop)
+    # The case that was cut is not a failed one.
+    log.records = {key: record for key, record in log.records.items() if record.reported}
     if not log.records:
         return
     document = _document(session)
@@ -97,8 +111,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         baseline = config.stash[BASELINE]
         if baseline is not None:
             verdicts = compare(baseline, run, config.stash[THRESHOLDS])
-            failing = gate(verdicts, config.option.allow)
             config.stash[VERDICTS] = verdicts
+            if config.option.gate:
+                require_common(baseline, run, verdicts)
+            failing = gate(verdicts, config.option.allow)
             if config.option.verdict_file:
                 write_verdicts(config.option.verdict_file, verdicts, failing, baseline, run)
             if failing and config.option.gate and session.exitstatus == 0:
@@ -116,6 +132,20 @@ def _save(config: pytest.Config, name: str, document: dict[str, Any]) -> None:
         kept = write_run(Path(tempfile.mkdtemp(prefix="lora-target-bench-")), name, document)
         raise BenchError(f"{error}; the run is kept in {kept}") from error
     _say(config, f"stored run: {_shown(config, path)}")
+
+
+def _save_command(config: pytest.Config) -> str:
+    """This run again, stored: the same tests and options, less those of the comparison."""
+    kept: list[str] = []
+    arguments = iter(str(argument) for argument in config.invocation_params.args)
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        if name in ("--threshold", "--allow", "--verdict-file", "--benchmark-save"):
+            if not equals:
+                next(arguments, None)
+        elif name not in ("--gate", "--benchmark-compare"):
+            kept.append(argument)
+    return shlex.join(["pytest", *kept]) + " --benchmark-save=NAME"
 
 
 def _shown(config: pytest.Config, path: Path) -> str:
@@ -153,6 +183,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         verdicts = config.stash[VERDICTS]
         failing = gate(verdicts, config.option.allow)
         terminalreporter.section(f"verdicts against {baseline.name}")
-        write(terminal(verdict_report(verdicts, failing, baseline, run), width, colour=colour))
+        report = verdict_report(verdicts, failing, baseline, run, _save_command(config))
+        write(terminal(report, width, colour=colour))
     for line in config.stash.get(LINES, []):
         write(line)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.baselines import (
-    Run,
     Thresholds,
     all_thresholds,
     as_json,
@@ -20,6 +19,8 @@ from bench.baselines import (
     find_runs,
     gate,
     load_run,
+    load_stored,
+    require_common,
     write_atomically,
     write_verdicts,
 )
@@ -46,14 +47,13 @@ def report_command(
 ) -> int:
     """Write the comparison table of stored runs; 0. BenchError if a run cannot be read.
 
-    paths: files or selectors of `find_runs`; none: the latest run. baseline: likewise, the last
-    match. output: a file, written whole or not at all; otherwise standard output.
+    paths: files or selectors of `find_runs`; none: the latest run. baseline: one of these.
+    output: a file, written whole or not at all; otherwise standard output.
     """
     _check_format(format)
-    selectors: list[str | None] = [str(path) for path in paths]
-    found = [path for selector in selectors or [None] for path in find_runs(storage, selector)]
-    runs = [load_run(path) for path in dict.fromkeys(found)]
-    reference = _stored(baseline, storage) if baseline else None
+    found = [path for selector in paths for path in find_runs(storage, str(selector))]
+    runs = [load_run(path) for path in dict.fromkeys(found)] or [load_stored(storage)]
+    reference = load_stored(storage, str(baseline)) if baseline else None
     if format == "csv":
         text = _csv(comparison_table(runs, reference))
     elif format == "json":
@@ -83,8 +83,9 @@ def compare_command(
     _check_format(format)
     if not isinstance(thresholds, Thresholds):
         thresholds = all_thresholds(thresholds)
-    baseline, contender = _stored(base, storage), _stored(new, storage)
+    baseline, contender = (load_stored(storage, str(selector)) for selector in (base, new))
     verdicts = compare(baseline, contender, thresholds)
+    require_common(baseline, contender, verdicts)
     failing = gate(verdicts, allow)
     if verdict_file:
         write_verdicts(verdict_file, verdicts, failing, baseline, contender)
@@ -100,10 +101,6 @@ def compare_command(
 def _check_format(format: str) -> None:
     if format not in FORMATS:
         raise UnknownName("format", format, FORMATS)
-
-
-def _stored(selector: str | Path, storage: str | Path) -> Run:
-    return load_run(find_runs(storage, str(selector))[-1])
 
 
 def _csv(frame: pd.DataFrame) -> str:

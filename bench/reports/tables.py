@@ -75,6 +75,8 @@ def describe(run: Run) -> str:
         parts.append(f"batch × length {', '.join(workloads)}")
     if run.commit:
         parts.append(f"commit {run.commit}{' with changes' if run.dirty else ''}")
+    if run.interrupted:
+        parts.append("interrupted: not every case was reached")
     return one_line(f"{run.label}: {'; '.join(parts)}.")
 
 

@@ -44,8 +44,12 @@ def verdict_report(
     failing: Sequence[Verdict],
     baseline: Run,
     contender: Run,
+    save_command: str = SAVE_HINT,
 ) -> Report:
-    """What changed, regressions first. Failing verdicts are all listed; the unchanged counted."""
+    """What changed, regressions first. Failing verdicts are all listed; the unchanged counted.
+
+    save_command: what stores the contender's figures as the next baseline.
+    """
     counts = [f"{count} {name}" for name, count in count_verdicts(verdicts).items() if count]
     result = "FAILED" if failing else "passed"
     caption = (
@@ -74,7 +78,7 @@ def verdict_report(
     remarks = Counter(v.explanation for v in verdicts if v.verdict == UNCHANGED and v.explanation)
     notes = [f"{count} unchanged with a remark: {text}." for text, count in remarks.items()]
     if failing:
-        notes.append(f"To accept the new figures, store them as the next baseline: {SAVE_HINT}")
+        notes.append(f"To accept the new figures, store them as the next baseline: {save_command}")
     return Report("Verdicts", caption, (table,) if lines else (), tuple(notes))
 
 
@@ -134,4 +138,5 @@ def _difference(verdict: Verdict, unit: str) -> str:
     if verdict.interval:
         low, high = map(format_change, verdict.interval)
         parts.append(f"{CONFIDENCE:.0%} interval {low} to {high}")
-    return f"{sign}{format_quantity(abs(new - old), unit)} ({', '.join(parts)})"
+    inside = f" ({', '.join(parts)})" if parts else ""
+    return f"{sign}{format_quantity(abs(new - old), unit)}{inside}"

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from test_baselines import sample
 
-from bench.baselines import find_runs, load_run, storage, write_atomically, write_run
+from bench.baselines import find_runs, load_run, load_stored, storage, write_atomically, write_run
 from bench.errors import BenchError
 
 HERE = Path(__file__).parent
@@ -240,3 +240,22 @@ def test_nothing_stored_says_how_to_store(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "absent"):
         with pytest.raises(BenchError, match="--benchmark-save=NAME"):
             find_runs(folder)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    """Runs numbered alike in two folders, the one of `gpu` later."""
+    for folder, day in (("cpu", 1), ("gpu", 2)):
+        document = sample(folder) | {"datetime": f"2026-01-0{day}T00:00:00"}
+        write_run(tmp_path / folder, "first", document)
+    return tmp_path
+
+
+def test_one_run_is_never_picked_from_two_folders(folders: Path) -> None:
+    with pytest.raises(BenchError, match="'0001' means several runs: cpu/0001_first, gpu/0001_fi"):
+        load_stored(folders, "0001")
+    assert load_stored(folders, "cpu/0001").name == "cpu"
+    assert load_stored(folders).name == "gpu"
+    write_run(folders / "cpu", "first", sample("newer") | {"datetime": "2026-01-03T00:00:00"})
+    assert load_stored(folders, "cpu/first").name == "newer"
+    assert load_stored(folders).name == "newer"

@@ -12,7 +12,7 @@ import pytest
 
 from bench.adapters import AdapterConfig
 from bench.architectures import find_model
-from bench.baselines import find_runs, load_run, seal, write_run
+from bench.baselines import KEY, find_runs, load_run, seal, write_run
 from bench.counting import count, inject
 
 SUITES = Path(__file__).resolve().parent.parent
@@ -169,18 +169,79 @@ def test_a_full_disk_while_saving_loses_no_case(
 
 
 def test_vanished_case_fails_the_gate(run, pytester: pytest.Pytester) -> None:
-    suites = "suites/test_counts.py"
-    run("--benchmark-save", "base", suites=suites)
+    run("--benchmark-save", "base", "--benchmark-disable", *STEPS)
     test = pytester.path / "suites" / "test_counts.py"
     test.write_text(test.read_text().replace("def test_user_targets", "def test_user_renamed"))
-    result = run("--benchmark-compare", "--gate", suites=suites)
+    result = run("--benchmark-compare", "--gate", suites="suites/test_counts.py")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["*vanished*"])
-    test.write_text(test.read_text().replace("def test_user_renamed", "def test_user_targets"))
     narrowed = run(
         "--benchmark-compare", "--gate", "--benchmark-disable", "-k", "test_step", *STEPS
     )
     assert narrowed.ret == pytest.ExitCode.OK
+
+
+def test_a_gate_that_compared_nothing_does_not_pass(run) -> None:
+    run("--benchmark-save", "base", suites="suites/test_counts.py")
+    other = ("--benchmark-compare", "-k", "test_step", "--benchmark-disable", *STEPS)
+    assert run(*other).ret == pytest.ExitCode.OK
+    result = run(*other, "--gate")
+    assert result.ret == 2
+    result.stderr.fnmatch_lines(["*nothing to compare: none of the 1 cases of this run is in*"])
+
+
+CUT = """
+import pytest
+
+@pytest.fixture(autouse=True)
+def cut(request):
+    if request.node.name.startswith("test_step"):
+        {what}
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "options"), [("raise KeyboardInterrupt", ()), ("assert 1 == 2", ("-x",))]
+)
+def test_an_interrupted_run_is_kept_and_is_no_baseline(
+    run, pytester: pytest.Pytester, what: str, options: tuple[str, ...]
+) -> None:
+    pytester.makeconftest(CUT.format(what=what))
+    run("--benchmark-save", "cut", *STEPS, *options)
+    (path,) = find_runs(_results(pytester), "cut")
+    stored = load_run(path)
+    assert stored.interrupted
+    finished = {r.suite: r.outcome for r in stored.records.values()}
+    # What Ctrl-C cut did not fail; what -x stopped at did.
+    assert finished == {"counts": "ok"} | ({"measurement": "failed"} if options else {})
+    (pytester.path / "conftest.py").unlink()
+    counts = {"suites": "suites/test_counts.py"}
+    refused = run("--benchmark-compare", "--gate", **counts)
+    assert refused.ret == 2
+    refused.stderr.fnmatch_lines(["*every run in * was interrupted*"])
+    run("--benchmark-save", "whole", **counts)
+    run("--benchmark-save", "cut-later", **counts)
+    later = find_runs(_results(pytester), "cut-later")[0]
+    document = json.loads(later.read_text())
+    document[KEY]["detail"] = {"interrupted": True}
+    later.write_text(json.dumps(seal(document)))
+    run("--benchmark-compare", "--gate", **counts).stdout.fnmatch_lines(["*against whole*"])
+    named = run("--benchmark-compare=cut-later", "--gate", **counts)
+    assert named.ret == pytest.ExitCode.OK
+    named.stdout.fnmatch_lines(["*interrupted: not every case was reached*"])
+
+
+def test_the_command_that_accepts_figures_is_this_run_again(run, pytester: pytest.Pytester) -> None:
+    counts = {"suites": "suites/test_counts.py"}
+    run("--benchmark-save", "base", **counts)
+    _adapter(pytester.path / "mine", ["q_proj"])
+    result = run("--benchmark-compare", "--gate", "--allow", "new", "--rank", "4", **counts)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    said = " ".join(result.stdout.str().split())
+    assert (
+        "as the next baseline: pytest -p bench.plugin suites/test_counts.py --model mine "
+        "--rank 4 --benchmark-save=NAME"
+    ) in said
 
 
 def test_measured_cases_are_refused_under_xdist(run) -> None:
