@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -175,6 +176,7 @@ def test_vanished_case_fails_the_gate(run, pytester: pytest.Pytester) -> None:
     result = run("--benchmark-compare", "--gate", suites="suites/test_counts.py")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["*vanished*"])
+    test.write_text(test.read_text().replace("def test_user_renamed", "def test_user_targets"))
     narrowed = run(
         "--benchmark-compare", "--gate", "--benchmark-disable", "-k", "test_step", *STEPS
     )
@@ -207,16 +209,16 @@ def test_an_interrupted_run_is_kept_and_is_no_baseline(
     run, pytester: pytest.Pytester, what: str, options: tuple[str, ...]
 ) -> None:
     pytester.makeconftest(CUT.format(what=what))
-    run("--benchmark-save", "cut", *STEPS, *options)
+    with contextlib.suppress(KeyboardInterrupt):  # pytester raises it again, at the end
+        run("--benchmark-save", "cut", *STEPS, *options)
     (path,) = find_runs(_results(pytester), "cut")
     stored = load_run(path)
     assert stored.interrupted
-    finished = {r.suite: r.outcome for r in stored.records.values()}
-    # What Ctrl-C cut did not fail; what -x stopped at did.
-    assert finished == {"counts": "ok"} | ({"measurement": "failed"} if options else {})
+    # The case that was cut has no record: it did not fail.
+    assert {r.suite: r.outcome for r in stored.records.values()} == {"counts": "ok"}
     (pytester.path / "conftest.py").unlink()
     counts = {"suites": "suites/test_counts.py"}
-    refused = run("--benchmark-compare", "--gate", **counts)
+    refused = run("--benchmark-compare", "--gate", apart=True, **counts)
     assert refused.ret == 2
     refused.stderr.fnmatch_lines(["*every run in * was interrupted*"])
     run("--benchmark-save", "whole", **counts)
@@ -228,7 +230,7 @@ def test_an_interrupted_run_is_kept_and_is_no_baseline(
     run("--benchmark-compare", "--gate", **counts).stdout.fnmatch_lines(["*against whole*"])
     named = run("--benchmark-compare=cut-later", "--gate", **counts)
     assert named.ret == pytest.ExitCode.OK
-    named.stdout.fnmatch_lines(["*interrupted: not every case was reached*"])
+    assert "interrupted: not every case was reached" in " ".join(named.stdout.str().split())
 
 
 def test_the_command_that_accepts_figures_is_this_run_again(run, pytester: pytest.Pytester) -> None:
