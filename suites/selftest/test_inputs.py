@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -232,12 +234,18 @@ def test_corrupt_baseline(tmp_path: Path, refused, content: str) -> None:
 
 
 def test_help_and_version_answer_without_torch(capsys) -> None:
-    import subprocess
-    import sys
-
     code = (
         "import sys; from bench.cli import main\n"
         "try: main(['--help'])\nexcept SystemExit: pass\n"
         "assert not {'torch', 'transformers', 'peft', 'pandas'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_output_that_cannot_be_written_is_told() -> None:
+    command = [sys.executable, "-m", "bench", "report", "--format", "csv"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "bench: error: the output was not written: No space left on device\n"
