@@ -116,7 +116,7 @@ def _grouped(table: Table, width: int, colour: bool) -> str:
     header, rows = table.header[split:], [row[split:] for row in table.rows]
     head, lines = _columns(header, rows, table.right)
     if any(len(line) + 2 > width for line in (*head, *lines)):
-        head, lines = [], [_paragraph(header, row, width - 2) for row in rows]
+        head, lines = [], [_paragraph(table, row, width - 2) for row in rows]
     lines = _painted(lines, table.styles, colour)
     parts = [f"  {line}" for line in head]
     numbered = zip(table.rows, lines, strict=True)
@@ -155,9 +155,11 @@ def _heading(table: Table, cells: Sequence[str]) -> str:
     return ", ".join(f"{n} {c}" if n in table.right else c for n, c in named if c != EMPTY)
 
 
-def _paragraph(header: Sequence[str], cells: Sequence[str], width: int) -> str:
-    named = [f"{n}: {c}" for n, c in zip(header[1:], cells[1:], strict=True) if c != EMPTY]
-    return _wrap(f"{cells[0]} - {'; '.join(named)}", width)
+def _paragraph(table: Table, cells: Sequence[str], width: int) -> str:
+    """A row after its leading cells: a word in front without its column's name."""
+    named = list(zip(table.header[table.leading :], cells, strict=True))
+    front = "" if named[0][0] in table.right else f"{named.pop(0)[1]} - "
+    return _wrap(front + "; ".join(f"{n}: {c}" for n, c in named if c != EMPTY), width)
 
 
 def _painted(lines: Sequence[str], styles: Sequence[str], colour: bool) -> list[str]:

@@ -187,6 +187,7 @@ def test_command_tells_and_fails(run_ab, tmp_path: Path, capsys: pytest.CaptureF
     assert "What differs: transformers" in said
     assert "-> 99.0" in said
     assert "Every case" in said
+    assert "step before: " in said  # a narrow terminal's paragraphs name every figure
     assert "benchmark-save" not in said  # there is no baseline to renew
     assert json.loads(file.read_text())["passed"] is False
     stored = [load_run(path) for path in find_runs(tmp_path / "runs", "*")]
