@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import importlib
 from collections.abc import Callable, Iterator
@@ -241,6 +242,9 @@ def _as_on(device: Device, journal: Journal, case: Case) -> Iterator[None]:
     ]
     # Adapters begin on the CPU; what their values are does not matter here.
     replacements += [(torch.nn.init, name, _as_it_is) for name in _INITIALIZERS]
+    if precision(case.precision).bits == 4:
+        parameters = importlib.import_module("bitsandbytes.nn").Params4bit
+        replacements.append((parameters, "__deepcopy__", _copied_4bit))
     if "cpu" in device.followed:
         # Checkpointing keeps the generator's state, made without the dispatcher.
         replacements += [
@@ -277,6 +281,14 @@ def _forked_generator(journal: Journal, state: Callable[[], torch.Tensor]) -> Ca
         del held
 
     return fork
+
+
+def _copied_4bit(parameter: Any, memo: dict[int, Any]) -> Any:
+    """`Params4bit.__deepcopy__`, which begins with an empty copy on the CPU: data on meta does not
+    go in there. DoRA copies each layer that it adapts."""
+    settings = {**vars(parameter), "quant_state": copy.deepcopy(parameter.quant_state)}
+    data = copy.deepcopy(parameter.data)
+    return type(parameter)(data, parameter.requires_grad, **settings)
 
 
 def _as_it_is(tensor: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
