@@ -50,7 +50,7 @@ def cuda(attention: str | None = None, capability: float = 8.0) -> Device:
     """An NVIDIA GPU of this compute capability; `attention` forces one attention kernel."""
     return Device(
         name="cuda",
-        attention=cuda_attention(attention),
+        attention=cuda_attention(attention, capability),
         substitutes=_CUDA_SUBSTITUTES,
         plain=_PLAIN,
         workspace=_cuda_workspace,

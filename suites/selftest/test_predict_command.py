@@ -33,10 +33,10 @@ def said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tu
 
 
 def test_one_case_is_told_in_full(said) -> None:
-    status, text = said("--target-modules", "q_proj", "--gpu", "t4")
+    status, text = said("--target-modules", "q_proj", "--gpu", "l4")
     assert status == 0
     for part in ("predicted, not measured", "peak reserved", "the peak lies in backward",
-                 "fits T4: yes", "modelled step time on T4: at least", *LIMITS):  # fmt: skip
+                 "fits L4: yes", "modelled step time on L4: at least", *LIMITS):  # fmt: skip
         assert part in text
 
 

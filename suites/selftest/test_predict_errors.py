@@ -56,6 +56,8 @@ def refused(capsys: pytest.CaptureFixture[str], llama: str) -> Callable[..., str
         (("--optimizer", "adamv"), "unknown optimizer 'adamv': did you mean adamw"),
         (("--optimizer", "paged-adamw-8bit"), "predict adamw-8bit"),
         (("--attention", "flash", "--precision", "fp32"), "float16 and bfloat16 only"),
+        (("--attention", "flash", "--gpu", "t4"), "compute capability 8.0 or later, and this one"),
+        (("--attention", "flash", "--gpu", "v100-32gb"), "has 7.0"),
         (("--solve", "batch-size"), "--solve needs --gpu or --gpu-memory"),
         (("--solve", "rank", "--gpu-memory", "1KiB"), "not even a rank of 1 fits"),
         (("--store",), "--store keeps predictions of registered scenarios"),
