@@ -69,6 +69,27 @@ def test_wrong_input(refused, options: tuple[str, ...], said: str) -> None:
     assert said in refused(*options)
 
 
+VIT = ["memory", "vit-base", "--scenario", "query-value"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--seq-len", "100000"), ("--seq-len", "512"), ("--solve", "seq-len", "--gpu", "l4")],
+)
+def test_images_have_no_length(
+    capsys: pytest.CaptureFixture[str], options: tuple[str, ...]
+) -> None:
+    assert main([*VIT, *options]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "sequence length: vit-base takes images, which have none" in captured.err
+
+
+def test_images_are_predicted_without_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(VIT) == 0
+    assert "predicted, not measured" in capsys.readouterr().out
+
+
 def test_a_pattern_that_matches_no_scenario(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["memory", "opt-350m", "--scenario", "publisht-*"]) == 2
     assert "unknown scenario 'publisht-*'" in capsys.readouterr().err
