@@ -30,7 +30,10 @@ class Prediction:
     loading included. `breakdown` sums to the peak allocated, whole blocks counted; `peak_phase`
     and `peak_operation` say where in the step it lies. FLOPs count products and attention, two for
     a multiply-add; `bytes_moved` what every operation reads and writes once.
-    `modelled_step_seconds` is a bound from below on `gpu`, None without one.
+    `unquantized_bytes` says what a quantized precision leaves as it is though one would expect
+    otherwise, by kind: "experts", or the class of linear layers; `unquantized_share` what share
+    of the layers' linear and expert weights that is. `modelled_step_seconds` is a bound from below
+    on `gpu`, None without one.
     """
 
     case: str
@@ -51,6 +54,8 @@ class Prediction:
     first_step_peak_allocated_bytes: int
     trainable_parameters: int
     quantized_layers: int
+    unquantized_bytes: dict[str, int]
+    unquantized_share: float
     tokens_per_step: int
     flops: int
     operations: int
@@ -117,6 +122,8 @@ def predict(
         first_step_peak_allocated_bytes=found.first_step_peak_allocated_bytes,
         trainable_parameters=traced.trainable_parameters,
         quantized_layers=traced.quantized_layers,
+        unquantized_bytes=traced.unquantized_bytes,
+        unquantized_share=traced.unquantized_share,
         tokens_per_step=traced.tokens,
         flops=traced.flops,
         operations=sum(traced.operations.values()),

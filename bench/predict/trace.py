@@ -23,6 +23,7 @@ from bench.precision import precision
 from bench.predict.journal import LOGITS, Journal, Untraceable
 from bench.predict.kernels import Device
 from bench.predict.limits import check_length
+from bench.predict.unquantized import left_unquantized
 from bench.predict.values import tensors_in
 from bench.quantization import without_cached_tables
 
@@ -60,6 +61,8 @@ class Trace:
     work: tuple[Work, ...]
     trainable_parameters: int
     quantized_layers: int
+    unquantized_bytes: dict[str, int]
+    unquantized_share: float
     tokens: int
 
 
@@ -111,6 +114,7 @@ def _traced(  # noqa: PLR0917  # one call
     journal.category = "quantization_state" if quantized else "weights"
     with journal:
         base = loading.filled(base, case, config, "meta")
+        left, share = left_unquantized(base, case)
         training = loading.prepared(case, config, base, "meta")
     for tensor in training.batch.values():
         journal.tag(tensor, "activations")
@@ -136,6 +140,8 @@ def _traced(  # noqa: PLR0917  # one call
         work=tuple(cost.work),
         trainable_parameters=training.trainable_parameters,
         quantized_layers=training.quantized_layers,
+        unquantized_bytes={kind: sum(p.nbytes for p in held) for kind, held in left.items()},
+        unquantized_share=share,
         tokens=_tokens(journal, training),
     )
 

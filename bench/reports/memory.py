@@ -15,7 +15,7 @@ from bench.predict.gpus import Gpu, find_gpu, gpu_with_memory
 from bench.predict.largest import SEQ_LEN, SOLVABLE, Solution, check_has_length, solve
 from bench.predict.result import Prediction, predict
 from bench.reports.commands import write_report
-from bench.reports.predicted import prediction_report, prediction_rows, prediction_text
+from bench.reports.predicted import notes, prediction_report, prediction_rows, prediction_text
 
 if TYPE_CHECKING:
     from bench.cases import Case, StepOptions
@@ -123,9 +123,9 @@ def _solved(case: Case, asked: Asked, gpu: Gpu | None, progress: _Progress) -> S
 
 def _as_json(done: Prediction | Solution) -> dict[str, Any]:
     if isinstance(done, Prediction):
-        return done.to_dict()
+        return {**done.to_dict(), "notes": notes(done)}
     solved = {"what": done.what, "value": done.value, "bounded": done.bounded}
-    return {**done.prediction.to_dict(), "solved": solved}
+    return {**_as_json(done.prediction), "solved": solved}
 
 
 class _Progress:
