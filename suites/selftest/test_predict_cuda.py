@@ -174,6 +174,22 @@ def test_the_modelled_time_is_the_roofline() -> None:
     assert step_seconds(Gpu("unknown", 1), work) is None
 
 
+NVIDIA_SMI = {"h100": 81559, "a100-80gb": 81920, "a100-40gb": 40960, "a10": 23028, "l40s": 46068,
+              "l4": 23034, "t4": 15360, "h200": 143771, "rtx-a6000": 49140, "rtx-4090": 24564,
+              "rtx-3090": 24576, "v100-32gb": 32768}  # fmt: skip
+"""MiB that `nvidia-smi` prints as total, the first seven as a cloud published them for all of its
+kinds (github.com/modal-labs/modal-client/pull/2797)."""
+
+
+def test_a_gpu_has_not_more_memory_than_its_driver_says() -> None:
+    """A step that would take the size on the box does not fit; one 6 % smaller may."""
+    for key, mib in NVIDIA_SMI.items():
+        gpu = load_gpus()[key]
+        assert 0.94 * mib < gpu.memory_bytes / 1024**2 <= mib, key
+    t4 = load_gpus()["t4"]
+    assert not fit(t4, 0, 15 * 1024**3 - CONTEXT_BYTES).fits
+
+
 def test_every_gpu_states_its_source() -> None:
     for gpu in load_gpus().values():
         assert gpu.source
