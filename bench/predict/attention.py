@@ -3,7 +3,7 @@
 `scaled_dot_product_attention` chooses by the device, and on meta it always chooses the path of
 plain products, which stores every score. The rules here are those of PyTorch's
 `aten/src/ATen/native/transformers/cuda/sdp_utils.cpp` (and `sdp_utils_cpp.cpp` for the CPU), but
-for cuDNN's kernel, of which no allocation is known here.
+for cuDNN's kernel, which `prefers_cudnn` tells of.
 """
 
 from __future__ import annotations
@@ -27,6 +27,16 @@ _BIAS_ALIGNMENT = 8  # elements: the memory-efficient kernel's, pad_bias in atte
 
 _aten = torch.ops.aten
 _math: Attention = torch.nn.functional.scaled_dot_product_attention
+
+
+def prefers_cudnn(capability: float) -> bool:
+    """Whether torch asks cuDNN first on such a GPU, for attention in halves.
+
+    `check_prefer_cudnn_attention`: Hopper (9.0) and Blackwell (10.0), with cuDNN above 9.15,
+    unless TORCH_CUDNN_SDPA_DEPRIORITIZED is set. That kernel is not predicted: what its plans
+    allocate beside the result is cuDNN's own.
+    """
+    return capability in (9.0, 10.0)
 
 
 def cuda_attention(forced: str | None = None, capability: float = AMPERE) -> Attention:

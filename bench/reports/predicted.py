@@ -81,7 +81,18 @@ def prediction_report(predictions: Sequence[Prediction], gpu: Gpu | None = None)
 
 def notes(p: Prediction) -> list[str]:
     """What to say of this prediction beyond what holds for every one."""
-    return [note for note in (_unquantized(p),) if note]
+    return [note for note in (_unquantized(p), _other_kernel(p)) if note]
+
+
+def _other_kernel(p: Prediction) -> str:
+    """Where torch would take cuDNN's attention, of which no allocation is known."""
+    if not p.cudnn_first or p.fit is None:
+        return ""
+    return (
+        f"{p.fit.gpu}: torch prefers cuDNN's attention there (with cuDNN above 9.15), whose "
+        "workspaces are not known; PyTorch's own kernel is predicted in its place, which "
+        "TORCH_CUDNN_SDPA_DEPRIORITIZED=1 makes torch take"
+    )
 
 
 def _unquantized(p: Prediction) -> str:

@@ -129,6 +129,40 @@ def test_experts_that_stay_unquantized_are_named(said) -> None:
     assert table.count("72.00 KiB of expert weights") == 1
 
 
+CUDNN = "torch prefers cuDNN's attention there"
+
+
+@pytest.mark.parametrize(
+    ("gpu", "options", "noted"),
+    [
+        ("h100", (), True),
+        ("h200", ("--padded", "--batch-size", "2"), True),
+        ("h100", ("--precision", "nf4"), True),
+        ("h100", ("--attention", "flash"), False),
+        ("h100", ("--precision", "fp32"), False),  # cuDNN's takes halves only
+        ("a100-80gb", (), False),
+        ("l4", (), False),
+    ],
+)
+def test_cudnns_kernel_is_a_limit_that_is_said(
+    said, gpu: str, options: tuple[str, ...], noted: bool
+) -> None:
+    """sdp_utils.cpp, check_prefer_cudnn_attention: capabilities 9.0 and 10.0."""
+    _, text = said("--target-modules", "q_proj", "--gpu", gpu, *options)
+    assert (CUDNN in text) == noted
+    _, text = said("--target-modules", "q_proj", "--gpu", gpu, *options, "--json")
+    found = json.loads(text)
+    assert found["cudnn_first"] == noted
+    assert any(CUDNN in note for note in found["notes"]) == noted
+
+
+def test_which_capabilities_prefer_cudnn() -> None:
+    from bench.predict.attention import prefers_cudnn
+
+    preferring = [c for c in (7.0, 7.5, 8.0, 8.6, 8.9, 9.0, 10.0, 10.3, 12.0) if prefers_cudnn(c)]
+    assert preferring == [9.0, 10.0]
+
+
 def test_a_little_that_stays_unquantized_is_no_note(said) -> None:
     """A layer that is trained whole stays as it is because that was asked for."""
     _, text = said("--target-modules", "q_proj", "--precision", "nf4", "--json")
