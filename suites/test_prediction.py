@@ -25,8 +25,10 @@ Predict = Callable[[Subject, Case], Any]
 
 @pytest.fixture(scope="module")
 def full_step() -> Callable[[Subject], StepOptions]:
-    """One sequence of 2048 tokens, or of as many as the model has positions for."""
+    """One sequence of 2048 tokens, or of as many as the model has positions for; or an image, whose
+    length is what `bench memory` calls it by."""
     from bench.predict.limits import case_limit
+    from bench.reports.memory import DEFAULT_SEQ_LEN
 
     known: dict[str, int] = {}
 
@@ -34,7 +36,8 @@ def full_step() -> Callable[[Subject], StepOptions]:
         label = subject.model.label
         if label not in known:
             case = replace(subject, precision="bf16").case(StepOptions())
-            known[label] = min(case_limit(case) or LONGEST, LONGEST)
+            images = case.task == "image-classification"
+            known[label] = DEFAULT_SEQ_LEN if images else min(case_limit(case) or LONGEST, LONGEST)
         return StepOptions(batch_size=1, seq_len=known[label])
 
     return step

@@ -82,7 +82,9 @@ def store(predictions: Iterable[Prediction], folder: Path = FOLDER) -> Path:
 
 def command(case: Case) -> str:
     """What to run to store this case's prediction. Raises nothing: the case ran already."""
-    step: dict[str, Any] = {"batch-size": case.step.batch_size, "seq-len": case.step.seq_len}
+    step: dict[str, Any] = {"batch-size": case.step.batch_size}
+    if case.task != "image-classification":
+        step["seq-len"] = case.step.seq_len
     if case.step.optimizer != "adamw":
         step["optimizer"] = case.step.optimizer
     words = ["bench", "memory", case.model, "--scenario", case.scenario]

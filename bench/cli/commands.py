@@ -94,7 +94,7 @@ def explain(options: argparse.Namespace) -> int:
 def memory(options: argparse.Namespace) -> int:
     """The predicted memory of a step."""
     from bench.cases import StepOptions
-    from bench.reports.memory import Asked, memory_command
+    from bench.reports.memory import DEFAULT_SEQ_LEN, Asked, memory_command
 
     asked = Asked(
         precisions=options.precision or ("bf16",),
@@ -102,13 +102,14 @@ def memory(options: argparse.Namespace) -> int:
         gpu=options.gpu,
         gpu_memory=options.gpu_memory,
         solve=options.solve,
+        seq_len=options.seq_len,
         store=options.store,
         format=options.format,
         json=options.json,
     )
     step = StepOptions(
         batch_size=options.batch_size,
-        seq_len=options.seq_len,
+        seq_len=DEFAULT_SEQ_LEN if options.seq_len is None else options.seq_len,
         optimizer=options.optimizer,
         gradient_checkpointing=options.gradient_checkpointing,
         padded=options.padded,

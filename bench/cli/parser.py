@@ -64,7 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_adapter(add, many=True)
     add("--precision", action="append", default=[], metavar="P", help="repeatable (default bf16)")
     add("--batch-size", type=int, default=1)
-    add("--seq-len", type=int, default=512)
+    add("--seq-len", type=int, help="tokens in a sequence (default: 512); images have none")
     add("--gradient-checkpointing", action="store_true")
     add("--padded", action="store_true", help="sequences of different length")
     add("--optimizer", default="adamw")

@@ -48,7 +48,8 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[misc]  # torch is seen u
     A storage counts its bytes (`nbytes`, no rounding) from the operation that made it until it is
     freed, also after the mode has been left. New storages are filed under `category`; `tag` files
     a tensor elsewhere. On the CPU, bitsandbytes' kernels and the temporaries of type promotion are
-    followed inside; what other compiled kernels allocate for themselves is not seen.
+    followed inside, and the generator's states that checkpointing keeps are met as they are made;
+    what other compiled kernels allocate for themselves is not seen.
     """
 
     device: str = "cpu"
@@ -66,6 +67,28 @@ class MemoryTracker(TorchDispatchMode):  # type: ignore[misc]  # torch is seen u
         self._storages: dict[int, _Storage] = {}
         self._inside: Any = None
         self._temporaries: list[Any] | None = None
+
+    def __enter__(self) -> MemoryTracker:
+        if self._outermost():
+            self._get_rng_state = torch.get_rng_state
+            torch.get_rng_state = self._generator_state
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        if self._outermost():
+            torch.get_rng_state = self._get_rng_state
+
+    def _outermost(self) -> bool:
+        """Whether this is not the mode entered again, to see what a kernel calls."""
+        return self.device == "cpu" and self._inside is None
+
+    def _generator_state(self) -> torch.Tensor:
+        """`torch.get_rng_state`, whose tensor is made in C++ without the dispatcher."""
+        state: torch.Tensor = self._get_rng_state()
+        self._meet(state.untyped_storage())
+        return state
 
     def reset_peak(self) -> None:
         """Start a new phase: the peak is what is alive now."""

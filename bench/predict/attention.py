@@ -2,8 +2,8 @@
 
 `scaled_dot_product_attention` chooses by the device, and on meta it always chooses the path of
 plain products, which stores every score. The rules here are those of PyTorch's
-`aten/src/ATen/native/transformers/cuda/sdp_utils.cpp` (and `sdp_utils_cpp.cpp` for the CPU), for a
-GPU of compute capability 8.0 or later.
+`aten/src/ATen/native/transformers/cuda/sdp_utils.cpp` (and `sdp_utils_cpp.cpp` for the CPU), but
+for cuDNN's kernel, which `prefers_cudnn` tells of.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ FLASH, EFFICIENT, MATH = "flash", "efficient", "math"
 KERNELS = (FLASH, EFFICIENT, MATH)
 Attention = Callable[..., torch.Tensor]
 
+AMPERE = 8.0
+"""Compute capability from which on there is a flash kernel, and bfloat16 in the efficient one."""
 _HALF = (torch.float16, torch.bfloat16)
 _WIDEST_FLASH_HEAD = 256
 _BIAS_ALIGNMENT = 8  # elements: the memory-efficient kernel's, pad_bias in attention.cpp
@@ -27,14 +29,30 @@ _aten = torch.ops.aten
 _math: Attention = torch.nn.functional.scaled_dot_product_attention
 
 
-def cuda_attention(forced: str | None = None) -> Attention:
-    """A `scaled_dot_product_attention` that traces as CUDA's; `forced` names one kernel.
+def prefers_cudnn(capability: float) -> bool:
+    """Whether torch asks cuDNN first on such a GPU, for attention in halves.
 
-    Raises UnknownName for a kernel that there is not; the result raises BenchError where the
-    forced kernel does not take the step's attention.
+    `check_prefer_cudnn_attention`: Hopper (9.0) and Blackwell (10.0), with cuDNN above 9.15,
+    unless TORCH_CUDNN_SDPA_DEPRIORITIZED is set. That kernel is not predicted: what its plans
+    allocate beside the result is cuDNN's own.
+    """
+    return capability in (9.0, 10.0)
+
+
+def cuda_attention(forced: str | None = None, capability: float = AMPERE) -> Attention:
+    """A `scaled_dot_product_attention` that traces as CUDA's on a GPU of this compute capability;
+    `forced` names one kernel.
+
+    Raises UnknownName for a kernel that there is not, and BenchError for one that this GPU has
+    not; the result raises BenchError where the forced kernel does not take the step's attention.
     """
     if forced is not None and forced not in KERNELS:
         raise UnknownName("attention kernel", forced, KERNELS)
+    if forced == FLASH and capability < AMPERE:
+        raise BenchError(
+            f"--attention {FLASH}: the kernel needs a GPU of compute capability {AMPERE} or later, "
+            f"and this one has {capability}"
+        )
 
     def attention(  # noqa: PLR0917  # torch's signature
         query: torch.Tensor,
@@ -47,8 +65,8 @@ def cuda_attention(forced: str | None = None) -> Attention:
         enable_gqa: bool = False,
     ) -> torch.Tensor:
         refusals = {
-            FLASH: _against_flash(query, key, value, attn_mask, is_causal),
-            EFFICIENT: _against_efficient(query, key, value),
+            FLASH: _against_flash(query, key, value, attn_mask, is_causal, capability),
+            EFFICIENT: _against_efficient(query, key, value, capability),
             MATH: "",
         }
         kernel = forced or next(name for name in KERNELS if not refusals[name])
@@ -109,14 +127,17 @@ def cpu_attention(  # noqa: PLR0917  # torch's signature
     return out
 
 
-def _against_flash(
+def _against_flash(  # noqa: PLR0917  # what its rules look at
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     mask: torch.Tensor | None,
     is_causal: bool,
+    capability: float,
 ) -> str:
-    """What keeps the flash kernel from this attention; "" if nothing does."""
+    """What the flash kernel would take in place of this attention; "" if it takes it."""
+    if capability < AMPERE:
+        return f"GPUs of compute capability {AMPERE} or later"
     if query.dtype not in _HALF:
         return "float16 and bfloat16 only"
     if mask is not None:
@@ -128,9 +149,16 @@ def _against_flash(
     return ""
 
 
-def _against_efficient(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> str:
+def _against_efficient(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, capability: float
+) -> str:
     if query.dtype not in (*_HALF, torch.float32):
         return "float16, bfloat16 and float32 only"
+    if query.dtype == torch.bfloat16 and capability < AMPERE:
+        return (
+            f"bfloat16 on GPUs of compute capability {AMPERE} or later alone "
+            f"(this one has {capability})"
+        )
     if not query.shape[1] == key.shape[1] == value.shape[1]:
         return "as many key and value heads as query heads"
     multiple = 8 if query.dtype in _HALF else 4

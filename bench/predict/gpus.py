@@ -1,4 +1,4 @@
-"""GPUs by their published figures, and what they say of a step: does it fit, how fast could it be.
+"""GPUs by their figures, and what they say of a step: does it fit, how fast could it be.
 
 The figures live in `fixtures/gpus.toml`, each with its source.
 """
@@ -23,14 +23,14 @@ CONTEXT_BYTES = GIB // 2
 """What the CUDA context and the libraries' code take outside the allocator: an assumption, since
 it differs by GPU, driver and by which kernels were loaded (0.3 to 0.6 GiB is usual)."""
 _RATES = ("float32", "float16", "bfloat16", "int8")
-_KEYS = ("name", "capability", "memory_gib", "bandwidth", "source")
+_KEYS = ("name", "capability", "memory_gib", "memory_source", "bandwidth", "source")
 _SIZE = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(B|KiB|MiB|GiB|TiB|KB|MB|GB|TB)?\s*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU. Memory in bytes, bandwidth in bytes a second, dense rates in operations a second
-    by dtype, compute capability as in 8.6."""
+    """One GPU. Memory in bytes, as programs see it, bandwidth in bytes a second, dense rates in
+    operations a second by dtype, compute capability as in 8.6."""
 
     name: str
     memory_bytes: int

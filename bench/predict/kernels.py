@@ -50,7 +50,7 @@ def cuda(attention: str | None = None, capability: float = 8.0) -> Device:
     """An NVIDIA GPU of this compute capability; `attention` forces one attention kernel."""
     return Device(
         name="cuda",
-        attention=cuda_attention(attention),
+        attention=cuda_attention(attention, capability),
         substitutes=_CUDA_SUBSTITUTES,
         plain=_PLAIN,
         workspace=_cuda_workspace,
@@ -128,6 +128,11 @@ def _int8_vectorwise_quant(
     return out, row_stats, columns
 
 
+def _int8_vectorwise_dequant(a: torch.Tensor, stats: torch.Tensor) -> torch.Tensor:
+    """The kernel of every device, in bitsandbytes/_ops.py: two float32 products."""
+    return a * stats.view(-1, 1) * (1 / 127)
+
+
 def _int8_mm_dequant(
     a: torch.Tensor,
     row_stats: torch.Tensor,
@@ -188,6 +193,7 @@ def _grouped_mm(
 _CUDA_SUBSTITUTES: dict[str, Callable[..., Any]] = {
     "aten._grouped_mm.default": _grouped_mm,
     "bitsandbytes.gemm_4bit.default": _gemm_4bit,
+    "bitsandbytes.int8_vectorwise_dequant.default": _int8_vectorwise_dequant,
     "bitsandbytes.int8_vectorwise_quant.default": _int8_vectorwise_quant,
     "bitsandbytes.int8_mm_dequant.default": _int8_mm_dequant,
     "bitsandbytes.int8_scaled_mm.default": _int8_scaled_mm,
@@ -288,6 +294,7 @@ _CPU_SUBSTITUTES: dict[str, Callable[..., Any]] = {
         "int8_mixed_scaled_mm",
     )
 } | {
+    "bitsandbytes.int8_vectorwise_dequant.default": _int8_vectorwise_dequant,
     "bitsandbytes.int8_vectorwise_quant.default": _cpu_int8_vectorwise_quant,
     "aten._grouped_mm.default": _grouped_mm,
     "aten.native_layer_norm.default": _cpu_layer_norm,

@@ -29,11 +29,21 @@ class Solution:
     bounded: bool
 
 
+def check_has_length(case: Case) -> None:
+    """Raise BenchError for images: the model's config fixes their size, there is no length."""
+    if case.task == "image-classification":
+        raise BenchError(f"sequence length: {case.model} takes images, which have none")
+
+
 def with_value(case: Case, what: str, value: int) -> Case:
-    """The case with another batch size, sequence length or rank; UnknownName for anything else."""
+    """The case with another batch size, sequence length or rank.
+
+    Raises UnknownName for anything else, and BenchError for the length of images.
+    """
     if what == BATCH_SIZE:
         return replace(case, step=replace(case.step, batch_size=value))
     if what == SEQ_LEN:
+        check_has_length(case)
         return replace(case, step=replace(case.step, seq_len=value))
     if what == RANK:
         return replace(case, adapter={**case.adapter, "r": value})

@@ -7,12 +7,18 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from bench.machine import versions
+from bench.precision import precision
 from bench.predict.gpus import Fit, Gpu, fit, step_seconds
 
 if TYPE_CHECKING:
     from bench.cases import Case
     from bench.predict.kernels import Device
+    from bench.predict.trace import Trace
 
+_FUSED_ATTENTION = (
+    "aten._scaled_dot_product_flash_attention.",
+    "aten._scaled_dot_product_efficient_attention.",
+)
 LIMITS = (
     "one GPU, eager mode: no compilation, no autocast, no sharding",
     "the CUDA context is outside the allocator (assumed 0.5 GiB where a GPU is asked for)",
@@ -30,6 +36,10 @@ class Prediction:
     loading included. `breakdown` sums to the peak allocated, whole blocks counted; `peak_phase`
     and `peak_operation` say where in the step it lies. FLOPs count products and attention, two for
     a multiply-add; `bytes_moved` what every operation reads and writes once.
+    `cudnn_first` says that on `gpu` torch would ask cuDNN for the attention that is predicted as
+    PyTorch's own kernel. `unquantized_bytes` says what a quantized precision leaves as it
+    is though one would expect otherwise, by kind: "experts", or the class of linear layers;
+    `unquantized_share` what share of the layers' linear and expert weights that is.
     `modelled_step_seconds` is a bound from below on `gpu`, None without one.
     """
 
@@ -51,6 +61,9 @@ class Prediction:
     first_step_peak_allocated_bytes: int
     trainable_parameters: int
     quantized_layers: int
+    cudnn_first: bool
+    unquantized_bytes: dict[str, int]
+    unquantized_share: float
     tokens_per_step: int
     flops: int
     operations: int
@@ -72,6 +85,14 @@ def _step(case: Case) -> str:
     size = f"{step.batch_size} images" if images else f"{step.batch_size} × {step.seq_len} tokens"
     marks = {"checkpointed": step.gradient_checkpointing, "padded": step.padded}
     return ", ".join([size, step.optimizer, *(name for name, on in marks.items() if on)])
+
+
+def _cudnn_first(case: Case, gpu: Gpu, traced: Trace) -> bool:
+    from bench.predict.attention import prefers_cudnn
+
+    halves = precision(case.precision).compute != "float32" and not case.step.kbit_preparation
+    fused = any(name.startswith(_FUSED_ATTENTION) for name in traced.operations)
+    return prefers_cudnn(gpu.capability) and halves and fused
 
 
 def predict(
@@ -117,6 +138,9 @@ def predict(
         first_step_peak_allocated_bytes=found.first_step_peak_allocated_bytes,
         trainable_parameters=traced.trainable_parameters,
         quantized_layers=traced.quantized_layers,
+        cudnn_first=gpu is not None and attention is None and _cudnn_first(case, gpu, traced),
+        unquantized_bytes=traced.unquantized_bytes,
+        unquantized_share=traced.unquantized_share,
         tokens_per_step=traced.tokens,
         flops=traced.flops,
         operations=sum(traced.operations.values()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import importlib
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from bench.precision import precision
 from bench.predict.journal import LOGITS, Journal, Untraceable
 from bench.predict.kernels import Device
 from bench.predict.limits import check_length
+from bench.predict.unquantized import left_unquantized
 from bench.predict.values import tensors_in
 from bench.quantization import without_cached_tables
 
@@ -59,6 +61,8 @@ class Trace:
     work: tuple[Work, ...]
     trainable_parameters: int
     quantized_layers: int
+    unquantized_bytes: dict[str, int]
+    unquantized_share: float
     tokens: int
 
 
@@ -110,6 +114,7 @@ def _traced(  # noqa: PLR0917  # one call
     journal.category = "quantization_state" if quantized else "weights"
     with journal:
         base = loading.filled(base, case, config, "meta")
+        left, share = left_unquantized(base, case)
         training = loading.prepared(case, config, base, "meta")
     for tensor in training.batch.values():
         journal.tag(tensor, "activations")
@@ -135,6 +140,8 @@ def _traced(  # noqa: PLR0917  # one call
         work=tuple(cost.work),
         trainable_parameters=training.trainable_parameters,
         quantized_layers=training.quantized_layers,
+        unquantized_bytes={kind: sum(p.nbytes for p in held) for kind, held in left.items()},
+        unquantized_share=share,
         tokens=_tokens(journal, training),
     )
 
@@ -241,6 +248,9 @@ def _as_on(device: Device, journal: Journal, case: Case) -> Iterator[None]:
     ]
     # Adapters begin on the CPU; what their values are does not matter here.
     replacements += [(torch.nn.init, name, _as_it_is) for name in _INITIALIZERS]
+    if precision(case.precision).bits == 4:
+        parameters = importlib.import_module("bitsandbytes.nn").Params4bit
+        replacements.append((parameters, "__deepcopy__", _copied_4bit))
     if "cpu" in device.followed:
         # Checkpointing keeps the generator's state, made without the dispatcher.
         replacements += [
@@ -277,6 +287,14 @@ def _forked_generator(journal: Journal, state: Callable[[], torch.Tensor]) -> Ca
         del held
 
     return fork
+
+
+def _copied_4bit(parameter: Any, memo: dict[int, Any]) -> Any:
+    """`Params4bit.__deepcopy__`, which begins with an empty copy on the CPU: data on meta does not
+    go in there. DoRA copies each layer that it adapts."""
+    settings = {**vars(parameter), "quant_state": copy.deepcopy(parameter.quant_state)}
+    data = copy.deepcopy(parameter.data)
+    return type(parameter)(data, parameter.requires_grad, **settings)
 
 
 def _as_it_is(tensor: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:

@@ -12,14 +12,18 @@ from typing import TYPE_CHECKING, Any
 from bench.baselines.predicted import store
 from bench.errors import BenchError, UnknownName
 from bench.predict.gpus import Gpu, find_gpu, gpu_with_memory
-from bench.predict.largest import SEQ_LEN, SOLVABLE, Solution, solve
+from bench.predict.largest import SEQ_LEN, SOLVABLE, Solution, check_has_length, solve
 from bench.predict.result import Prediction, predict
 from bench.reports.commands import write_report
-from bench.reports.predicted import prediction_report, prediction_rows, prediction_text
+from bench.reports.predicted import notes, prediction_report, prediction_rows, prediction_text
 
 if TYPE_CHECKING:
     from bench.cases import Case, StepOptions
     from bench.subjects import Subject
+
+
+DEFAULT_SEQ_LEN = 512
+"""Tokens where no length is asked for."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Asked:
     gpu: str | None = None
     gpu_memory: str | None = None
     solve: str | None = None
+    seq_len: int | None = None
     store: bool = False
     format: str | None = None
     json: bool = False
@@ -66,6 +71,9 @@ def memory_command(subjects: Sequence[Subject], step: StepOptions, asked: Asked)
         raise BenchError("no scenario applies to this model: give --target-modules or --adapter")
     if asked.store and any(subject.scenario is None for subject in subjects):
         raise BenchError("--store keeps predictions of registered scenarios: give --scenario")
+    if asked.seq_len is not None or asked.solve == SEQ_LEN:
+        for case in cases:
+            check_has_length(case)
     progress = _Progress(len(cases))
     one_by_one = asked.json or asked.solve or (len(cases) == 1 and not asked.format)
     found = []
@@ -115,9 +123,9 @@ def _solved(case: Case, asked: Asked, gpu: Gpu | None, progress: _Progress) -> S
 
 def _as_json(done: Prediction | Solution) -> dict[str, Any]:
     if isinstance(done, Prediction):
-        return done.to_dict()
+        return {**done.to_dict(), "notes": notes(done)}
     solved = {"what": done.what, "value": done.value, "bounded": done.bounded}
-    return {**done.prediction.to_dict(), "solved": solved}
+    return {**_as_json(done.prediction), "solved": solved}
 
 
 class _Progress:

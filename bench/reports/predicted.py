@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bench.precision import precision
 from bench.predict.gpus import GIB, Gpu, fit
 from bench.predict.largest import Solution
 from bench.predict.result import LIMITS, Prediction
@@ -18,6 +19,8 @@ from bench.units import (
 
 SIZES = (24, 48, 80)
 """GiB of the GPUs that a table of several cases has a column for."""
+UNQUANTIZED_SHARE = 0.1
+"""Of the linear and expert weights: a quantized precision that leaves more is worth a note."""
 _LABELS = {
     "weights": "weights",
     "quantization_state": "quantization state",
@@ -66,25 +69,54 @@ def prediction_report(predictions: Sequence[Prediction], gpu: Gpu | None = None)
             *map(format_bytes, peaks), *fits,
         ))  # fmt: skip
     first = predictions[0]
-    notes = [f"Predicted, not measured. {_sentence(LIMITS)}"]
-    notes += list(dict.fromkeys(note for p in predictions if (note := unquantized(p))))
+    said = dict.fromkeys(note for p in predictions for note in notes(p))
     caption = f"{first.model}, {first.step}; {', '.join(_versions(first))}"
     return Report(
         "Predicted GPU memory of a training step",
         (caption,),
         (Table("", header, tuple(rows), leading=1, right=_RIGHT),),
-        tuple(notes),
+        (f"Predicted, not measured. {_sentence(LIMITS)}", *said),
     )
 
 
-def unquantized(p: Prediction) -> str:
-    """What to say where a quantized precision left every layer as it was; else ""."""
-    if p.quantized_layers or p.precision in ("fp32", "bf16", "fp16"):
+def notes(p: Prediction) -> list[str]:
+    """What to say of this prediction beyond what holds for every one."""
+    return [note for note in (_unquantized(p), _other_kernel(p)) if note]
+
+
+def _other_kernel(p: Prediction) -> str:
+    """Where torch would take cuDNN's attention, of which no allocation is known."""
+    if not p.cudnn_first or p.fit is None:
         return ""
     return (
-        f"{p.model}: transformers quantizes no layer of this model "
-        f"(its linear layers are of a class of their own), so that {p.precision} saves nothing"
+        f"{p.fit.gpu}: torch prefers cuDNN's attention there (with cuDNN above 9.15), whose "
+        "workspaces are not known; PyTorch's own kernel is predicted in its place, which "
+        "TORCH_CUDNN_SDPA_DEPRIORITIZED=1 makes torch take"
     )
+
+
+def _unquantized(p: Prediction) -> str:
+    """Where a quantized precision leaves much as it is: how much, of what kind, and why."""
+    if not precision(p.precision).quantized or (
+        p.quantized_layers and p.unquantized_share <= UNQUANTIZED_SHARE
+    ):
+        return ""
+    much = "no layer of this model"
+    if p.quantized_layers:
+        held = format_percent(100 * (1 - p.unquantized_share))
+        much = f"only {held} of this model's linear and expert weights"
+    left = [f"{format_bytes(size)} of {_kind(k)}" for k, size in p.unquantized_bytes.items()]
+    stay = f"; what stays as it is: {', '.join(left)}" if left else ""
+    return f"{p.model}: transformers quantizes {much} in {p.precision}{stay}"
+
+
+def _kind(kind: str) -> str:
+    """What is left unquantized, and why: bitsandbytes replaces modules of class Linear alone."""
+    if kind == "experts":
+        return "expert weights (fused into parameters, which are no linear layers)"
+    if kind in ("Linear", "Conv1D"):
+        return "linear layers that this model's class keeps"
+    return f"{kind} (linear layers of a class of their own)"
 
 
 def prediction_text(done: Prediction | Solution) -> str:
@@ -121,8 +153,7 @@ def prediction_text(done: Prediction | Solution) -> str:
         )
     if p.fit is not None:
         lines.append(_fit_line(p))
-    if note := unquantized(p):
-        lines.append(f"  note: {note}")
+    lines += [f"  note: {note}" for note in notes(p)]
     lines.append(f"  holds for: {'; '.join(LIMITS)}")
     return "\n".join(lines)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,11 @@ CASES = [
     tiny_case("opt", "fp16"),
     tiny_case("opt", "bf16", gradient_checkpointing=True, batch_size=64),
     tiny_case("opt", "nf4", kbit_preparation=True, gradient_checkpointing=True, batch_size=64),
+    # Small ones, where the generator's states that checkpointing keeps are a few percent.
+    tiny_case("opt", "fp32", gradient_checkpointing=True),
+    tiny_case("distilbert", "int8", gradient_checkpointing=True),
+    tiny_case("phi3", "nf4", gradient_checkpointing=True),
+    tiny_case("vit", "bf16", gradient_checkpointing=True),
     tiny_case("phi3", "fp32", optimizer="adamw-foreach"),
     tiny_case("phi3", "bf16", optimizer="adamw-fused"),
     tiny_case("phi3", "int8", kbit_preparation=True),
@@ -169,6 +175,26 @@ def test_the_tracker_sees_resizing_views_and_the_end() -> None:
     assert tracker.peak_bytes == 1400
     assert sum(tracker.peak_by_category.values()) == 1400
     assert tracker.made_bytes == 1400
+
+
+def test_the_tracker_sees_the_generators_state() -> None:
+    """It is made in C++, without the dispatcher; the function is the library's again afterwards."""
+    import torch
+
+    from bench.measure.memory import MemoryTracker
+
+    original = torch.get_rng_state
+    tracker = MemoryTracker()
+    with contextlib.suppress(KeyboardInterrupt), tracker:
+        half = torch.ones(10, dtype=torch.bfloat16)
+        half.mul_(torch.ones(10))  # the mode is entered again within
+        before = tracker.live_bytes
+        state = torch.get_rng_state()
+        assert tracker.live_bytes - before == state.nbytes > 0
+        raise KeyboardInterrupt
+    assert torch.get_rng_state is original
+    del state
+    assert tracker.live_bytes == before
 
 
 def test_the_tracker_sees_temporaries_of_type_promotion() -> None:

@@ -33,10 +33,10 @@ def said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tu
 
 
 def test_one_case_is_told_in_full(said) -> None:
-    status, text = said("--target-modules", "q_proj", "--gpu", "t4")
+    status, text = said("--target-modules", "q_proj", "--gpu", "l4")
     assert status == 0
     for part in ("predicted, not measured", "peak reserved", "the peak lies in backward",
-                 "fits T4: yes", "modelled step time on T4: at least", *LIMITS):  # fmt: skip
+                 "fits L4: yes", "modelled step time on L4: at least", *LIMITS):  # fmt: skip
         assert part in text
 
 
@@ -98,8 +98,78 @@ def test_a_model_that_stays_unquantized_is_named(said) -> None:
     """transformers replaces layers of class Linear alone; Falcon's are of a class of their own."""
     _, text = said("--target-modules", "query_key_value", "--precision", "nf4", config=FALCON)
     assert "transformers quantizes no layer of this model" in text
+    blocks = 2 * (32 * (32 + 2 * 8) + 32 * 32 + 2 * 32 * 128)  # multi-query; fourfold MLP
+    assert f"{2 * blocks / 1024:.2f} KiB of FalconLinear (linear layers of a class" in text
     _, text = said("--target-modules", "query_key_value", "--precision", "bf16", config=FALCON)
     assert "quantizes no layer" not in text
+
+
+def test_experts_that_stay_unquantized_are_named(said) -> None:
+    """transformers 5 fuses experts into 3-D parameters, which bitsandbytes does not quantize."""
+    mixture = {
+        **CONFIG, "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2,
+    }  # fmt: skip
+    asked = ("--target-modules", "q_proj")
+    experts = 2 * 4 * (2 * 48 + 48) * 32  # layers, experts, gate and up, down, width
+    attention = 2 * (2 * 32 * 32 + 2 * 32 * 16)  # query and output, key and value
+    _, text = said(*asked, "--precision", "nf4", config=mixture)
+    assert "note: " in text
+    assert "72.00 KiB of expert weights (fused into parameters" in text
+    assert 2 * experts == 72 * 1024
+    for precision in ("nf4", "int8"):
+        _, text = said(*asked, "--precision", precision, "--json", config=mixture)
+        found = json.loads(text)
+        assert found["unquantized_bytes"] == {"experts": 2 * experts}
+        assert found["unquantized_share"] == pytest.approx(experts / (experts + attention))
+        assert "expert weights" in found["notes"][0]
+    _, text = said(*asked, "--precision", "bf16", "--json", config=mixture)
+    assert json.loads(text)["notes"] == []
+    assert json.loads(text)["unquantized_bytes"] == {}
+    _, table = said(*asked, "--precision", "nf4", "--precision", "bf16", config=mixture)
+    assert table.count("72.00 KiB of expert weights") == 1
+
+
+CUDNN = "torch prefers cuDNN's attention there"
+
+
+@pytest.mark.parametrize(
+    ("gpu", "options", "noted"),
+    [
+        ("h100", (), True),
+        ("h200", ("--padded", "--batch-size", "2"), True),
+        ("h100", ("--precision", "nf4"), True),
+        ("h100", ("--attention", "flash"), False),
+        ("h100", ("--precision", "fp32"), False),  # cuDNN's takes halves only
+        ("a100-80gb", (), False),
+        ("l4", (), False),
+    ],
+)
+def test_cudnns_kernel_is_a_limit_that_is_said(
+    said, gpu: str, options: tuple[str, ...], noted: bool
+) -> None:
+    """sdp_utils.cpp, check_prefer_cudnn_attention: capabilities 9.0 and 10.0."""
+    _, text = said("--target-modules", "q_proj", "--gpu", gpu, *options)
+    assert (CUDNN in text) == noted
+    _, text = said("--target-modules", "q_proj", "--gpu", gpu, *options, "--json")
+    found = json.loads(text)
+    assert found["cudnn_first"] == noted
+    assert any(CUDNN in note for note in found["notes"]) == noted
+
+
+def test_which_capabilities_prefer_cudnn() -> None:
+    from bench.predict.attention import prefers_cudnn
+
+    preferring = [c for c in (7.0, 7.5, 8.0, 8.6, 8.9, 9.0, 10.0, 10.3, 12.0) if prefers_cudnn(c)]
+    assert preferring == [9.0, 10.0]
+
+
+def test_a_little_that_stays_unquantized_is_no_note(said) -> None:
+    """A layer that is trained whole stays as it is because that was asked for."""
+    _, text = said("--target-modules", "q_proj", "--precision", "nf4", "--json")
+    assert json.loads(text)["notes"] == []
+    _, text = said("--target-modules", "q_proj", "--modules-to-save", "down_proj",
+                   "--precision", "nf4", "--json")  # fmt: skip
+    assert json.loads(text)["notes"] == []
 
 
 def test_limits_are_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,6 +39,45 @@ def test_attention_kernel(precision: str, options: dict[str, Any], kernel: str |
         assert operations[kernel.replace("attention.", "attention_backward.")] == 2
 
 
+def test_before_ampere_there_is_no_flash_kernel_and_no_fused_one_for_bfloat16() -> None:
+    """sdp_utils.cpp: flash from compute capability 8.0 on; the efficient kernel from 5.0 on, but in
+    float16 and float32 alone before 8.0; it takes no grouped heads (torch 2.13)."""
+    t4, a100 = load_gpus()["t4"], load_gpus()["a100-80gb"]
+
+    def kernels(name: str, precision: str, gpu: Gpu) -> set[str]:
+        operations = predict(tiny_case(name, precision), gpu=gpu).operations_by_name
+        return {k for k in (FLASH, EFFICIENT) if operations.get(k)}
+
+    assert kernels("opt", "fp16", a100) == {FLASH}
+    assert kernels("opt", "fp16", t4) == {EFFICIENT}
+    assert kernels("opt", "fp32", t4) == {EFFICIENT}
+    assert kernels("opt", "bf16", t4) == kernels("opt", "nf4", t4) == set()
+    assert kernels("phi3", "fp16", t4) == set()  # two key heads for four query heads
+    assert kernels("phi3", "fp16", load_gpus()["v100-32gb"]) == set()
+
+
+def test_before_ampere_every_score_of_bfloat16_is_kept() -> None:
+    """batch, heads, tokens², layers: in float32, which the path of plain products computes in."""
+    case = tiny_case("opt", "bf16", seq_len=128)
+    t4, a100 = (predict(case, gpu=load_gpus()[key]) for key in ("t4", "a100-80gb"))
+    assert t4.peak_allocated_bytes > a100.peak_allocated_bytes + 2 * 4 * 128 * 128 * 2 * 4
+
+
+@pytest.mark.parametrize(
+    ("kernel", "said"),
+    [
+        ("flash", "needs a GPU of compute capability 8.0 or later, and this one has 7.5"),
+        (
+            "efficient",
+            r"bfloat16 on GPUs of compute capability 8.0 or later .*this one has 7.5",
+        ),
+    ],
+)
+def test_a_kernel_that_a_gpu_has_not_is_refused(kernel: str, said: str) -> None:
+    with pytest.raises(BenchError, match=said):
+        predict(tiny_case("opt", "bf16"), gpu=load_gpus()["t4"], attention=kernel)
+
+
 def test_a_forced_kernel_is_taken() -> None:
     """Plain products keep every score for the backward pass: tokens² for every head and layer."""
     case = tiny_case("opt", "bf16", seq_len=128)
@@ -133,6 +172,22 @@ def test_the_modelled_time_is_the_roofline() -> None:
     work = [Work(100, 100, "float32"), Work(100, 1000, "bfloat16"), Work(0, 50, "int64")]
     assert step_seconds(gpu, work) == pytest.approx(10 + 10 + 0.5)
     assert step_seconds(Gpu("unknown", 1), work) is None
+
+
+NVIDIA_SMI = {"h100": 81559, "a100-80gb": 81920, "a100-40gb": 40960, "a10": 23028, "l40s": 46068,
+              "l4": 23034, "t4": 15360, "h200": 143771, "rtx-a6000": 49140, "rtx-4090": 24564,
+              "rtx-3090": 24576, "v100-32gb": 32768}  # fmt: skip
+"""MiB that `nvidia-smi` prints as total, the first seven as a cloud published them for all of its
+kinds (github.com/modal-labs/modal-client/pull/2797)."""
+
+
+def test_a_gpu_has_not_more_memory_than_its_driver_says() -> None:
+    """A step that would take the size on the box does not fit; one 6 % smaller may."""
+    for key, mib in NVIDIA_SMI.items():
+        gpu = load_gpus()[key]
+        assert 0.94 * mib < gpu.memory_bytes / 1024**2 <= mib, key
+    t4 = load_gpus()["t4"]
+    assert not fit(t4, 0, 15 * 1024**3 - CONTEXT_BYTES).fits
 
 
 def test_every_gpu_states_its_source() -> None:

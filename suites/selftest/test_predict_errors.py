@@ -56,6 +56,8 @@ def refused(capsys: pytest.CaptureFixture[str], llama: str) -> Callable[..., str
         (("--optimizer", "adamv"), "unknown optimizer 'adamv': did you mean adamw"),
         (("--optimizer", "paged-adamw-8bit"), "predict adamw-8bit"),
         (("--attention", "flash", "--precision", "fp32"), "float16 and bfloat16 only"),
+        (("--attention", "flash", "--gpu", "t4"), "compute capability 8.0 or later, and this one"),
+        (("--attention", "flash", "--gpu", "v100-32gb"), "has 7.0"),
         (("--solve", "batch-size"), "--solve needs --gpu or --gpu-memory"),
         (("--solve", "rank", "--gpu-memory", "1KiB"), "not even a rank of 1 fits"),
         (("--store",), "--store keeps predictions of registered scenarios"),
@@ -65,6 +67,27 @@ def refused(capsys: pytest.CaptureFixture[str], llama: str) -> Callable[..., str
 )
 def test_wrong_input(refused, options: tuple[str, ...], said: str) -> None:
     assert said in refused(*options)
+
+
+VIT = ["memory", "vit-base", "--scenario", "query-value"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("--seq-len", "100000"), ("--seq-len", "512"), ("--solve", "seq-len", "--gpu", "l4")],
+)
+def test_images_have_no_length(
+    capsys: pytest.CaptureFixture[str], options: tuple[str, ...]
+) -> None:
+    assert main([*VIT, *options]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "sequence length: vit-base takes images, which have none" in captured.err
+
+
+def test_images_are_predicted_without_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(VIT) == 0
+    assert "predicted, not measured" in capsys.readouterr().out
 
 
 def test_a_pattern_that_matches_no_scenario(capsys: pytest.CaptureFixture[str]) -> None:

@@ -166,6 +166,19 @@ def test_a_damaged_file_is_named(tmp_path: Path, text: str, said: str) -> None:
     assert "torch-1.json" in str(error.value)
 
 
+def test_the_command_of_images_names_no_length() -> None:
+    """`bench memory` refuses one for images, and calls the step by its own default."""
+    from bench.cases import StepOptions
+    from bench.reports.memory import DEFAULT_SEQ_LEN
+    from bench.subjects import Request, select
+
+    (subject, *_) = select(Request(models=("vit-base",))).structural.values()
+    step = StepOptions(batch_size=1, seq_len=DEFAULT_SEQ_LEN)
+    words = predicted.command(replace(subject, precision="bf16").case(step)).split()
+    assert "--seq-len" not in words
+    assert "--batch-size" in words
+
+
 def test_every_case_has_its_command() -> None:
     """The command that a failure names predicts that very case."""
     from bench.cases import StepOptions
