@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
 
 from bench.adapters import TASK_HEADS, AdapterConfig
 from bench.formulas.lora import bias_term, module_matrices, parameter_matrices, saved_term
-from bench.modules import CONV1D, EMBEDDING, LINEAR, Module, ModuleTable, Parameter
+from bench.modules import (
+    CONV1D,
+    EMBEDDING,
+    LINEAR,
+    Module,
+    ModuleTable,
+    Parameter,
+    layer_of,
+)
 from bench.roles import FUSED, HEAD, ROUTER, role_of
 from bench.targets import match
 
@@ -52,6 +62,18 @@ class Entry:
         return sum(module_matrices(m, 1).elements for m in self.modules) + sum(
             parameter_matrices(p, 1).elements for p in self.parameters
         )
+
+    @cached_property
+    def layers(self) -> int:
+        """How many layers hold it, 0 where it is outside of them or they are not alike.
+
+        PEFT counts the layers of an encoder and of a decoder together.
+        """
+        each: Counter[str] = Counter()
+        for module in self.modules:
+            each[layer_of(module.name).rpartition(".")[2]] += module_matrices(module, 1).elements
+        alike = not self.parameters and len({*each.values()}) == 1
+        return len(each) if alike and "" not in each else 0
 
     @property
     def features(self) -> int:
