@@ -73,7 +73,7 @@ def method(name: str, **fields: Any) -> Method:
     asked = Method(
         kind,
         {k: v for k, v in given.items() if k in kind.settings},
-        {k: v for k, v in given.items() if k in common},
+        {k: v for k, v in given.items() if k in common and v is not None},
     )
     settings.check(name, asked.settings)
     AdapterConfig(**{k: v for k, v in asked.common.items() if k != "bias"})
@@ -141,7 +141,9 @@ def method_parameters(table: ModuleTable, method: Method, config: Any = None) ->
         return Parameters((Term("full", total, 0, len(table.modules)),), total)
     ledger = method_ledger(table, method)
     if kind.name in prompts.METHODS:
-        elements = prompts.elements(kind.name, values, config, method.task_type)
+        embedding = table.by_name.get(table.input_embedding)
+        width = embedding.out_features if embedding else 0
+        elements = prompts.elements(kind.name, values, config, method.task_type, width)
         return _with_common(ledger, method, Term(kind.name, elements, elements, 0))
     if kind.name in ("lora", "lora-fa"):
         return _lora(ledger, frozen_a=kind.name == "lora-fa")

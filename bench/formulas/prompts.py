@@ -44,8 +44,13 @@ METHODS: dict[str, dict[str, Any]] = {
 is the model's."""
 
 
-def elements(name: str, settings: Mapping[str, Any], config: Any, task_type: str | None) -> int:
+def elements(
+    name: str, settings: Mapping[str, Any], config: Any, task_type: str | None, embedding: int = 0
+) -> int:
     """Trained elements of a method on a model with this transformers configuration.
+
+    `embedding` is the width of the model's token embedding, where it has one: SAMPLE_VOCAB copies
+    rows of it, whatever the configuration says.
 
     Raises BenchError without a task type, which PEFT needs here, or where the configuration does
     not tell a size.
@@ -68,6 +73,8 @@ def elements(name: str, settings: Mapping[str, Any], config: Any, task_type: str
         hidden = settings["encoder_hidden_size"] or width
         return int(tokens * width + _dense(width, hidden) + _dense(hidden, 2 * layers * width))
     stacks = settings["num_transformer_submodules"] or (2 if task_type == "SEQ_2_SEQ_LM" else 1)
+    if settings.get("prompt_tuning_init") == "SAMPLE_VOCAB":
+        width = embedding or width
     rows = tokens * stacks * width
     if name == "prompt-tuning":
         return int(rows)

@@ -114,10 +114,13 @@ _TYPES: dict[str, Type] = {
     # 0: the one size follows from the other
     **dict.fromkeys(("oft.r", "oft_block_size", "boft_block_size", "boft_block_num"), _whole(0)),
     **dict.fromkeys(("tinit", "tfinal"), _whole(0)),
-    **dict.fromkeys(("decompose_factor", "projection_prng_key"), _ANY_WHOLE),
-    "random_loc_seed": _or_none(_ANY_WHOLE),
     **dict.fromkeys(
-        ("lora_alpha", "alpha", "beta1", "beta2", "d_initial", "scaling", "eps"), _number()
+        ("decompose_factor", "projection_prng_key", "random_loc_seed"), _ANY_WHOLE
+    ),
+    **dict.fromkeys(("lora_alpha", "alpha", "d_initial", "scaling", "eps"), _number()),
+    **dict.fromkeys(
+        ("beta1", "beta2"),
+        Type("a number between 0 and 1", lambda v: _SHARE.fits(v) and 0 < v < 1),
     ),
     "orth_reg_weight": _number(0),
     **dict.fromkeys(
