@@ -140,6 +140,15 @@ def test_some_of_the_layers_of_two_stacks() -> None:
         assert (counted.trainable, counted.total) == (trainable, found.total)
 
 
+def test_a_model_without_a_token_embedding() -> None:
+    """ViT: its input embedding cuts patches; query and value at rank 16, as PEFT counts them."""
+    model = load_model("vit-base")
+    adapter = AdapterConfig(("q_proj", "v_proj"), r=16)
+    counted = count(inject(model.build(), adapter))
+    found = explain(model.table, counted.trainable, counted.total).exact[0].adapter
+    assert ({*found.target_modules}, found.r) == ({*adapter.target_modules}, 16)
+
+
 def test_full_fine_tuning(capsys: pytest.CaptureFixture[str]) -> None:
     """The model's own size is an answer."""
     assert explain_command("llama-3-8b", 8_030_261_248) == 0

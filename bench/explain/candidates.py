@@ -14,6 +14,7 @@ from bench.modules import (
     CONV1D,
     EMBEDDING,
     LINEAR,
+    OTHER,
     Module,
     ModuleTable,
     Parameter,
@@ -101,7 +102,8 @@ def model_entries(table: ModuleTable) -> list[Entry]:
     embedding_and_head = {table.input_embedding, table.output_embedding}
     for module in table.modules:
         plain = module.kind in (LINEAR, CONV1D) and role_of(module.name) not in (HEAD, "dense_head")
-        if plain or module.name in embedding_and_head:
+        # What cuts an image into patches is an input embedding too, and LoRA cannot adapt it whole.
+        if plain or (module.name in embedding_and_head and module.kind != OTHER):
             by_leaf.setdefault(module.leaf, []).append(module)
     entries = []
     for leaf, modules in by_leaf.items():
