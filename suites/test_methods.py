@@ -272,6 +272,34 @@ def test_virtual_tokens_follow_a_nested_text_config(name: str, given: dict) -> N
     assert isinstance(formula, tuple)
 
 
+@pytest.mark.parametrize(
+    "model_type",
+    ["falcon", "gemma3", "gemma4", "gemma4_text", "glm4", "gpt_bigcode", "gpt_neo", "llava",
+     "mamba", "mllama", "qwen2_vl", "swin", "t5", "whisper", "xlnet"],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["prefix-tuning", "prompt-tuning"])
+def test_sizes_are_read_where_peft_reads_them(model_type: str, name: str) -> None:
+    """Text parts, other names, layers that differ in their heads: PEFT's own preparation."""
+    import peft
+    from peft.utils.other import _prepare_prompt_learning_config
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
+
+    if model_type not in CONFIG_MAPPING_NAMES:
+        pytest.skip(f"this transformers has no {model_type}")
+    config = CONFIG_MAPPING[model_type]()
+    theirs = getattr(peft, METHODS[name].peft_class)(task_type="CAUSAL_LM", num_virtual_tokens=5)
+    settings = {**METHODS[name].settings, "num_virtual_tokens": 5}
+    try:
+        _prepare_prompt_learning_config(theirs, config)
+    except ValueError:
+        with pytest.raises(BenchError):
+            prompts.elements(name, settings, config, "CAUSAL_LM")
+        return
+    rows = 2 * theirs.num_layers if name == "prefix-tuning" else 1
+    expected = 5 * rows * theirs.token_dim
+    assert prompts.elements(name, settings, config, "CAUSAL_LM") == expected
+
+
 MAMBA = Model(
     "mamba", {"model_type": "mamba", "num_hidden_layers": 2, "hidden_size": 64, "vocab_size": 48},
     "MambaForCausalLM",

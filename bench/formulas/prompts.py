@@ -88,25 +88,31 @@ def elements(
 
 def _sizes(
     name: str, settings: Mapping[str, Any], config: Any, values: Mapping[str, Any]
-) -> tuple[int, int, int]:
+) -> tuple[int, int, Any]:
     """Layers, width and heads: PEFT asks for all three, whichever of them the method uses."""
 
+    def given(field: str, *keys: str) -> Any:
+        if settings[field] is not None:
+            return settings[field]
+        for key in keys:
+            if key in values:
+                return values[key]
+        raise BenchError(
+            f"{name}: the configuration has none of {', '.join(keys)}; PEFT asks for {field}"
+        )
+
     def size(field: str, *keys: str) -> int:
-        given = settings[field]
-        if given is None:
-            given = next((values[key] for key in keys if key in values), None)
-        if not isinstance(given, int):
-            raise BenchError(
-                f"{name}: the configuration has none of {', '.join(keys)}; PEFT asks for {field}"
-            )
-        return given
+        found = given(field, *keys)
+        if not isinstance(found, int):
+            raise BenchError(f"{name}: the configuration's {field} is no number: {found!r}")
+        return found
 
     # The number of layers alone may stand under another name of the whole configuration's.
     layers = getattr(config, "num_hidden_layers", None) if settings["num_layers"] is None else None
-    if layers is None:
+    if not isinstance(layers, int):
         layers = size("num_layers", "num_hidden_layers", "num_layers", "n_layer")
     width = size("token_dim", "hidden_size", "n_embd", "d_model")
-    heads = size("num_attention_heads", "num_attention_heads", "n_head", "num_heads",
+    heads = given("num_attention_heads", "num_attention_heads", "n_head", "num_heads",
                  "encoder_attention_heads")  # fmt: skip
     return layers, width, heads
 
@@ -119,12 +125,21 @@ def _lstm(inside: int, hidden: int) -> int:
     return 2 * (4 * hidden * (inside + hidden) + 8 * hidden)
 
 
-def _key_value_width(values: Mapping[str, Any], name: str, width: int, heads: int) -> int:
+def _key_value_width(values: Mapping[str, Any], name: str, width: int, heads: Any) -> int:
+    """Width of a layer's keys: of the widest heads where the layers differ in them (Gemma 4)."""
     if "num_key_value_heads" not in values:
         return width
-    groups = values["num_key_value_heads"]
-    if not isinstance(groups, int):
-        raise BenchError(f"{name}: the configuration's num_key_value_heads is {groups!r}")
-    if values.get("per_layer_config") or values.get("global_head_dim"):
-        raise BenchError(f"no closed form for {name}: the layers differ in their heads")
-    return int((values.get("head_dim") or width // heads) * groups)
+    groups, head_dim = values["num_key_value_heads"], values.get("head_dim")
+    if head_dim is None:
+        head_dim = width // heads if isinstance(heads, int) else None
+    if (widest := values.get("global_head_dim")) is not None:
+        head_dim, groups = widest, values.get("num_global_key_value_heads") or groups
+    elif layers := values.get("per_layer_config"):
+        own = (groups, head_dim)
+        for layer in layers.values():
+            wide = layer.get("head_dim", own[1])
+            if wide > head_dim:
+                head_dim, groups = wide, layer.get("num_key_value_heads", own[0])
+    if not isinstance(groups, int) or not isinstance(head_dim, int):
+        raise BenchError(f"{name}: the configuration does not tell the width of keys and values")
+    return head_dim * groups
