@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from random_models import Drawn, models
 
 from bench.adapters import AdapterConfig
+from bench.counting import count, inject
 from bench.errors import BenchError
 from bench.explain import explain
 from bench.formulas import lora_parameters
@@ -112,6 +113,50 @@ def test_no_configuration_gives_it() -> None:
     assert distances[0] > 0
 
 
+def test_some_of_the_layers() -> None:
+    """Where nothing on all layers fits: query and value at rank 8 on 10 of 32, as PEFT counts."""
+    model = load_model("llama-3-8b")
+    answer = explain(model.table, 1_064_960)
+    (found,) = (
+        f for f in answer.exact
+        if {*f.adapter.target_modules} == {"q_proj", "v_proj"} and f.adapter.r == 8
+    )  # fmt: skip
+    assert found.adapter.layers_to_transform == tuple(range(10))
+    assert "10 of 32" in found.note
+    counted = count(inject(model.build(), found.adapter))
+    assert (counted.trainable, counted.total) == (1_064_960, found.total)
+
+
+def test_some_of_the_layers_of_two_stacks() -> None:
+    """PEFT's layer numbers reach the encoder and the decoder; the answers are PEFT's counts."""
+    model = load_model("t5-base")
+    adapter = AdapterConfig(("q", "v"), r=5, layers_to_transform=tuple(range(7)))
+    trainable = count(inject(model.build(), adapter)).trainable
+    answer = explain(model.table, trainable)
+    assert answer.exact
+    for found in answer.exact[:3]:
+        assert found.adapter.layers_to_transform
+        counted = count(inject(model.build(), found.adapter))
+        assert (counted.trainable, counted.total) == (trainable, found.total)
+
+
+def test_a_model_without_a_token_embedding() -> None:
+    """ViT: its input embedding cuts patches; query and value at rank 16, as PEFT counts them."""
+    model = load_model("vit-base")
+    adapter = AdapterConfig(("q_proj", "v_proj"), r=16)
+    counted = count(inject(model.build(), adapter))
+    found = explain(model.table, counted.trainable, counted.total).exact[0].adapter
+    assert ({*found.target_modules}, found.r) == ({*adapter.target_modules}, 16)
+
+
+def test_full_fine_tuning(capsys: pytest.CaptureFixture[str]) -> None:
+    """The model's own size is an answer."""
+    assert explain_command("llama-3-8b", 8_030_261_248) == 0
+    assert "full fine-tuning" in capsys.readouterr().out
+    assert explain_command("llama-3-8b", 8_030_261_248, as_json=True) == 0
+    assert json.loads(capsys.readouterr().out)["full_fine_tuning"] is True
+
+
 @settings(
     max_examples=40, deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
@@ -147,7 +192,9 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "r 16; q_proj, v_proj" in capsys.readouterr().out.replace("v_proj, q_proj",
                                                                      "q_proj, v_proj")  # fmt: skip
     assert explain_command("opt-350m", 1_572_865) == 1
-    assert "no LoRA configuration trains exactly 1,572,865" in capsys.readouterr().out
+    assert "that was tried trains exactly 1,572,865" in capsys.readouterr().out
+    assert explain_command("opt-350m", 1_572_865, as_json=True) == 1
+    assert "r 1 to 1024" in json.loads(capsys.readouterr().out)["searched"]
     assert explain_command("opt-350m", 1_572_864, 332_769_280, as_json=True) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["exact"][0]["adapter"]["r"] == 16

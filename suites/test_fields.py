@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
@@ -14,10 +15,13 @@ from random_models import counted_or_refused
 from bench import adapters
 from bench.adapters import AdapterConfig
 from bench.architectures import Model
+from bench.cli import main
 from bench.counting import Totals, count, inject, totals
 from bench.errors import BenchError
 from bench.formulas import lora_parameters
+from bench.formulas.totals import base_totals
 from bench.modules import ModuleTable, read_table
+from bench.subjects import load_model
 from bench.targets import match
 
 if TYPE_CHECKING:
@@ -236,9 +240,23 @@ def test_quantized_layers(kind: str) -> None:
     assert formula == lora_parameters(match(LLAMA.table, adapter))
     expected = closed_totals(LLAMA.table, four_bit=kind != "int8")
     assert totals(network) == expected
+    assert dataclasses.astuple(base_totals(table)) == dataclasses.astuple(expected)
     counted = count(inject(network, adapter))
     assert (formula.trainable, formula.total) == (counted.trainable, counted.total)
     assert expected.unique == LLAMA.table.total_parameters
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4", "fp4"])
+def test_the_three_totals_are_printed(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Side by side for a quantized model, as bitsandbytes' layers have them."""
+    network = load_model("opt-125m").loaded_in(kind).build()
+    assert main(["targets", "opt-125m", "--precision", kind, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["base_totals"] == dataclasses.asdict(totals(network))
+    added = sum(term["added"] for term in answer["terms"])
+    assert answer["total_parameters"] == answer["base_totals"]["unique"] + added
+    assert main(["targets", "opt-125m", "--precision", kind]) == 0
+    assert f"{totals(network).packed:,} packed" in capsys.readouterr().out
 
 
 def quantized(network: nn.Module, kind: str) -> nn.Module:

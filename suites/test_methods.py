@@ -1,53 +1,27 @@
-"""The other methods and the task types: closed form against what PEFT creates."""
+"""The other methods: closed form against what PEFT creates."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from functools import cache
 
 import pytest
+from method_models import COMMON, CONFIGS, ENCODER, TASKS, counted_of, formula_of, model_called
 
-from bench.adapters import TASK_TYPES, AdapterConfig
 from bench.architectures import Model
-from bench.counting import count, count_lora_fa, count_method, inject
+from bench.counting import count_method
 from bench.errors import BenchError, UnknownName
-from bench.formulas import lora_parameters
+from bench.formulas import prompts
 from bench.formulas.budgets import methods_at_budget
 from bench.formulas.kinds import METHODS, near_root
 from bench.formulas.methods import method, method_parameters
-from bench.targets import match
-
-COMMON = {"vocab_size": 48, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-ENCODER = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-           "num_attention_heads": 2, "max_position_embeddings": 32}  # fmt: skip
-CONFIGS = {
-    "llama": ({"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-               "num_attention_heads": 4, "num_key_value_heads": 2, "attention_bias": True,
-               "tie_word_embeddings": True}, "AutoModelForCausalLM", "CAUSAL_LM"),
-    "gpt2": ({"n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 32},
-             "AutoModelForCausalLM", "CAUSAL_LM"),
-    "bert": ({**ENCODER, "num_labels": 3}, "AutoModelForSequenceClassification", "SEQ_CLS"),
-    "t5": ({"d_model": 64, "d_kv": 16, "num_heads": 4, "d_ff": 96, "num_layers": 2,
-            "num_decoder_layers": 2}, "AutoModelForSeq2SeqLM", "SEQ_2_SEQ_LM"),
-    "opt": ({"hidden_size": 64, "ffn_dim": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-             "word_embed_proj_dim": 32, "max_position_embeddings": 32},
-            "AutoModelForCausalLM", "CAUSAL_LM"),
-}  # fmt: skip
-TASKS = {name: task for name, (_, _, task) in CONFIGS.items()}
-
-
-@cache
-def model_called(name: str) -> Model:
-    config, auto_class, _ = CONFIGS[name]
-    return Model(name, {"model_type": name, **COMMON, **config}, auto_class)
-
+from bench.subjects import load_model
 
 # Settings beside the defaults, each of which takes another branch of its formula.
 SETTINGS: dict[str, list[dict]] = {
     "lora": [{}, {"r": 3, "bias": "all"}],
     "adalora": [{}, {"init_r": 3, "bias": "lora_only"}],
-    "lokr": [{}, {"r": 2, "decompose_both": True}, {"r": 3, "decompose_factor": 4}, {"r": 40},
+    "lokr": [{}, {"decompose_factor": 0}, {"r": 2, "decompose_both": True},
+             {"r": 3, "decompose_factor": 4}, {"r": 40},
              {"r": 1, "decompose_factor": 7, "decompose_both": True}],
     "vera": [{}, {"r": 4, "bias": "vera_only"}, {"r": 4, "bias": "all"}],
     "oft": [{}, {"oft_block_size": 24}, {"r": 6, "oft_block_size": 0},
@@ -57,7 +31,10 @@ SETTINGS: dict[str, list[dict]] = {
     "fourierft": [{}, {"n_frequency": 7, "bias": "fourier_only"}],
     "trainable-tokens": [{"token_indices": [1, 2, 5]}],
     "prefix-tuning": [{}, {"prefix_projection": True, "encoder_hidden_size": 10},
-                      {"prefix_projection": True}],
+                      {"prefix_projection": True}, {"num_layers": 3}, {"token_dim": 32},
+                      {"token_dim": 32, "num_attention_heads": 8}],
+    "prompt-tuning": [{}, {"token_dim": 48}, {"num_transformer_submodules": 3},
+                      {"prompt_tuning_init": "SAMPLE_VOCAB"}],
     "p-tuning": [{}, {"encoder_hidden_size": 12}, {"encoder_reparameterization_type": "LSTM"},
                  {"encoder_reparameterization_type": "LSTM", "encoder_num_layers": 3,
                   "encoder_hidden_size": 12}],
@@ -68,33 +45,6 @@ COUNTED = [
     for name in METHODS
     for number in range(len(SETTINGS.get(name, [{}])))
 ]
-
-
-def formula_of(model: Model, name: str, **fields: object) -> tuple[int, int] | str:
-    try:
-        found = method_parameters(model.table, method(name, **fields), model.fields)
-    except BenchError as error:
-        return str(error)
-    return found.trainable, found.total
-
-
-def counted_of(model: Model, name: str, **fields: object) -> tuple[int, int] | str:
-    network = model.build()
-    if name == "full":
-        elements = sum(p.numel() for p in network.parameters())
-        return elements, elements
-    if name == "boft":  # builds its permutations element by element, which meta cannot
-        network = network.to_empty(device="cpu")
-        network.tie_weights()
-    asked = method(name, **fields)
-    try:
-        if name == "lora-fa":
-            found = count_lora_fa(network, asked.to_dict())
-        else:
-            found = count_method(network, METHODS[name].peft_class, asked.to_dict())
-    except BenchError as error:
-        return str(error)
-    return found.trainable, found.total
 
 
 @pytest.mark.parametrize(("label", "name", "number"), COUNTED, ids=str)
@@ -212,7 +162,7 @@ def test_methods_at_budget() -> None:
         row.method: row
         for row in methods_at_budget(
             model.table, budget, target_modules=("q_proj", "v_proj"), task_type="CAUSAL_LM",
-            fields=model.fields,
+            config=model.transformers_config,
         )
     }  # fmt: skip
     assert list(rows) == list(METHODS)
@@ -249,119 +199,149 @@ def test_a_method_that_does_not_fit_says_why() -> None:
         methods_at_budget(model_called("gpt2").table, 10, names=["lara"])
 
 
-# Task types
-
-BERT = {"model_type": "bert", **COMMON, **ENCODER, "num_labels": 2}
-SMALL_T5 = {"model_type": "t5", **COMMON, **CONFIGS["t5"][0]}
-SMALL_LLAMA = {"model_type": "llama", **COMMON, **CONFIGS["llama"][0]}
-OF_TASK = {
-    "SEQ_CLS": (BERT, "AutoModelForSequenceClassification", ("query", "value"), ("classifier",)),
-    "TOKEN_CLS": (BERT, "AutoModelForTokenClassification", ("query", "value"), ("classifier",)),
-    "QUESTION_ANS": (BERT, "AutoModelForQuestionAnswering", ("query", "value"), ("qa_outputs",)),
-    "FEATURE_EXTRACTION": (BERT, "AutoModel", ("query", "value"), ()),
-    "SEQ_2_SEQ_LM": (SMALL_T5, "AutoModelForSeq2SeqLM", ("q", "v"), ()),
-    "CAUSAL_LM": (SMALL_LLAMA, "AutoModelForCausalLM", ("q_proj", "v_proj"), ()),
-}
+@pytest.mark.parametrize("budget", [50_000, 130_000, 1_000_000])
+def test_the_nearest_of_sizes_whose_count_falls(budget: int) -> None:
+    """LoKr gives up its second product at a rank, and then has fewer parameters: no size is
+    nearer than the one that is told."""
+    table = load_model("llama-3.2-1b").table
+    (row,) = methods_at_budget(table, budget, names=["lokr"])
+    counts = [method_parameters(table, method("lokr", r=r)).trainable for r in range(1, 70)]
+    assert counts != sorted(counts)
+    assert row.off == min((n / budget - 1 for n in counts), key=abs)
 
 
-@pytest.mark.parametrize("task", TASK_TYPES)
-def test_task_type(task: str) -> None:
-    """PEFT's six, each on a model of the task: adapted layers, heads trained, formula = count."""
-    config, auto_class, targets, heads = OF_TASK[task]
-    model = Model(task.lower(), config, auto_class)
-    adapter = AdapterConfig(targets, r=4, task_type=task)
-    ledger = match(model.table, adapter)
-    formula = lora_parameters(ledger)
-    network = model.build()
-    counted = count(inject(network, adapter))
-    assert ledger.saved == counted.saved == heads
-    assert sorted(a.name for a in ledger.adapted) == sorted(counted.adapted)
-    assert (formula.trainable, formula.total) == (counted.trainable, counted.total)
-    plain = lora_parameters(match(model.table, AdapterConfig(targets, r=4)))
-    head = sum(p.elements for name in heads for p in model.table.below(name))
-    assert formula.trainable == plain.trainable + head
+def test_no_more_tokens_than_rows() -> None:
+    """A budget above the method's largest: all of the vocabulary, all of a weight's elements."""
+    model = model_called("llama")
+    rows = methods_at_budget(
+        model.table, 10**6, target_modules=("k_proj",), names=["trainable-tokens", "fourierft"]
+    )
+    assert [row.setting for row in rows] == ["token_indices=48", "n_frequency=2048"]
 
 
-@pytest.mark.parametrize("task", ["TOKEN_CLS", "QUESTION_ANS"])
-def test_all_linear_adapts_a_head_that_cannot_be_saved(task: str) -> None:
-    """PEFT adds these tasks' heads after it has injected, and SEQ_CLS's before: only they raise."""
-    config, auto_class, _, heads = OF_TASK[task]
-    model = Model("heads", config, auto_class)
-    adapter = AdapterConfig("all-linear", task_type=task)
-    (refusal,) = match(model.table, adapter).refusals
-    assert refusal.startswith(f"{heads[0]} is adapted and named in modules_to_save")
-    with pytest.raises(BenchError, match="modules_to_save cannot be applied"):
-        inject(model.build(), adapter)
-    sequence = Model("heads", BERT, "AutoModelForSequenceClassification")
-    assert not match(sequence.table, AdapterConfig("all-linear", task_type="SEQ_CLS")).refusals
+# Mixture of experts: PEFT translates the expert names of transformers 4 for LoRA alone
+
+MOE = {
+    "mixtral": {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+                "num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4},
+    "qwen3_moe": {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
+                  "num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 4,
+                  "moe_intermediate_size": 32, "mlp_only_layers": [0]},
+}  # fmt: skip
 
 
-def test_pefts_task_types_are_six() -> None:
-    import peft
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "gate_proj", "up_proj", "w1", "w3"]],
+                         ids=["all-linear", "old-names"])  # fmt: skip
+@pytest.mark.parametrize("name", [n for n, kind in METHODS.items() if kind.elements])
+@pytest.mark.parametrize("label", MOE)
+def test_method_on_experts(label: str, name: str, targets: str | list[str]) -> None:
+    model = Model(label, {"model_type": label, **COMMON, **MOE[label]}, "AutoModelForCausalLM")
+    own = {"ia3": {"feedforward_modules": []}, "fourierft": {"n_frequency": 50}}
+    given = {**own.get(name, {}), "target_modules": targets}
+    formula, counted = formula_of(model, name, **given), counted_of(model, name, **given)
+    if isinstance(formula, str) or isinstance(counted, str):
+        assert isinstance(formula, str) == isinstance(counted, str), (formula, counted)
+    else:
+        assert formula == counted
+    if name != "ln-tuning":  # which copies the experts' weights too
+        assert isinstance(formula, tuple)
 
-    assert {task.value for task in peft.TaskType} == set(TASK_TYPES)
+
+# What PEFT refuses, and sizes that it reads elsewhere
+
+VISION = {"model_type": "siglip_vision_model", "hidden_size": 32, "num_hidden_layers": 1,
+          "num_attention_heads": 2, "intermediate_size": 64, "image_size": 28,
+          "patch_size": 14}  # fmt: skip
+TEXT = {"model_type": "gemma3_text", "hidden_size": 64, "intermediate_size": 128,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 1,
+        "head_dim": 32, "vocab_size": 100}  # fmt: skip
+GEMMA3 = Model(
+    "gemma3",
+    {"model_type": "gemma3", "text_config": TEXT, "vision_config": VISION,
+     "mm_tokens_per_image": 4},
+    "Gemma3ForConditionalGeneration",
+)  # fmt: skip
 
 
-@pytest.mark.parametrize("task", ["MULTIPLE_CHOICE", "IMAGE_CLASSIFICATION", "UNSPECIFIED"])
-def test_task_types_that_peft_does_not_have(task: str) -> None:
-    """Some lists name three more. PEFT has no such members, and says so; so does bench."""
-    import peft
-
-    assert not hasattr(peft.TaskType, task)
-    with pytest.raises(ValueError, match="task type"):
-        peft.LoraConfig(target_modules=["query"], task_type=task)
-    with pytest.raises(UnknownName, match=r"unknown task type .*PEFT has no other"):
-        AdapterConfig(("query",), task_type=task)
+@pytest.mark.parametrize("name", prompts.METHODS)
+@pytest.mark.parametrize("given", [{}, {"num_layers": 3}, {"token_dim": 32}], ids=str)
+def test_virtual_tokens_follow_a_nested_text_config(name: str, given: dict) -> None:
+    given = {"num_virtual_tokens": 5, "task_type": "CAUSAL_LM", **given}
+    formula, counted = formula_of(GEMMA3, name, **given), counted_of(GEMMA3, name, **given)
+    assert formula == counted
+    assert isinstance(formula, tuple)
 
 
 @pytest.mark.parametrize(
-    ("config", "auto_class", "targets"),
-    [
-        (BERT, "AutoModelForMultipleChoice", ("query", "value")),
-        (
-            {"model_type": "vit", "hidden_size": 32, "intermediate_size": 48, "num_labels": 5,
-             "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 8, "patch_size": 4},
-            "AutoModelForImageClassification",
-            ("q_proj", "v_proj"),
-        ),
-    ],
-    ids=["multiple-choice", "image-classification"],
+    "model_type",
+    ["falcon", "gemma3", "gemma4", "gemma4_text", "glm4", "gpt_bigcode", "gpt_neo", "llava",
+     "mamba", "mllama", "qwen2_vl", "swin", "t5", "whisper", "xlnet"],
 )  # fmt: skip
-def test_what_works_instead(config: dict, auto_class: str, targets: tuple[str, ...]) -> None:
-    """No task type, and the head in modules_to_save: it trains. Without, it stays frozen."""
-    model = Model("instead", config, auto_class)
-    head = sum(p.elements for p in model.table.below("classifier"))
-    bare = AdapterConfig(targets, r=4)
-    kept = AdapterConfig(targets, r=4, modules_to_save=("classifier",))
-    for adapter, trained_head in ((bare, 0), (kept, head)):
-        formula = lora_parameters(match(model.table, adapter))
-        network = inject(model.build(), adapter)
-        counted = count(network)
-        assert (formula.trainable, formula.total) == (counted.trainable, counted.total)
-        trained = {n for n, p in network.named_parameters() if p.requires_grad}
-        assert any("classifier" in name for name in trained) == bool(trained_head)
-        assert (
-            formula.trainable - trained_head == lora_parameters(match(model.table, bare)).trainable
-        )
+@pytest.mark.parametrize("name", ["prefix-tuning", "prompt-tuning"])
+def test_sizes_are_read_where_peft_reads_them(model_type: str, name: str) -> None:
+    """Text parts, other names, layers that differ in their heads: PEFT's own preparation."""
+    import peft
+    from peft.utils.other import _prepare_prompt_learning_config
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
+
+    if model_type not in CONFIG_MAPPING_NAMES:
+        pytest.skip(f"this transformers has no {model_type}")
+    config = CONFIG_MAPPING[model_type]()
+    theirs = getattr(peft, METHODS[name].peft_class)(task_type="CAUSAL_LM", num_virtual_tokens=5)
+    settings = {**METHODS[name].settings, "num_virtual_tokens": 5}
+    try:
+        _prepare_prompt_learning_config(theirs, config)
+    except ValueError:
+        with pytest.raises(BenchError):
+            prompts.elements(name, settings, config, "CAUSAL_LM")
+        return
+    rows = 2 * theirs.num_layers if name == "prefix-tuning" else 1
+    expected = 5 * rows * theirs.token_dim
+    assert prompts.elements(name, settings, config, "CAUSAL_LM") == expected
 
 
-# The command line's answers
+MAMBA = Model(
+    "mamba", {"model_type": "mamba", "num_hidden_layers": 2, "hidden_size": 64, "vocab_size": 48},
+    "MambaForCausalLM",
+)  # fmt: skip
+DISTILBERT = Model(
+    "distilbert",
+    {"model_type": "distilbert", "dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 96,
+     "vocab_size": 48},
+    "DistilBertForSequenceClassification",
+)  # fmt: skip
+SEQUENCES = {"task_type": "SEQ_CLS"}
 
 
-def test_method_command(capsys: pytest.CaptureFixture[str]) -> None:
-    from bench.reports.methods import budget_command, method_command
+@pytest.mark.parametrize(
+    ("model", "name", "given"),
+    [
+        (MAMBA, "adalora", {"target_modules": ["in_proj", "out_proj"]}),
+        (MAMBA, "prompt-tuning", {"task_type": "CAUSAL_LM"}),
+        *((DISTILBERT, name, SEQUENCES) for name in prompts.METHODS),
+        (DISTILBERT, "prompt-tuning", {**SEQUENCES, "token_dim": 64}),
+        (None, "ia3", {"feedforward_modules": ["up_proj"], "target_modules": ["k_proj"]}),
+        (None, "trainable-tokens", {"token_indices": [48]}),
+        (None, "adalora", {"target_modules": ["q_proj"], "tinit": 600, "tfinal": 400}),
+        (None, "adalora", {"target_modules": ["q_proj"], "orth_reg_weight": -1}),
+        (None, "p-tuning", {"task_type": "CAUSAL_LM", "encoder_reparameterization_type": "XX"}),
+    ],
+)
+def test_what_peft_refuses(model: Model | None, name: str, given: dict) -> None:
+    import peft
 
-    model = model_called("llama")
-    assert method_command(model, "ia3", as_json=True) == 0
-    answer = json.loads(capsys.readouterr().out)
-    found = method_parameters(model.table, method("ia3"))
-    assert answer["trainable_parameters"] == found.trainable
-    assert answer["terms"][0]["name"] == "ia3"
-    assert method_command(model, "prompt-tuning", ["num_virtual_tokens=7"]) == 0
-    assert f"trainable {7 * 64:,}" in capsys.readouterr().out
-    assert budget_command(model, 5000, target_modules=("q_proj",)) == 0
-    assert capsys.readouterr().out.count("\n") == len(METHODS) + 1
-    with pytest.raises(BenchError, match="FIELD=VALUE"):
-        method_command(model, "ia3", ["r"])
-    with pytest.raises(UnknownName):
-        method_command(model, "ia3", ["rank=8"])
+    model = model or model_called("llama")
+    assert isinstance(formula_of(model, name, **given), str)
+    fields = {**METHODS[name].settings, **given}
+    needed = {k: fields[k] for k in ("num_virtual_tokens", "total_step") if k in fields}
+    network = model.build().to_empty(device="cpu")  # on meta no index is looked up
+    make = getattr(peft, METHODS[name].peft_class)
+    with pytest.raises((ValueError, IndexError)):
+        peft.get_peft_model(network, make(**needed, **given))
+
+
+def test_mamba_without_its_output_projection() -> None:
+    given = {"target_modules": ["in_proj"]}
+    assert formula_of(MAMBA, "adalora", **given) == counted_of(MAMBA, "adalora", **given)
+    given = {"target_modules": ["in_proj", "out_proj"]}  # which others may adapt
+    assert formula_of(MAMBA, "loha", **given) == counted_of(MAMBA, "loha", **given)

@@ -13,6 +13,7 @@ from bench.cli.subject import asked_subject, entries, predicted_subjects, split
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
+    from bench.architectures import Model
     from bench.formulas import Parameters
     from bench.subjects import Subject
     from bench.targets import Ledger
@@ -22,8 +23,12 @@ def targets(options: argparse.Namespace) -> int:
     """What a configuration reaches on each model; 1 with --strict when an entry is dead."""
     from bench.reports.ledger import ledger_json, ledger_text
 
-    if options.method:
+    if options.method is not None:
         return _other_method(options)
+    if options.settings:
+        raise BenchError(
+            "--set goes with --method; LoRA's own fields go into an adapter_config.json (--adapter)"
+        )
     failed = False
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     for number, name in enumerate(options.models):
@@ -46,21 +51,53 @@ def _answer(subject: Subject) -> tuple[Ledger, Parameters | None]:
     return ledger, None if ledger.refusals else lora_parameters(ledger)
 
 
+# Options that say nothing about another method, and what to write instead.
+_LORA_ONLY = {
+    "adapter": "an adapter_config.json is LoRA's; write its fields with --set, or leave out "
+               "--method",
+    "scenario": "a scenario is a LoRA configuration; name its modules with --target-modules",
+    "target_parameters": "only LoRA reaches parameters, without --method",
+    "precision": "the counts are the same in every precision; leave it out",
+}  # fmt: skip
+
+
 def _other_method(options: argparse.Namespace) -> int:
     from bench.reports.methods import method_command
     from bench.subjects import load_model
 
+    for option, instead in _LORA_ONLY.items():
+        if getattr(options, option):
+            raise BenchError(f"--{option.replace('_', '-')} does not go with --method: {instead}")
+    status = 0
     for name in options.models:
-        method_command(
-            load_model(name, options.auto_class, options.trust_remote_code),
+        model = load_model(name, options.auto_class, options.trust_remote_code)
+        failed = method_command(
+            _with_head(model, options),
             options.method,
             options.settings,
-            target_modules=entries(options.target_modules) or None,
+            rank=options.rank,
+            target_modules=_asked_targets(options),
             modules_to_save=split(options.modules_to_save),
+            exclude_modules=split(options.exclude_modules),
             task_type=options.task_type,
+            optional=split(options.optional),
+            strict=options.strict,
             as_json=options.json,
         )
-    return 0
+        status = max(status, failed)
+    return status
+
+
+def _with_head(model: Model, options: argparse.Namespace) -> Model:
+    """The model with the head that the task type trains, unless the class was given."""
+    from bench.adapters import TASK_HEADS
+
+    given = options.auto_class or options.task_type not in TASK_HEADS
+    return model if given else model.for_task(options.task_type)
+
+
+def _asked_targets(options: argparse.Namespace) -> tuple[str, ...] | str | None:
+    return None if options.target_modules is None else entries(options.target_modules)
 
 
 def methods(options: argparse.Namespace) -> int:
@@ -68,10 +105,11 @@ def methods(options: argparse.Namespace) -> int:
     from bench.reports.methods import budget_command
     from bench.subjects import load_model
 
+    model = load_model(options.model, options.auto_class, options.trust_remote_code)
     return budget_command(
-        load_model(options.model, options.auto_class, options.trust_remote_code),
+        _with_head(model, options),
         options.budget,
-        target_modules=entries(options.target_modules) or None,
+        target_modules=_asked_targets(options),
         task_type=options.task_type,
         as_json=options.json,
     )

@@ -36,10 +36,11 @@ def make_parser() -> argparse.ArgumentParser:
     add("--exclude-modules", default="", metavar="A,B")
     add("--optional", default="", metavar="A,B", help="entries that may reach nothing")
     add("--strict", action="store_true", help="exit with 1 when an entry reaches nothing")
-    add("--precision", metavar="P", help="as loaded in int8, nf4, ...: which heads cannot train")
+    add("--precision", metavar="P",
+        help="as loaded in int8, nf4, ...: which heads cannot train, and the three totals")
     add("--method", metavar="M", help="another PEFT method: ia3, vera, prefix_tuning, full, ...")
     add("--set", action="append", default=[], metavar="FIELD=VALUE", dest="settings",
-        help="a field of that method's PEFT config; repeatable")
+        help="a field of that method's PEFT config, a list as A,B; repeatable")
 
     add = command("methods", commands.methods,
         "every PEFT method at one budget of trained parameters")

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
 
 from bench.adapters import TASK_HEADS, AdapterConfig
 from bench.formulas.lora import bias_term, module_matrices, parameter_matrices, saved_term
-from bench.modules import CONV1D, EMBEDDING, LINEAR, Module, ModuleTable, Parameter
+from bench.modules import (
+    CONV1D,
+    EMBEDDING,
+    LINEAR,
+    OTHER,
+    Module,
+    ModuleTable,
+    Parameter,
+    layer_of,
+)
 from bench.roles import FUSED, HEAD, ROUTER, role_of
 from bench.targets import match
 
@@ -53,6 +64,18 @@ class Entry:
             parameter_matrices(p, 1).elements for p in self.parameters
         )
 
+    @cached_property
+    def layers(self) -> int:
+        """How many layers hold it, 0 where it is outside of them or they are not alike.
+
+        PEFT counts the layers of an encoder and of a decoder together.
+        """
+        each: Counter[str] = Counter()
+        for module in self.modules:
+            each[layer_of(module.name).rpartition(".")[2]] += module_matrices(module, 1).elements
+        alike = not self.parameters and len({*each.values()}) == 1
+        return len(each) if alike and "" not in each else 0
+
     @property
     def features(self) -> int:
         return sum(m.out_features for m in self.modules)
@@ -79,7 +102,8 @@ def model_entries(table: ModuleTable) -> list[Entry]:
     embedding_and_head = {table.input_embedding, table.output_embedding}
     for module in table.modules:
         plain = module.kind in (LINEAR, CONV1D) and role_of(module.name) not in (HEAD, "dense_head")
-        if plain or module.name in embedding_and_head:
+        # What cuts an image into patches is an input embedding too, and LoRA cannot adapt it whole.
+        if plain or (module.name in embedding_and_head and module.kind != OTHER):
             by_leaf.setdefault(module.leaf, []).append(module)
     entries = []
     for leaf, modules in by_leaf.items():

@@ -6,7 +6,9 @@ is linear in the rank,
     trainable  =  r · Σ_S (in + out)  +  bias(S)  +  magnitudes(S)  +  saved copies,
 
 so every set of entries × bias × DoRA × saved modules is tried, and the rank follows by division.
-What is shown is computed again by the match ledger and the formulas.
+Where no configuration of the whole model gives the number, one of some of its layers may: on layers
+that are alike, k of them train k times what one does. What is shown is computed again by the match
+ledger and the formulas.
 """
 
 from __future__ import annotations
@@ -22,6 +24,13 @@ from bench.modules import ModuleTable
 from bench.targets import match
 
 LARGEST_RANK = 1024
+SEARCHED = (
+    "every set of the model's linear layers, expert weights, embedding and head (the 13 largest), "
+    f"r 1 to {LARGEST_RANK}, bias none, all and lora_only, DoRA, the task heads, embedding and "
+    "head in modules_to_save; of some layers only, where they are alike: every set of linear "
+    "layers without bias and DoRA"
+)
+"""What `explain` tries, in words."""
 _SHOWN = 10
 _COMMON_RANKS = {8: 0, 16: 0, 32: 0.2, 64: 0.2}
 _KNOWN_RANKS = (1, 2, 4, 128, 256)
@@ -47,6 +56,8 @@ class Found:
             parts.append(", ".join(adapter.target_modules))
         if adapter.target_parameters:
             parts.append("target_parameters " + ", ".join(adapter.target_parameters))
+        if isinstance(adapter.layers_to_transform, tuple):
+            parts.append(f"layers_to_transform 0 to {adapter.layers_to_transform[-1]}")
         if adapter.use_dora:
             parts.append("DoRA")
         if adapter.bias != "none":
@@ -64,7 +75,7 @@ class Found:
 class Explanation:
     """The exact configurations, the most plausible first; the nearest ones where there are none.
 
-    `remark` says what a total that was given tells.
+    `remark` says what a total that was given tells; `full`, that the number is the model's own.
     """
 
     trainable: int
@@ -72,15 +83,15 @@ class Explanation:
     exact: tuple[Found, ...]
     nearest: tuple[Found, ...]
     remark: str = ""
+    full: bool = False
 
 
 def explain(table: ModuleTable, trainable: int, total: int | None = None) -> Explanation:
     """Every LoRA configuration on the model with exactly `trainable` trained parameters.
 
-    Tried: all sets of the model's linear entries, expert parameters, embedding and head; r from 1
-    to 1024; bias none, all, lora_only; DoRA; the task heads; embedding and head in modules_to_save.
-    With `total`, the configurations that give it too come first. Raises BenchError for a count
-    below 1 or a total below the count.
+    Tried: what SEARCHED says; some of the layers only where nothing on all of them fits. With
+    `total`, the configurations that give it too come first. Raises BenchError for a count below 1
+    or a total below the count.
     """
     if trainable < 1:
         raise BenchError(f"--trainable must be at least 1, not {trainable}")
@@ -88,11 +99,14 @@ def explain(table: ModuleTable, trainable: int, total: int | None = None) -> Exp
         raise BenchError(f"--total {total} is smaller than --trainable {trainable}")
     sets = list(entry_sets(model_entries(table), table))
     extras = list(extras_of(table))
-    exact = [f for s in sets for e in extras for f in _solve(table, s, e, trainable)]
-    exact = sorted(exact, key=lambda f: (f.total != total, f.score, f.adapter.r))
-    shown = [v for f in exact[: 3 * _SHOWN] if (v := _verified(table, f)).trainable == trainable]
+    full = trainable == table.total_parameters
+    found = (f for s in sets for e in extras for f in _solve(table, s, e, trainable))
+    shown = _best(table, found, trainable, total)
+    if not shown and not full:
+        found = (f for s in sets for f in _solve_layers(table, s, extras, trainable))
+        shown = _best(table, found, trainable, total)
     nearest: list[Found] = []
-    if not shown:
+    if not shown and not full:
         near = [_near(table, s, e, trainable) for s in sets for e in extras if e.score < 1]
         near = sorted(
             (f for f in near if f.score < 4),
@@ -101,8 +115,16 @@ def explain(table: ModuleTable, trainable: int, total: int | None = None) -> Exp
         nearest = [_verified(table, f) for f in near[:5]]
     remark = _remark(table, trainable, total, shown)
     return Explanation(
-        trainable, table.total_parameters, tuple(shown[:_SHOWN]), tuple(nearest), remark
+        trainable, table.total_parameters, tuple(shown[:_SHOWN]), tuple(nearest), remark, full
     )
+
+
+def _best(
+    table: ModuleTable, found: Iterable[Found], trainable: int, total: int | None
+) -> list[Found]:
+    """The most plausible, counted again."""
+    order = sorted(found, key=lambda f: (f.total != total, f.score, f.adapter.r))
+    return [v for f in order[: 3 * _SHOWN] if (v := _verified(table, f)).trainable == trainable]
 
 
 def _solve(table: ModuleTable, s: EntrySet, extra: Extra, trainable: int) -> Iterator[Found]:
@@ -120,6 +142,24 @@ def _solve(table: ModuleTable, s: EntrySet, extra: Extra, trainable: int) -> Ite
                 score = _score(s, extra, r) + 3 * (bias != "none") + 1.5 * dora
                 total = table.total_parameters + trainable - biases
                 yield Found(adapter, trainable, total, score, s.note)
+
+
+def _solve_layers(
+    table: ModuleTable, s: EntrySet, extras: Iterable[Extra], trainable: int
+) -> Iterator[Found]:
+    """The same set in the first k layers, of layers that are alike: any k of them do."""
+    number = s.entries[0].layers
+    if number < 2 or any(e.layers != number for e in s.entries):
+        return
+    for extra in extras:
+        ranks, rest = divmod(trainable - extra.elements, s.per_rank // number)
+        for k in range(1, number) if rest == 0 and ranks > 0 else ():
+            r, rest = divmod(ranks, k)
+            if rest == 0 and 1 <= r <= LARGEST_RANK:
+                adapter = replace(_adapter(s, extra, r), layers_to_transform=tuple(range(k)))
+                note = f"any {k} of {number} layers"
+                total = table.total_parameters + trainable
+                yield Found(adapter, trainable, total, _score(s, extra, r), note)
 
 
 def _near(table: ModuleTable, s: EntrySet, extra: Extra, trainable: int) -> Found:

@@ -6,19 +6,23 @@ size that comes nearest to one budget, and says how near it comes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+from bench.adapters import AdapterConfig
 from bench.errors import BenchError
 from bench.formulas.kinds import METHODS
-from bench.formulas.methods import Method, method, method_parameters
+from bench.formulas.methods import Method, method, method_ledger, method_parameters
 from bench.formulas.terms import Parameters
 from bench.modules import ModuleTable
+from bench.targets import match
 
 _LARGEST = 1 << 18
 # Block sizes must divide the layers' widths: powers of two are tried.
 _STEPPED = ("oft_block_size", "boft_block_size")
+_POWERS = tuple(1 << exponent for exponent in range(1, 13))
 
 
 @dataclass(frozen=True)
@@ -44,17 +48,20 @@ def methods_at_budget(
     *,
     target_modules: Any = None,
     task_type: str | None = None,
-    fields: Mapping[str, Any] | None = None,
+    config: Any = None,
     names: Iterable[str] = tuple(METHODS),
 ) -> list[BudgetRow]:
     """Every method (or `names`) on the model at the size whose trainable count is nearest.
 
     Methods that match modules share `target_modules` (None: each method's own default). A method
     that PEFT or the formula refuses gets a row that says why. Raises BenchError for a budget below
-    1 and for an unknown method.
+    1, an unknown method or task type, and targets that reach nothing.
     """
     if budget < 1:
         raise BenchError(f"the budget must be at least 1 trainable parameter, not {budget}")
+    adapter = AdapterConfig(target_modules, task_type=task_type)
+    if target_modules is not None and not match(table, adapter, lambda name: "").adapted:
+        raise BenchError(f"nothing on this model is called {_said(target_modules)}")
     rows = []
     for name in names:
         kind = method(name).kind
@@ -68,64 +75,91 @@ def methods_at_budget(
             and not (key == "target_modules" and own_targets)
         }  # fmt: skip
         try:
-            rows.append(_row(table, method(name, **given), budget, fields))
+            rows.append(_row(table, method(name, **given), budget, config))
         except BenchError as error:
             rows.append(BudgetRow(name, "", None, None, None, kind.source, str(error)))
     return rows
 
 
-def _row(
-    table: ModuleTable, asked: Method, budget: int, fields: Mapping[str, Any] | None
-) -> BudgetRow:
-    def cost(size: int) -> Parameters:
-        return method_parameters(table, asked.resized(size), fields)
+def _said(targets: tuple[str, ...] | str) -> str:
+    return targets if isinstance(targets, str) else ", ".join(targets)
 
+
+def _row(table: ModuleTable, asked: Method, budget: int, config: Any) -> BudgetRow:
     kind = asked.kind
     if not kind.size:
-        setting, counted = "", method_parameters(table, asked, fields)
+        setting, counted = "", method_parameters(table, asked, config)
     else:
-        size, counted = _nearest(cost, budget, stepped=kind.size in _STEPPED)
-        setting = f"{kind.size}={size}"
+        found = _nearest(
+            lambda size: method_parameters(table, asked.resized(size), config),
+            budget,
+            _POWERS if kind.size in _STEPPED else _turns(table, asked),
+            stepped=kind.size in _STEPPED,
+        )
+        setting, counted = f"{kind.size}={found[0]}", found[1]
     off = counted.trainable / budget - 1
     return BudgetRow(kind.name, setting, counted.trainable, counted.total, off, kind.source)
 
 
+def _turns(table: ModuleTable, asked: Method) -> tuple[int, ...]:
+    """The sizes that end a stretch on which the count grows; the last is the largest tried."""
+    if asked.kind.turns is None:
+        return (_LARGEST,)
+    values = {**asked.kind.settings, **asked.settings}
+    modules = (item.module for item in method_ledger(table, asked).adapted)
+    ends = {end for m in modules if m is not None for end in asked.kind.turns(m, values)}
+    return tuple(sorted(ends | {max(ends, default=0) + 1}))
+
+
 def _nearest(
-    cost: Callable[[int], Parameters], budget: int, *, stepped: bool
+    cost: Callable[[int], Parameters], budget: int, ends: tuple[int, ...], *, stepped: bool
 ) -> tuple[int, Parameters]:
-    """The size whose count is nearest to the budget, the smaller of two that are as near."""
-    sizes = _powers(cost) if stepped else _bracket(lambda size: cost(size).trainable, budget)
-    counted = [(size, cost(size)) for size in sizes]
-    return min(counted, key=lambda pair: (abs(pair[1].trainable - budget), pair[0]))
+    """The size whose count is nearest to the budget, the smaller of two that are as near.
 
-
-def _powers(cost: Callable[[int], Parameters]) -> list[int]:
-    sizes = []
-    refusal: BenchError | None = None
-    for size in (1 << exponent for exponent in range(1, 13)):
-        try:
-            cost(size)
-        except BenchError as error:
-            refusal = refusal or error
-            continue
-        sizes.append(size)
-    if refusal and not sizes:
-        raise refusal
-    return sizes
-
-
-def _bracket(trained: Callable[[int], int], budget: int) -> list[int]:
-    """Neighbouring sizes around the budget, by bisection: the count grows with the size.
-
-    Where it stops growing short of the budget (LoKr), the smallest size that reaches the most.
+    `ends` are the sizes to try (`stepped`), or the ends of the stretches to search. Raises the
+    first refusal where no size is taken.
     """
-    low, high = 1, 2
-    while high < _LARGEST and trained(high) < budget:
-        low, high = high, high * 2
-    most = trained(high)
-    if most < budget:
-        low, budget = 1, most
+    refusals: list[BenchError] = []
+
+    @cache
+    def counted(size: int) -> Parameters | None:
+        try:
+            return cost(size)
+        except BenchError as error:
+            refusals.append(error)
+            return None
+
+    sizes = set(ends) if stepped else set()
+    start = 1
+    for end in () if stepped else ends:
+        sizes |= _bracket(counted, budget, start, end)
+        start = end + 1
+    taken = [(size, found) for size in sorted(sizes) if (found := counted(size)) is not None]
+    if not taken:
+        raise refusals[0]
+    return min(taken, key=lambda pair: (abs(pair[1].trainable - budget), pair[0]))
+
+
+def _bracket(
+    counted: Callable[[int], Parameters | None], budget: int, start: int, end: int
+) -> set[int]:
+    """Neighbouring sizes around the budget within a stretch, by doubling and bisection.
+
+    A size that is refused (more tokens than the vocabulary, more frequencies than a weight) is too
+    large, as one over the budget is.
+    """
+
+    def over(size: int) -> bool:
+        found = counted(size)
+        return found is None or found.trainable >= budget
+
+    if over(start):
+        return {start}
+    low, step = start, 1
+    while low < end and not over(min(low + step, end)):
+        low, step = min(low + step, end), step * 2
+    high = min(low + step, end)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if trained(middle) < budget else (low, middle)
-    return [low, high]
+        low, high = (low, middle) if over(middle) else (middle, high)
+    return {low, high}

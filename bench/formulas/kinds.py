@@ -25,6 +25,7 @@ methods that train virtual tokens are in `bench.formulas.prompts`; the papers ar
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -50,6 +51,8 @@ class Kind:
 
     `size` is the setting that a budget is met with, "" where none scales. `mapping` ends the name
     of PEFT's table of default targets. `bias` is what PEFT calls training the adapted biases.
+    `lora_like`: what PEFT keeps LoRA off (Mamba's output projections) it keeps this off too.
+    `turns`: the sizes after which the count on a layer falls; None where it only grows.
     `common` names the fields that it shares with other methods.
     """
 
@@ -62,6 +65,8 @@ class Kind:
     elements: Callable[[ModuleTable, Module, Settings], Elements] | None = None
     mapping: str = "LORA"
     bias: str = ""
+    lora_like: bool = False
+    turns: Callable[[Module, Settings], tuple[int, ...]] | None = None
     common: tuple[str, ...] = _MATCHING
 
 
@@ -102,6 +107,15 @@ def _lokr(table: ModuleTable, module: Module, settings: Settings) -> Elements:
     return first + second, first + second
 
 
+def _lokr_turns(module: Module, settings: Settings) -> tuple[int, ...]:
+    """The largest ranks at which either product is still decomposed."""
+    factor = settings["decompose_factor"]
+    a, b = near_root(module.out_features, factor)
+    c, d = near_root(module.in_features // module.groups, factor)
+    ends = (max(b, d), *((max(a, c),) if settings["decompose_both"] else ()))
+    return tuple((end + 1) // 2 - 1 for end in ends if end > 2)
+
+
 def near_root(number: int, factor: int = -1) -> tuple[int, int]:
     """Two factors of `number`, the smaller first, as near to each other as it divides.
 
@@ -111,7 +125,8 @@ def near_root(number: int, factor: int = -1) -> tuple[int, int]:
     if factor > 0 and number % factor == 0:
         return factor, number // factor
     limit = number if factor == -1 else factor
-    small = max(k for k in range(1, int(number**0.5) + 1) if number % k == 0 and k <= limit)
+    divisors = (k for k in range(1, int(number**0.5) + 1) if number % k == 0 and k <= limit)
+    small = max(divisors, default=1)
     return small, number // small
 
 
@@ -169,7 +184,11 @@ def _fourierft(table: ModuleTable, module: Module, settings: Settings) -> Elemen
 
 
 def _ia3(table: ModuleTable, module: Module, settings: Settings) -> Elements:
-    feedforward = module.name.endswith(tuple(settings["feedforward_modules"]) or ("\0",))
+    wanted = settings["feedforward_modules"]
+    if isinstance(wanted, str):
+        feedforward = re.fullmatch(wanted, module.name) is not None
+    else:
+        feedforward = module.name.endswith(wanted)
     each = module.in_features if feedforward else module.out_features
     return each, each
 
@@ -193,13 +212,14 @@ _KINDS = (
           "tfinal": 0, "deltaT": 1, "beta1": 0.85, "beta2": 0.85, "orth_reg_weight": 0.5,
           "total_step": 1000},
          "https://arxiv.org/abs/2303.10512", "init_r", elements=_adalora, mapping="ADALORA",
-         bias="lora_only"),
+         bias="lora_only", lora_like=True),
     Kind("loha", "LoHaConfig", _LYCORIS, "https://arxiv.org/abs/2108.06098", "r", _CONVOLVED,
          _loha, "LOHA"),
     Kind("lokr", "LoKrConfig",
          {**_LYCORIS, "decompose_both": False, "decompose_factor": -1,
           "rank_dropout_scale": False},
-         "https://arxiv.org/abs/2309.14859", "r", _CONVOLVED, _lokr, "LOKR"),
+         "https://arxiv.org/abs/2309.14859", "r", _CONVOLVED, _lokr, "LOKR",
+         turns=_lokr_turns),
     Kind("vera", "VeraConfig",
          {"r": 256, "vera_dropout": 0.0, "d_initial": 0.1, "projection_prng_key": 0,
           "save_projection": True, "init_weights": True},

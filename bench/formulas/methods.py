@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bench.adapters import BIASES, AdapterConfig
 from bench.errors import BenchError, UnknownName
-from bench.formulas import prompts
+from bench.formulas import prompts, settings
 from bench.formulas.kinds import METHODS, Kind, Settings
 from bench.formulas.lora import adapted_matrices, bias_term, lora_parameters, saved_term
 from bench.formulas.terms import Parameters, Term
 from bench.modules import CONV1D, EMBEDDING, LINEAR, Module, ModuleTable
 from bench.targets import Ledger, match
+from bench.targets.ledger import RoleOf
+from bench.targets.refusals import unsupported
 
 _WITHOUT_DEFAULT = ("total_step", "num_virtual_tokens")
 """Settings that PEFT wants to be given; their values here are bench's."""
@@ -50,7 +51,8 @@ class Method:
 def method(name: str, **fields: Any) -> Method:
     """The method called `name` with PEFT's own field names; what is left out takes PEFT's default.
 
-    Raises UnknownName for another method or field: none is ignored.
+    Raises UnknownName for another method or field, and BenchError for a value that the field cannot
+    hold: none is ignored.
     """
     name = name.replace("_", "-")  # PEFT writes PREFIX_TUNING
     if name not in METHODS:
@@ -60,55 +62,99 @@ def method(name: str, **fields: Any) -> Method:
     allowed = (*kind.settings, *common)
     for key in fields:
         if key not in allowed:
+            if name == "lora" and key in AdapterConfig.__dataclass_fields__:
+                raise BenchError(
+                    f"lora: {key} goes into an adapter_config.json: --adapter, without --method"
+                )
             raise UnknownName(f"field of {name}:", key, allowed)
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
     if given.get("bias", "none") not in (*BIASES[:2], kind.bias):
         raise UnknownName(f"bias of {name}:", str(given["bias"]), (*BIASES[:2], kind.bias))
-    least = 0 if kind.name in ("oft", "boft") else 1  # 0: the size follows from the other setting
-    for key in (kind.size, "r", "init_r"):
-        value = given.get(key, 1)
-        if isinstance(value, int) and value < least:
-            raise BenchError(f"{name}: {key} must be at least {least}, not {value}")
-    return Method(
+    asked = Method(
         kind,
         {k: v for k, v in given.items() if k in kind.settings},
-        {k: v for k, v in given.items() if k in common},
+        {k: v for k, v in given.items() if k in common and v is not None},
     )
+    settings.check(name, asked.settings)
+    AdapterConfig(**{k: v for k, v in asked.common.items() if k != "bias"})
+    _check_together(asked)
+    return asked
 
 
-def method_parameters(
-    table: ModuleTable, method: Method, fields: Mapping[str, Any] | None = None
-) -> Parameters:
+def _check_together(asked: Method) -> None:
+    """What PEFT refuses of several fields at once, before it has seen a model."""
+    values = {**asked.kind.settings, **asked.settings}
+    if asked.name == "adalora" and values["tinit"] >= values["total_step"] - values["tfinal"]:
+        raise BenchError("adalora: tinit and tfinal leave no step of total_step to allocate ranks")
+    inner, outer = values.get("feedforward_modules"), asked.common.get("target_modules")
+    # PEFT compares the two as they are written, and only where both are lists.
+    if isinstance(inner, tuple) and isinstance(outer, tuple) and not {*inner} <= {*outer}:
+        raise BenchError(
+            f"ia3: feedforward_modules must be among target_modules, and "
+            f"{', '.join(sorted({*inner} - {*outer}))} is not"
+        )
+
+
+def method_ledger(table: ModuleTable, method: Method, role: RoleOf = lambda name: "") -> Ledger:
+    """What the method's entries reach on the model; for a method without any, what it saves whole.
+
+    Without `role`, which takes time and changes no count, no dead entry gets a suggestion.
+    """
+    kind = method.kind
+    if kind.name in ("lora", "lora-fa"):
+        values = {**kind.settings, **method.settings}
+        adapter = replace(_adapter(method), r=values["r"], use_rslora=values["use_rslora"])
+        return match(table, adapter, role)
+    # PEFT translates the expert names of transformers 4 for LoRA alone.
+    table = replace(table, moe_conversion="") if table.moe_conversion else table
+    if kind.name == "full" or kind.name in prompts.METHODS:
+        adapter = _adapter(method, ())
+        return Ledger(table, adapter, (), (), match(table, adapter, role).saved)
+    targets = method.common.get("target_modules")
+    if targets is None and kind.name == "trainable-tokens":
+        targets = (table.input_embedding or "embed_tokens",)
+    elif targets is None:
+        targets = _default(table, kind, "target_modules")
+    ledger = match(table, _adapter(method, targets), role)
+    # LoRA alone reaches parameters: no advice for the others.
+    entries = tuple(
+        replace(e, suggestion="") if e.suggestion.startswith("target_parameters") else e
+        for e in ledger.entries
+    )
+    return replace(ledger, entries=entries)
+
+
+def method_parameters(table: ModuleTable, method: Method, config: Any = None) -> Parameters:
     """Trainable and total parameters of a method on the model that `table` describes.
 
-    `fields` are the model's configuration values, which prefix, prompt and p-tuning need (their
-    sizes follow the configuration, not the modules). Terms: the method's own, `modules_to_save` and
-    `bias` as for LoRA.
+    `config` is the model's transformers configuration, which prefix, prompt and p-tuning need
+    (their sizes follow it, not the modules). Terms: the method's own, `modules_to_save` and `bias`
+    as for LoRA.
 
     Raises BenchError where PEFT refuses the method on this model, and where no closed form is
     known.
     """
     kind = method.kind
-    settings: Settings = {**kind.settings, **method.settings}
+    values: Settings = {**kind.settings, **method.settings}
     if kind.name == "full":
         total = table.total_parameters
         return Parameters((Term("full", total, 0, len(table.modules)),), total)
+    ledger = method_ledger(table, method)
     if kind.name in prompts.METHODS:
-        ledger = Ledger(table, _adapter(method, ()), (), (), _saved_heads(table, method))
-        elements = prompts.elements(kind.name, settings, fields, method.task_type)
+        embedding = table.by_name.get(table.input_embedding)
+        width = embedding.out_features if embedding else 0
+        elements = prompts.elements(kind.name, values, config, method.task_type, width)
         return _with_common(ledger, method, Term(kind.name, elements, elements, 0))
     if kind.name in ("lora", "lora-fa"):
-        adapter = replace(_adapter(method), r=settings["r"], use_rslora=settings["use_rslora"])
-        return _lora(_match(table, adapter), frozen_a=kind.name == "lora-fa")
+        return _lora(ledger, frozen_a=kind.name == "lora-fa")
     if kind.name == "trainable-tokens":
-        return _tokens(table, method, settings)
-    targets = method.common.get("target_modules")
-    settings, targets = _defaults(table, kind, settings, targets)
-    ledger = _match(table, _adapter(method, targets))
+        return _tokens(ledger, method, values)
+    if values.get("feedforward_modules", ()) is None:
+        values = {**values, "feedforward_modules": _default(table, kind, "feedforward_modules")}
     assert kind.elements is not None
     trained = added = 0
     for module in _supported(ledger, kind):
-        one = kind.elements(ledger.table, module, settings)
+        one = kind.elements(ledger.table, module, values)
         trained, added = trained + one[0], added + one[1]
     return _with_common(ledger, method, Term(kind.name, trained, added, len(ledger.adapted)))
 
@@ -123,10 +169,6 @@ def _adapter(method: Method, targets: Any = None) -> AdapterConfig:
     return AdapterConfig(bias="lora_only" if bias == method.kind.bias else bias, **common)
 
 
-def _match(table: ModuleTable, adapter: AdapterConfig) -> Ledger:
-    return match(table, adapter, lambda name: "")  # roles cost time and change no count
-
-
 def _with_common(ledger: Ledger, method: Method, own: Term) -> Parameters:
     terms = [own]
     if ledger.saved:
@@ -134,10 +176,6 @@ def _with_common(ledger: Ledger, method: Method, own: Term) -> Parameters:
     if ledger.adapter.bias != "none":
         terms.append(bias_term(ledger))
     return Parameters(tuple(terms), ledger.table.total_parameters)
-
-
-def _saved_heads(table: ModuleTable, method: Method) -> tuple[str, ...]:
-    return _match(table, _adapter(method, ())).saved
 
 
 def _supported(ledger: Ledger, kind: Kind) -> list[Module]:
@@ -150,35 +188,24 @@ def _supported(ledger: Ledger, kind: Kind) -> list[Module]:
             raise BenchError(f"{item.name} is adapted and named in modules_to_save")
         if any(item.name.startswith(f"{saved}.") for saved in ledger.saved):
             raise BenchError(f"no closed form for {kind.name} inside a saved module: {item.name}")
-    return [item.module for item in ledger.adapted if item.module is not None]
+    modules = [item.module for item in ledger.adapted if item.module is not None]
+    if kind.lora_like and (refused := unsupported(ledger.table, modules)):
+        raise BenchError(f"{kind.name}: {refused[0]}")
+    return modules
 
 
-def _defaults(
-    table: ModuleTable, kind: Kind, settings: Settings, targets: Any
-) -> tuple[Settings, Any]:
-    """PEFT's default targets (and IA3's feed-forward ones) where none are given."""
-    found = dict(settings)
-    wanted = {"target_modules": targets is None,
-              "feedforward_modules": "feedforward_modules" in found
-              and found["feedforward_modules"] is None}  # fmt: skip
-    for key, missing in wanted.items():
-        if not missing:
-            continue
-        from peft.utils import constants
+def _default(table: ModuleTable, kind: Kind, key: str) -> tuple[str, ...] | str:
+    """PEFT's default targets (or IA3's feed-forward ones) for this type of model."""
+    from peft.utils import constants
 
-        part = "IA3_FEEDFORWARD" if key == "feedforward_modules" else kind.mapping
-        mapping = getattr(constants, f"TRANSFORMERS_MODELS_TO_{part}_TARGET_MODULES_MAPPING", None)
-        if mapping is None:
-            mapping = getattr(constants, f"TRANSFORMERS_MODELS_TO_{part}_MODULES_MAPPING")
-        if table.model_type not in mapping:
-            raise BenchError(f"{kind.name}: give {key}: PEFT has no default for {table.model_type}")
-        default = mapping[table.model_type]
-        value = default if isinstance(default, str) else tuple(default)
-        if key == "target_modules":
-            targets = value
-        else:
-            found[key] = value
-    return found, targets
+    part = "IA3_FEEDFORWARD" if key == "feedforward_modules" else kind.mapping
+    mapping = getattr(constants, f"TRANSFORMERS_MODELS_TO_{part}_TARGET_MODULES_MAPPING", None)
+    if mapping is None:
+        mapping = getattr(constants, f"TRANSFORMERS_MODELS_TO_{part}_MODULES_MAPPING")
+    if table.model_type not in mapping:
+        raise BenchError(f"{kind.name}: give {key}: PEFT has no default for {table.model_type}")
+    found = mapping[table.model_type]
+    return found if isinstance(found, str) else tuple(found)
 
 
 def _lora(ledger: Ledger, *, frozen_a: bool) -> Parameters:
@@ -197,17 +224,20 @@ def _lora(ledger: Ledger, *, frozen_a: bool) -> Parameters:
     )
 
 
-def _tokens(table: ModuleTable, method: Method, settings: Settings) -> Parameters:
-    targets = method.common.get("target_modules") or (table.input_embedding or "embed_tokens",)
-    ledger = _match(table, _adapter(method, targets))
-    kind = method.kind
+def _tokens(ledger: Ledger, method: Method, values: Settings) -> Parameters:
+    kind, table, indices = method.kind, ledger.table, values["token_indices"]
     # On a tied model the output embedding follows the input embedding's tokens.
     follow = table.tied if any(a.name == table.input_embedding for a in ledger.adapted) else ()
     own = tuple(a for a in ledger.adapted if a.name not in follow)
     ledger = replace(ledger, adapted=own)
-    elements = sum(
-        len(settings["token_indices"])
-        * (module.out_features if module.kind == EMBEDDING else module.in_features)
-        for module in _supported(ledger, kind)
-    )
+    elements = 0
+    for module in _supported(ledger, kind):
+        shape = module.in_features, module.out_features
+        rows, width = shape if module.kind == EMBEDDING else shape[::-1]
+        if max(indices, default=0) >= rows:
+            raise BenchError(
+                f"trainable-tokens: {module.name} has {rows} rows, and {max(indices)} is not one "
+                "of them"
+            )
+        elements += len(indices) * width
     return _with_common(ledger, method, Term(kind.name, elements, elements, len(own)))

@@ -26,42 +26,56 @@ from typing import Any
 
 from bench.errors import BenchError
 
+_SIZES: dict[str, Any] = {
+    "num_virtual_tokens": 20, "token_dim": None, "num_layers": None, "num_attention_heads": None,
+    "num_transformer_submodules": None,
+}  # fmt: skip
 METHODS: dict[str, dict[str, Any]] = {
     "prefix-tuning": {
-        "num_virtual_tokens": 20, "prefix_projection": False, "encoder_hidden_size": None,
-        "init_weights": None,
+        **_SIZES, "prefix_projection": False, "encoder_hidden_size": None, "init_weights": None,
     },
-    "prompt-tuning": {"num_virtual_tokens": 20, "prompt_tuning_init": "RANDOM"},
+    "prompt-tuning": {**_SIZES, "prompt_tuning_init": "RANDOM"},
     "p-tuning": {
-        "num_virtual_tokens": 20, "encoder_reparameterization_type": "MLP",
-        "encoder_hidden_size": None, "encoder_num_layers": 2, "encoder_dropout": 0.0,
+        **_SIZES, "encoder_reparameterization_type": "MLP", "encoder_hidden_size": None,
+        "encoder_num_layers": 2, "encoder_dropout": 0.0,
     },
 }  # fmt: skip
-"""Settings and defaults; PEFT has no default for the number of virtual tokens."""
+"""Settings and defaults; PEFT has no default for the number of virtual tokens. A size that is None
+is the model's."""
 
 
 def elements(
-    name: str, settings: Mapping[str, Any], fields: Mapping[str, Any] | None, task_type: str | None
+    name: str, settings: Mapping[str, Any], config: Any, task_type: str | None, embedding: int = 0
 ) -> int:
-    """Trained elements of a method on a model with these configuration values.
+    """Trained elements of a method on a model with this transformers configuration.
+
+    `embedding` is the width of the model's token embedding, where it has one: SAMPLE_VOCAB copies
+    rows of it, whatever the configuration says.
 
     Raises BenchError without a task type, which PEFT needs here, or where the configuration does
     not tell a size.
+
+    Source: peft 0.21 `utils/other.py` (`_prepare_prompt_learning_config`): keys of the
+    configuration as it is saved, those of its text part where it has one.
     """
     if task_type is None:
         raise BenchError(f"{name}: PEFT needs a task type for it")
-    if fields is None:
-        raise BenchError(f"{name}: needs the model's configuration values")
-    width = _first(fields, name, "hidden_size", "n_embd", "d_model")
+    if config is None:
+        raise BenchError(f"{name}: needs the model's configuration")
+    values = config.to_dict()
+    values = values.get("text_config", values)
+    layers, width, heads = _sizes(name, settings, config, values)
     tokens = settings["num_virtual_tokens"]
     if name == "prefix-tuning":
-        layers = _first(fields, name, "num_hidden_layers", "num_layers", "n_layer")
-        width = _key_value_width(fields, name, width)
+        width = _key_value_width(values, name, width, heads)
         if not settings["prefix_projection"]:
             return int(tokens * 2 * layers * width)
         hidden = settings["encoder_hidden_size"] or width
         return int(tokens * width + _dense(width, hidden) + _dense(hidden, 2 * layers * width))
-    rows = tokens * (2 if task_type == "SEQ_2_SEQ_LM" else 1) * width
+    stacks = settings["num_transformer_submodules"] or (2 if task_type == "SEQ_2_SEQ_LM" else 1)
+    if settings.get("prompt_tuning_init") == "SAMPLE_VOCAB":
+        width = embedding or width
+    rows = tokens * stacks * width
     if name == "prompt-tuning":
         return int(rows)
     hidden = settings["encoder_hidden_size"] or width
@@ -72,6 +86,37 @@ def elements(
     return int(rows + _dense(width, hidden) + _dense(hidden, hidden) + _dense(hidden, width))
 
 
+def _sizes(
+    name: str, settings: Mapping[str, Any], config: Any, values: Mapping[str, Any]
+) -> tuple[int, int, Any]:
+    """Layers, width and heads: PEFT asks for all three, whichever of them the method uses."""
+
+    def given(field: str, *keys: str) -> Any:
+        if settings[field] is not None:
+            return settings[field]
+        for key in keys:
+            if key in values:
+                return values[key]
+        raise BenchError(
+            f"{name}: the configuration has none of {', '.join(keys)}; PEFT asks for {field}"
+        )
+
+    def size(field: str, *keys: str) -> int:
+        found = given(field, *keys)
+        if not isinstance(found, int):
+            raise BenchError(f"{name}: the configuration's {field} is no number: {found!r}")
+        return found
+
+    # The number of layers alone may stand under another name of the whole configuration's.
+    layers = getattr(config, "num_hidden_layers", None) if settings["num_layers"] is None else None
+    if not isinstance(layers, int):
+        layers = size("num_layers", "num_hidden_layers", "num_layers", "n_layer")
+    width = size("token_dim", "hidden_size", "n_embd", "d_model")
+    heads = given("num_attention_heads", "num_attention_heads", "n_head", "num_heads",
+                 "encoder_attention_heads")  # fmt: skip
+    return layers, width, heads
+
+
 def _dense(inside: int, out: int) -> int:
     return inside * out + out
 
@@ -80,18 +125,21 @@ def _lstm(inside: int, hidden: int) -> int:
     return 2 * (4 * hidden * (inside + hidden) + 8 * hidden)
 
 
-def _key_value_width(fields: Mapping[str, Any], name: str, width: int) -> int:
-    groups = fields.get("num_key_value_heads")
-    if groups is None:
+def _key_value_width(values: Mapping[str, Any], name: str, width: int, heads: Any) -> int:
+    """Width of a layer's keys: of the widest heads where the layers differ in them (Gemma 4)."""
+    if "num_key_value_heads" not in values:
         return width
-    heads = _first(fields, name, "num_attention_heads", "n_head", "num_heads")
-    if fields.get("per_layer_config") or fields.get("global_head_dim"):
-        raise BenchError(f"no closed form for {name}: the layers differ in their heads")
-    return int((fields.get("head_dim") or width // heads) * groups)
-
-
-def _first(fields: Mapping[str, Any], name: str, *keys: str) -> int:
-    for key in keys:
-        if isinstance(fields.get(key), int):
-            return int(fields[key])
-    raise BenchError(f"{name}: the configuration has none of {', '.join(keys)}")
+    groups, head_dim = values["num_key_value_heads"], values.get("head_dim")
+    if head_dim is None:
+        head_dim = width // heads if isinstance(heads, int) else None
+    if (widest := values.get("global_head_dim")) is not None:
+        head_dim, groups = widest, values.get("num_global_key_value_heads") or groups
+    elif layers := values.get("per_layer_config"):
+        own = (groups, head_dim)
+        for layer in layers.values():
+            wide = layer.get("head_dim", own[1])
+            if wide > head_dim:
+                head_dim, groups = wide, layer.get("num_key_value_heads", own[0])
+    if not isinstance(groups, int) or not isinstance(head_dim, int):
+        raise BenchError(f"{name}: the configuration does not tell the width of keys and values")
+    return head_dim * groups

@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import asdict
 
-from bench.explain import Explanation, Found, explain
+from bench.explain import SEARCHED, Explanation, Found, explain
 
 
 def explain_command(
@@ -28,7 +28,7 @@ def explain_command(
     else:
         print(_as_text(loaded.label, answer))
     sys.stdout.flush()
-    return 0 if answer.exact else 1
+    return 0 if answer.exact or answer.full else 1
 
 
 def _as_json(label: str, answer: Explanation) -> dict[str, object]:
@@ -40,6 +40,8 @@ def _as_json(label: str, answer: Explanation) -> dict[str, object]:
         "trainable": answer.trainable,
         "base": answer.base,
         "remark": answer.remark or None,
+        "full_fine_tuning": answer.full,
+        "searched": SEARCHED,
         "exact": [row(f) for f in answer.exact],
         "nearest": [row(f) for f in answer.nearest],
     }
@@ -47,13 +49,17 @@ def _as_json(label: str, answer: Explanation) -> dict[str, object]:
 
 def _as_text(label: str, answer: Explanation) -> str:
     lines = []
+    if answer.full:
+        lines.append(f"{answer.trainable:,} is every parameter of {label}: full fine-tuning")
     if answer.exact:
         lines.append(f"{answer.trainable:,} trainable parameters on {label}:")
         rows = answer.exact
+    elif answer.full:
+        rows = ()
     else:
         lines.append(
-            f"no LoRA configuration trains exactly {answer.trainable:,} parameters on {label}; "
-            "the nearest:"
+            f"no LoRA configuration that was tried trains exactly {answer.trainable:,} parameters "
+            f"on {label}; the nearest:"
         )
         rows = answer.nearest
     for found in rows:
@@ -62,6 +68,8 @@ def _as_text(label: str, answer: Explanation) -> str:
         note = f" ({found.note})" if found.note else ""
         lines.append(f"  {found.describe()}{note}{count}")
         lines.append(f"    of {found.total:,} in all ({found.trainable / found.total:.4%})")
+    if not answer.exact and not answer.full:
+        lines.append(f"tried: {SEARCHED}")
     if answer.remark:
         lines.append(answer.remark)
     return "\n".join(lines)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from bench.formulas.totals import base_totals
+
 if TYPE_CHECKING:
     from bench.formulas import Parameters
     from bench.subjects import Subject
@@ -23,6 +25,7 @@ def ledger_json(subject: Subject, ledger: Ledger, parameters: Parameters | None)
         "adapted_by_role": ledger.by_role,
         "trainable_parameters": parameters.trainable if parameters else None,
         "total_parameters": parameters.total if parameters else ledger.table.total_parameters,
+        "base_totals": asdict(base_totals(ledger.table)),
         "terms": [asdict(term) for term in parameters.terms] if parameters else [],
         "coverage": {"weights": ledger.weight_coverage, "layers": ledger.layer_coverage},
         "entries": [
@@ -68,6 +71,9 @@ def ledger_text(
         if len(parameters.terms) > 1:
             terms = (f"{term.name} {term.trained:,}" for term in parameters.terms)
             lines.append(f"    = {' + '.join(terms)}")
+    if any(module.quantized for module in ledger.table.modules):
+        sizes = (f"{n:,} {name}" for name, n in asdict(base_totals(ledger.table)).items())
+        lines.append(f"  base model: {', '.join(sizes)} parameters")
     lines += [f"  {red}PEFT refuses{plain}: {reason}" for reason in ledger.refusals]
     lines += [f"  hazard {hazard.code}: {hazard.reason}" for hazard in ledger.hazards]
     return "\n".join(lines)
