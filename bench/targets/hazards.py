@@ -1,33 +1,13 @@
-"""What PEFT does without a word and a user may not want; and what to write for a dead entry."""
+"""What PEFT does without a word and a user may not want."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 
-from bench.modules import LINEAR, OTHER, ModuleTable
-from bench.roles import ROUTER, UNKNOWN, role_of, serves
+from bench.modules import LINEAR
+from bench.roles import ROUTER
 from bench.targets.ledger import Hazard, Ledger, RoleOf
 from bench.targets.refusals import quantized_copies
-
-
-def suggest(table: ModuleTable, entry: str, role: RoleOf = role_of) -> str:
-    """What to write instead of a dead entry: the modules here that do its work; "" if none do."""
-    wanted = role_of(entry)
-    if wanted == UNKNOWN:
-        return ""
-    modules = [m for m in table.modules if m.kind != OTHER and serves(role(m.name), wanted)]
-    if modules:
-        offers = Counter((m.leaf, role(m.name)) for m in modules)
-        return ", ".join(
-            f"{leaf} ({does.replace('_', '-')}, {n} modules)" for (leaf, does), n in offers.items()
-        )
-    experts = Counter(
-        ".".join(p.name.split(".")[-3:])
-        for p in table.expert_parameters
-        if serves(role(p.name), wanted)
-    )
-    return ", ".join(f'target_parameters=["{name}"] ({n} layers)' for name, n in experts.items())
 
 
 def find_hazards(ledger: Ledger, role: RoleOf, doubled: bool) -> list[Hazard]:

@@ -15,7 +15,10 @@ RoleOf = Callable[[str], str]
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry as the user wrote it, and the modules (or parameters) that it reaches."""
+    """One entry as the user wrote it, and the modules (or parameters) that it reaches.
+
+    `cause` says why a dead entry is dead where the model does have what it names.
+    """
 
     entry: str
     reached: tuple[str, ...]
@@ -23,6 +26,7 @@ class Entry:
     layers: int
     suggestion: str = ""
     field: str = "target_modules"
+    cause: str = ""
 
     @property
     def dead(self) -> bool:
@@ -48,6 +52,16 @@ class Adapted:
 
 
 @dataclass(frozen=True)
+class DeadField:
+    """An entry of another field (a pattern's key, a module to save, a layer) without any effect."""
+
+    field: str
+    entry: str
+    reason: str
+    suggestion: str = ""
+
+
+@dataclass(frozen=True)
 class Hazard:
     """Something that PEFT does without a word and the user may not want."""
 
@@ -66,6 +80,7 @@ class Ledger:
         tied: those of `saved` whose copy is the input embedding's (ensure_weight_tying).
         refusals: reasons for which PEFT raises on this configuration; empty when it injects.
         hazards: see Hazard.
+        dead_fields: entries of the other fields that change nothing; PEFT ignores them.
     """
 
     table: ModuleTable = field(repr=False)
@@ -76,6 +91,7 @@ class Ledger:
     refusals: tuple[str, ...] = ()
     hazards: tuple[Hazard, ...] = ()
     tied: tuple[str, ...] = ()
+    dead_fields: tuple[DeadField, ...] = ()
 
     @property
     def adapted_layers(self) -> int:
