@@ -24,7 +24,7 @@ from bench.targets.hazards import find_hazards
 from bench.targets.ledger import Adapted, Entry, Ledger, RoleOf
 from bench.targets.refusals import (
     layer_refusals,
-    quantized_copies,
+    saved_refusals,
     token_refusals,
     unsupported,
 )
@@ -88,13 +88,7 @@ def match(table: ModuleTable, adapter: AdapterConfig, role: RoleOf = role_of) ->
     ]
     refusals += layer_refusals(adapter, tuple(adapted))[:1]
     saved = _saved(table, adapter, tying.saved)
-    copies = quantized_copies(table, saved)
-    refusals += [
-        f"{a.name} is adapted and named in modules_to_save: PEFT cannot save an adapted module"
-        for a in adapted
-        if a.name in saved
-    ][:1]
-    refusals += [f"{n} is quantized, and cannot be trained whole" for n in copies[:1]]
+    refusals += saved_refusals(table, tuple(adapted), saved)
     refusals += token_refusals(table, asked, {a.name for a in adapted})
     tied = tuple(name for name in saved if tying.saved and name.endswith(tying.saved))
     ledger = Ledger(table, asked, (), tuple(adapted), saved, tuple(refusals), tied=tied)
