@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from bench import DeadEntries, check_targets
 from bench.adapters import TASK_TYPES, AdapterConfig
-from bench.architectures import FIXTURES, Model, model_class
+from bench.architectures import FIXTURES, Model
 from bench.counting import count, inject
 from bench.errors import BenchError
 from bench.formulas import lora_parameters
+from bench.model_classes import model_class
 from bench.modules import read_table
 from bench.quantization import bitsandbytes_config
 from bench.targets import Ledger, match
