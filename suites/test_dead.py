@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,45 @@ def test_what_the_cause_offers_works() -> None:
         ledger = ledger_of({"target_modules": pattern})
         assert len(ledger.adapted) == adapted
         assert len(count(inject(model(LLAMA).build(), ledger.adapter)).adapted) == adapted
+
+
+QWEN_MOE = {**LLAMA, "model_type": "qwen3_moe", "num_experts": 2, "moe_intermediate_size": 8,
+            "mlp_only_layers": [0]}  # fmt: skip
+GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_head": 2, "n_layer": 2, "vocab_size": 24}
+XLNET = {"model_type": "xlnet", "d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 24,
+         "vocab_size": 24}  # fmt: skip
+OFFERS = [
+    (BERT, "o_proj", "attention.output.dense (output, 4 modules)"),
+    (BERT, "down_proj", "dense (down in 4 of the 13 modules that it reaches)"),
+    (GPT2, "o_proj", "attn.c_proj (output, 2 modules)"),
+    (GPT2, "fc2", "mlp.c_proj (down, 2 modules)"),
+    ({**LLAMA, "model_type": "modernbert"}, "o_proj", "attn.Wo (output, 4 modules)"),
+    (XLNET, "q_proj", 'target_parameters=["rel_attn.q"] (2 layers)'),
+    (LLAMA, "query_key_value",
+     "q_proj (query, 4 modules), k_proj (key, 4 modules), v_proj (value, 4 modules)"),
+    (LLAMA, "gate_up_proj", "gate_proj (gate, 4 modules), up_proj (up, 4 modules)"),
+    (LLAMA, "vv_proj", "v_proj (4 modules)"),
+    (LLAMA, "lm_haed", "lm_head (1 modules)"),
+    (LLAMA, "self_attn.qproj", "q_proj (4 modules)"),
+    (LLAMA, "Q_proj", "q_proj (4 modules)"),
+    (LLAMA, "nothing_alike", ""),
+    # PEFT would translate up_proj, the first layer's too
+    (QWEN_MOE, "fc1", 'target_parameters=["mlp.experts.gate_up_proj"] (3 layers)'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "entry", "offer"), OFFERS)
+def test_offers_reach_what_they_say(config: dict, entry: str, offer: str) -> None:
+    """What is offered is written, and PEFT adapts as many modules as the offer says."""
+    auto = {"bert": "AutoModelForSequenceClassification", "modernbert": "AutoModel"}
+    asked = model(config, auto.get(config["model_type"], "AutoModelForCausalLM"))
+    (found,) = match(asked.table, AdapterConfig((entry,))).entries
+    assert found.suggestion == offer
+    for name, n in re.findall(r"([\w.]+) \([^)]*?(\d+) modules", offer):
+        assert len(count(inject(asked.build(), AdapterConfig((name,)))).adapted) == int(n)
+    for name, n in re.findall(r'=\["([\w.]+)"\] \((\d+) layers', offer):
+        adapter = AdapterConfig((), target_parameters=(name,))
+        assert len(count(inject(asked.build(), adapter)).adapted) == int(n)
 
 
 def dead(ledger: Ledger) -> list[Entry]:
