@@ -112,9 +112,11 @@ class Ledger:
         that carry an adapter, 0 to 1."""
         everything = sum(m.weight_elements for m in self._linear_modules())
         everything += sum(p.elements for p in self.table.expert_parameters)
-        linear = {m.name for m in self._linear_modules()}
-        experts = {p.name for p in self.table.expert_parameters}
-        reached = sum(a.weight_elements for a in self.adapted if a.name in linear | experts)
+        counted = {m.name for m in self._linear_modules()}
+        counted |= {p.name for p in self.table.expert_parameters}
+        # target_parameters names a linear layer by its weight.
+        names = ((a, a.name.removesuffix(".weight")) for a in self.adapted)
+        reached = sum(a.weight_elements for a, name in names if {name, a.name} & counted)
         return reached / everything if everything else 0.0
 
     @cached_property

@@ -114,9 +114,10 @@ def match(table: ModuleTable, adapter: AdapterConfig, role: RoleOf = role_of) ->
             )
         )
     ledger = replace(ledger, entries=tuple(entries))
+    doubled = [a for a in adapted if ranks and a.r != _rank(adapter, {}, a.name)]
     return replace(
         ledger,
-        hazards=tuple(find_hazards(ledger, role, bool(ranks))),
+        hazards=tuple(find_hazards(ledger, role, doubled)),
         dead_fields=find_dead_fields(ledger),
     )
 
