@@ -143,6 +143,30 @@ def test_commands_fail_on_them_unless_optional(tmp_path: Path, capsys) -> None:
     assert check_targets(tmp_path, file, optional=optional).adapted_layers == 3
 
 
+def test_check_targets_takes_a_configuration_and_no_wrapped_model() -> None:
+    from peft import LoraConfig, PromptTuningConfig, get_peft_model
+
+    live = model(LLAMA).build()
+    assert check_targets(live.config, ["q_proj"]).adapted_layers == 4
+    head = {"target_modules": ["q_proj"], "task_type": "SEQ_CLS"}
+    assert check_targets(live.config, head).saved == ("score",)
+    with pytest.raises(DeadEntries, match="LlamaConfig: 1 of 1 entries"):
+        check_targets(live.config, ["query"])
+    check_targets(live, ["q_proj", "zz"], optional="zz")
+    wrapped = get_peft_model(live, LoraConfig(target_modules=["q_proj"]))
+    for carrying in (wrapped, wrapped.base_model.model):
+        with pytest.raises(BenchError, match="carries an adapter already"):
+            check_targets(carrying, ["q_proj"])
+    assert check_targets(wrapped.unload(), ["q_proj"]).adapted_layers == 4
+    prompted = get_peft_model(
+        model(LLAMA).build(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    )
+    with pytest.raises(BenchError, match="carries an adapter already"):
+        check_targets(prompted, ["q_proj"])
+    with pytest.raises(BenchError, match="found int"):
+        check_targets(3, ["q_proj"])
+
+
 CAUSES = [
     ({"target_modules": "q_proj"}, "must match the whole name", r'["q_proj"], or .*\.q_proj'),
     ({"target_modules": "(q_proj|k_proj)"}, "must match the whole name", r".*\.(q_proj|k_proj)"),
