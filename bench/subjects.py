@@ -64,8 +64,6 @@ class Subject:
     def dead_entries(self, ledger: Ledger) -> str:
         """What to tell the user of dead entries, and of other fields' entries without effect, that
         are not optional; "" if there are none."""
-        from bench.reports.ledger import dead_entry_text, dead_field_text
-
         dead = [e for e in ledger.entries if e.dead and e.entry not in self.optional]
         fields = [f for f in ledger.dead_fields if f.entry not in self.optional]
         said = []
@@ -76,8 +74,8 @@ class Subject:
         if not said:
             return ""
         lines = [f"{self.model.label}: {', '.join(said)}"]
-        lines += [f"  {entry.entry}: dead{dead_entry_text(entry)}" for entry in dead]
-        lines += [f"  {dead_field_text(field)}" for field in fields]
+        lines += [f"  {entry.entry}: dead{entry.why_dead}" for entry in dead]
+        lines += [f"  {field}" for field in fields]
         return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bench.formulas import Parameters
     from bench.subjects import Subject
-    from bench.targets import DeadField, Entry, Ledger
+    from bench.targets import Entry, Ledger
 
 
 def ledger_json(subject: Subject, ledger: Ledger, parameters: Parameters | None) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def ledger_text(
         colours = (red, plain) if entry.dead else ("", "")
         said = _reach(entry, len(ledger.table.layers))
         lines.append(f"  {colours[0]}{entry.entry:{width}}  {said}{colours[1]}")
-    lines += [f"  {red}{line}{plain}" for line in map(dead_field_text, ledger.dead_fields)]
+    lines += [f"  {red}{dead}{plain}" for dead in ledger.dead_fields]
     if ledger.saved:
         lines.append(f"  trained whole: {', '.join(ledger.saved)}")
     lines.append(
@@ -76,21 +76,9 @@ def ledger_text(
     return "\n".join(lines)
 
 
-def dead_field_text(dead: DeadField) -> str:
-    """One line: the field, its entry, why it has no effect and what to write."""
-    offer = f"; write instead: {dead.suggestion}" if dead.suggestion else ""
-    return f"{dead.field} {dead.entry}: no effect, {dead.reason}{offer}"
-
-
-def dead_entry_text(entry: Entry) -> str:
-    """Why a dead entry is dead, and what to write; starts with a colon or a semicolon, or ""."""
-    cause = f": {entry.cause}" if entry.cause else ""
-    return cause + (f"; write instead: {entry.suggestion}" if entry.suggestion else "")
-
-
 def _reach(entry: Entry, layers: int) -> str:
     if entry.dead:
-        return f"reaches nothing{dead_entry_text(entry)}"
+        return f"reaches nothing{entry.why_dead}"
     roles = ", ".join(f"{n} {role.replace('_', '-')}" for role, n in entry.roles.items())
     inside = f" in {entry.layers} of {layers} layers" if entry.layers else ""
     return f"{len(entry.reached)} modules{inside}: {roles}"

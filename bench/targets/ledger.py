@@ -32,6 +32,12 @@ class Entry:
     def dead(self) -> bool:
         return not self.reached
 
+    @property
+    def why_dead(self) -> str:
+        """The cause and what to write instead, to follow on "dead"; "" where neither is known."""
+        cause = f": {self.cause}" if self.cause else ""
+        return cause + (f"; write instead: {self.suggestion}" if self.suggestion else "")
+
 
 @dataclass(frozen=True)
 class Adapted:
@@ -59,6 +65,10 @@ class DeadField:
     entry: str
     reason: str
     suggestion: str = ""
+
+    def __str__(self) -> str:
+        offer = f"; write instead: {self.suggestion}" if self.suggestion else ""
+        return f"{self.field} {self.entry}: no effect, {self.reason}{offer}"
 
 
 @dataclass(frozen=True)
