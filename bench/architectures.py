@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from bench.adapters import read_json
 from bench.errors import BenchError, UnknownName, check_keys
 from bench.expressions import evaluate
+from bench.model_classes import class_for_task, class_of, model_class, task_class_of
 from bench.modules import OTHER, ModuleTable, read_table
 from bench.precision import precision
 from bench.quantization import bitsandbytes_config, given_config, quantize_on_meta
@@ -31,24 +32,6 @@ if TYPE_CHECKING:
 FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 _PROJECTION_KEYS = ("role", "module", "kind", "in_features", "out_features", "bias", "count",
                     "regex", "tied", "experts", "kernel")  # fmt: skip
-_TASK_MAPPINGS = {
-    "AutoModelForCausalLM": "CAUSAL_LM",
-    "AutoModelForSeq2SeqLM": "SEQ_TO_SEQ_CAUSAL_LM",
-    "AutoModelForMaskedLM": "MASKED_LM",
-    "AutoModelForSequenceClassification": "SEQUENCE_CLASSIFICATION",
-    "AutoModelForTokenClassification": "TOKEN_CLASSIFICATION",
-    "AutoModelForQuestionAnswering": "QUESTION_ANSWERING",
-    "AutoModelForImageClassification": "IMAGE_CLASSIFICATION",
-}
-# The class that PEFT's task types are for.
-_TASK_TYPE_CLASSES = {
-    "CAUSAL_LM": "AutoModelForCausalLM",
-    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
-    "SEQ_CLS": "AutoModelForSequenceClassification",
-    "TOKEN_CLS": "AutoModelForTokenClassification",
-    "QUESTION_ANS": "AutoModelForQuestionAnswering",
-    "FEATURE_EXTRACTION": "AutoModel",
-}
 KINDS = ("linear", "conv1d", "conv2d", "embedding", "expert")
 
 
@@ -172,11 +155,10 @@ class Model:
         return replace(self, config={**self.config, "quantization_config": settings})
 
     def for_task(self, task_type: str | None) -> Model:
-        """This model with the head that PEFT's task type is for; itself where it has that head."""
-        wanted = _TASK_TYPE_CLASSES.get(task_type or "")
-        if wanted is None or self.task_class == wanted:
-            return self
-        return replace(self, auto_class=wanted)
+        """This model with the head that PEFT's task type is for, where there is such a class."""
+        given = self.architecture is not None or not self.auto_class.startswith("AutoModel")
+        chosen = class_for_task(self.auto_class, self.config, task_type, given=given)
+        return self if chosen == self.auto_class else replace(self, auto_class=chosen)
 
     @cached_property
     def transformers_config(self) -> Any:
@@ -219,15 +201,7 @@ class Model:
     def task_class(self) -> str:
         """The auto class whose task `auto_class` is made for ("AutoModelForCausalLM" for
         LlamaForCausalLM); `auto_class` itself where no known task has it."""
-        if self.auto_class.startswith("AutoModel"):
-            return self.auto_class
-        from transformers.models.auto import modeling_auto
-
-        for name, mapping in _TASK_MAPPINGS.items():
-            names = getattr(modeling_auto, f"MODEL_FOR_{mapping}_MAPPING_NAMES")
-            if names.get(self.model_type) == self.auto_class:
-                return name
-        return self.auto_class
+        return task_class_of(self.auto_class, self.config)
 
     def build(self) -> nn.Module:
         """The model on the meta device: every shape, no memory.
@@ -280,17 +254,6 @@ class Model:
     def role_of(self, name: str) -> str:
         """The declared role of a module; what its name tells where nobody declared it."""
         return self._declared_roles.get(name) or role_of(name)
-
-
-def model_class(name: str) -> Any:
-    """The transformers auto class or model class called `name`."""
-    import transformers
-
-    found = getattr(transformers, name, None)
-    if found is None or not (hasattr(found, "from_config") or hasattr(found, "config_class")):
-        known = [n for n in dir(transformers) if n.startswith("AutoModel")]
-        raise UnknownName("model class", name, known)
-    return found
 
 
 def registered(folder: Path | None = None) -> dict[str, Path]:
@@ -356,7 +319,7 @@ def find_model(
         folder, label = file.parent, file.resolve().parent.name
     else:
         config, folder, label = _from_hub(name, folders), None, name.rpartition("/")[2]
-    chosen = auto_class or (architecture.auto_class if architecture else _auto_class(config))
+    chosen = auto_class or (architecture.auto_class if architecture else class_of(config))
     return Model(label, config, chosen, architecture, folder, False, trust_remote_code)
 
 
@@ -396,22 +359,6 @@ def _from_hub(name: str, known: Mapping[str, Path]) -> dict[str, Any]:
             f"hub id that is cached or can be reached ({_first_line(error)})"
         ) from None
     return read_config(Path(path))
-
-
-def _auto_class(config: Mapping[str, Any]) -> str:
-    """The class that the config's `architectures` names, else the most specific auto class."""
-    import transformers
-
-    for name in config.get("architectures") or ():
-        if isinstance(name, str) and hasattr(getattr(transformers, name, None), "config_class"):
-            return name
-    from transformers.models.auto import modeling_auto
-
-    for name in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForMaskedLM"):
-        names = getattr(modeling_auto, f"MODEL_FOR_{_TASK_MAPPINGS[name]}_MAPPING_NAMES")
-        if config["model_type"] in names:
-            return name
-    return "AutoModel"
 
 
 def _known_model_types() -> list[str]:

@@ -10,14 +10,15 @@ from bench.adapters import AdapterConfig
 from bench.architectures import Model, find_model
 from bench.errors import BenchError
 from bench.formulas import lora_parameters
-from bench.modules import read_table
+from bench.model_classes import class_of
+from bench.modules import ModuleTable, read_table
 from bench.reports.ledger import ledger_text
 from bench.subjects import Subject
 from bench.targets import Ledger, match
 
 
 class DeadEntries(AssertionError):
-    """Entries of a LoRA configuration reach nothing. `ledger` says what the others reach."""
+    """Entries of a LoRA configuration have no effect. `ledger` says what the others reach."""
 
     def __init__(self, message: str, ledger: Ledger) -> None:
         super().__init__(message)
@@ -31,39 +32,64 @@ def check_targets(
     optional: Sequence[str] = (),
     auto_class: str | None = None,
 ) -> Ledger:
-    """Assert that every entry of `adapter` reaches something on `model`; returns the ledger.
+    """Assert that every entry of `adapter` has an effect on `model`; returns the ledger.
 
     Args:
-        model: a live model (before `get_peft_model`), or what names one: a registered name, a
-            folder or file with a config.json, a hub id. A named model is built on the meta device.
+        model: a live model (before `get_peft_model`), its transformers configuration, or what
+            names one: a registered name, a folder or file with a config.json, a hub id. A model
+            that is not live is built on the meta device.
         adapter: a `peft.LoraConfig`, the path of an adapter_config.json, a mapping of its fields,
             or a list of target modules.
-        optional: entries that may reach nothing.
-        auto_class: the transformers class to build a named model with.
+        optional: entries that may have no effect; layers by their number as text.
+        auto_class: the transformers class to build a model that is not live with.
 
     Raises:
-        DeadEntries: (an AssertionError) when an entry reaches nothing; its message shows the
-            ledger and what to write instead.
+        DeadEntries: (an AssertionError) when an entry reaches nothing, in target_modules or any
+            other field; its message shows the ledger and what to write instead.
         BenchError: when PEFT would refuse the configuration, or the input is wrong.
     """
     config = _adapter(adapter)
     if isinstance(model, str | Path):
         found = find_model(str(model), auto_class)
-        if auto_class is None:
-            found = found.for_task(config.task_type)
-        table, roles = found.table, found.role_of
+    elif hasattr(model, "model_type") and hasattr(model, "to_dict"):
+        values = model.to_dict()
+        found = Model(type(model).__name__, values, auto_class or class_of(values))
     else:
-        table = read_table(model)
-        found = Model(table.class_name, {"model_type": table.model_type}, table.class_name)
-        roles = found.role_of
-    ledger = match(table, config, roles)
-    subject = Subject(found, "check", config, None, tuple(optional))
+        table = read_table(_live(model))
+        return _checked(
+            Model(table.class_name, {"model_type": table.model_type}, table.class_name),
+            table, config, optional,
+        )  # fmt: skip
+    if auto_class is None:
+        found = found.for_task(config.task_type)
+    return _checked(found, found.table, config, optional)
+
+
+def _checked(
+    found: Model, table: ModuleTable, config: AdapterConfig, optional: Sequence[str]
+) -> Ledger:
+    names = (optional,) if isinstance(optional, str) else tuple(optional)
+    ledger = match(table, config, found.role_of)
+    subject = Subject(found, "check", config, None, names)
     if problem := subject.dead_entries(ledger):
         parameters = None if ledger.refusals else lora_parameters(ledger)
         raise DeadEntries(f"{problem}\n\n{ledger_text(subject, ledger, parameters)}", ledger)
     if ledger.refusals:
         raise BenchError(f"{found.label}: PEFT refuses: {'; '.join(ledger.refusals)}")
     return ledger
+
+
+def _live(model: Any) -> Any:
+    """`model` itself, if it is a module that PEFT has not wrapped yet. Raises BenchError."""
+    found = type(model).__name__
+    if not callable(getattr(model, "named_modules", None)):
+        raise BenchError(f"model: expected a model, its configuration, or a name, found {found}")
+    if hasattr(model, "get_base_model") or any(hasattr(m, "base_layer") for m in model.modules()):
+        raise BenchError(
+            f"model: {found} carries an adapter already, and its modules have other names; check "
+            "the model before get_peft_model, or what unload() gives back"
+        )
+    return model
 
 
 def _adapter(adapter: Any) -> AdapterConfig:

@@ -101,6 +101,8 @@ class ModuleTable:
         moe_conversion: the family by which PEFT rewrites transformers-4 expert names, or "".
         ties_unknown: the model names tied weights but not its input embedding: PEFT then raises
             whatever the targets.
+        repeated: (further name, first name) of modules that are registered twice.
+        base_model: name of the module that holds the pretrained model without a head, or "".
     """
 
     model_type: str
@@ -113,6 +115,7 @@ class ModuleTable:
     moe_conversion: str = ""
     ties_unknown: bool = False
     repeated: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    base_model: str = ""
 
     @cached_property
     def by_name(self) -> dict[str, Module]:
@@ -243,6 +246,7 @@ def read_table(model: nn.Module) -> ModuleTable:
         for name, module in model.named_modules(remove_duplicate=False)
         if name and name not in seen
     )
+    base_model = str(getattr(model, "base_model_prefix", ""))
     input_embedding = embedding("get_input_embeddings")
     shared = {p.name: p.same_as or p.name for p in parameters}
     weight = shared.get(f"{input_embedding}.weight")
@@ -262,6 +266,7 @@ def read_table(model: nn.Module) -> ModuleTable:
         moe_conversion=_moe_conversion(model_type),
         ties_unknown=_ties_unknown(model),
         repeated=repeated,
+        base_model=base_model if base_model in seen else "",
     )
 
 

@@ -62,14 +62,20 @@ class Subject:
         )
 
     def dead_entries(self, ledger: Ledger) -> str:
-        """What to tell the user of dead entries that are not optional; "" if there are none."""
+        """What to tell the user of dead entries, and of other fields' entries without effect, that
+        are not optional; "" if there are none."""
         dead = [e for e in ledger.entries if e.dead and e.entry not in self.optional]
-        if not dead:
+        fields = [f for f in ledger.dead_fields if f.entry not in self.optional]
+        said = []
+        if dead:
+            said.append(f"{len(dead)} of {len(ledger.entries)} entries reach nothing")
+        if fields:
+            said.append(f"{len(fields)} entries of other fields have no effect")
+        if not said:
             return ""
-        lines = [f"{self.model.label}: {len(dead)} of {len(ledger.entries)} entries reach nothing"]
-        for entry in dead:
-            offer = f"; write instead: {entry.suggestion}" if entry.suggestion else ""
-            lines.append(f"  {entry.entry}: dead{offer}")
+        lines = [f"{self.model.label}: {', '.join(said)}"]
+        lines += [f"  {entry.entry}: dead{entry.why_dead}" for entry in dead]
+        lines += [f"  {field}" for field in fields]
         return "\n".join(lines)
 
 

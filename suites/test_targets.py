@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from bench import DeadEntries, check_targets
 from bench.adapters import TASK_TYPES, AdapterConfig
-from bench.architectures import FIXTURES, Model, model_class
+from bench.architectures import FIXTURES, Model
 from bench.counting import count, inject
 from bench.errors import BenchError
 from bench.formulas import lora_parameters
+from bench.model_classes import model_class
 from bench.modules import read_table
 from bench.quantization import bitsandbytes_config
 from bench.targets import Ledger, match
@@ -56,7 +57,7 @@ def test_one_live_entry_hides_the_dead_ones(both) -> None:
     assert ledger.dead_entries == ("query", "c_attn", "fc1")
     assert [e.suggestion for e in ledger.entries if e.dead] == [
         "q_proj (query, 16 modules)",
-        "",
+        "q_proj (query, 16 modules), k_proj (key, 16 modules), v_proj (value, 16 modules)",
         "up_proj (up, 16 modules)",
     ]
     assert both("llama-3.2-1b", AdapterConfig(("query", "fc1"))).refusals
@@ -213,6 +214,59 @@ def test_a_token_beyond_the_vocabulary_is_refused() -> None:
     live = model_class(model.auto_class).from_config(model.transformers_config)
     with pytest.raises(IndexError):
         get_peft_model(live, LoraConfig(**fields))
+
+
+TINY_LLAMA = {"model_type": "llama", **TINY_LAYERS}
+TINY_MIXTRAL = {"model_type": "mixtral", **TINY_LAYERS, "num_local_experts": 2}
+TINY_GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_head": 2, "n_layer": 2, "vocab_size": 24,
+             "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+TWICE, SAVED, TRANSPOSED = "adapted through target_modules", "cannot save", "fan_in_fan_out"
+
+
+@pytest.mark.parametrize(
+    ("config", "fields", "refusal"),
+    [
+        (TINY_LLAMA, {"target_modules": ["q_proj"], "target_parameters": ["q_proj.weight"]}, TWICE),
+        (TINY_LLAMA, {"target_parameters": ["q_proj.weight"]}, TWICE),  # PEFT's default targets
+        (TINY_LLAMA, {"target_modules": "all-linear", "target_parameters": ["up_proj.weight"]},
+         TWICE),
+        (TINY_LLAMA, {"target_modules": ["lm_head"], "target_parameters": ["lm_head.weight"]},
+         TWICE),
+        (TINY_LLAMA, {"target_modules": ["k_proj"], "target_parameters": ["q_proj.weight"]}, ""),
+        (TINY_LLAMA, {"target_modules": ["k_proj"], "target_parameters": ["up_proj.weight"],
+                      "modules_to_save": ["up_proj"]}, SAVED),
+        (TINY_LLAMA, {"target_modules": ["k_proj"], "target_parameters": ["up_proj.weight"],
+                      "modules_to_save": ["mlp"]}, ""),
+        (TINY_LLAMA, {"target_modules": ["lm_head"], "modules_to_save": ["layers"]}, "ModuleList"),
+        (TINY_LLAMA, {"target_modules": ["k_proj"], "target_parameters": ["up_proj.weight"],
+                      "fan_in_fan_out": True}, ""),  # a linear layer turns it off
+        (TINY_MIXTRAL, {"target_modules": "all-linear", "modules_to_save": ["gate"]}, SAVED),
+        (TINY_MIXTRAL, {"target_modules": ["w1", "w2", "w3"], "modules_to_save": ["experts"]},
+         SAVED),
+        (TINY_GPT2, {"target_modules": ["c_attn"], "target_parameters": ["wte.weight"]},
+         TRANSPOSED),
+        (TINY_GPT2, {"target_modules": ["c_attn", "lm_head"], "target_parameters": ["wte.weight"]},
+         ""),
+        (TINY_GPT2, {"target_modules": [], "target_parameters": ["c_attn.weight"]}, ""),
+    ],
+)  # fmt: skip
+def test_parameters_beside_modules(config: dict, fields: dict, refusal: str) -> None:
+    """What PEFT wraps it wraps once, and never copies; a Conv1D turns fan_in_fan_out on."""
+    model = Model(config["model_type"], config, "AutoModelForCausalLM")
+    ledger = agree(model, AdapterConfig.from_dict(fields))
+    assert bool(ledger.refusals) == bool(refusal)
+    assert refusal in "".join(ledger.refusals)
+
+
+def test_biases_of_layers_adapted_through_their_weight() -> None:
+    """bias="lora_only": q_proj has a bias, and its weight an adapter."""
+    config = {**TINY_LLAMA, "attention_bias": True}
+    fields = {"target_modules": ["up_proj"], "target_parameters": ["self_attn.q_proj.weight"]}
+    ledger = agree(
+        Model("llama", config, "AutoModelForCausalLM"),
+        AdapterConfig.from_dict({**fields, "bias": "lora_only", "r": 1}),
+    )
+    assert lora_parameters(ledger).terms[-1].trained == 2 * 16
 
 
 def test_tied_embeddings_saved_twice_drift_apart(both) -> None:

@@ -33,9 +33,9 @@ def make_parser() -> argparse.ArgumentParser:
         help="registered name, folder or config.json, or hub id")
     _add_adapter(add)
     add("--target-parameters", default="", metavar="A,B")
-    add("--exclude-modules", default="", metavar="A,B")
+    add("--exclude-modules", default="", metavar="A,B|re:REGEX")
     add("--optional", default="", metavar="A,B", help="entries that may reach nothing")
-    add("--strict", action="store_true", help="exit with 1 when an entry reaches nothing")
+    add("--strict", action="store_true", help="exit with 1 when an entry has no effect")
     add("--precision", metavar="P",
         help="as loaded in int8, nf4, ...: which heads cannot train, and the three totals")
     add("--method", metavar="M", help="another PEFT method: ia3, vera, prefix_tuning, full, ...")

@@ -27,6 +27,12 @@ def asked_subject(options: argparse.Namespace, name: str) -> Subject:
     ways = [w for w in ("adapter", "scenario", "target_modules") if getattr(options, w) is not None]
     if len(ways) > 1:
         raise BenchError(f"give one of --{', --'.join(w.replace('_', '-') for w in ways)}")
+    parameters = split(getattr(options, "target_parameters", ""))
+    if parameters and ways not in ([], ["target_modules"]):
+        raise BenchError(
+            f"--target-parameters goes with --target-modules, not with --{ways[0]}: write "
+            "target_parameters into an adapter_config.json and give that as --adapter"
+        )
     model = load_model(name, options.auto_class, options.trust_remote_code)
     if isinstance(options.precision, str):
         model = model.loaded_in(options.precision)
@@ -41,7 +47,7 @@ def asked_subject(options: argparse.Namespace, name: str) -> Subject:
         "r": options.rank,
         "task_type": options.task_type,
         "modules_to_save": split(options.modules_to_save),
-        "exclude_modules": split(getattr(options, "exclude_modules", "")),
+        "exclude_modules": names(getattr(options, "exclude_modules", "")),
     }
     adapter = replace(adapter, **{key: value for key, value in given.items() if value})
     if not options.auto_class:
@@ -69,9 +75,12 @@ def entries(text: str | None) -> tuple[str, ...] | str:
     """target_modules as written on the command line: names, `all-linear`, or `re:REGEX`."""
     if text is None:
         return ()
-    if text.startswith("re:"):
-        return text.removeprefix("re:")
-    return text if text.lower() == "all-linear" else split(text)
+    return text if text.lower() == "all-linear" else names(text)
+
+
+def names(text: str) -> tuple[str, ...] | str:
+    """Names between commas, or the regular expression behind `re:`."""
+    return text.removeprefix("re:") if text.startswith("re:") else split(text)
 
 
 def predicted_subjects(options: argparse.Namespace) -> list[Subject]:

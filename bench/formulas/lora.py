@@ -40,7 +40,7 @@ from bench.modules import (
     Parameter,
 )
 from bench.targets import Adapted, Ledger
-from bench.targets.refusals import block_diagonal
+from bench.targets.refusals import block_diagonal, owner_of
 from bench.targets.tying import token_layers
 
 _MONTECLORA_SAMPLES = 8
@@ -246,10 +246,11 @@ def saved_term(ledger: Ledger, nested: int) -> Term:
 def bias_term(ledger: Ledger) -> Term:
     """`bias`: the base model's own biases that train; nothing is added.
 
-    "all" reaches every parameter called `bias`, "lora_only" those of the adapted layers.
+    "all" reaches every parameter called `bias`, "lora_only" those of the adapted layers and of the
+    modules that hold an adapted parameter.
     """
     everything, adapted = ledger.adapter.bias == "all", _free(ledger)
-    names = {f"{a.name}.bias" for a in adapted}
+    names = {f"{owner_of(a)}.bias" for a in adapted}
     # LoRA on a MultiheadAttention adapts its out_proj as a layer of its own; in_proj_bias is
     # called otherwise and is never reached.
     names |= {f"{a.name}.out_proj.bias" for a in adapted if a.module and a.module.kind == MULTIHEAD}

@@ -36,10 +36,12 @@ def ledger_json(subject: Subject, ledger: Ledger, parameters: Parameters | None)
                 "layers": entry.layers,
                 "roles": dict(entry.roles),
                 "suggestion": entry.suggestion or None,
+                "cause": entry.cause or None,
             }
             for entry in ledger.entries
         ],
         "dead_entries": list(ledger.dead_entries),
+        "dead_fields": [asdict(dead) for dead in ledger.dead_fields],
         "saved_modules": list(ledger.saved),
         "hazards": [asdict(hazard) for hazard in ledger.hazards],
         "refusals": list(ledger.refusals),
@@ -58,6 +60,7 @@ def ledger_text(
         colours = (red, plain) if entry.dead else ("", "")
         said = _reach(entry, len(ledger.table.layers))
         lines.append(f"  {colours[0]}{entry.entry:{width}}  {said}{colours[1]}")
+    lines += [f"  {red}{dead}{plain}" for dead in ledger.dead_fields]
     if ledger.saved:
         lines.append(f"  trained whole: {', '.join(ledger.saved)}")
     lines.append(
@@ -81,8 +84,7 @@ def ledger_text(
 
 def _reach(entry: Entry, layers: int) -> str:
     if entry.dead:
-        offer = f"; write instead: {entry.suggestion}" if entry.suggestion else ""
-        return f"reaches nothing{offer}"
+        return f"reaches nothing{entry.why_dead}"
     roles = ", ".join(f"{n} {role.replace('_', '-')}" for role, n in entry.roles.items())
     inside = f" in {entry.layers} of {layers} layers" if entry.layers else ""
     return f"{len(entry.reached)} modules{inside}: {roles}"

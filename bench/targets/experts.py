@@ -73,6 +73,11 @@ def translate_experts(
     return tuple(kept), aliases, tuple(dict.fromkeys((*parameters, *added))), ranks
 
 
+def new_name(table: ModuleTable, old: str) -> str:
+    """The parameter that PEFT takes for an expert's old name on this model; "" if it takes none."""
+    return _EXPERT_NAMES.get(table.moe_conversion, {}).get(old.rpartition(".")[2], "")
+
+
 def _leaf_names(
     table: ModuleTable, adapter: AdapterConfig, pattern: str, names: Mapping[str, str]
 ) -> set[str]:

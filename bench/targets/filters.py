@@ -36,24 +36,40 @@ class Filter:
             for p in ((patterns,) if isinstance(patterns, str) else patterns)
         ] or [re.compile(r".*?\.[^.]*\.(?P<idx>\d+)\.")]
 
-    def keeps(self, name: str) -> bool:
-        excluded = self.adapter.exclude_modules
+    def excluded(self, name: str) -> bool:
+        """Whether exclude_modules holds the module out."""
+        excluded = self.adapter.exclude_modules or ()
         if isinstance(excluded, str):
-            if excluded and re.fullmatch(excluded, name):
-                return False
-        elif excluded and any(name == e or name.endswith(f".{e}") for e in excluded):
-            return False
-        return not any(guard.match(name) for guard in self.guards)
+            return re.fullmatch(excluded, name) is not None
+        return any(ends_in(name, entry) for entry in excluded)
+
+    def guarded(self, name: str) -> bool:
+        """Whether the module is, or lies in, one that is trained whole."""
+        return any(guard.match(name) for guard in self.guards)
+
+    def keeps(self, name: str) -> bool:
+        return not (self.excluded(name) or self.guarded(name))
+
+    def layer_index(self, name: str) -> int | None:
+        """The number that layers_to_transform is compared with."""
+        found = next(filter(None, (p.match(name) for p in self.patterns)), None)
+        return int(found["idx"]) if found else None
+
+    def in_layers(self, name: str) -> bool:
+        """Whether layers_to_transform keeps a module that an entry fits by its ending."""
+        if self.indices is None or name in (self.adapter.target_modules or ()):
+            return True
+        return self.layer_index(name) in self.indices
 
     def matches(self, entry: str, name: str) -> bool:
         if name == entry:
             return self.keeps(name)
-        if not name.endswith(f".{entry}") or not self.keeps(name):
-            return False
-        if self.indices is None or name in (self.adapter.target_modules or ()):
-            return True
-        found = next(filter(None, (p.match(name) for p in self.patterns)), None)
-        return found is not None and int(found["idx"]) in self.indices
+        return name.endswith(f".{entry}") and self.keeps(name) and self.in_layers(name)
+
+
+def ends_in(name: str, entry: str) -> bool:
+    """Whether `entry` is the name or its last segments: how PEFT reads the names of a list."""
+    return name == entry or name.endswith(f".{entry}")
 
 
 def matching_pattern(table: ModuleTable, adapter: AdapterConfig, pattern: str) -> Iterable[str]:
@@ -83,7 +99,7 @@ def match_parameters(
     lists: dict[str, list[str]] = {entry: [] for entry in wanted}
     for parameter in table.parameters if wanted else ():
         for entry in wanted:
-            if parameter.name == entry or parameter.name.endswith(f".{entry}"):
+            if ends_in(parameter.name, entry):
                 lists[entry].append(parameter.name)
                 found[parameter.name] = parameter
     return list(found.values()), lists

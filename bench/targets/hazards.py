@@ -1,52 +1,26 @@
-"""What PEFT does without a word and a user may not want; and what to write for a dead entry."""
+"""What PEFT does without a word and a user may not want."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 
-from bench.modules import LINEAR, OTHER, ModuleTable
-from bench.roles import ROUTER, UNKNOWN, role_of, serves
-from bench.targets.ledger import Hazard, Ledger, RoleOf
-from bench.targets.refusals import quantized_copies
+from bench.modules import ModuleTable, Parameter
+from bench.roles import DOWN, FUSED, GATE, KEY, OUTPUT, QUERY, ROUTER, UP, VALUE
+from bench.targets.heads import frozen_head_text, frozen_heads
+from bench.targets.ledger import Adapted, Hazard, Ledger, RoleOf
+from bench.targets.refusals import owner_of, quantized_copies
 
-
-def suggest(table: ModuleTable, entry: str, role: RoleOf = role_of) -> str:
-    """What to write instead of a dead entry: the modules here that do its work; "" if none do."""
-    wanted = role_of(entry)
-    if wanted == UNKNOWN:
-        return ""
-    modules = [m for m in table.modules if m.kind != OTHER and serves(role(m.name), wanted)]
-    if modules:
-        offers = Counter((m.leaf, role(m.name)) for m in modules)
-        return ", ".join(
-            f"{leaf} ({does.replace('_', '-')}, {n} modules)" for (leaf, does), n in offers.items()
-        )
-    experts = Counter(
-        ".".join(p.name.split(".")[-3:])
-        for p in table.expert_parameters
-        if serves(role(p.name), wanted)
-    )
-    return ", ".join(f'target_parameters=["{name}"] ({n} layers)' for name, n in experts.items())
+_WORK = (QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN, *FUSED)
 
 
-def find_hazards(ledger: Ledger, role: RoleOf, doubled: bool) -> list[Hazard]:
-    """The hazards of a ledger; `doubled` where the translation of expert names doubled a rank."""
+def find_hazards(ledger: Ledger, role: RoleOf, doubled: list[Adapted]) -> list[Hazard]:
+    """The hazards of a ledger; `doubled` got another rank by the translation of expert names."""
     table, adapter = ledger.table, ledger.adapter
-    trained = {item.name for item in ledger.adapted} | set(ledger.saved)
+    adapted = {item.name for item in ledger.adapted}
+    trained = {owner_of(item) for item in ledger.adapted} | set(ledger.saved)
     found: dict[str, str] = {}
-    heads = [
-        m.name
-        for m in table.modules
-        if m.kind == LINEAR
-        and m.name.partition(".")[0] in ("classifier", "score", "qa_outputs", "pre_classifier")
-        and not any(m.name == t or m.name.startswith(f"{t}.") for t in trained)
-    ]
-    if heads:
-        found["frozen-head"] = (
-            f"{', '.join(heads)}: newly initialised, and stays frozen and random; give the task "
-            "type, or name it in modules_to_save"
-        )
+    if heads := frozen_heads(ledger):
+        found["frozen-head"] = frozen_head_text(table.class_name, heads, adapter.task_type)
     if whole := quantized_copies(table, ledger.saved):
         found["quantized-head"] = (
             f"{', '.join(whole)}: to be trained whole, and loaded as integers, which cannot train "
@@ -62,15 +36,24 @@ def find_hazards(ledger: Ledger, role: RoleOf, doubled: bool) -> list[Hazard]:
         found["router-adapted"] = (
             f"{len(routers)} routers get an adapter, which changes how tokens are routed"
         )
-    if experts := [p for p in table.expert_parameters if p.name not in trained]:
+    whole_in = tuple(f"{name}." for name in ledger.saved)
+    missed = [p for p in table.expert_parameters if p.name not in adapted]
+    missed = [p for p in missed if not p.name.startswith(whole_in)]
+    if experts := [p for p in missed if _of_experts(table, p)]:
         share = sum(p.elements for p in experts) / table.total_parameters
         found["experts-not-reached"] = (
             f"{len(experts)} fused expert weights, {share:.0%} of the model, get no adapter: they "
             "are parameters, which only target_parameters reaches"
         )
+    if others := [p for p in missed if not _of_experts(table, p) and role(p.name) in _WORK]:
+        share = sum(p.elements for p in others) / table.total_parameters
+        found["parameters-not-reached"] = (
+            f"{len(others)} weights of three dimensions, {share:.0%} of the model, get no adapter: "
+            f"they are parameters, which only target_parameters reaches ({others[0].name})"
+        )
     if doubled:
         found["rank-doubled"] = (
-            f"PEFT translates the old expert names to gate_up_proj with rank {2 * adapter.r}, "
+            f"PEFT translates the old expert names to gate_up_proj with rank {doubled[0].r}, "
             "twice the rank asked for; an explicit target_parameters does not double"
         )
     for entry in ledger.entries:
@@ -79,3 +62,10 @@ def find_hazards(ledger: Ledger, role: RoleOf, doubled: bool) -> list[Hazard]:
                 f"{entry.entry} reaches {entry.layers} of {len(table.layers)} layers"
             )
     return [Hazard(code.partition(":")[0], reason) for code, reason in found.items()]
+
+
+def _of_experts(table: ModuleTable, parameter: Parameter) -> bool:
+    """Whether a weight of three dimensions holds a matrix for every expert; XLNet's holds one for
+    every head."""
+    owner = table.by_name.get(parameter.name.rpartition(".")[0])
+    return "expert" in f"{parameter.name} {owner.class_name if owner else ''}".lower()

@@ -15,7 +15,10 @@ RoleOf = Callable[[str], str]
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry as the user wrote it, and the modules (or parameters) that it reaches."""
+    """One entry as the user wrote it, and the modules (or parameters) that it reaches.
+
+    `cause` says why a dead entry is dead where the model does have what it names.
+    """
 
     entry: str
     reached: tuple[str, ...]
@@ -23,10 +26,17 @@ class Entry:
     layers: int
     suggestion: str = ""
     field: str = "target_modules"
+    cause: str = ""
 
     @property
     def dead(self) -> bool:
         return not self.reached
+
+    @property
+    def why_dead(self) -> str:
+        """The cause and what to write instead, to follow on "dead"; "" where neither is known."""
+        cause = f": {self.cause}" if self.cause else ""
+        return cause + (f"; write instead: {self.suggestion}" if self.suggestion else "")
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,20 @@ class Adapted:
 
 
 @dataclass(frozen=True)
+class DeadField:
+    """An entry of another field (a pattern's key, a module to save, a layer) without any effect."""
+
+    field: str
+    entry: str
+    reason: str
+    suggestion: str = ""
+
+    def __str__(self) -> str:
+        offer = f"; write instead: {self.suggestion}" if self.suggestion else ""
+        return f"{self.field} {self.entry}: no effect, {self.reason}{offer}"
+
+
+@dataclass(frozen=True)
 class Hazard:
     """Something that PEFT does without a word and the user may not want."""
 
@@ -66,6 +90,7 @@ class Ledger:
         tied: those of `saved` whose copy is the input embedding's (ensure_weight_tying).
         refusals: reasons for which PEFT raises on this configuration; empty when it injects.
         hazards: see Hazard.
+        dead_fields: entries of the other fields that change nothing; PEFT ignores them.
     """
 
     table: ModuleTable = field(repr=False)
@@ -76,6 +101,7 @@ class Ledger:
     refusals: tuple[str, ...] = ()
     hazards: tuple[Hazard, ...] = ()
     tied: tuple[str, ...] = ()
+    dead_fields: tuple[DeadField, ...] = ()
 
     @property
     def adapted_layers(self) -> int:
@@ -96,9 +122,11 @@ class Ledger:
         that carry an adapter, 0 to 1."""
         everything = sum(m.weight_elements for m in self._linear_modules())
         everything += sum(p.elements for p in self.table.expert_parameters)
-        linear = {m.name for m in self._linear_modules()}
-        experts = {p.name for p in self.table.expert_parameters}
-        reached = sum(a.weight_elements for a in self.adapted if a.name in linear | experts)
+        counted = {m.name for m in self._linear_modules()}
+        counted |= {p.name for p in self.table.expert_parameters}
+        # target_parameters names a linear layer by its weight.
+        names = ((a, a.name.removesuffix(".weight")) for a in self.adapted)
+        reached = sum(a.weight_elements for a, name in names if {name, a.name} & counted)
         return reached / everything if everything else 0.0
 
     @cached_property

@@ -16,16 +16,19 @@ from dataclasses import replace
 from bench.adapters import AdapterConfig
 from bench.modules import LINEAR, ModuleTable, layer_of
 from bench.roles import UNKNOWN, role_of
+from bench.targets.causes import find_cause
 from bench.targets.experts import translate_experts
+from bench.targets.fields import find_dead_fields
 from bench.targets.filters import Filter, match_parameters, matching_pattern
-from bench.targets.hazards import find_hazards, suggest
+from bench.targets.hazards import find_hazards
 from bench.targets.ledger import Adapted, Entry, Ledger, RoleOf
 from bench.targets.refusals import (
     layer_refusals,
-    quantized_copies,
+    saved_refusals,
     token_refusals,
     unsupported,
 )
+from bench.targets.suggestions import suggest
 from bench.targets.tying import tie
 
 
@@ -85,13 +88,7 @@ def match(table: ModuleTable, adapter: AdapterConfig, role: RoleOf = role_of) ->
     ]
     refusals += layer_refusals(adapter, tuple(adapted))[:1]
     saved = _saved(table, adapter, tying.saved)
-    copies = quantized_copies(table, saved)
-    refusals += [
-        f"{a.name} is adapted and named in modules_to_save: PEFT cannot save an adapted module"
-        for a in adapted
-        if a.name in saved
-    ][:1]
-    refusals += [f"{n} is quantized, and cannot be trained whole" for n in copies[:1]]
+    refusals += saved_refusals(table, tuple(adapted), saved)
     refusals += token_refusals(table, asked, {a.name for a in adapted})
     tied = tuple(name for name in saved if tying.saved and name.endswith(tying.saved))
     ledger = Ledger(table, asked, (), tuple(adapted), saved, tuple(refusals), tied=tied)
@@ -100,18 +97,29 @@ def match(table: ModuleTable, adapter: AdapterConfig, role: RoleOf = role_of) ->
     for entry, where in _user_entries(asked, targets):
         names = (name for e in aliases.get(entry, (entry,)) for name in lists.get(e, ()))
         found = tuple(dict.fromkeys(names))
+        cause = suggestion = ""
+        if not found:
+            cause, suggestion = find_cause(table, asked, entry, where)
+        if not (found or cause):
+            suggestion = suggest(table, entry, role)
         entries.append(
             Entry(
                 entry,
                 found,
                 dict(Counter(roles.get(name, UNKNOWN) for name in found)),
                 len({layer_of(name) for name in found} - {""}),
-                "" if found else suggest(table, entry, role),
+                suggestion,
                 where,
+                cause,
             )
         )
     ledger = replace(ledger, entries=tuple(entries))
-    return replace(ledger, hazards=tuple(find_hazards(ledger, role, bool(ranks))))
+    doubled = [a for a in adapted if ranks and a.r != _rank(adapter, {}, a.name)]
+    return replace(
+        ledger,
+        hazards=tuple(find_hazards(ledger, role, doubled)),
+        dead_fields=find_dead_fields(ledger),
+    )
 
 
 def _default_targets(

@@ -25,7 +25,12 @@ from bench.targets.tying import token_layers
 
 _MAMBA = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
 _ANY_LINEAR = (LINEAR, CONV1D)
+_LISTS = ("ModuleList", "ModuleDict", "ParameterList", "ParameterDict")
 _FROM_THE_WEIGHT = ("olora", "pissa", "orthogonal", "lora_ga")
+_TWICE = (
+    "{} is adapted through target_modules already; with target_modules=[] PEFT adapts parameters "
+    "only"
+)
 # Kinds that have a variant; MultiheadAttention and bare parameters have none.
 _VARIANT_KINDS = {
     "use_dora": (LINEAR, CONV1D, EMBEDDING, *CONVOLUTIONS),
@@ -42,16 +47,25 @@ def layer_refusals(adapter: AdapterConfig, adapted: tuple[Adapted, ...]) -> list
     """The reasons for which PEFT raises on one of the adapted layers, the first of each layer."""
     plain = not (adapter.variants or adapter.lora_bias) and adapter.init_lora_weights is True
     found = []
+    modules = {item.name: item.module for item in adapted if item.module is not None}
+    transposed = len(modules) < len(adapted) and _weights_lie_transposed(adapter, modules)
     for item in adapted:
         if plain and item.module is not None and item.module.kind in _ANY_LINEAR:
             continue  # nothing here concerns it: the common case, kept fast
-        reasons = _parameter(adapter, item) if item.module is None else _module(adapter, item)
+        if item.module is not None:
+            reasons = _module(adapter, item)
+        elif owner_of(item) in modules:
+            reasons = iter([_TWICE.format(owner_of(item))])
+        else:
+            reasons = _parameter(adapter, item, transposed)
         found += [f"{item.name}: {reason}" for reason in reasons][:1]
     return found
 
 
-def _parameter(adapter: AdapterConfig, item: Adapted) -> Iterator[str]:
-    given = [n for n in ("lora_dropout", "fan_in_fan_out", "lora_bias") if getattr(adapter, n)]
+def _parameter(adapter: AdapterConfig, item: Adapted, transposed: bool) -> Iterator[str]:
+    if transposed:
+        yield "fan_in_fan_out (which PEFT sets for a Conv1D) does not go with target_parameters"
+    given = [n for n in ("lora_dropout", "lora_bias") if getattr(adapter, n)]
     for name in (*given, *adapter.variants):
         yield f"{name} does not go with target_parameters"
     init = adapter.init_lora_weights
@@ -62,6 +76,37 @@ def _parameter(adapter: AdapterConfig, item: Adapted) -> Iterator[str]:
         yield f"init_lora_weights={init!r} does not go with target_parameters"
     elif init == "orthogonal" and item.r % 2:
         yield f"orthogonal initialisation needs an even rank, not {item.r}"
+
+
+def _weights_lie_transposed(adapter: AdapterConfig, modules: Mapping[str, Module]) -> bool:
+    """`fan_in_fan_out` after the modules, which PEFT adapts first: each sets it to its own need."""
+    needs = [
+        module.kind == CONV1D
+        for module in modules.values()
+        if module.kind in _ANY_LINEAR and not module.quantized
+    ]
+    return needs[-1] if needs else adapter.fan_in_fan_out
+
+
+def owner_of(item: Adapted) -> str:
+    """The module that PEFT wraps: the adapted one, or the one that holds the parameter."""
+    return item.name if item.module is not None else item.name.rpartition(".")[0]
+
+
+def saved_refusals(
+    table: ModuleTable, adapted: tuple[Adapted, ...], saved: tuple[str, ...]
+) -> list[str]:
+    """The reasons for which PEFT trains no copy of a saved module: it is wrapped, a bare container,
+    or held as integers; the first of each."""
+    wrapped = [name for name in map(owner_of, adapted) if name in saved] if saved else []
+    found = [
+        f"{name} is adapted and named in modules_to_save: PEFT cannot save an adapted module"
+        for name in wrapped[:1]
+    ]
+    containers = [n for n in saved if n in table.by_name and table.by_name[n].class_name in _LISTS]
+    found += [f"{n} is a {table.by_name[n].class_name}, and has no copy" for n in containers[:1]]
+    copies = quantized_copies(table, saved)
+    return found + [f"{n} is quantized, and cannot be trained whole" for n in copies[:1]]
 
 
 def _module(adapter: AdapterConfig, item: Adapted) -> Iterator[str]:

@@ -101,6 +101,20 @@ def test_wrong_option(llama: Path, refused, options: list[str], said: str) -> No
     assert said in refused("targets", llama, *options)
 
 
+@pytest.mark.parametrize("way", ["adapter", "scenario"])
+def test_parameters_beside_a_whole_configuration(llama: Path, refused, way: str) -> None:
+    """Both name the parameters: neither is dropped without a word."""
+    options = [f"--{way}", "file.json", "--target-parameters", "q_proj.weight"]
+    message = refused("targets", llama, *options)
+    assert f"--target-parameters goes with --target-modules, not with --{way}" in message
+
+
+def test_excluded_by_a_regular_expression(llama: Path, capsys) -> None:
+    options = ["--target-modules", "q_proj", "--exclude-modules", r"re:.*layers\.0\..*"]
+    assert main(["targets", str(llama), *options, "--json", "--strict"]) == 0
+    assert json.loads(capsys.readouterr().out)["adapted_layers"] == 1
+
+
 @pytest.mark.parametrize(
     ("adapter", "said"),
     [

@@ -1,0 +1,91 @@
+"""Which transformers class a model is built with: named, of a task, or guessed from the config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bench.errors import UnknownName
+
+# Auto class → the name of its mapping in transformers, by the class that is asked first.
+_MAPPINGS = {
+    "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM",
+    "AutoModelForSeq2SeqLM": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM",
+    "AutoModelForMaskedLM": "MODEL_FOR_MASKED_LM",
+    "AutoModelForSequenceClassification": "MODEL_FOR_SEQUENCE_CLASSIFICATION",
+    "AutoModelForTokenClassification": "MODEL_FOR_TOKEN_CLASSIFICATION",
+    "AutoModelForQuestionAnswering": "MODEL_FOR_QUESTION_ANSWERING",
+    "AutoModelForImageClassification": "MODEL_FOR_IMAGE_CLASSIFICATION",
+}
+# The class that PEFT's task types are for.
+_TASK_TYPE_CLASSES = {
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "FEATURE_EXTRACTION": "AutoModel",
+}
+_GENERATION = "ForConditionalGeneration"
+
+
+def model_class(name: str) -> Any:
+    """The transformers auto class or model class called `name`."""
+    import transformers
+
+    found = getattr(transformers, name, None)
+    if found is None or not (hasattr(found, "from_config") or hasattr(found, "config_class")):
+        known = [n for n in dir(transformers) if n.startswith("AutoModel")]
+        raise UnknownName("model class", name, known)
+    return found
+
+
+def class_of(config: Mapping[str, Any]) -> str:
+    """The class that the config's `architectures` names, else the most specific auto class."""
+    import transformers
+
+    for name in config.get("architectures") or ():
+        if isinstance(name, str) and hasattr(getattr(transformers, name, None), "config_class"):
+            return name
+    for name in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForMaskedLM"):
+        if _built_by(name, config):
+            return name
+    return "AutoModel"
+
+
+def task_class_of(named: str, config: Mapping[str, Any]) -> str:
+    """The auto class whose task `named` is made for; `named` itself where no known task has it."""
+    if named.startswith("AutoModel"):
+        return named
+    return next((auto for auto in _MAPPINGS if _built_by(auto, config) == named), named)
+
+
+def class_for_task(
+    named: str, config: Mapping[str, Any], task_type: str | None, *, given: bool
+) -> str:
+    """The class for an adapter of PEFT's `task_type`: the task's auto class, or `named` itself.
+
+    `named` stays where it has that head, where the auto class does not take the config (a vision or
+    speech model: PEFT asks nothing of the class), and where it generates from more than text and
+    the auto class would leave the other towers out. `given` says that `named` was declared, not
+    guessed.
+    """
+    wanted = _TASK_TYPE_CLASSES.get(task_type or "")
+    task = task_class_of(named, config)
+    if wanted is None or task == wanted:
+        return named
+    built = _built_by(wanted, config)
+    if given and not built:
+        return named
+    towers = named.endswith(_GENERATION) and task == named
+    return named if towers and built != named and task_type == "CAUSAL_LM" else wanted
+
+
+def _built_by(auto: str, config: Mapping[str, Any]) -> str:
+    """The class that an auto class builds from the config; "" if it does not take it."""
+    from transformers.models.auto import modeling_auto
+
+    names = getattr(modeling_auto, f"{_MAPPINGS.get(auto, 'MODEL')}_MAPPING_NAMES")
+    own = config.get("auto_map")
+    found = names.get(config.get("model_type")) or (own or {}).get(auto) or ""
+    return found if isinstance(found, str) else str(found[0])

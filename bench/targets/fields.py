@@ -1,0 +1,105 @@
+"""Whether what the fields beside the targets name exists: patterns, saved and excluded modules,
+layers. PEFT ignores what does not, at most with a warning.
+
+Source: peft 0.21 `tuners/tuners_utils.py` (`inject_adapter`), `utils/other.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from bench.adapters import TASK_HEADS
+from bench.targets.experts import new_name
+from bench.targets.filters import Filter, ends_in
+from bench.targets.ledger import DeadField, Ledger
+from bench.targets.suggestions import nearest
+
+
+def find_dead_fields(ledger: Ledger) -> tuple[DeadField, ...]:
+    """The entries of the other fields that have no effect, in the order of the fields below."""
+    return (
+        *_patterns(ledger),
+        *_saved(ledger),
+        *_excluded(ledger),
+        *_layers(ledger),
+        *_layer_patterns(ledger),
+    )
+
+
+def _patterns(ledger: Ledger) -> Iterator[DeadField]:
+    """Keys that fit no adapted module; without any adapted module there is nothing to say."""
+    adapter, names = ledger.adapter, [item.name for item in ledger.adapted]
+    fields = {"rank_pattern": adapter.rank_pattern, "alpha_pattern": adapter.alpha_pattern}
+    for field, patterns in fields.items() if names else ():
+        for key in patterns:
+            fits = re.compile(rf"(.*\.)?({key})$")
+            if any(fits.match(name) for name in names):
+                continue
+            fused = new_name(ledger.table, key)
+            if any(ends_in(name, fused) for name in names):
+                reason = f"PEFT compares it with the new name {fused}, after translating"
+                yield DeadField(field, key, reason, fused)
+            else:
+                leaves = {name.rpartition(".")[2] for name in names}
+                yield DeadField(field, key, "fits no adapted module", nearest(key, leaves))
+
+
+def _saved(ledger: Ledger) -> Iterator[DeadField]:
+    # PEFT writes both of its heads for a task into the configuration that it saves.
+    heads = TASK_HEADS.get(ledger.adapter.task_type or "", ())
+    names = (*ledger.table.by_name, *(name for name, _ in ledger.table.repeated))
+    for entry in ledger.adapter.modules_to_save:
+        if entry not in heads and not any(name.endswith(entry) for name in names):
+            yield DeadField(
+                "modules_to_save", entry, "no module's name ends so", _leaf(ledger, entry)
+            )
+
+
+def _excluded(ledger: Ledger) -> Iterator[DeadField]:
+    field, excluded = "exclude_modules", ledger.adapter.exclude_modules or ()
+    if isinstance(excluded, str):
+        if not any(re.fullmatch(excluded, name) for name in ledger.table.by_name):
+            yield DeadField(field, excluded, "fits no module's whole name")
+        return
+    parameters = [item.name for item in ledger.adapted if item.parameter is not None]
+    for entry in excluded:
+        named = [name for name in ledger.table.by_name if ends_in(name, entry)]
+        through = [p for p in parameters if ends_in(p, entry) or p.startswith(_below(named))]
+        if through:
+            reason = f"excludes modules only: {through[0]}, a parameter, is adapted all the same"
+            yield DeadField(field, entry, reason)
+        elif not named:
+            yield DeadField(field, entry, "no module is called so", _leaf(ledger, entry))
+
+
+def _below(names: list[str]) -> tuple[str, ...]:
+    return tuple(f"{name}." for name in names)
+
+
+def _layers(ledger: Ledger) -> Iterator[DeadField]:
+    inside = Filter(ledger.adapter)
+    modules = [item.name for item in ledger.adapted if item.module is not None]
+    if inside.indices is None or not modules:
+        return
+    held = {inside.layer_index(name) for name in modules}
+    indices = map(inside.layer_index, ledger.table.by_name)
+    every = {index for index in indices if index is not None}
+    for index in sorted(inside.indices - held):
+        reason = "no adapted module is in it"
+        if every and index not in every:
+            reason = f"the model's layers are {min(every)} to {max(every)}"
+        yield DeadField("layers_to_transform", str(index), reason)
+
+
+def _layer_patterns(ledger: Ledger) -> Iterator[DeadField]:
+    patterns = ledger.adapter.layers_pattern or ()
+    for pattern in (patterns,) if isinstance(patterns, str) else patterns:
+        if not any(
+            re.match(rf"(?:^|.*?\.){pattern}\.\d+\.", name) for name in ledger.table.by_name
+        ):
+            yield DeadField("layers_pattern", pattern, "no numbered layers are called so")
+
+
+def _leaf(ledger: Ledger, entry: str) -> str:
+    return nearest(entry.rpartition(".")[2], {m.leaf for m in ledger.table.modules})

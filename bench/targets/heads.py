@@ -1,0 +1,61 @@
+"""Task heads that a configuration leaves frozen: what a class adds beyond its base model."""
+
+from __future__ import annotations
+
+import re
+
+from bench.adapters import TASK_HEADS
+from bench.modules import CONV1D, CONVOLUTIONS, LINEAR
+from bench.targets.ledger import Ledger
+from bench.targets.refusals import owner_of
+
+# Heads that the pretraining trained: they come with the checkpoint.
+_PRETRAINED = re.compile(r"ForCausalLM|ForMaskedLM|LMHead|ForConditionalGeneration|ForPreTraining"
+                         r"|ForNextSentencePrediction|ForMaskedImageModeling")  # fmt: skip
+# The task types that PEFT has for a class, by the end of its name.
+_TASKS = {
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
+    "ForQuestionAnswering": "QUESTION_ANS",
+}
+_NAMES = ("classifier", "score", "qa_outputs", "pre_classifier")
+
+
+def frozen_heads(ledger: Ledger) -> list[str]:
+    """Names of the modules with weights beyond the base model that get neither an adapter nor a
+    trained copy; where the base model is not known, of those called as heads are."""
+    table = ledger.table
+    trained = {owner_of(item) for item in ledger.adapted} | set(ledger.saved)
+    fresh = bool(table.base_model) and not _PRETRAINED.search(table.class_name)
+    known = {table.output_embedding, *table.tied} if table.tied else set()
+    return [
+        m.name
+        for m in table.modules
+        if m.kind in (LINEAR, CONV1D, *CONVOLUTIONS)
+        and (
+            m.name.partition(".")[0] in _NAMES
+            or (fresh and m.name not in known and not m.name.startswith(f"{table.base_model}."))
+        )
+        and not any(m.name == t or m.name.startswith(f"{t}.") for t in trained)
+    ]
+
+
+def frozen_head_text(class_name: str, heads: list[str], task_type: str | None) -> str:
+    """What stays frozen, and what trains it: the task type only where PEFT's would."""
+    task = next((task for end, task in _TASKS.items() if class_name.endswith(end)), "")
+    offer = "name it in modules_to_save"
+    if task and task != task_type and all(_saves(task, name) for name in heads):
+        offer = f"give the task type {task}, or {offer}"
+    parts = list(dict.fromkeys(name.partition(".")[0] for name in heads))
+    shown = heads if len(heads) <= 3 else parts
+    return (
+        f"{', '.join(shown)}: beyond the base model, newly initialised unless the checkpoint holds "
+        f"it, and stays frozen; {offer}"
+    )
+
+
+def _saves(task: str, name: str) -> bool:
+    """Whether PEFT's task type trains the module: it, or one around it, ends in a head's name."""
+    parts = name.split(".")
+    around = (".".join(parts[:n]) for n in range(1, len(parts) + 1))
+    return any(outer.endswith(TASK_HEADS[task]) for outer in around)

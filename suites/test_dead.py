@@ -1,0 +1,248 @@
+"""Entries without effect, in every field: PEFT counts the same without them, and says little."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import DeadEntries, check_targets
+from bench.adapters import AdapterConfig
+from bench.architectures import Model
+from bench.cli import main
+from bench.counting import count, inject
+from bench.errors import BenchError
+from bench.targets import Entry, Ledger, match
+
+LLAMA = {
+    "model_type": "llama", "vocab_size": 24, "pad_token_id": 0, "hidden_size": 16,
+    "intermediate_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}  # fmt: skip
+MIXTRAL = {**LLAMA, "model_type": "mixtral", "num_local_experts": 2, "num_hidden_layers": 2}
+BERT = {**LLAMA, "model_type": "bert"}
+
+
+def model(config: dict[str, Any], auto_class: str = "AutoModelForCausalLM") -> Model:
+    return Model(str(config["model_type"]), config, auto_class)
+
+
+def ledger_of(fields: dict[str, Any], config: dict[str, Any] = LLAMA) -> Ledger:
+    return match(model(config).table, AdapterConfig.from_dict(fields))
+
+
+def dead_fields(ledger: Ledger) -> list[tuple[str, str, str]]:
+    return [(dead.field, dead.entry, dead.suggestion) for dead in ledger.dead_fields]
+
+
+DEAD = {
+    "target_modules": ["q_proj", "k_proj"],
+    "rank_pattern": {"q_prj": 4, "k_proj": 4},
+    "alpha_pattern": {"zz": 3, "q_proj": 3},
+    "modules_to_save": ["lmhead", "norm"],
+    "exclude_modules": ["foo", "layers.0.self_attn.q_proj"],
+    "layers_to_transform": [0, 1, 77],
+    "layers_pattern": ["h", "layers"],
+}
+FOUND = [
+    ("rank_pattern", "q_prj", "q_proj"),
+    ("alpha_pattern", "zz", ""),
+    ("modules_to_save", "lmhead", "lm_head"),
+    ("exclude_modules", "foo", ""),
+    ("layers_to_transform", "77", ""),
+    ("layers_pattern", "h", ""),
+]
+
+
+def test_every_field_says_what_has_no_effect() -> None:
+    assert dead_fields(ledger_of(DEAD)) == FOUND
+
+
+def test_peft_ignores_the_same_entries() -> None:
+    """Without them PEFT counts the same; without a live one it does not."""
+    llama = model(LLAMA)
+
+    def counted(fields: dict[str, Any]) -> tuple[int, int, list[str]]:
+        found = count(inject(llama.build(), AdapterConfig.from_dict(fields)))
+        return found.trainable, found.total, found.adapted
+
+    def without(field: str, entry: str) -> dict[str, Any]:
+        value = DEAD[field]
+        kept = [v for v in value if str(v) != entry]
+        return {**DEAD, field: {k: value[k] for k in kept} if isinstance(value, dict) else kept}
+
+    every = counted(DEAD)
+    for field, entry, _ in FOUND:
+        assert counted(without(field, entry)) == every
+    live = [("rank_pattern", "k_proj"), ("modules_to_save", "norm"), ("layers_to_transform", "1"),
+            ("exclude_modules", "layers.0.self_attn.q_proj")]  # fmt: skip
+    for field, entry in live:
+        assert counted(without(field, entry)) != every
+
+
+def test_peft_warns_of_the_same_patterns() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    fields = {key: DEAD[key] for key in ("target_modules", "rank_pattern", "alpha_pattern")}
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        get_peft_model(model(LLAMA).build(), LoraConfig(**fields))
+    told = [str(w.message) for w in said if "did not match any targeted module" in str(w.message)]
+    assert ["q_prj" in told[0], "zz" in told[1], len(told)] == [True, True, 2]
+
+
+def test_old_expert_names_in_other_fields() -> None:
+    """PEFT translates target_modules and nothing else; exclusion holds modules out only."""
+    fields = {"target_modules": ["q_proj", "w1", "w2", "w3"]}
+    dead = {"rank_pattern": {"w1": 4}, "exclude_modules": ["experts"]}
+    ledger = ledger_of({**fields, **dead}, MIXTRAL)
+    assert dead_fields(ledger) == [
+        ("rank_pattern", "w1", "gate_up_proj"),
+        ("exclude_modules", "experts", ""),
+    ]
+    plain, more = (
+        count(inject(model(MIXTRAL).build(), AdapterConfig.from_dict(f)))
+        for f in (fields, {**fields, **dead})
+    )
+    assert plain.trainable == more.trainable
+    live = {**fields, "rank_pattern": {"gate_up_proj": 4}}
+    assert ledger_of(live, MIXTRAL).dead_fields == ()
+
+
+def test_a_configuration_that_peft_saved_has_nothing_dead(tmp_path: Path) -> None:
+    """PEFT saves both of its heads for the task type, of which a model has one."""
+    from peft import LoraConfig, get_peft_model
+
+    bert = model(BERT, "AutoModelForSequenceClassification")
+    asked = LoraConfig(target_modules=["query"], task_type="SEQ_CLS", rank_pattern={"query": 2})
+    get_peft_model(bert.build(), asked).peft_config["default"].save_pretrained(tmp_path)
+    saved = AdapterConfig.from_file(tmp_path)
+    assert set(saved.modules_to_save) == {"classifier", "score"}
+    assert match(bert.table, saved).dead_fields == ()
+
+
+def test_commands_fail_on_them_unless_optional(tmp_path: Path, capsys) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(DEAD))
+    command = ["targets", str(tmp_path), "--strict"]
+    assert main(command) == 1
+    assert "modules_to_save lmhead: no effect" in capsys.readouterr().out
+    assert main([*command, "--json"]) == 1
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["dead_entries"] == []
+    assert [(d["field"], d["entry"], d["suggestion"]) for d in answer["dead_fields"]] == FOUND
+    optional = [entry for _, entry, _ in FOUND]
+    assert main([*command, "--optional", ",".join(optional)]) == 0
+    with pytest.raises(DeadEntries, match="layers_to_transform 77: no effect"):
+        check_targets(tmp_path, file)
+    assert check_targets(tmp_path, file, optional=optional).adapted_layers == 3
+
+
+def test_check_targets_takes_a_configuration_and_no_wrapped_model() -> None:
+    from peft import LoraConfig, PromptTuningConfig, get_peft_model
+
+    live = model(LLAMA).build()
+    assert check_targets(live.config, ["q_proj"]).adapted_layers == 4
+    head = {"target_modules": ["q_proj"], "task_type": "SEQ_CLS"}
+    assert check_targets(live.config, head).saved == ("score",)
+    with pytest.raises(DeadEntries, match="LlamaConfig: 1 of 1 entries"):
+        check_targets(live.config, ["query"])
+    check_targets(live, ["q_proj", "zz"], optional="zz")
+    wrapped = get_peft_model(live, LoraConfig(target_modules=["q_proj"]))
+    for carrying in (wrapped, wrapped.base_model.model):
+        with pytest.raises(BenchError, match="carries an adapter already"):
+            check_targets(carrying, ["q_proj"])
+    assert check_targets(wrapped.unload(), ["q_proj"]).adapted_layers == 4
+    prompted = get_peft_model(
+        model(LLAMA).build(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    )
+    with pytest.raises(BenchError, match="carries an adapter already"):
+        check_targets(prompted, ["q_proj"])
+    with pytest.raises(BenchError, match="found int"):
+        check_targets(3, ["q_proj"])
+
+
+CAUSES = [
+    ({"target_modules": "q_proj"}, "must match the whole name", r'["q_proj"], or .*\.q_proj'),
+    ({"target_modules": "(q_proj|k_proj)"}, "must match the whole name", r".*\.(q_proj|k_proj)"),
+    ({"target_modules": ["all-linear"]}, "in a list", 'the string "all-linear"'),
+    ({"target_modules": ["q_proj", "v_proj"], "exclude_modules": ["q_proj"]},
+     "4 modules held out by exclude_modules", ""),
+    ({"target_modules": ["q_proj", "up_proj"], "modules_to_save": ["self_attn"]},
+     "4 modules trained whole: in self_attn", ""),
+    ({"target_modules": ["lm_head", "up_proj"], "modules_to_save": ["lm_head"]},
+     "trained whole: in lm_head", ""),
+    ({"target_modules": ["q_proj"], "layers_to_transform": [9]}, "layers_to_transform", ""),
+    ({"target_modules": ["v_proj"], "target_parameters": ["q_proj"]},
+     "names a module, not a parameter", "q_proj.weight"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "cause", "instead"), CAUSES)
+def test_the_cause_and_not_the_name_itself(fields: dict, cause: str, instead: str) -> None:
+    """The model has what these entries name, and PEFT adapts none of it."""
+    ledger = ledger_of(fields)
+    (entry,) = dead(ledger)
+    assert cause in entry.cause
+    assert entry.suggestion.endswith(instead)
+    assert bool(entry.suggestion) == bool(instead)
+    try:
+        adapted = count(inject(model(LLAMA).build(), ledger.adapter)).adapted
+    except BenchError:
+        adapted = []
+    assert not any(entry.entry in name for name in adapted)
+
+
+def test_what_the_cause_offers_works() -> None:
+    for pattern, adapted in ((r".*\.q_proj", 4), (r".*\.(q_proj|k_proj)", 8), ("all-linear", 28)):
+        ledger = ledger_of({"target_modules": pattern})
+        assert len(ledger.adapted) == adapted
+        assert len(count(inject(model(LLAMA).build(), ledger.adapter)).adapted) == adapted
+
+
+QWEN_MOE = {**LLAMA, "model_type": "qwen3_moe", "num_experts": 2, "moe_intermediate_size": 8,
+            "mlp_only_layers": [0]}  # fmt: skip
+GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_head": 2, "n_layer": 2, "vocab_size": 24}
+XLNET = {"model_type": "xlnet", "d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 24,
+         "vocab_size": 24}  # fmt: skip
+OFFERS = [
+    (BERT, "o_proj", "attention.output.dense (output, 4 modules)"),
+    (BERT, "down_proj", "dense (down in 4 of the 13 modules that it reaches)"),
+    (GPT2, "o_proj", "attn.c_proj (output, 2 modules)"),
+    (GPT2, "fc2", "mlp.c_proj (down, 2 modules)"),
+    ({**LLAMA, "model_type": "modernbert"}, "o_proj", "attn.Wo (output, 4 modules)"),
+    (XLNET, "q_proj", 'target_parameters=["rel_attn.q"] (2 layers)'),
+    (LLAMA, "query_key_value",
+     "q_proj (query, 4 modules), k_proj (key, 4 modules), v_proj (value, 4 modules)"),
+    (LLAMA, "gate_up_proj", "gate_proj (gate, 4 modules), up_proj (up, 4 modules)"),
+    (LLAMA, "vv_proj", "v_proj (4 modules)"),
+    (LLAMA, "lm_haed", "lm_head (1 modules)"),
+    (LLAMA, "self_attn.qproj", "q_proj (4 modules)"),
+    (LLAMA, "Q_proj", "q_proj (4 modules)"),
+    (LLAMA, "nothing_alike", ""),
+    # PEFT would translate up_proj, the first layer's too
+    (QWEN_MOE, "fc1", 'target_parameters=["mlp.experts.gate_up_proj"] (3 layers)'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "entry", "offer"), OFFERS)
+def test_offers_reach_what_they_say(config: dict, entry: str, offer: str) -> None:
+    """What is offered is written, and PEFT adapts as many modules as the offer says."""
+    auto = {"bert": "AutoModelForSequenceClassification", "modernbert": "AutoModel"}
+    asked = model(config, auto.get(config["model_type"], "AutoModelForCausalLM"))
+    (found,) = match(asked.table, AdapterConfig((entry,))).entries
+    assert found.suggestion == offer
+    for name, n in re.findall(r"([\w.]+) \([^)]*?(\d+) modules", offer):
+        assert len(count(inject(asked.build(), AdapterConfig((name,)))).adapted) == int(n)
+    for name, n in re.findall(r'=\["([\w.]+)"\] \((\d+) layers', offer):
+        adapter = AdapterConfig((), target_parameters=(name,))
+        assert len(count(inject(asked.build(), adapter)).adapted) == int(n)
+
+
+def dead(ledger: Ledger) -> list[Entry]:
+    return [entry for entry in ledger.entries if entry.dead]
