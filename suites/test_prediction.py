@@ -26,7 +26,7 @@ Predict = Callable[[Subject, Case], Any]
 @pytest.fixture(scope="module")
 def full_step() -> Callable[[Subject], StepOptions]:
     """One sequence of 2048 tokens, or of as many as the model has positions for."""
-    from bench.predict.limits import case_limit
+    from bench.measure.limits import case_limit
 
     known: dict[str, int] = {}
 
