@@ -226,6 +226,20 @@ def test_a_missing_module_says_so() -> None:
         session.start(tiny_case("opt"))
 
 
+def test_without_a_gpu_a_worker_is_always_forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CUDA build without a driver: an interpreter of its own would cost each case seconds."""
+    monkeypatch.setenv("PYTHONPATH", str(HERE), prepend=os.pathsep)
+    with (
+        Session(device="cpu", preload=["measure_bad_fork"]) as session,
+        session.start(tiny_case("opt")) as running,
+    ):
+        assert running.prepare().outcome.name == "ok"
+        server, worker = (
+            psutil.Process(pid).cmdline() for pid in (session._server.pid, running.pid)
+        )
+        assert worker == server
+
+
 _PARENT = """
 import os, sys, time
 sys.path.insert(0, {here!r})
