@@ -19,6 +19,8 @@ from measure_support import MODELS, shared_session, tiny_case
 
 from bench.errors import BenchError
 from bench.measure import CaseFailed, Measurement, Outcome, Session, WorkerClock
+from bench.runlog import Recorder
+from bench.subjects import Request, select
 
 HERE = Path(__file__).parent
 MIB = 2**20
@@ -85,6 +87,21 @@ def test_a_healthy_case_reports_everything(session: Session) -> None:
         assert min(t.forward_seconds, t.backward_seconds, t.optimizer_seconds) > 0
     assert running.clock() == pytest.approx(sum(t.total_seconds for t in times))
     assert after < before
+
+
+def test_what_is_known_of_the_gpu_is_recorded(session: Session) -> None:
+    """A CPU's measurement, with what a GPU's has besides filled in."""
+    (subject,) = select(
+        Request(models=("opt-350m",), scenarios=("query",), precisions=("fp32",))
+    ).measured.values()
+    on_cpu = measure(session, tiny_case("opt"), steps=0)
+    on_gpu = dataclasses.replace(on_cpu, peak_reserved_bytes=4 * MIB, process_bytes=500 * MIB)
+    without, with_gpu = (Recorder("measurement", subject) for _ in range(2))
+    without.measurement(on_cpu)
+    with_gpu.measurement(on_gpu)
+    gpu_only = {"peak_reserved_bytes": 4 * MIB, "process_bytes": 500 * MIB}
+    assert with_gpu.metrics == without.metrics | gpu_only
+    assert not gpu_only.keys() & without.metrics.keys()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "nf4-dq"])
