@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.utils import parametrize
 
 from bench.adapters import TASK_HEADS
 from bench.cases import Case
@@ -159,6 +160,7 @@ def adapt(case: Case, model: Any) -> Any:
     model = get_peft_model(model, LoraConfig(**case.adapter))
     if precision(case.precision).compute == "float16":
         _saved_copies_in_float32(model)
+        _freed_parameters_in_float32(model)
     return model.train()
 
 
@@ -257,3 +259,26 @@ def _saved_copies_in_float32(model: torch.nn.Module) -> None:
                 copy.float()
                 copy.register_forward_pre_hook(enter)
                 copy.register_forward_hook(leave)
+
+
+class _Half(torch.nn.Module):  # type: ignore[misc]
+    """What a float16 module sees of a parameter that is held in float32."""
+
+    def forward(self, held: torch.Tensor) -> torch.Tensor:
+        return held.half()
+
+
+def _freed_parameters_in_float32(model: torch.nn.Module) -> None:
+    """Hold the base model's own parameters that PEFT sets free (`bias`) in float32, as it holds its
+    adapters: a GradScaler refuses float16 gradients.
+
+    They are cast where they are used, as autocast would: torch multiplies no float16 weight with a
+    float32 bias beside it.
+    """
+    held: dict[torch.nn.Parameter, torch.nn.Parameter] = {}  # shared ones stay shared
+    for module in list(model.modules()):
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.requires_grad and parameter.dtype == torch.float16:
+                wide = held.setdefault(parameter, torch.nn.Parameter(parameter.detach().float()))
+                parametrize.register_parametrization(module, name, _Half(), unsafe=True)
+                module.parametrizations[name].original = wide

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from measure_support import MODELS, tiny_case
 
 from bench.cases import OPTIMIZERS, Case, StepOptions
 from bench.precision import PRECISIONS
+
+GPT2 = {
+    "model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 500,
+    "n_positions": 128, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -75,6 +81,25 @@ def test_every_precision_trains_as_what_it_says(name: str, precision: str) -> No
         elif parameter.is_floating_point():
             assert parameter.dtype == getattr(torch, kind.compute), module_name
     assert (training.scaler is not None) == (precision == "fp16")
+
+
+@pytest.mark.parametrize("bias", ["lora_only", "all"])
+@pytest.mark.parametrize("name", ["opt", "gpt2"])
+def test_biases_train_in_float16_as_they_do_in_float32(name: str, bias: str) -> None:
+    """PEFT leaves the base model's biases in float16, whose gradients a GradScaler refuses."""
+    import torch
+
+    case = tiny_case("opt", learning_rate=1e-2)
+    if name == "gpt2":  # Conv1D instead of Linear
+        case = replace(case, config=GPT2, adapter={**case.adapter, "target_modules": ["c_attn"]})
+    case = replace(case, adapter={**case.adapter, "bias": bias})
+    wide, expected = train(case)
+    half, losses = train(replace(case, precision="fp16"))
+    assert losses == pytest.approx(expected, abs=0.01)
+    assert losses[-1] < losses[0]
+    assert half.trainable_parameters == wide.trainable_parameters
+    dtypes = {(p.requires_grad, p.dtype) for p in half.model.parameters()}
+    assert dtypes == {(True, torch.float32), (False, torch.float16)}
 
 
 def test_heads_and_output_embeddings_stay_unquantized() -> None:
