@@ -7,6 +7,7 @@ layer is quantized, so the peak while loading stays close to the final size.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.adapters import TASK_HEADS
 from bench.cases import Case
@@ -114,14 +116,17 @@ def skeleton(case: Case, config: Any) -> Any:
     model = meta_model(case, config)
     if kind.quantized:
         skipped = _skipped_modules(case, model)
+        drawn = _weight_deviations(model)
         swap_linear_layers(model, bitsandbytes_config(kind.name, skipped))
+        for name, module in model.named_modules():
+            module.weight_deviation = drawn.get(name)
     return model
 
 
 def filled(model: Any, case: Case, config: Any, device: str) -> Any:
     """A skeleton with every tensor made on `device`, its weights drawn as transformers would."""
     dtype = getattr(torch, precision(case.precision).compute)
-    std = getattr(config.get_text_config(), "initializer_range", None) or 0.02
+    usual = getattr(config.get_text_config(), "initializer_range", None) or 0.02
     for module in model.modules():
         module._is_hf_initialized = False
     quantized = set(quantized_layers(model))
@@ -131,6 +136,8 @@ def filled(model: Any, case: Case, config: Any, device: str) -> Any:
             module._buffers[name] = torch.zeros_like(buffer, device=device)
         for name, parameter in module.named_parameters(recurse=False):
             if module in quantized and name == "weight":
+                std = module.weight_deviation
+                std = usual if std is None else std
                 module.weight = _random_quantized(parameter, dtype, std, device)
                 module.weight._is_hf_initialized = True  # GPT-2 draws some weights by their name
                 continue
@@ -188,6 +195,38 @@ def quiet_libraries() -> None:
     quiet_bitsandbytes()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+class _Draws(TorchDispatchMode):  # type: ignore[misc]  # torch is seen untyped
+    """Notes the standard deviation of every normal distribution drawn, by the storage it fills."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deviations: dict[int, float] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.ops.aten.normal_.default:
+            standard = len(args) < 3  # (tensor, mean, deviation), less what has its default
+            self.deviations[args[0].untyped_storage()._cdata] = 1.0 if standard else args[2]
+        return func(*args, **(kwargs or {}))
+
+
+def _weight_deviations(model: Any) -> dict[str, float]:
+    """The standard deviation that transformers draws each module's weight with, by module name.
+
+    T5 scales it by each layer's width, GPT-2 by the depth. Found by letting it initialize the meta
+    model; a weight that it draws otherwise, or not without memory, is left out.
+    """
+    with _Draws() as draws, contextlib.suppress(NotImplementedError, RuntimeError):
+        model.initialize_weights()
+    return {
+        name: draws.deviations[storage]
+        for name, module in model.named_modules()
+        if isinstance(weight := getattr(module, "weight", None), torch.Tensor)
+        and (storage := weight.untyped_storage()._cdata) in draws.deviations
+    }
 
 
 def _skipped_modules(case: Case, model: Any) -> list[str]:

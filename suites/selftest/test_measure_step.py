@@ -128,6 +128,35 @@ def test_quantized_weights_are_close_to_the_full_ones() -> None:
     assert wide.std().item() == pytest.approx(0.02, rel=0.1)
 
 
+@pytest.mark.parametrize("precision", ["int8", "nf4"])
+@pytest.mark.parametrize("name", ["t5", "gpt2"])
+def test_quantized_weights_are_drawn_as_transformers_draws_the_full_ones(
+    name: str, precision: str
+) -> None:
+    """T5 scales each kind of layer by its width, GPT-2 two projections by the depth."""
+    import torch
+    import transformers
+    from peft.utils.integrations import dequantize_module_weight
+
+    from bench.measure.loading import make_config, quantized_layers, random_weights
+
+    case = tiny_case(name if name == "t5" else "opt", precision)
+    if name == "gpt2":
+        case = replace(case, config=GPT2)
+    config = make_config(case)
+    theirs = getattr(transformers, case.auto_class).from_config(config)
+    torch.manual_seed(0)
+    ours = random_weights(case, config, "cpu")
+    names = {module: name for name, module in ours.named_modules()}
+    deviations = {}
+    for layer in quantized_layers(ours):
+        expected = theirs.get_submodule(names[layer]).weight.std().item()
+        found = dequantize_module_weight(layer).float().std().item()
+        assert found == pytest.approx(expected, rel=0.1), names[layer]
+        deviations[names[layer].rpartition(".")[2]] = expected
+    assert max(deviations.values()) > 1.5 * min(deviations.values())
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_optimizer_trains(optimizer: str) -> None:
     import torch
