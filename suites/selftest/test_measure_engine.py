@@ -235,6 +235,27 @@ def test_a_session_ends_everything() -> None:
         session.start(tiny_case("opt"))
 
 
+def test_a_server_that_is_killed_takes_one_case_with_it() -> None:
+    """Between two cases it costs none; during a case that one has crashed, and the run goes on."""
+    with Session(device="cpu", time_limit_seconds=60) as session:
+        first = measure(session, tiny_case("opt"))
+        os.kill(session._server.pid, signal.SIGKILL)
+        second = measure(session, tiny_case("opt"))
+        assert (first.loss, first.peak_allocated_bytes) == (
+            second.loss,
+            second.peak_allocated_bytes,
+        )
+        with session.start(tiny_case("opt")) as running:
+            running.prepare()
+            os.kill(session._server.pid, signal.SIGKILL)
+            psutil.Process(running.pid).wait(timeout=10)
+            with pytest.raises(CaseFailed, match="crashed in timing: the measuring process ended"):
+                running.step()
+        assert measure(session, tiny_case("opt")).outcome.name == "ok"
+        pids = [session._server.pid]
+    assert not any(map(psutil.pid_exists, pids))
+
+
 def test_a_missing_module_says_so() -> None:
     with (
         Session(preload=["no_such_module"]) as session,
