@@ -31,6 +31,9 @@ WARMUP_ROUNDS = 1
 _START_SECONDS = 300.0
 """How long the imports may take: minutes on a cold network disk, seconds otherwise."""
 
+KILL_COUNTERS = ("/proc/vmstat", "/sys/fs/cgroup/memory.events")
+"""Where Linux says how many processes it has killed for want of memory (a line `oom_kill N`)."""
+
 
 class _ServerGone(BenchError):
     """The fork server has ended, and every worker with it."""
@@ -348,11 +351,13 @@ class Running:
         if not os.WIFSIGNALED(status):
             return outcome.CRASHED, f"exit status {os.waitstatus_to_exitcode(status)}: {said}"
         name = signal.Signals(os.WTERMSIG(status)).name
-        killed = name == "SIGKILL"
-        if killed and _kernel_kills() > self._kills:
-            return outcome.OOM, "SIGKILL: the kernel ran out of memory"
-        if killed and self._session.memory_limit_bytes is not None:
-            return outcome.OOM, "SIGKILL, with a memory limit set"
+        if name == "SIGKILL":
+            kills = _kernel_kills()
+            if kills is not None and kills > (self._kills or 0):
+                return outcome.OOM, "SIGKILL: the kernel ran out of memory"
+            if kills is None and self._session.memory_limit_bytes is not None:
+                # A guess: the limit itself kills nobody, but is set where memory is short.
+                return outcome.OOM, "SIGKILL, with a memory limit set and no kernel to ask"
         return outcome.CRASHED, f"{name}: {said}" if said else name
 
     def _server_lives(self) -> bool:
@@ -409,10 +414,14 @@ def _tail(file: IO[bytes], size: int = 400) -> str:
     return " ".join(said.split())[-size:]
 
 
-def _kernel_kills() -> int:
-    """How often the kernel has killed a process here to free memory (Linux; else 0)."""
-    total = 0
-    for path in ("/proc/vmstat", "/sys/fs/cgroup/memory.events"):
+def _kernel_kills() -> int | None:
+    """How often the kernel has killed a process here to free memory; None where nothing tells.
+
+    /proc/vmstat counts every such kill, those for a cgroup's limit too; memory.events those of the
+    own cgroup (the kernel's Documentation/admin-guide/cgroup-v2.rst).
+    """
+    found: list[int] = []
+    for path in KILL_COUNTERS:
         with contextlib.suppress(OSError), open(path) as counters:
-            total += sum(int(line.split()[1]) for line in counters if line.startswith("oom_kill "))
-    return total
+            found += [int(line.split()[1]) for line in counters if line.startswith("oom_kill ")]
+    return sum(found) if found else None

@@ -18,7 +18,7 @@ import pytest
 from measure_support import MODELS, shared_session, tiny_case
 
 from bench.errors import BenchError
-from bench.measure import CaseFailed, Measurement, Outcome, Session, WorkerClock
+from bench.measure import CaseFailed, Measurement, Outcome, Session, WorkerClock, engine
 from bench.runlog import Recorder
 from bench.subjects import Request, select
 
@@ -202,14 +202,47 @@ def test_a_memory_limit_is_an_outcome(session: Session, limit: int, case, phase:
     assert outcome.peak_allocated_bytes <= limit
 
 
-def test_a_kill_under_a_memory_limit_counts_as_running_out(session: Session) -> None:
+@pytest.mark.parametrize(
+    ("before", "after", "name", "says"),
+    [
+        (7, 7, "crashed", "SIGKILL"),  # by somebody: the limit itself makes allocations fail
+        (7, 8, "oom", "the kernel ran out of memory"),
+        (None, None, "oom", "a memory limit set and no kernel to ask"),
+    ],
+)
+def test_a_kill_under_a_memory_limit_is_what_the_kernel_says_it_is(
+    session: Session,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    before: int | None,
+    after: int | None,
+    name: str,
+    says: str,
+) -> None:
+    counter = tmp_path / "vmstat"
+    monkeypatch.setattr(engine, "KILL_COUNTERS", (str(counter),))
+
+    def count(kills: int | None) -> None:
+        if kills is not None:
+            counter.write_text(f"pgfault 12345\noom_kill {kills}\nthp_fault_alloc 0\n")
+
+    count(before)
     with limits(session, memory=10**10), session.start(tiny_case("opt")) as running:
         running.prepare()
         os.kill(running.pid, signal.SIGKILL)
+        count(after)
         with pytest.raises(CaseFailed) as failed:
             running.step()
-    assert (failed.value.outcome.name, failed.value.outcome.phase) == ("oom", "timing")
-    assert failed.value.outcome.peak_allocated_bytes == running.measurement.peak_allocated_bytes
+    found = failed.value.outcome
+    assert (found.name, found.phase) == (name, "timing")
+    assert says in found.message
+    assert found.peak_allocated_bytes == running.measurement.peak_allocated_bytes
+
+
+@pytest.mark.skipif(not Path("/proc/vmstat").exists(), reason="not Linux")
+def test_linux_counts_its_kills() -> None:
+    assert engine._kernel_kills() is not None
 
 
 def test_weights_that_explode_diverge(session: Session) -> None:
