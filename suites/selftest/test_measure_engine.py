@@ -257,6 +257,14 @@ def test_a_loss_that_does_not_fall_diverges(session: Session) -> None:
             running.check_loss(steps=3)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "int8", "nf4"])
+def test_a_model_that_scales_its_weights_by_width_learns(session: Session, precision: str) -> None:
+    with session.start(tiny_case("t5", precision, seq_len=48)) as running:
+        running.prepare()
+        before, after = running.check_loss(20)
+    assert after < before
+
+
 def test_a_session_ends_everything() -> None:
     with Session(device="cpu") as session:
         running = session.start(tiny_case("opt"))
