@@ -61,7 +61,8 @@ class Recorder:
         found = measurement.to_dict()
         for name in (
             "peak_allocated_bytes", "first_step_peak_allocated_bytes", "loaded_bytes",
-            "peak_reserved_bytes", "peak_rss_bytes", "flops", "allocated_bytes_total",
+            "peak_reserved_bytes", "process_bytes", "peak_rss_bytes", "flops",
+            "allocated_bytes_total",
         ):  # fmt: skip
             if found.get(name) is not None:
                 self.metrics[name] = found[name]

@@ -27,7 +27,7 @@ Predict = Callable[[Subject, Case], Any]
 def full_step() -> Callable[[Subject], StepOptions]:
     """One sequence of 2048 tokens, or of as many as the model has positions for; or an image, whose
     length is what `bench memory` calls it by."""
-    from bench.predict.limits import case_limit
+    from bench.measure.limits import case_limit
     from bench.reports.memory import DEFAULT_SEQ_LEN
 
     known: dict[str, int] = {}

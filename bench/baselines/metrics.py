@@ -53,6 +53,7 @@ METRICS: dict[str, Metric] = {
         ),
         Metric("peak_allocated_bytes", ALLOCATED, "bytes", "peak allocated"),
         Metric("peak_reserved_bytes", RESERVED, "bytes", "peak reserved"),
+        Metric("process_bytes", RESERVED, "bytes", "process on the GPU"),
         Metric("peak_rss_bytes", RESERVED, "bytes", "peak RSS"),
         Metric("step_seconds", TIME, "seconds", "step time"),
         Metric("forward_seconds", TIME, "seconds", "forward time"),

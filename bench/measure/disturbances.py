@@ -43,7 +43,10 @@ class CpuThrottling:
 
 
 class GpuThrottling:
-    """NVML's reasons for reduced clocks: hardware slowdown, heat, power brake."""
+    """NVML's reasons for reduced clocks: hardware slowdown, heat, power brake.
+
+    Raises NVML's error where the card does not tell: a slice of one (MIG), a virtual one, in WSL.
+    """
 
     def __init__(self, handle: Any) -> None:
         import pynvml
@@ -56,10 +59,13 @@ class GpuThrottling:
             | pynvml.nvmlClocksThrottleReasonHwThermalSlowdown
             | pynvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown
         )
+        self._read(handle)
 
     def happened(self) -> bool:
         """Whether the clocks are reduced for one of these reasons now."""
-        return bool(self._read(self._handle) & self._slow)
+        with suppress(Exception):  # as for nvml_handle; and a case must not fail of it
+            return bool(self._read(self._handle) & self._slow)
+        return False
 
 
 Throttling = CpuThrottling | GpuThrottling
@@ -67,7 +73,8 @@ Throttling = CpuThrottling | GpuThrottling
 
 def watch(gpu: int | None) -> Throttling:
     """What tells of throttling on GPU number `gpu` (torch's); on the CPU for None, and where NVML
-    does not know the GPU."""
+    does not know the GPU or does not tell of its clocks."""
     if gpu is not None and (handle := nvml_handle(gpu)) is not None:
-        return GpuThrottling(handle)
+        with suppress(Exception):
+            return GpuThrottling(handle)
     return CpuThrottling()

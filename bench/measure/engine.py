@@ -31,6 +31,13 @@ WARMUP_ROUNDS = 1
 _START_SECONDS = 300.0
 """How long the imports may take: minutes on a cold network disk, seconds otherwise."""
 
+KILL_COUNTERS = ("/proc/vmstat", "/sys/fs/cgroup/memory.events")
+"""Where Linux says how many processes it has killed for want of memory (a line `oom_kill N`)."""
+
+
+class _ServerGone(BenchError):
+    """The fork server has ended, and every worker with it."""
+
 
 class Session:
     """Starts workers; use it as a context manager, so that no process outlives it.
@@ -41,7 +48,8 @@ class Session:
     worker starts, such as one that registers a model of the user's own. `device` is "cpu", "cuda"
     or "auto": the GPUs where there are any.
 
-    Several threads may use one session, to run cases on several GPUs (`devices`) at once.
+    Several threads may use one session, to run cases on several GPUs (`devices`) at once. A server
+    that somebody kills takes the running cases with it; the next case starts another.
     Raises BenchError if the libraries cannot be imported or the device is not there.
     """
 
@@ -65,6 +73,11 @@ class Session:
 
     def __enter__(self) -> Self:
         """Start the server; its imports go on while the caller does other things."""
+        self._launch()
+        return self
+
+    def _launch(self) -> None:
+        self._ready = None
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control = ours
         self._errors = _scratch_file()
@@ -79,7 +92,18 @@ class Session:
                 stderr=self._errors,
                 start_new_session=True,  # a terminal's Ctrl-C is for the parent alone
             )
-        return self
+
+    def _relaunch(self, gone: subprocess.Popen[bytes] | None) -> bool:
+        """Replace a server that had worked and is gone, unless another thread has done so already;
+        whether there is anything to replace it with."""
+        with self._lock:
+            if self._server is gone is not None:
+                if self._ready is None:
+                    return False  # its imports fail, and would fail again
+                self._end_server()
+                self._errors.close()
+                self._launch()
+            return True
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -120,15 +144,14 @@ class Session:
         ours, theirs = socket.socketpair()
         errors = _scratch_file()
         with theirs:
-            request = {"do": "fork", "warm": [case.config["model_type"], case.auto_class]}
             try:
-                pid = self._ask(request, [theirs.fileno(), errors.fileno()])["pid"]
+                pid, server = self._fork(case, [theirs.fileno(), errors.fileno()])
             except BaseException:
                 ours.close()
                 errors.close()
                 raise
         connection = Connection(ours.detach())
-        running = Running(self, case, pid, connection, errors, clock or WorkerClock())
+        running = Running(self, server, case, pid, connection, errors, clock or WorkerClock())
         self._running.add(running)
         running._send(
             {
@@ -139,6 +162,18 @@ class Session:
             }
         )
         return running
+
+    def _fork(self, case: Case, fds: Sequence[int]) -> tuple[int, subprocess.Popen[bytes] | None]:
+        """The worker's process id and the server that it is a child of."""
+        request = {"do": "fork", "warm": [case.config["model_type"], case.auto_class]}
+        server = self._server
+        try:
+            return self._ask(request, server, fds)["pid"], server
+        except _ServerGone:
+            if not self._relaunch(server):
+                raise
+        server = self._server
+        return self._ask(request, server, fds)["pid"], server
 
     def _environment(self) -> dict[str, str]:
         threads = str(self.threads)
@@ -167,14 +202,24 @@ class Session:
                 self._ready = self._receive(_START_SECONDS)
             return self._ready
 
-    def _ask(self, request: dict[str, Any], fds: Sequence[int] = ()) -> dict[str, Any]:
+    def _ask(
+        self,
+        request: dict[str, Any],
+        server: subprocess.Popen[bytes] | None,
+        fds: Sequence[int] = (),
+    ) -> dict[str, Any]:
+        """The answer of `server`, and of no other that has taken its place meanwhile."""
         self._wait_ready()
         with self._lock:
+            if self._server is not server:
+                raise self._server_gone()
             try:
                 socket.send_fds(self._control, [json.dumps(request).encode()], list(fds))
                 return self._receive(_START_SECONDS)
             except OSError:
                 raise self._server_gone() from None
+            except _ServerGone:
+                raise
             except BaseException:
                 # Interrupted between question and answer: the next answer would be this one's.
                 # The server's end takes every worker with it.
@@ -194,8 +239,8 @@ class Session:
         answer: dict[str, Any] = json.loads(data)
         return answer
 
-    def _server_gone(self) -> BenchError:
-        return BenchError(f"the measuring process ended: {_tail(self._errors) or 'no message'}")
+    def _server_gone(self) -> _ServerGone:
+        return _ServerGone(f"the measuring process ended: {_tail(self._errors) or 'no message'}")
 
 
 class Running:
@@ -204,6 +249,7 @@ class Running:
     def __init__(  # noqa: PLR0917  # only Session.start calls it
         self,
         session: Session,
+        server: subprocess.Popen[bytes] | None,
         case: Case,
         pid: int,
         connection: Connection,
@@ -216,6 +262,7 @@ class Running:
         self.measurement: Measurement | None = None
         self.failed: Outcome | None = None
         self._session = session
+        self._server = server
         self._connection = connection
         self._errors = errors
         self._progress: dict[str, Any] = {"phase": outcome.LOAD, "peak": 0}
@@ -254,7 +301,7 @@ class Running:
         if self in self._session._running:
             self._session._running.discard(self)
             self._connection.close()
-            if self._status is None:
+            if self._status is None and self._server_lives():
                 # Nobody has waited for it yet, so the id cannot be another process's by now.
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(self.pid, signal.SIGKILL)
@@ -299,22 +346,31 @@ class Running:
         """Outcome and message for a worker that ended without an answer."""
         status = self._reap()
         said = _tail(self._errors)
+        if status is None:
+            return outcome.CRASHED, "the measuring process ended, and this worker with it"
         if not os.WIFSIGNALED(status):
             return outcome.CRASHED, f"exit status {os.waitstatus_to_exitcode(status)}: {said}"
         name = signal.Signals(os.WTERMSIG(status)).name
-        killed = name == "SIGKILL"
-        if killed and _kernel_kills() > self._kills:
-            return outcome.OOM, "SIGKILL: the kernel ran out of memory"
-        if killed and self._session.memory_limit_bytes is not None:
-            return outcome.OOM, "SIGKILL, with a memory limit set"
+        if name == "SIGKILL":
+            kills = _kernel_kills()
+            if kills is not None and kills > (self._kills or 0):
+                return outcome.OOM, "SIGKILL: the kernel ran out of memory"
+            if kills is None and self._session.memory_limit_bytes is not None:
+                # A guess: the limit itself kills nobody, but is set where memory is short.
+                return outcome.OOM, "SIGKILL, with a memory limit set and no kernel to ask"
         return outcome.CRASHED, f"{name}: {said}" if said else name
 
-    def _reap(self) -> int:
-        """Wait for the worker, once; its status as `os.waitpid` gives it."""
-        if self._status is None:
-            self._status = 0  # also where the server is gone, and the worker with it
+    def _server_lives(self) -> bool:
+        server = self._server
+        return server is not None and server is self._session._server and server.poll() is None
+
+    def _reap(self) -> int | None:
+        """Wait for the worker, once; its status as `os.waitpid` gives it, None where the server is
+        gone, and the worker with it."""
+        if self._status is None and self._server_lives():
+            request = {"do": "wait", "pid": self.pid}
             with contextlib.suppress(BenchError):
-                self._status = self._session._ask({"do": "wait", "pid": self.pid})["status"]
+                self._status = self._session._ask(request, self._server)["status"]
         return self._status
 
 
@@ -358,10 +414,14 @@ def _tail(file: IO[bytes], size: int = 400) -> str:
     return " ".join(said.split())[-size:]
 
 
-def _kernel_kills() -> int:
-    """How often the kernel has killed a process here to free memory (Linux; else 0)."""
-    total = 0
-    for path in ("/proc/vmstat", "/sys/fs/cgroup/memory.events"):
+def _kernel_kills() -> int | None:
+    """How often the kernel has killed a process here to free memory; None where nothing tells.
+
+    /proc/vmstat counts every such kill, those for a cgroup's limit too; memory.events those of the
+    own cgroup (the kernel's Documentation/admin-guide/cgroup-v2.rst).
+    """
+    found: list[int] = []
+    for path in KILL_COUNTERS:
         with contextlib.suppress(OSError), open(path) as counters:
-            total += sum(int(line.split()[1]) for line in counters if line.startswith("oom_kill "))
-    return total
+            found += [int(line.split()[1]) for line in counters if line.startswith("oom_kill ")]
+    return sum(found) if found else None

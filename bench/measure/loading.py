@@ -7,6 +7,7 @@ layer is quantized, so the peak while loading stays close to the final size.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.adapters import TASK_HEADS
 from bench.cases import Case
@@ -113,14 +116,17 @@ def skeleton(case: Case, config: Any) -> Any:
     model = meta_model(case, config)
     if kind.quantized:
         skipped = _skipped_modules(case, model)
+        drawn = _weight_deviations(model)
         swap_linear_layers(model, bitsandbytes_config(kind.name, skipped))
+        for name, module in model.named_modules():
+            module.weight_deviation = drawn.get(name)
     return model
 
 
 def filled(model: Any, case: Case, config: Any, device: str) -> Any:
     """A skeleton with every tensor made on `device`, its weights drawn as transformers would."""
     dtype = getattr(torch, precision(case.precision).compute)
-    std = getattr(config.get_text_config(), "initializer_range", None) or 0.02
+    usual = getattr(config.get_text_config(), "initializer_range", None) or 0.02
     for module in model.modules():
         module._is_hf_initialized = False
     quantized = set(quantized_layers(model))
@@ -130,6 +136,8 @@ def filled(model: Any, case: Case, config: Any, device: str) -> Any:
             module._buffers[name] = torch.zeros_like(buffer, device=device)
         for name, parameter in module.named_parameters(recurse=False):
             if module in quantized and name == "weight":
+                std = module.weight_deviation
+                std = usual if std is None else std
                 module.weight = _random_quantized(parameter, dtype, std, device)
                 module.weight._is_hf_initialized = True  # GPT-2 draws some weights by their name
                 continue
@@ -159,6 +167,7 @@ def adapt(case: Case, model: Any) -> Any:
     model = get_peft_model(model, LoraConfig(**case.adapter))
     if precision(case.precision).compute == "float16":
         _saved_copies_in_float32(model)
+        _freed_parameters_in_float32(model)
     return model.train()
 
 
@@ -186,6 +195,38 @@ def quiet_libraries() -> None:
     quiet_bitsandbytes()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+class _Draws(TorchDispatchMode):  # type: ignore[misc]  # torch is seen untyped
+    """Notes the standard deviation of every normal distribution drawn, by the storage it fills."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deviations: dict[int, float] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.ops.aten.normal_.default:
+            standard = len(args) < 3  # (tensor, mean, deviation), less what has its default
+            self.deviations[args[0].untyped_storage()._cdata] = 1.0 if standard else args[2]
+        return func(*args, **(kwargs or {}))
+
+
+def _weight_deviations(model: Any) -> dict[str, float]:
+    """The standard deviation that transformers draws each module's weight with, by module name.
+
+    T5 scales it by each layer's width, GPT-2 by the depth. Found by letting it initialize the meta
+    model; a weight that it draws otherwise, or not without memory, is left out.
+    """
+    with _Draws() as draws, contextlib.suppress(NotImplementedError, RuntimeError):
+        model.initialize_weights()
+    return {
+        name: draws.deviations[storage]
+        for name, module in model.named_modules()
+        if isinstance(weight := getattr(module, "weight", None), torch.Tensor)
+        and (storage := weight.untyped_storage()._cdata) in draws.deviations
+    }
 
 
 def _skipped_modules(case: Case, model: Any) -> list[str]:
@@ -257,3 +298,26 @@ def _saved_copies_in_float32(model: torch.nn.Module) -> None:
                 copy.float()
                 copy.register_forward_pre_hook(enter)
                 copy.register_forward_hook(leave)
+
+
+class _Half(torch.nn.Module):  # type: ignore[misc]
+    """What a float16 module sees of a parameter that is held in float32."""
+
+    def forward(self, held: torch.Tensor) -> torch.Tensor:
+        return held.half()
+
+
+def _freed_parameters_in_float32(model: torch.nn.Module) -> None:
+    """Hold the base model's own parameters that PEFT sets free (`bias`) in float32, as it holds its
+    adapters: a GradScaler refuses float16 gradients.
+
+    They are cast where they are used, as autocast would: torch multiplies no float16 weight with a
+    float32 bias beside it.
+    """
+    held: dict[torch.nn.Parameter, torch.nn.Parameter] = {}  # shared ones stay shared
+    for module in list(model.modules()):
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.requires_grad and parameter.dtype == torch.float16:
+                wide = held.setdefault(parameter, torch.nn.Parameter(parameter.detach().float()))
+                parametrize.register_parametrization(module, name, _Half(), unsafe=True)
+                module.parametrizations[name].original = wide

@@ -21,7 +21,6 @@ import signal
 import socket
 import sys
 from multiprocessing.connection import Connection
-from typing import Any
 
 PRELOAD = ("torch", "torch._dynamo", "transformers", "bench.measure.worker")
 _NOT_BEFORE_CUDA = (
@@ -38,7 +37,8 @@ def main(control_fd: int, modules: list[str]) -> None:
     """Serve until the parent closes its end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     control = socket.socket(fileno=control_fd)
-    control.send(json.dumps({"ready": True, **_preload(modules)}).encode())
+    gpus = _preload(modules)
+    control.send(json.dumps({"ready": True, "gpus": gpus}).encode())
     while True:
         data, fds, _, _ = socket.recv_fds(control, _SIZE, 2)
         if not data:
@@ -51,13 +51,14 @@ def main(control_fd: int, modules: list[str]) -> None:
         gc.freeze()  # children neither scan nor copy what is already here
         if (pid := os.fork()) == 0:
             control.close()
-            _become_worker(fds[0], fds[1], modules)
+            _become_worker(fds[0], fds[1], modules, gpus)
         for fd in fds:
             os.close(fd)
         control.send(json.dumps({"pid": pid}).encode())
 
 
-def _preload(modules: list[str]) -> dict[str, Any]:
+def _preload(modules: list[str]) -> int:
+    """Import everything; the number of GPUs."""
     for name in (*modules, *PRELOAD):
         importlib.import_module(name)
     import torch
@@ -65,12 +66,12 @@ def _preload(modules: list[str]) -> dict[str, Any]:
     from bench.measure.loading import quiet_libraries
 
     quiet_libraries()  # before bitsandbytes is imported
-    gpus = torch.cuda.device_count()
+    gpus: int = torch.cuda.device_count()
     if not gpus:
         for name in _NOT_BEFORE_CUDA:
             importlib.import_module(name)
         _rehearse()
-    return {"gpus": gpus}
+    return gpus
 
 
 def _rehearse() -> None:
@@ -95,7 +96,7 @@ def _warm(model_type: str, auto_class: str) -> None:
         getattr(transformers, auto_class)._model_mapping[config]
 
 
-def _become_worker(connection_fd: int, error_fd: int, modules: list[str]) -> None:
+def _become_worker(connection_fd: int, error_fd: int, modules: list[str], gpus: int) -> None:
     import torch
 
     from bench.measure import worker
@@ -106,7 +107,9 @@ def _become_worker(connection_fd: int, error_fd: int, modules: list[str]) -> Non
         os.dup2(error_fd, 1)
         os.dup2(error_fd, 2)
         os.close(error_fd)
-        if torch.cuda._is_in_bad_fork():  # something has started CUDA in the server after all
+        # Something has started CUDA in the server after all. Without a GPU this is no hindrance,
+        # and usual: where there is no driver, torch asks CUDA itself how many GPUs there are.
+        if gpus and torch.cuda._is_in_bad_fork():
             os.set_inheritable(connection_fd, True)
             own = [sys.executable, "-m", "bench.measure.server", "--worker", str(connection_fd)]
             os.execv(sys.executable, [*own, *modules])

@@ -4,6 +4,7 @@ Answers come from the library below; what is here only asks, records and reports
 """
 
 from bench.plugin.collection import (
+    pytest_collection_finish,
     pytest_collection_modifyitems,
     pytest_deselected,
     pytest_generate_tests,
@@ -39,6 +40,7 @@ __all__ = [
     "peft_count",
     "pytest_addoption",
     "pytest_benchmark_update_machine_info",
+    "pytest_collection_finish",
     "pytest_collection_modifyitems",
     "pytest_configure",
     "pytest_deselected",

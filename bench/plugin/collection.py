@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from bench.cases import StepOptions
+from bench.errors import BenchError
 from bench.plugin.state import (
     LOG,
     MEASURED,
@@ -58,15 +60,32 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         keep.append(refused[0])
         dropped += refused[1:]
     items[:] = keep
-    measured = [item for item in keep if _is_measured(item)]
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What is to be measured, now that -k and -m have chosen too; refuse sequences that a model
+    has no positions for before anything is."""
+    config = session.config
+    measured = [item for item in session.items if _is_measured(item)]
     config.stash[PROGRESS] = Progress(len(measured))
-    config.stash[MEASURED] = [
+    config.stash[MEASURED] = keys = [
         str(item.callspec.params["measured"])
         for item in measured
         if isinstance(item, pytest.Function) and "measured" in item.fixturenames
     ]
-    if dropped:
-        config.hook.pytest_deselected(items=dropped)
+    if config.option.collectonly or under_xdist(config):
+        return
+    subjects = config.stash[SUBJECTS].measured
+    step = StepOptions(batch_size=config.option.batch_size, seq_len=config.option.seq_len)
+    for subject in {subjects[key].model.label: subjects[key] for key in keys}.values():
+        from bench.measure.limits import check_case_length
+
+        try:
+            check_case_length(subject.case(step))
+        except BenchError as error:
+            pytest.exit(f"error: --seq-len: {error}", returncode=2)
 
 
 def _is_measured(item: pytest.Item) -> bool:

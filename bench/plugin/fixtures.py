@@ -19,6 +19,15 @@ if TYPE_CHECKING:
     from bench.measure import Session, Spread
 
 GIB = 1024**3
+CPU_MEMORY_LIMIT_GIB = 6
+
+
+def memory_limit_bytes(gib: float | None, *, on_gpu: bool) -> int | None:
+    """A measured case's memory limit: as asked for, else 6 GiB on the CPU, where a case without
+    one can bring the machine down, and none on a GPU, which runs out by itself."""
+    if gib is None:
+        return None if on_gpu else CPU_MEMORY_LIMIT_GIB * GIB
+    return int(gib * GIB)
 
 
 def _subject(name: str, group: str, doc: str) -> Any:
@@ -102,10 +111,10 @@ def measuring(
 
     config = request.config
     option = config.option
-    with Session(
-        memory_limit_bytes=int(option.memory_limit * GIB), time_limit_seconds=option.time_limit
-    ) as session:
-        if not has_gpu() or len(session.devices) == 1:
+    on_gpu = has_gpu()
+    limit = memory_limit_bytes(option.memory_limit, on_gpu=on_gpu)
+    with Session(memory_limit_bytes=limit, time_limit_seconds=option.time_limit) as session:
+        if not on_gpu or len(session.devices) == 1:
             yield session
             return
         subjects = [config.stash[SUBJECTS].measured[key] for key in config.stash[MEASURED]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--batch-size", type=int, default=2, help="sequences a step (default 2)")
     add("--seq-len", type=int, default=32, help="tokens a sequence (default 32)")
     add("--rounds", type=int, default=5, help="measured steps a case (default 5)")
-    add("--memory-limit", type=float, default=6.0, metavar="GIB",
-        help="a measured case's memory limit on the CPU, GiB (default 6)")
+    add("--memory-limit", type=float, metavar="GIB",
+        help="a measured case's memory limit, GiB (default: 6 on the CPU, none on a GPU)")
     add("--time-limit", type=float, default=300.0, metavar="SECONDS",
         help="a measured case's time limit, seconds (default 300)")
     add("--budget", type=float, metavar="MINUTES", help="measure what fits into this time")
@@ -129,9 +130,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _check_numbers(option: Any) -> None:
-    for name in ("batch_size", "seq_len", "rounds", "memory_limit", "time_limit"):
-        if getattr(option, name) <= 0:
-            raise BenchError(f"--{name.replace('_', '-')} must be greater than 0")
+    for name in ("batch_size", "seq_len", "rounds", "memory_limit", "time_limit", "budget"):
+        value = getattr(option, name)
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            kind = "a finite number " if isinstance(value, float) else ""
+            raise BenchError(
+                f"--{name.replace('_', '-')} must be {kind}greater than 0, not {value:g}"
+            )
+    if option.check_loss < 0:
+        raise BenchError(
+            f"--check-loss must be 0 (do not check) or a number of steps, not {option.check_loss}"
+        )
 
 
 def _split(text: str) -> tuple[str, ...]:

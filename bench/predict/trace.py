@@ -18,11 +18,11 @@ from bench.cases import Case
 from bench.errors import BenchError
 from bench.measure import loading, memory
 from bench.measure.cost import CostCounter
+from bench.measure.limits import check_length
 from bench.measure.step import training_step
 from bench.precision import precision
 from bench.predict.journal import LOGITS, Journal, Untraceable
 from bench.predict.kernels import Device
-from bench.predict.limits import check_length
 from bench.predict.unquantized import left_unquantized
 from bench.predict.values import tensors_in
 from bench.quantization import without_cached_tables

@@ -110,7 +110,7 @@ def _solved(case: Case, asked: Asked, gpu: Gpu | None, progress: _Progress) -> S
     assert asked.solve is not None
     limit = None
     if asked.solve == SEQ_LEN:
-        from bench.predict.limits import case_limit
+        from bench.measure.limits import case_limit
 
         limit = case_limit(case)
 

@@ -42,6 +42,7 @@ class Row:
     first_step_peak_allocated_bytes: int | None = _column("first step's peak allocated [bytes]")
     peak_allocated_bytes: int | None = _column("peak allocated [bytes]")
     peak_reserved_bytes: int | None = _column("peak reserved [bytes]")
+    process_bytes: int | None = _column("process on the GPU [bytes]")
     peak_rss_bytes: int | None = _column("peak RSS [bytes]")
     step_median_seconds: float | None = _column("step time, median [s]")
     step_iqr_seconds: float | None = _column("step time, IQR [s]")
@@ -146,6 +147,7 @@ def _row(
         first_step_peak_allocated_bytes=metrics.get("first_step_peak_allocated_bytes"),
         peak_allocated_bytes=metrics.get("peak_allocated_bytes"),
         peak_reserved_bytes=metrics.get("peak_reserved_bytes"),
+        process_bytes=metrics.get("process_bytes"),
         peak_rss_bytes=metrics.get("peak_rss_bytes"),
         unstable=_text(own.detail.get("unstable")),
     )

@@ -17,7 +17,7 @@ from bench.units import (
     one_line,
 )
 
-MEMORY = ("peak_allocated_bytes", "peak_reserved_bytes", "peak_rss_bytes")
+MEMORY = ("peak_allocated_bytes", "peak_reserved_bytes", "process_bytes", "peak_rss_bytes")
 OUTCOME_WORDS = {"oom": "out of memory", "timed-out": "timed out"}
 STYLES = {
     "regressed": BAD,
@@ -96,7 +96,8 @@ def _title(row: Row) -> str:
 def _table(title: str, rows: Sequence[Row], marks: Mapping[str, str], named: bool) -> Table:
     header = (
         "scenario", "run", "r", "layers", "trainable", "share", "precision", "peak allocated",
-        "peak reserved", "peak RSS", "step time", "Δ peak", "Δ step", "verdict",
+        "peak reserved", "process on the GPU", "peak RSS", "step time", "Δ peak", "Δ step",
+        "verdict",
     )  # fmt: skip
     left = {"scenario", "run", "precision", "verdict"}
     measured = [name for name in MEMORY if any(getattr(row, name) is not None for row in rows)]
@@ -140,6 +141,7 @@ def _cells(
         f"{row.precision or EMPTY}{mark}",
         memory("peak_allocated_bytes"),
         memory("peak_reserved_bytes"),
+        memory("process_bytes"),
         memory("peak_rss_bytes"),
         step,
         change(row.allocated_ratio),

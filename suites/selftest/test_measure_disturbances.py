@@ -5,11 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from bench.measure import StepTime
-from bench.measure.disturbances import THREADS, CpuThrottling, waited_seconds
+from bench.measure import StepTime, disturbances
+from bench.measure.disturbances import THREADS, CpuThrottling, GpuThrottling, waited_seconds
 from bench.runlog import Recorder
 from bench.subjects import Request, select
 
@@ -63,6 +64,46 @@ def test_thermal_events_are_told_once(tmp_path: Path) -> None:
     counters[1].write_text("4\n")
     assert throttling.happened()
     assert not throttling.happened()
+
+
+class _NVMLError(Exception):
+    """NVML's "Not Supported"."""
+
+
+def _card(monkeypatch: pytest.MonkeyPatch, reasons: list[int]) -> None:
+    """Stand in for NVML and a card that gives these reasons in turn, then no more. The bits are
+    those of NVIDIA's nvml.h."""
+
+    def read(handle: object) -> int:
+        assert handle == "handle"
+        if not reasons:
+            raise _NVMLError
+        return reasons.pop(0)
+
+    nvml = SimpleNamespace(
+        nvmlDeviceGetCurrentClocksThrottleReasons=read,
+        nvmlClocksThrottleReasonHwSlowdown=0x08,
+        nvmlClocksThrottleReasonSwThermalSlowdown=0x20,
+        nvmlClocksThrottleReasonHwThermalSlowdown=0x40,
+        nvmlClocksThrottleReasonHwPowerBrakeSlowdown=0x80,
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr(disturbances, "nvml_handle", lambda gpu: "handle")
+
+
+def test_a_card_tells_why_its_clocks_are_low(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Idle (0x1) and a power cap (0x4) are no disturbance; heat is."""
+    _card(monkeypatch, [0x0, 0x1 | 0x4, 0x4 | 0x40])
+    throttling = disturbances.watch(0)
+    assert isinstance(throttling, GpuThrottling)
+    assert [throttling.happened() for _ in range(2)] == [False, True]
+    assert not throttling.happened()  # it has stopped telling: no reason to fail a case
+
+
+def test_where_the_card_does_not_tell_the_processor_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NVML knows a MIG slice, a virtual GPU or one in WSL, but not why its clocks are low."""
+    _card(monkeypatch, [])
+    assert isinstance(disturbances.watch(0), CpuThrottling)
 
 
 def _step(seconds: float = 1.0, **disturbed: float) -> StepTime:

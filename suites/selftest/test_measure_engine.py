@@ -18,7 +18,9 @@ import pytest
 from measure_support import MODELS, shared_session, tiny_case
 
 from bench.errors import BenchError
-from bench.measure import CaseFailed, Measurement, Outcome, Session, WorkerClock
+from bench.measure import CaseFailed, Measurement, Outcome, Session, WorkerClock, engine
+from bench.runlog import Recorder
+from bench.subjects import Request, select
 
 HERE = Path(__file__).parent
 MIB = 2**20
@@ -85,6 +87,21 @@ def test_a_healthy_case_reports_everything(session: Session) -> None:
         assert min(t.forward_seconds, t.backward_seconds, t.optimizer_seconds) > 0
     assert running.clock() == pytest.approx(sum(t.total_seconds for t in times))
     assert after < before
+
+
+def test_what_is_known_of_the_gpu_is_recorded(session: Session) -> None:
+    """A CPU's measurement, with what a GPU's has besides filled in."""
+    (subject,) = select(
+        Request(models=("opt-350m",), scenarios=("query",), precisions=("fp32",))
+    ).measured.values()
+    on_cpu = measure(session, tiny_case("opt"), steps=0)
+    on_gpu = dataclasses.replace(on_cpu, peak_reserved_bytes=4 * MIB, process_bytes=500 * MIB)
+    without, with_gpu = (Recorder("measurement", subject) for _ in range(2))
+    without.measurement(on_cpu)
+    with_gpu.measurement(on_gpu)
+    gpu_only = {"peak_reserved_bytes": 4 * MIB, "process_bytes": 500 * MIB}
+    assert with_gpu.metrics == without.metrics | gpu_only
+    assert not gpu_only.keys() & without.metrics.keys()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "nf4-dq"])
@@ -185,14 +202,47 @@ def test_a_memory_limit_is_an_outcome(session: Session, limit: int, case, phase:
     assert outcome.peak_allocated_bytes <= limit
 
 
-def test_a_kill_under_a_memory_limit_counts_as_running_out(session: Session) -> None:
+@pytest.mark.parametrize(
+    ("before", "after", "name", "says"),
+    [
+        (7, 7, "crashed", "SIGKILL"),  # by somebody: the limit itself makes allocations fail
+        (7, 8, "oom", "the kernel ran out of memory"),
+        (None, None, "oom", "a memory limit set and no kernel to ask"),
+    ],
+)
+def test_a_kill_under_a_memory_limit_is_what_the_kernel_says_it_is(
+    session: Session,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    before: int | None,
+    after: int | None,
+    name: str,
+    says: str,
+) -> None:
+    counter = tmp_path / "vmstat"
+    monkeypatch.setattr(engine, "KILL_COUNTERS", (str(counter),))
+
+    def count(kills: int | None) -> None:
+        if kills is not None:
+            counter.write_text(f"pgfault 12345\noom_kill {kills}\nthp_fault_alloc 0\n")
+
+    count(before)
     with limits(session, memory=10**10), session.start(tiny_case("opt")) as running:
         running.prepare()
         os.kill(running.pid, signal.SIGKILL)
+        count(after)
         with pytest.raises(CaseFailed) as failed:
             running.step()
-    assert (failed.value.outcome.name, failed.value.outcome.phase) == ("oom", "timing")
-    assert failed.value.outcome.peak_allocated_bytes == running.measurement.peak_allocated_bytes
+    found = failed.value.outcome
+    assert (found.name, found.phase) == (name, "timing")
+    assert says in found.message
+    assert found.peak_allocated_bytes == running.measurement.peak_allocated_bytes
+
+
+@pytest.mark.skipif(not Path("/proc/vmstat").exists(), reason="not Linux")
+def test_linux_counts_its_kills() -> None:
+    assert engine._kernel_kills() is not None
 
 
 def test_weights_that_explode_diverge(session: Session) -> None:
@@ -207,6 +257,14 @@ def test_a_loss_that_does_not_fall_diverges(session: Session) -> None:
             running.check_loss(steps=3)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "int8", "nf4"])
+def test_a_model_that_scales_its_weights_by_width_learns(session: Session, precision: str) -> None:
+    with session.start(tiny_case("t5", precision, seq_len=48)) as running:
+        running.prepare()
+        before, after = running.check_loss(20)
+    assert after < before
+
+
 def test_a_session_ends_everything() -> None:
     with Session(device="cpu") as session:
         running = session.start(tiny_case("opt"))
@@ -218,12 +276,47 @@ def test_a_session_ends_everything() -> None:
         session.start(tiny_case("opt"))
 
 
+def test_a_server_that_is_killed_takes_one_case_with_it() -> None:
+    """Between two cases it costs none; during a case that one has crashed, and the run goes on."""
+    with Session(device="cpu", time_limit_seconds=60) as session:
+        first = measure(session, tiny_case("opt"))
+        os.kill(session._server.pid, signal.SIGKILL)
+        second = measure(session, tiny_case("opt"))
+        assert (first.loss, first.peak_allocated_bytes) == (
+            second.loss,
+            second.peak_allocated_bytes,
+        )
+        with session.start(tiny_case("opt")) as running:
+            running.prepare()
+            os.kill(session._server.pid, signal.SIGKILL)
+            psutil.Process(running.pid).wait(timeout=10)
+            with pytest.raises(CaseFailed, match="crashed in timing: the measuring process ended"):
+                running.step()
+        assert measure(session, tiny_case("opt")).outcome.name == "ok"
+        pids = [session._server.pid]
+    assert not any(map(psutil.pid_exists, pids))
+
+
 def test_a_missing_module_says_so() -> None:
     with (
         Session(preload=["no_such_module"]) as session,
         pytest.raises(BenchError, match="no_such_module"),
     ):
         session.start(tiny_case("opt"))
+
+
+def test_without_a_gpu_a_worker_is_always_forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CUDA build without a driver: an interpreter of its own would cost each case seconds."""
+    monkeypatch.setenv("PYTHONPATH", str(HERE), prepend=os.pathsep)
+    with (
+        Session(device="cpu", preload=["measure_bad_fork"]) as session,
+        session.start(tiny_case("opt")) as running,
+    ):
+        assert running.prepare().outcome.name == "ok"
+        server, worker = (
+            psutil.Process(pid).cmdline() for pid in (session._server.pid, running.pid)
+        )
+        assert worker == server
 
 
 _PARENT = """

@@ -73,6 +73,44 @@ def test_random_weights_are_drawn_as_transformers_draws_them() -> None:
                 assert drawn.mean().item() == pytest.approx(wanted.mean().item(), abs=4e-3), key
 
 
+@pytest.mark.parametrize(
+    "bits",
+    [
+        4,
+        pytest.param(
+            8,
+            marks=pytest.mark.xfail(
+                strict=True,
+                raises=AttributeError,
+                reason="peft 0.21.2, bitsandbytes 0.50.2, on the CPU: PEFT's "
+                "dequantize_module_weight puts `weight.to('cpu')` in the weight's place, which "
+                "Int8Params gives a CB and no SCB; the next forward pass takes both from there",
+            ),
+        ),
+    ],
+)
+def test_dora_trains_two_steps_with_the_libraries_alone(tmp_path: Path, bits: int) -> None:
+    """As their documentation loads a model; nothing of this project but a tiny configuration."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
+
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "vocab_size": 100}
+    heads = {"num_hidden_layers": 1, "num_attention_heads": 4, "bos_token_id": 1, "eos_token_id": 2}
+    AutoModelForCausalLM.from_config(LlamaConfig(**sizes, **heads)).save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path,
+        quantization_config=BitsAndBytesConfig(load_in_8bit=bits == 8, load_in_4bit=bits == 4),
+        dtype=torch.bfloat16,
+        device_map={"": "cpu"},
+    )
+    adapter = LoraConfig(target_modules=["q_proj"], use_dora=True, task_type="CAUSAL_LM")
+    model = get_peft_model(model, adapter).train()
+    tokens = torch.arange(16).reshape(2, 8)
+    for _ in range(2):
+        model(input_ids=tokens, labels=tokens).loss.backward()
+
+
 @pytest.mark.parametrize("precision", ["fp32", "int8", "nf4"])
 def test_real_weights_are_taken(tmp_path: Path, precision: str) -> None:
     import torch

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from measure_support import MODELS, tiny_case
 
 from bench.cases import OPTIMIZERS, Case, StepOptions
 from bench.precision import PRECISIONS
+
+GPT2 = {
+    "model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 500,
+    "n_positions": 128, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -77,6 +83,25 @@ def test_every_precision_trains_as_what_it_says(name: str, precision: str) -> No
     assert (training.scaler is not None) == (precision == "fp16")
 
 
+@pytest.mark.parametrize("bias", ["lora_only", "all"])
+@pytest.mark.parametrize("name", ["opt", "gpt2"])
+def test_biases_train_in_float16_as_they_do_in_float32(name: str, bias: str) -> None:
+    """PEFT leaves the base model's biases in float16, whose gradients a GradScaler refuses."""
+    import torch
+
+    case = tiny_case("opt", learning_rate=1e-2)
+    if name == "gpt2":  # Conv1D instead of Linear
+        case = replace(case, config=GPT2, adapter={**case.adapter, "target_modules": ["c_attn"]})
+    case = replace(case, adapter={**case.adapter, "bias": bias})
+    wide, expected = train(case)
+    half, losses = train(replace(case, precision="fp16"))
+    assert losses == pytest.approx(expected, abs=0.01)
+    assert losses[-1] < losses[0]
+    assert half.trainable_parameters == wide.trainable_parameters
+    dtypes = {(p.requires_grad, p.dtype) for p in half.model.parameters()}
+    assert dtypes == {(True, torch.float32), (False, torch.float16)}
+
+
 def test_heads_and_output_embeddings_stay_unquantized() -> None:
     training, _ = train(tiny_case("phi3", "nf4"), steps=1)
     kinds = {name: type(module).__name__ for name, module in training.model.named_modules()}
@@ -101,6 +126,35 @@ def test_quantized_weights_are_close_to_the_full_ones() -> None:
     wide = bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state).float()
     assert wide.shape == (256, 64)
     assert wide.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+@pytest.mark.parametrize("precision", ["int8", "nf4"])
+@pytest.mark.parametrize("name", ["t5", "gpt2"])
+def test_quantized_weights_are_drawn_as_transformers_draws_the_full_ones(
+    name: str, precision: str
+) -> None:
+    """T5 scales each kind of layer by its width, GPT-2 two projections by the depth."""
+    import torch
+    import transformers
+    from peft.utils.integrations import dequantize_module_weight
+
+    from bench.measure.loading import make_config, quantized_layers, random_weights
+
+    case = tiny_case(name if name == "t5" else "opt", precision)
+    if name == "gpt2":
+        case = replace(case, config=GPT2)
+    config = make_config(case)
+    theirs = getattr(transformers, case.auto_class).from_config(config)
+    torch.manual_seed(0)
+    ours = random_weights(case, config, "cpu")
+    names = {module: name for name, module in ours.named_modules()}
+    deviations = {}
+    for layer in quantized_layers(ours):
+        expected = theirs.get_submodule(names[layer]).weight.std().item()
+        found = dequantize_module_weight(layer).float().std().item()
+        assert found == pytest.approx(expected, rel=0.1), names[layer]
+        deviations[names[layer].rpartition(".")[2]] = expected
+    assert max(deviations.values()) > 1.5 * min(deviations.values())
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

@@ -104,6 +104,14 @@ def test_dead_entry_fails_and_tells_what_to_write(run, pytester: pytest.Pytester
         (["--threshold", "step_secs=5%"], "step_secs"),
         (["--allow", "vanishd"], "did you mean vanished"),
         (["--rounds", "0"], "--rounds must be greater than 0"),
+        (["--memory-limit", "nan"], "--memory-limit must be a finite number greater than 0"),
+        (["--memory-limit", "inf"], "--memory-limit must be a finite number greater than 0"),
+        (["--time-limit", "nan"], "--time-limit must be a finite number greater than 0"),
+        (["--time-limit", "inf"], "--time-limit must be a finite number greater than 0"),
+        (["--budget", "-1"], "--budget must be a finite number greater than 0, not -1"),
+        (["--budget", "0"], "--budget must be a finite number greater than 0, not 0"),
+        (["--budget", "nan"], "--budget must be a finite number greater than 0, not nan"),
+        (["--check-loss", "-3"], "--check-loss must be 0 (do not check) or a number of steps"),
         (["-n", "2", "--benchmark-save", "x"], "measured cases are refused under pytest-xdist"),
     ],
 )
@@ -114,6 +122,57 @@ def test_wrong_option_ends_with_status_2(run, options: list[str], said: str) -> 
     assert said in output
     assert "Traceback" not in output
     assert "INTERNALERROR" not in output
+
+
+def test_cases_left_out_by_k_are_not_counted_as_ahead(run) -> None:
+    two = ("--precision", "fp32", "--precision", "bf16", "--rounds", "1", "--seq-len", "8")
+    result = run(*two, "-k", "fp32", suites="suites/test_measurement.py")
+    result.assert_outcomes(passed=1, deselected=1)
+    result.stdout.fnmatch_lines(["*[[]1/1[]] mine-own-r4-fp32 ok*"])
+
+
+def test_sequences_beyond_the_models_positions_are_refused_before_anything_is_measured(
+    run, pytester: pytest.Pytester
+) -> None:
+    """By the config's own figure; the other suites do not look at the length."""
+    config = pytester.path / "mine" / "config.json"
+    config.write_text(json.dumps({**LLAMA, "max_position_embeddings": 16}))
+    refused = run("--precision", "fp32", "--seq-len", "17")
+    assert refused.ret == 2
+    output = refused.stdout.str() + refused.stderr.str()
+    assert "error: --seq-len: sequence length 17: mine has positions for 16 tokens" in output
+    assert "Traceback" not in output
+    refused.assert_outcomes()
+    fits = run("--precision", "fp32", "--rounds", "1", "--seq-len", "16")
+    assert fits.ret == pytest.ExitCode.OK
+
+
+@pytest.mark.parametrize(
+    ("options", "on_gpu", "limit"),
+    [
+        ((), False, 6 * 2**30),
+        ((), True, None),
+        (("--memory-limit", "0.5"), False, 2**29),
+        (("--memory-limit", "80"), True, 80 * 2**30),
+    ],
+)
+def test_the_memory_limit_is_the_cpus_unless_asked_for(
+    run,
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    options: tuple[str, ...],
+    on_gpu: bool,
+    limit: int | None,
+) -> None:
+    """Where there is a GPU, full-size models are measured: 6 GiB would stop nearly all of them."""
+    monkeypatch.setattr("bench.plugin.fixtures.has_gpu", lambda: on_gpu)
+    (pytester.path / "suites" / "test_limit.py").write_text(
+        "def test_limit(measured, measuring):\n"
+        f"    assert measuring.memory_limit_bytes == {limit}\n"
+    )
+    result = run("--precision", "fp32", *options, suites="suites/test_limit.py")
+    result.assert_outcomes(passed=1)
 
 
 def test_save_compare_and_gate(run, pytester: pytest.Pytester) -> None:

@@ -52,6 +52,7 @@ UNQUANTIZED = [
 OTHER_ADAPTERS: list[tuple[str, str, str, dict[str, Any]]] = [
     ("dora", "opt", "fp32", {"use_dora": True}),
     ("biases", "opt", "bf16", {"bias": "all"}),
+    ("biases-fp16", "opt", "fp16", {"bias": "all"}),
     ("everything", "opt", "bf16", {"target_modules": "all-linear"}),
     ("saved", "opt", "fp16", {"modules_to_save": ["fc1", "lm_head"]}),
 ]

@@ -208,6 +208,28 @@ def test_allocated_and_reserved_never_share_a_column() -> None:
     )
 
 
+def test_what_the_whole_process_takes_on_the_gpu_is_shown_where_it_is_known() -> None:
+    """Runs stored before it was are loaded and compared all the same."""
+    metrics = {"peak_allocated_bytes": 3 * MIB, "peak_reserved_bytes": 4 * MIB}
+    before = run_of(case("m", "fp32", metrics=metrics), accelerator=GPU)
+    now = metrics | {"process_bytes": 500 * MIB}
+    after = run_of(case("m", "fp32", metrics=now), name="after", accelerator=GPU)
+    header, _, row = cells(markdown(comparison_report([after])))
+    assert header[3:] == ["peak allocated", "peak reserved", "process on the GPU"]
+    assert row[3:] == ["3.000 MiB", "4.000 MiB", "500.0 MiB"]
+    assert comparison_table([after])["process on the GPU [bytes]"].tolist() == [500 * MIB]
+    found = {verdict.metric: verdict.verdict for verdict in compare(before, after)}
+    assert found == {
+        "peak_allocated_bytes": "unchanged",
+        "peak_reserved_bytes": "unchanged",
+        "process_bytes": "new",
+    }
+    assert gate(compare(before, after)) == []
+    more = run_of(case("m", "fp32", metrics=now | {"process_bytes": 526 * MIB}), accelerator=GPU)
+    (regressed,) = gate(compare(after, more))  # 5 % are 525 MiB
+    assert (regressed.metric, regressed.verdict) == ("process_bytes", "regressed")
+
+
 def test_unstable_measurements_carry_a_mark_and_a_footnote() -> None:
     def shaky(reason: str) -> dict[str, Any]:
         return {"metrics": {"step_seconds": [0.5]}, "detail": {"unstable": reason}}

@@ -28,8 +28,22 @@ def position_limit(config: Any, model: torch.nn.Module) -> int | None:
 
 def check_length(case: Case, config: Any, model: torch.nn.Module) -> None:
     """Raise BenchError where the case's sequences are longer than the model takes."""
-    limit = position_limit(config, model)
-    if case.task != "image-classification" and limit and case.step.seq_len > limit:
+    if case.task != "image-classification":
+        _check(case, position_limit(config, model))
+
+
+def check_case_length(case: Case) -> None:
+    """`check_length`, the model built for it on meta; one that cannot be built is let through, for
+    the worker to meet and report."""
+    try:
+        limit = case_limit(case)
+    except Exception:
+        return
+    _check(case, limit)
+
+
+def _check(case: Case, limit: int | None) -> None:
+    if limit and case.step.seq_len > limit:
         raise BenchError(
             f"sequence length {case.step.seq_len}: {case.model} has positions for {limit} tokens"
         )
