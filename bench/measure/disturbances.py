@@ -6,8 +6,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from bench.measure.memory import nvml_handle
-
 THREADS = Path("/proc/self/task")
 CPUS = Path("/sys/devices/system/cpu")
 _COUNTERS = "cpu[0-9]*/thermal_throttle/*_throttle_count"
@@ -74,6 +72,8 @@ Throttling = CpuThrottling | GpuThrottling
 def watch(gpu: int | None) -> Throttling:
     """What tells of throttling on GPU number `gpu` (torch's); on the CPU for None, and where NVML
     does not know the GPU or does not tell of its clocks."""
+    from bench.measure.memory import nvml_handle  # which brings torch
+
     if gpu is not None and (handle := nvml_handle(gpu)) is not None:
         with suppress(Exception):
             return GpuThrottling(handle)

@@ -88,7 +88,7 @@ def _card(monkeypatch: pytest.MonkeyPatch, reasons: list[int]) -> None:
         nvmlClocksThrottleReasonHwPowerBrakeSlowdown=0x80,
     )
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    monkeypatch.setattr(disturbances, "nvml_handle", lambda gpu: "handle")
+    monkeypatch.setattr("bench.measure.memory.nvml_handle", lambda gpu: "handle")
 
 
 def test_a_card_tells_why_its_clocks_are_low(monkeypatch: pytest.MonkeyPatch) -> None:

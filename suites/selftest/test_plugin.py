@@ -7,6 +7,8 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -322,3 +324,17 @@ def test_running_out_of_memory_is_an_outcome(run, pytester: pytest.Pytester) -> 
                if r.suite == "measurement")  # fmt: skip
     assert step.outcome == "oom"
     result.stdout.fnmatch_lines(["*oom*"])
+
+
+def test_collecting_imports_no_torch() -> None:
+    """Of every suite here: choosing tests takes seconds, and importing torch as many again."""
+    code = (
+        "import sys, pytest\n"
+        "status = pytest.main(['suites', '--collect-only', '-qq'])\n"
+        "heavy = {'torch', 'transformers', 'peft', 'pandas'} & set(sys.modules)\n"
+        "assert not status and not heavy, (status, heavy)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=SUITES.parent, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-500:]
