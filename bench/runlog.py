@@ -72,6 +72,7 @@ class Recorder:
             "operations": dict(operations),
             "breakdown": found["breakdown"],
             "tokens_per_step": found["tokens_per_step"],
+            "file_pages_bytes": found["file_pages_bytes"],
         }
 
     def times(self, rounds: Sequence[StepTime]) -> None:

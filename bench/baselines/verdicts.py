@@ -161,8 +161,10 @@ def _compare_values(
         verdict = UNCHANGED if old == new else CHANGED
     else:
         assert ratio is not None  # only exact metrics are text
-        verdict = _direction(metric, (ratio > 1 + threshold) - (ratio < 1 / (1 + threshold)))
+        verdict = _beyond(metric, ratio, threshold)
     explanation = "" if verdict == UNCHANGED else why
+    if metric.name == "peak_rss_bytes":
+        verdict, explanation = _judge_rss(metric, before, after, threshold, verdict, explanation)
     return Verdict(before.id, metric.name, verdict, old, new, ratio, None, threshold, explanation)
 
 
@@ -215,6 +217,33 @@ def launch_ratios(old: Sequence[float], new: Sequence[float], launches: int) -> 
     ratios = [y / x for x, y in zip(before, after, strict=True)]
     size = len(ratios) // launches
     return [statistics.median(ratios[i : i + size]) for i in range(0, len(ratios), size)]
+
+
+def _beyond(metric: Metric, ratio: float, threshold: float) -> str:
+    return _direction(metric, (ratio > 1 + threshold) - (ratio < 1 / (1 + threshold)))
+
+
+def _judge_rss(  # noqa: PLR0917
+    metric: Metric, before: Record, after: Record, threshold: float, verdict: str, why: str
+) -> tuple[str, str]:
+    """The verdict without the pages of files, where both runs tell them: how many of a library's
+    the kernel maps depends on its page cache, not on the code."""
+    old, new = _private_peak(before), _private_peak(after)
+    if not old or not new:
+        return verdict, why
+    own = _beyond(metric, new / old, threshold)
+    if own != UNCHANGED:
+        sizes = f"without pages of files {format_bytes(old)} -> {format_bytes(new)}"
+        return own, f"{sizes}; {why}" if why else sizes
+    return own, "only pages of files differ, as the page cache holds them" if why else ""
+
+
+def _private_peak(record: Record) -> int | None:
+    """The peak RSS without pages of files, in bytes; None where a stored run does not tell them."""
+    peak, files = record.metrics["peak_rss_bytes"], record.detail.get("file_pages_bytes")
+    if not isinstance(peak, int) or not isinstance(files, int) or not 0 < files < peak:
+        return None
+    return peak - files
 
 
 def _direction(metric: Metric, sign: int) -> str:

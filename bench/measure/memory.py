@@ -248,6 +248,13 @@ def peak_rss_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def file_pages_bytes() -> int:
+    """What of the resident memory are pages of files: the libraries' code and data, shared by all
+    processes. How many the kernel maps depends on what its page cache holds. 0 if it does not say.
+    """
+    return _status_bytes("RssFile") or 0
+
+
 def private_data_bytes() -> int:
     """Private writable memory that the process has mapped: what RLIMIT_DATA bounds."""
     return _status_bytes("VmData") or 0

@@ -70,8 +70,9 @@ class Measurement:
     Exact and repeatable: the tracked bytes, counts and operations. On CUDA,
     `peak_allocated_bytes` and its kin are the caching allocator's; on the CPU they are tracked
     storages. `breakdown` says what the steady step's peak was made of, and sums to it.
-    `peak_rss_bytes` holds the interpreter and its libraries too: `rss_before_bytes` of it was
-    there before the case. `allocated_bytes_total`, `operations` and `flops` are of one steady step.
+    `peak_rss_bytes` holds the interpreter and its libraries too: `rss_before_bytes` of it was there
+    before the case, and `file_pages_bytes` are pages of files. `allocated_bytes_total`,
+    `operations` and `flops` are of one steady step.
     """
 
     outcome: Outcome
@@ -85,6 +86,7 @@ class Measurement:
     """NVML's view of the process on the GPU; None on the CPU or where NVML does not know it."""
     peak_rss_bytes: int
     rss_before_bytes: int
+    file_pages_bytes: int
     loss: float
     trainable_parameters: int
     adapted_layers: int

@@ -136,6 +136,7 @@ class Worker:
             process_bytes=None if gpu is None else memory.nvml_process_bytes(gpu),
             peak_rss_bytes=memory.peak_rss_bytes(),
             rss_before_bytes=rss_before,
+            file_pages_bytes=memory.file_pages_bytes(),
             loss=loss,
             trainable_parameters=training.trainable_parameters,
             adapted_layers=training.adapted_layers,

@@ -258,6 +258,38 @@ def test_launches_side_by_side_are_judged_though_their_rounds_spread() -> None:
     )
 
 
+def _rss(peak: int, files: object) -> Edit:
+    def edit(body: dict[str, Any]) -> None:
+        body["records"][STEP]["metrics"]["peak_rss_bytes"] = peak * MIB
+        body["records"][STEP]["detail"]["file_pages_bytes"] = files
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "verdict"),
+    [
+        ((1500, 300 * MIB), (1600, 400 * MIB), None),  # all of the rise are pages of files
+        ((1500, 300 * MIB), (1600, 300 * MIB), "regressed"),  # 1200 -> 1300
+        ((1500, 300 * MIB), (1600, 345 * MIB), None),  # 1200 -> 1255, under 5 %
+        ((1500, 300 * MIB), (1400, 100 * MIB), "regressed"),  # the same, and less of files
+        ((1500, 300 * MIB), (1500, 450 * MIB), "improved"),  # 1200 -> 1050
+        ((1500, 300 * MIB), (1600, None), "regressed"),  # not told: the whole peak counts
+        ((1500, 0), (1600, 100 * MIB), "regressed"),
+        ((1500, "300"), (1600, 400 * MIB), "regressed"),
+        ((1500, 300 * MIB), (1600, 2000 * MIB), "regressed"),
+    ],
+)
+def test_pages_of_files_alone_are_no_regression(old: Any, new: Any, verdict: str | None) -> None:
+    runs = run_with(_rss(*old)), run_with(_rss(*new))
+    found = {(v.record, v.metric): v for v in compare(*runs)}[STEP, "peak_rss_bytes"]
+    assert found.verdict == (verdict or "unchanged")
+    assert ("only pages of files" in found.explanation) == (verdict is None)
+    if new[1] == 100 * MIB and old[1]:
+        assert found.explanation.startswith("without pages of files 1.172 GiB -> 1.270 GiB")
+    assert found.ratio == pytest.approx(new[0] / old[0])
+
+
 def test_outcomes() -> None:
     broke = only(both(outcome(STEP, "oom"), peft("0.22.0")))
     assert (broke.metric, broke.verdict) == ("outcome", "regressed")
