@@ -318,7 +318,8 @@ def test_without_a_gpu_a_worker_is_always_forked(monkeypatch: pytest.MonkeyPatch
 
 
 _PARENT = """
-import os, sys, time
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 sys.path.insert(0, {here!r})
 from measure_support import tiny_case
 from bench.measure import Session
@@ -345,19 +346,23 @@ def test_nothing_outlives_the_parent() -> None:
         )
         for _ in signals
     ]
-    for parent, how in zip(parents, signals, strict=True):
-        pids = [int(word) for word in parent.stdout.readline().split()]
-        assert len(pids) == 2
-        if how == signal.SIGKILL:
-            os.kill(pids[1], signal.SIGSTOP)
-        os.killpg(parent.pid, how)
-        _, said = parent.communicate(timeout=30)
-        if how == signal.SIGINT:
-            assert said.rstrip().endswith("KeyboardInterrupt")
-        deadline = time.monotonic() + 10
-        while any(map(psutil.pid_exists, pids)) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not any(map(psutil.pid_exists, pids)), how
+    try:
+        for parent, how in zip(parents, signals, strict=True):
+            pids = [int(word) for word in parent.stdout.readline().split()]
+            assert len(pids) == 2
+            if how == signal.SIGKILL:
+                os.kill(pids[1], signal.SIGSTOP)
+            os.killpg(parent.pid, how)
+            _, said = parent.communicate(timeout=30)
+            if how == signal.SIGINT:
+                assert said.rstrip().endswith("KeyboardInterrupt")
+            deadline = time.monotonic() + 10
+            while any(map(psutil.pid_exists, pids)) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert not any(map(psutil.pid_exists, pids)), how
+    finally:
+        for parent in parents:
+            parent.kill()
 
 
 def test_the_clock_gives_pytest_benchmark_the_workers_seconds(
