@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bench.adapters import AdapterConfig
-    from bench.check import DeadEntries, check_targets
+    from bench.adapters.config import AdapterConfig
+    from bench.check.targets import DeadEntries, check_targets
     from bench.errors import BenchError
 
 __version__ = "0.1.0"
 __all__ = ["AdapterConfig", "BenchError", "DeadEntries", "check_targets"]
 
 _HOMES = {
-    "AdapterConfig": "bench.adapters",
+    "AdapterConfig": "bench.adapters.config",
     "BenchError": "bench.errors",
-    "DeadEntries": "bench.check",
-    "check_targets": "bench.check",
+    "DeadEntries": "bench.check.targets",
+    "check_targets": "bench.check.targets",
 }
 
 

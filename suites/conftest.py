@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.precision import precision
+from bench.models.precision import precision
 
 # What the default run predicts: enough to hear of a change in half a minute.
 PREDICTED_IN = ("fp16", "int8", "nf4")

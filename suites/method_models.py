@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from functools import cache
 
-from bench.architectures import Model
-from bench.counting import count_lora_fa, count_method
 from bench.errors import BenchError
 from bench.formulas.kinds import METHODS
 from bench.formulas.methods import method, method_parameters
+from bench.measure.counting import count_lora_fa, count_method
+from bench.models.architectures import Model
 
 COMMON = {"vocab_size": 48, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 ENCODER = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,

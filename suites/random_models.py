@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import reject
 from hypothesis import strategies as st
 
-from bench.adapters import AdapterConfig
-from bench.architectures import Model
-from bench.counting import Count, count, inject
+from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError
+from bench.measure.counting import Count, count, inject
+from bench.models.architectures import Model
 
 if TYPE_CHECKING:
     from torch import nn

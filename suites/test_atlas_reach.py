@@ -18,8 +18,7 @@ from atlas_types import (
     stored_reach,
 )
 
-from bench.adapters import AdapterConfig
-from bench.architectures import FIXTURES
+from bench.adapters.config import AdapterConfig
 from bench.atlas.build import build_model
 from bench.atlas.headline import WORKS, default_outcomes, headline, missed_roles
 from bench.atlas.page import refresh
@@ -33,9 +32,10 @@ from bench.atlas.reach import (
     peft_names,
     scenarios_for,
 )
-from bench.counting import count, inject
 from bench.errors import BenchError
-from bench.modules import read_table
+from bench.files import PROJECT
+from bench.measure.counting import count, inject
+from bench.models.modules import read_table
 from bench.targets import match
 
 pytest_generate_tests = parametrize_types
@@ -167,5 +167,5 @@ def test_page_shows_what_is_stored() -> None:
     """After a change of an atlas: `bench atlas --page docs/atlas.md`."""
     if stored_reach().peft != version("peft"):
         pytest.skip(f"written with peft {stored_reach().peft}; {version('peft')} is installed")
-    text = (FIXTURES.parent / "docs" / "atlas.md").read_text(encoding="utf-8")
+    text = (PROJECT / "docs" / "atlas.md").read_text(encoding="utf-8")
     assert text == refresh(text, "docs/atlas.md")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from bench.counting import count, inject
-from bench.expectations import expect
-from bench.scenarios import load_scenarios
-from bench.subjects import Subject
+from bench.measure.counting import count, inject
+from bench.scenarios.expectations import expect
+from bench.scenarios.scenario import load_scenarios
+from bench.scenarios.subjects import Subject
 from bench.targets import match
 
 
@@ -136,7 +136,7 @@ def test_opt_notebook_791_modules_are_nineteen_wraps(opt) -> None:
 def test_distilbert_head_without_a_task_type_stays_frozen(model_of) -> None:
     """Without a task type PEFT trains the adapter only; the fresh head is frozen and random."""
     model = model_of("distilbert-base-uncased")
-    from bench.adapters import AdapterConfig
+    from bench.adapters.config import AdapterConfig
 
     bare = AdapterConfig(("q_lin", "v_lin"), r=8)
     ledger = match(model.table, bare)

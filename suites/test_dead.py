@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from bench import DeadEntries, check_targets
-from bench.adapters import AdapterConfig
-from bench.architectures import Model
+from bench.adapters.config import AdapterConfig
 from bench.cli import main
-from bench.counting import count, inject
 from bench.errors import BenchError
+from bench.measure.counting import count, inject
+from bench.models.architectures import Model
 from bench.targets import Entry, Ledger, match
 
 LLAMA = {

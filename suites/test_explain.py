@@ -9,14 +9,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from random_models import Drawn, models
 
-from bench.adapters import AdapterConfig
-from bench.counting import count, inject
+from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError
 from bench.explain import explain
 from bench.formulas import lora_parameters
-from bench.modules import read_table
+from bench.measure.counting import count, inject
+from bench.models.modules import read_table
 from bench.reports.explained import explain_command
-from bench.subjects import load_model
+from bench.scenarios.subjects import load_model
 from bench.targets import match
 
 SEVEN = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from random_models import counted_or_refused
 
-from bench import adapters
-from bench.adapters import AdapterConfig
-from bench.architectures import Model
+from bench.adapters import config as adapters
+from bench.adapters.config import AdapterConfig
 from bench.cli import main
-from bench.counting import Totals, count, inject, totals
 from bench.errors import BenchError
 from bench.formulas import lora_parameters
 from bench.formulas.totals import base_totals
-from bench.modules import ModuleTable, read_table
-from bench.subjects import load_model
+from bench.measure.counting import Totals, count, inject, totals
+from bench.models.architectures import Model
+from bench.models.modules import ModuleTable, read_table
+from bench.scenarios.subjects import load_model
 from bench.targets import match
 
 if TYPE_CHECKING:

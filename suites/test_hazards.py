@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from bench.adapters import AdapterConfig
-from bench.architectures import Model
-from bench.counting import inject
-from bench.model_classes import model_class
+from bench.adapters.config import AdapterConfig
+from bench.measure.counting import inject
+from bench.models.architectures import Model
+from bench.models.classes import model_class
 from bench.targets import Ledger, match
 
 TEXT = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "vocab_size": 24,

@@ -6,7 +6,7 @@ import pytest
 
 from bench.formulas import lora_parameters
 from bench.measure import WARMUP_ROUNDS, CaseFailed, WorkerClock
-from bench.subjects import Subject
+from bench.scenarios.subjects import Subject
 from bench.targets import match
 
 CLOCK = WorkerClock()

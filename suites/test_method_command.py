@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from method_models import COMMON, CONFIGS, counted_of, model_called
 
-from bench.architectures import Model
 from bench.cli import main
 from bench.errors import BenchError, UnknownName
 from bench.formulas.kinds import METHODS
 from bench.formulas.methods import method, method_parameters
 from bench.formulas.settings import check, type_of
+from bench.models.architectures import Model
 
 
 def test_method_command(capsys: pytest.CaptureFixture[str]) -> None:

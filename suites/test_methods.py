@@ -7,14 +7,14 @@ import dataclasses
 import pytest
 from method_models import COMMON, CONFIGS, ENCODER, TASKS, counted_of, formula_of, model_called
 
-from bench.architectures import Model
-from bench.counting import count_method
 from bench.errors import BenchError, UnknownName
 from bench.formulas import prompts
 from bench.formulas.budgets import methods_at_budget
 from bench.formulas.kinds import METHODS, near_root
 from bench.formulas.methods import method, method_parameters
-from bench.subjects import load_model
+from bench.measure.counting import count_method
+from bench.models.architectures import Model
+from bench.scenarios.subjects import load_model
 
 # Settings beside the defaults, each of which takes another branch of its formula.
 SETTINGS: dict[str, list[dict]] = {
@@ -102,7 +102,7 @@ def test_convolutions(name: str, effective: bool, r: int) -> None:
     import torch
     from torch import nn
 
-    from bench.modules import read_table
+    from bench.models.modules import read_table
 
     asked = method(
         name, r=r, use_effective_conv2d=effective, target_modules=["one", "two", "point", "dense"]

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from random_models import Example, counted_or_refused, examples
 
-from bench.adapters import AdapterConfig
-from bench.architectures import FIXTURES, read_toml
-from bench.counting import count, inject
+from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError
-from bench.expectations import expect
+from bench.files import FIXTURES, read_toml
 from bench.formulas import lora_parameters
-from bench.modules import read_table
-from bench.subjects import Subject
+from bench.measure.counting import count, inject
+from bench.models.modules import read_table
+from bench.scenarios.expectations import expect
+from bench.scenarios.subjects import Subject
 from bench.targets import match
 
 if TYPE_CHECKING:

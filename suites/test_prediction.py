@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from bench.baselines.predicted import command, difference, figures, load_stored, stored_file
-from bench.cases import Case, StepOptions
 from bench.formulas import lora_parameters
-from bench.subjects import Subject
+from bench.scenarios.subjects import Subject
 from bench.targets import match
+from bench.training.cases import Case, StepOptions
 
 LONGEST = 2048
 """Tokens of the one sequence, where the model has that many positions."""
@@ -27,8 +27,8 @@ Predict = Callable[[Subject, Case], Any]
 def full_step() -> Callable[[Subject], StepOptions]:
     """One sequence of 2048 tokens, or of as many as the model has positions for; or an image, whose
     length is what `bench memory` calls it by."""
-    from bench.measure.limits import case_limit
     from bench.reports.memory import DEFAULT_SEQ_LEN
+    from bench.training.limits import case_limit
 
     known: dict[str, int] = {}
 

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from bench.adapters import AdapterConfig
-from bench.architectures import FIXTURES, Model, read_config, read_toml
-from bench.counting import count, inject
+from bench.adapters.config import AdapterConfig
 from bench.explain import explain
+from bench.files import FIXTURES, read_toml
 from bench.formulas import lora_parameters
-from bench.modules import read_table
-from bench.subjects import load_model
+from bench.measure.counting import count, inject
+from bench.models.architectures import Model, read_config
+from bench.models.modules import read_table
+from bench.scenarios.subjects import load_model
 from bench.targets import match
 
 CASES = {path.stem: path for path in sorted((FIXTURES / "published" / "cases").glob("*.json"))}

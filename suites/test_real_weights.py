@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from bench.architectures import find_model
 from bench.measure import Session
-from bench.precision import precision
-from bench.scenarios import find_scenario
-from bench.subjects import Subject
+from bench.models.architectures import find_model
+from bench.models.precision import precision
+from bench.scenarios.scenario import find_scenario
+from bench.scenarios.subjects import Subject
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 # SmolLM2-135M: embedding 49152 × 576 tied to the head; 30 layers of query and output 576 × 576,

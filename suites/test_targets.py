@@ -10,14 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import DeadEntries, check_targets
-from bench.adapters import TASK_TYPES, AdapterConfig
-from bench.architectures import FIXTURES, Model
-from bench.counting import count, inject
+from bench.adapters.config import TASK_TYPES, AdapterConfig
 from bench.errors import BenchError
+from bench.files import FIXTURES
 from bench.formulas import lora_parameters
-from bench.model_classes import model_class
-from bench.modules import read_table
-from bench.quantization import bitsandbytes_config
+from bench.measure.counting import count, inject
+from bench.models.architectures import Model
+from bench.models.classes import model_class
+from bench.models.modules import read_table
+from bench.models.quantization import bitsandbytes_config
 from bench.targets import Ledger, match
 
 SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from bench.adapters import AdapterConfig
-from bench.architectures import find_model
+from bench.adapters.config import AdapterConfig
 from bench.cli import main
 from bench.formulas import lora_parameters
-from bench.model_classes import model_class
+from bench.models.architectures import find_model
+from bench.models.classes import model_class
 from bench.targets import match
 
 TEXT = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "vocab_size": 24,
@@ -95,7 +95,7 @@ def test_auto_class_decides_over_both(tmp_path: Path, capsys) -> None:
 
 def test_registered_images_with_a_text_task() -> None:
     """transformers has no sequence classifier for ViT; PEFT adds its heads all the same."""
-    from bench.counting import count, inject
+    from bench.measure.counting import count, inject
 
     model = find_model("vit-base").for_task("SEQ_CLS")
     ledger = match(model.table, AdapterConfig(("q_proj",), task_type="SEQ_CLS"))

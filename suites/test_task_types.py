@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from method_models import COMMON, CONFIGS, ENCODER
 
-from bench.adapters import TASK_TYPES, AdapterConfig
-from bench.architectures import Model
-from bench.counting import count, inject
+from bench.adapters.config import TASK_TYPES, AdapterConfig
 from bench.errors import BenchError, UnknownName
 from bench.formulas import lora_parameters
+from bench.measure.counting import count, inject
+from bench.models.architectures import Model
 from bench.targets import match
 
 BERT = {"model_type": "bert", **COMMON, **ENCODER, "num_labels": 2}

@@ -21,12 +21,12 @@ from typing import Any
 from uuid import uuid4
 
 from bench.ab.rounds import CLOCKS, LAUNCHES, ROUNDS, WIDTH, Rounds, Step, take_rounds
-from bench.architectures import FIXTURES
 from bench.baselines import Accelerator, Machine, Record, Run, Thresholds, Verdict, compare
 from bench.baselines.storage import write_atomically
-from bench.cases import Case, StepOptions
-from bench.machine import machine, versions
+from bench.files import RESULTS
 from bench.measure import Session, StepTime
+from bench.training.cases import Case, StepOptions
+from bench.training.machine import machine, versions
 
 COMPARISONS = 50
 SLOWDOWNS = (0, 10, 3)
@@ -192,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--comparisons", type=int, default=COMPARISONS, help="of each kind")
     parser.add_argument("--output", type=Path, help="JSON file (default: in results/experiments/)")
     options = parser.parse_args(arguments)
-    folder = FIXTURES.parent / "results" / "experiments"
+    folder = RESULTS / "experiments"
     path = options.output or folder / f"side-by-side-{machine()['id']}.json"
     summary = run_experiment(options.comparisons, path)
     print(json.dumps(summary, indent=1))

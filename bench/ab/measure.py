@@ -11,10 +11,10 @@ from uuid import uuid4
 from bench.ab.environments import Environment
 from bench.ab.rounds import LAUNCHES, ROUNDS, Rounds, Step, take_rounds
 from bench.baselines import KEY, SCHEMA, Run, parse_run, seal
-from bench.cases import StepOptions
 from bench.errors import BenchError
 from bench.measure.outcome import StepTime
-from bench.subjects import Request
+from bench.scenarios.subjects import Request
+from bench.training.cases import StepOptions
 
 Progress = Callable[[str], None]
 Records = dict[str, dict[str, Any]]

@@ -24,14 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import bench
-from bench.cases import StepOptions
+from bench.baselines.runlog import Recorder
 from bench.errors import BenchError
 from bench.formulas import lora_parameters
-from bench.machine import machine, versions
 from bench.measure import CaseFailed, Running, Session, StepTime
-from bench.runlog import Recorder
-from bench.subjects import MEASURED, Request, Subject, select
+from bench.scenarios.subjects import MEASURED, Request, Subject, select
 from bench.targets import match
+from bench.training.cases import StepOptions
+from bench.training.machine import machine, versions
 
 SUITE = "ab"
 
@@ -157,7 +157,7 @@ def _one_line(error: Exception) -> str:
 
 def _structure(subject: Subject, recorder: Recorder) -> None:
     """Counts and names: where bench's ledger and PEFT differ, PEFT's, which is what trains."""
-    from bench.counting import count, inject
+    from bench.measure.counting import count, inject
 
     ledger = match(subject.model.table, subject.adapter, subject.model.role_of)
     recorder.ledger(ledger)

@@ -17,7 +17,7 @@ from bench.atlas.reviewed import OWN, Override, override_for
 from bench.atlas.rows import entry_from_json, entry_to_json
 from bench.atlas.workers import run_all
 from bench.errors import UnknownName
-from bench.modules import read_table
+from bench.models.modules import read_table
 
 if TYPE_CHECKING:
     from torch import nn

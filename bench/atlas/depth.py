@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.atlas.build import build_model, default_config
-from bench.modules import OTHER, ModuleTable, layer_of, read_table
+from bench.models.modules import OTHER, ModuleTable, layer_of, read_table
 
 # What configurations call their depth. Numbers of other layers (of a convolutional stem, shared,
 # predicting) have other names, and stay. A list of depths, one a stage, goes by `depths`; the

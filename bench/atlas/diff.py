@@ -11,8 +11,8 @@ from itertools import combinations, groupby
 from typing import Any
 
 from bench.atlas.entries import Atlas, TypeEntry
-from bench.modules import CONV1D, LINEAR
-from bench.roles import FUSED, UNKNOWN
+from bench.models.modules import CONV1D, LINEAR
+from bench.models.roles import FUSED, UNKNOWN
 
 RENAMED, FUSED_INTO, SPLIT, CHANGED = "renamed", "fused", "split", "changed"
 LOST, GAINED = "lost", "gained"

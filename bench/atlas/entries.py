@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from bench.atlas import names
-from bench.modules import CONV1D, LINEAR, OTHER, Module, ModuleTable, Parameter
-from bench.roles import UNKNOWN
+from bench.models.modules import CONV1D, LINEAR, OTHER, Module, ModuleTable, Parameter
+from bench.models.roles import UNKNOWN
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 from bench.atlas import names
 from bench.atlas.entries import Bare, Projection, TypeEntry
 from bench.atlas.reviewed import role_in
-from bench.modules import OTHER, ModuleTable
-from bench.roles import ROUTER, role_of
+from bench.models.modules import OTHER, ModuleTable
+from bench.models.roles import ROUTER, role_of
 
 
 def make_entry(table: ModuleTable, auto_class: str, causal_lm: bool) -> TypeEntry:

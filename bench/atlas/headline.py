@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from bench.atlas import names
 from bench.atlas.entries import Atlas, TypeEntry, linear_rows
 from bench.atlas.reach import DEFAULT, SCENARIOS, ledger_names, peft_defaults
-from bench.roles import (
+from bench.models.roles import (
     DOWN,
     GATE,
     GATE_UP,

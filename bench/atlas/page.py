@@ -28,7 +28,7 @@ from bench.atlas.reach import load_reach
 from bench.atlas.reviewed import with_roles
 from bench.atlas.store import find_atlas, load_atlas, stored_versions
 from bench.errors import BenchError, UnknownName
-from bench.roles import ROLES
+from bench.models.roles import ROLES
 
 SEVEN, ALL = "seven-names", "all-linear"
 SHOWN_CHANGES = ("mixtral", "vit")

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.adapters import ALL_LINEAR, AdapterConfig, read_json
+from bench.adapters.config import ALL_LINEAR, AdapterConfig
 from bench.atlas.build import build_model
 from bench.errors import BenchError, check_keys
-from bench.modules import ModuleTable, read_table
+from bench.files import read_json
+from bench.models.modules import ModuleTable, read_table
 from bench.targets import match
 
 SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -65,7 +66,7 @@ def ledger_names(table: ModuleTable, adapter: AdapterConfig) -> set[str] | None:
 
 def peft_names(model_type: str, adapter: AdapterConfig) -> set[str] | None:
     """The modules and parameters that PEFT adapts on a fresh model; None where it raises."""
-    from bench.counting import count, inject
+    from bench.measure.counting import count, inject
 
     model, _ = build_model(model_type)
     try:

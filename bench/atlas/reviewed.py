@@ -10,13 +10,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bench.architectures import FIXTURES, read_toml
 from bench.atlas import names
 from bench.atlas.entries import Atlas, TypeEntry
 from bench.errors import BenchError, check_keys
-from bench.modules import CONVOLUTIONS, EMBEDDING
-from bench.roles import EMBEDDING as EMBEDDING_ROLE
-from bench.roles import HEAD, UNKNOWN, check_role, role_of
+from bench.files import FIXTURES, read_toml
+from bench.models.modules import CONVOLUTIONS, EMBEDDING
+from bench.models.roles import EMBEDDING as EMBEDDING_ROLE
+from bench.models.roles import HEAD, UNKNOWN, check_role, role_of
 
 OWN = "own"  # as auto_class: the class in the type's own module
 _OVERRIDES = FIXTURES / "atlas" / "overrides.toml"

@@ -18,8 +18,8 @@ from typing import Any
 from bench.atlas import names
 from bench.atlas.entries import Bare, Projection, TypeEntry
 from bench.errors import BenchError, UnknownName, check_keys
-from bench.modules import CONV1D, CONVOLUTIONS, EMBEDDING, LINEAR, MULTIHEAD
-from bench.roles import UNKNOWN, check_role
+from bench.models.modules import CONV1D, CONVOLUTIONS, EMBEDDING, LINEAR, MULTIHEAD
+from bench.models.roles import UNKNOWN, check_role
 
 FORMAT = 1
 _KINDS = (LINEAR, CONV1D, EMBEDDING, MULTIHEAD, *CONVOLUTIONS)

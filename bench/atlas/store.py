@@ -7,11 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from bench.adapters import read_json
-from bench.architectures import FIXTURES
 from bench.atlas.entries import Atlas, TypeEntry
 from bench.atlas.rows import FORMAT, check_type, dump, entry_from_json, entry_to_json
 from bench.errors import BenchError, UnknownName, check_keys
+from bench.files import FIXTURES, read_json
 
 ROOT = FIXTURES / "atlas"
 _PREFIX = "transformers-"

@@ -10,13 +10,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.architectures import read_toml
 from bench.baselines.metrics import METRICS, Thresholds
 from bench.baselines.runs import Run
 from bench.baselines.storage import write_atomically
 from bench.baselines.verdicts import FAILING, NEW, VERDICTS, Verdict
 from bench.errors import BenchError, UnknownName
-from bench.scenarios import load_scenarios
+from bench.files import read_toml
+from bench.scenarios.scenario import load_scenarios
 
 VERDICT_SCHEMA = 1
 

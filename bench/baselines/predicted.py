@@ -12,17 +12,17 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.architectures import FIXTURES
 from bench.baselines.storage import write_atomically
 from bench.errors import BenchError, check_keys
-from bench.machine import versions
+from bench.files import RESULTS
+from bench.training.machine import versions
 from bench.units import format_quantity
 
 if TYPE_CHECKING:
-    from bench.cases import Case
     from bench.predict.result import Prediction
+    from bench.training.cases import Case
 
-FOLDER = FIXTURES.parent / "results" / "predicted"
+FOLDER = RESULTS / "predicted"
 FIGURES: Mapping[str, str] = {
     "peak_allocated_bytes": "bytes",
     "peak_reserved_bytes": "bytes",

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from bench.cli.parser import make_parser
 from bench.errors import BenchError
-from bench.quantization import quiet_bitsandbytes
+from bench.models.quantization import quiet_bitsandbytes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

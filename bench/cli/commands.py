@@ -13,9 +13,9 @@ from bench.cli.subject import asked_subject, entries, predicted_subjects, split
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
-    from bench.architectures import Model
     from bench.formulas import Parameters
-    from bench.subjects import Subject
+    from bench.models.architectures import Model
+    from bench.scenarios.subjects import Subject
     from bench.targets import Ledger
 
 
@@ -63,7 +63,7 @@ _LORA_ONLY = {
 
 def _other_method(options: argparse.Namespace) -> int:
     from bench.reports.methods import method_command
-    from bench.subjects import load_model
+    from bench.scenarios.subjects import load_model
 
     for option, instead in _LORA_ONLY.items():
         if getattr(options, option):
@@ -90,7 +90,7 @@ def _other_method(options: argparse.Namespace) -> int:
 
 def _with_head(model: Model, options: argparse.Namespace) -> Model:
     """The model with the head that the task type trains, unless the class was given."""
-    from bench.adapters import TASK_HEADS
+    from bench.adapters.config import TASK_HEADS
 
     given = options.auto_class or options.task_type not in TASK_HEADS
     return model if given else model.for_task(options.task_type)
@@ -103,7 +103,7 @@ def _asked_targets(options: argparse.Namespace) -> tuple[str, ...] | str | None:
 def methods(options: argparse.Namespace) -> int:
     """Every PEFT method at one budget of trained parameters."""
     from bench.reports.methods import budget_command
-    from bench.subjects import load_model
+    from bench.scenarios.subjects import load_model
 
     model = load_model(options.model, options.auto_class, options.trust_remote_code)
     return budget_command(
@@ -131,8 +131,8 @@ def explain(options: argparse.Namespace) -> int:
 
 def memory(options: argparse.Namespace) -> int:
     """The predicted memory of a step."""
-    from bench.cases import StepOptions
     from bench.reports.memory import DEFAULT_SEQ_LEN, Asked, memory_command
+    from bench.training.cases import StepOptions
 
     asked = Asked(
         precisions=options.precision or ("bf16",),
@@ -217,8 +217,8 @@ def ab(options: argparse.Namespace) -> int:
     """Two environments measured side by side; 1 if a verdict fails."""
     from bench.ab.command import ab_command
     from bench.ab.measure import Plan
-    from bench.cases import StepOptions
-    from bench.subjects import Request
+    from bench.scenarios.subjects import Request
+    from bench.training.cases import StepOptions
 
     request = Request(
         models=tuple(options.model),
@@ -243,7 +243,7 @@ def ab(options: argparse.Namespace) -> int:
 
 def _results() -> Path:
     """Where stored runs are looked up by number or name: here, else in the project."""
-    here = Path("results")
-    from bench.architectures import FIXTURES
+    from bench.files import RESULTS
 
-    return here if here.is_dir() else FIXTURES.parent / "results"
+    here = Path("results")
+    return here if here.is_dir() else RESULTS

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
-    from bench.adapters import AdapterConfig
-    from bench.architectures import Model
-    from bench.subjects import Subject
+    from bench.adapters.config import AdapterConfig
+    from bench.models.architectures import Model
+    from bench.scenarios.subjects import Subject
 
 
 def split(text: str) -> tuple[str, ...]:
@@ -21,8 +21,8 @@ def split(text: str) -> tuple[str, ...]:
 
 def asked_subject(options: argparse.Namespace, name: str) -> Subject:
     """The model called `name` with the configuration that the options give."""
-    from bench.scenarios import find_scenario
-    from bench.subjects import Subject, load_model
+    from bench.scenarios.scenario import find_scenario
+    from bench.scenarios.subjects import Subject, load_model
 
     ways = [w for w in ("adapter", "scenario", "target_modules") if getattr(options, w) is not None]
     if len(ways) > 1:
@@ -58,7 +58,7 @@ def asked_subject(options: argparse.Namespace, name: str) -> Subject:
 def _own_adapter(options: argparse.Namespace, model: Model) -> AdapterConfig:
     """From --target-modules, from --adapter, from the file beside the model's config, or PEFT's
     default for the model type."""
-    from bench.adapters import AdapterConfig
+    from bench.adapters.config import AdapterConfig
 
     if options.rank is not None:
         AdapterConfig(r=options.rank)  # a rank of 0 is wrong, not absent
@@ -85,8 +85,8 @@ def names(text: str) -> tuple[str, ...] | str:
 
 def predicted_subjects(options: argparse.Namespace) -> list[Subject]:
     """The configurations to predict: one's own, the scenarios asked for, or all that apply."""
-    from bench.scenarios import matching_scenarios
-    from bench.subjects import Request, load_model, select
+    from bench.scenarios.scenario import matching_scenarios
+    from bench.scenarios.subjects import Request, load_model, select
 
     model = load_model(options.model, options.auto_class, options.trust_remote_code)
     if options.scenario and not (options.target_modules or options.adapter):

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 
-from bench.adapters import TASK_HEADS, AdapterConfig
+from bench.adapters.config import TASK_HEADS, AdapterConfig
 from bench.formulas.lora import bias_term, module_matrices, parameter_matrices, saved_term
-from bench.modules import (
+from bench.models.modules import (
     CONV1D,
     EMBEDDING,
     LINEAR,
@@ -20,7 +20,7 @@ from bench.modules import (
     Parameter,
     layer_of,
 )
-from bench.roles import FUSED, HEAD, ROUTER, role_of
+from bench.models.roles import FUSED, HEAD, ROUTER, role_of
 from bench.targets import match
 
 _MOST_ENTRIES = 13

@@ -16,11 +16,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from bench.adapters import AdapterConfig
+from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError
 from bench.explain.candidates import EntrySet, Extra, entry_sets, extras_of, model_entries
 from bench.formulas.lora import lora_parameters
-from bench.modules import ModuleTable
+from bench.models.modules import ModuleTable
 from bench.targets import match
 
 LARGEST_RANK = 1024

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from bench.adapters import AdapterConfig
+from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError
 from bench.formulas.kinds import METHODS
 from bench.formulas.methods import Method, method, method_ledger, method_parameters
 from bench.formulas.terms import Parameters
-from bench.modules import ModuleTable
+from bench.models.modules import ModuleTable
 from bench.targets import match
 
 _LARGEST = 1 << 18

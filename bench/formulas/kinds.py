@@ -33,7 +33,7 @@ from typing import Any
 
 from bench.errors import BenchError
 from bench.formulas import prompts
-from bench.modules import CONV1D, CONVOLUTIONS, EMBEDDING, LINEAR, OTHER, Module, ModuleTable
+from bench.models.modules import CONV1D, CONVOLUTIONS, EMBEDDING, LINEAR, OTHER, Module, ModuleTable
 
 Settings = Mapping[str, Any]
 Elements = tuple[int, int]

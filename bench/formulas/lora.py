@@ -26,10 +26,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from bench.adapters import AdapterConfig
+from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError
 from bench.formulas.terms import Parameters, Term
-from bench.modules import (
+from bench.models.modules import (
     CONV1D,
     CONVOLUTIONS,
     EMBEDDING,

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bench.adapters import BIASES, AdapterConfig
+from bench.adapters.config import BIASES, AdapterConfig
 from bench.errors import BenchError, UnknownName
 from bench.formulas import prompts, settings
 from bench.formulas.kinds import METHODS, Kind, Settings
 from bench.formulas.lora import adapted_matrices, bias_term, lora_parameters, saved_term
 from bench.formulas.terms import Parameters, Term
-from bench.modules import CONV1D, EMBEDDING, LINEAR, Module, ModuleTable
+from bench.models.modules import CONV1D, EMBEDDING, LINEAR, Module, ModuleTable
 from bench.targets import Ledger, match
 from bench.targets.ledger import RoleOf
 from bench.targets.refusals import unsupported

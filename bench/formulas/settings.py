@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bench.adapters import ALL_LINEAR
+from bench.adapters.config import ALL_LINEAR
 from bench.errors import BenchError
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bench.modules import ModuleTable
+from bench.models.modules import ModuleTable
 
 _FOUR_BIT = ("Linear4bit", "LinearNF4", "LinearFP4")
 

@@ -72,7 +72,7 @@ Throttling = CpuThrottling | GpuThrottling
 def watch(gpu: int | None) -> Throttling:
     """What tells of throttling on GPU number `gpu` (torch's); on the CPU for None, and where NVML
     does not know the GPU or does not tell of its clocks."""
-    from bench.measure.memory import nvml_handle  # which brings torch
+    from bench.training.memory import nvml_handle  # which brings torch
 
     if gpu is not None and (handle := nvml_handle(gpu)) is not None:
         with suppress(Exception):

@@ -20,10 +20,10 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import IO, Any, NoReturn, Self
 
-from bench.cases import Case
 from bench.errors import BenchError
 from bench.measure import outcome
 from bench.measure.outcome import CaseFailed, Measurement, Outcome, StepTime
+from bench.training.cases import Case
 
 WARMUP_ROUNDS = 1
 """Timed steps that do not count: the first after the tracked ones fills caches again."""

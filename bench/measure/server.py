@@ -63,7 +63,7 @@ def _preload(modules: list[str]) -> int:
         importlib.import_module(name)
     import torch
 
-    from bench.measure.loading import quiet_libraries
+    from bench.training.loading import quiet_libraries
 
     quiet_libraries()  # before bitsandbytes is imported
     gpus: int = torch.cuda.device_count()
@@ -77,8 +77,8 @@ def _preload(modules: list[str]) -> int:
 def _rehearse() -> None:
     """Wrap a tiny model that has no memory: the libraries fill caches then, a quarter second's
     worth, that every worker would fill for itself."""
-    from bench.cases import Case
-    from bench.measure.loading import adapt, make_config, meta_model
+    from bench.training.cases import Case
+    from bench.training.loading import adapt, make_config, meta_model
 
     size = {"dim": 8, "hidden_dim": 8, "n_heads": 1, "n_layers": 1, "vocab_size": 8}
     config = {"model_type": "distilbert", **size}

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn, Self
 
-from bench.cases import Case
 from bench.errors import BenchError
 from bench.measure.engine import Session, WorkerClock
 from bench.measure.outcome import Measurement, StepTime
+from bench.training.cases import Case
 
 
 @dataclass

@@ -21,13 +21,14 @@ from typing import Any
 
 import torch
 
-from bench.cases import Case
-from bench.measure import disturbances, loading, memory, outcome
-from bench.measure.cost import CostCounter
+from bench.measure import disturbances, outcome
 from bench.measure.disturbances import Throttling, waited_seconds
 from bench.measure.outcome import Measurement, Outcome, StepTime
-from bench.measure.step import training_step
-from bench.precision import precision
+from bench.models.precision import precision
+from bench.training import loading, memory
+from bench.training.cases import Case
+from bench.training.cost import CostCounter
+from bench.training.step import training_step
 
 
 class Diverged(Exception):

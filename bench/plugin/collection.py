@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.cases import StepOptions
+from bench.baselines.runlog import Progress
 from bench.errors import BenchError
 from bench.plugin.state import (
     LOG,
@@ -19,7 +19,7 @@ from bench.plugin.state import (
     XDIST_REASON,
     under_xdist,
 )
-from bench.runlog import Progress
+from bench.training.cases import StepOptions
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -80,7 +80,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     subjects = config.stash[SUBJECTS].measured
     step = StepOptions(batch_size=config.option.batch_size, seq_len=config.option.seq_len)
     for subject in {subjects[key].model.label: subjects[key] for key in keys}.values():
-        from bench.measure.limits import check_case_length
+        from bench.training.limits import check_case_length
 
         try:
             check_case_length(subject.case(step))

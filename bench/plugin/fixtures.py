@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench.adapters import AdapterConfig
-from bench.architectures import Model
-from bench.cases import StepOptions
+from bench.adapters.config import AdapterConfig
+from bench.baselines.runlog import Recorder
+from bench.models.architectures import Model
 from bench.plugin.state import LOG, MEASURED, PARAMETERS, SUBJECTS
-from bench.runlog import Recorder
-from bench.subjects import Subject, has_gpu, load_model
+from bench.scenarios.subjects import Subject, has_gpu, load_model
+from bench.training.cases import StepOptions
 
 if TYPE_CHECKING:
     from bench.measure import Session, Spread
@@ -51,7 +51,7 @@ user_subject = _subject("user_subject", "own", "A user's own model or configurat
 @pytest.fixture(scope="session")
 def check_targets() -> Callable[..., Any]:
     """`bench.check_targets`: assert that a LoRA configuration has no dead entry on a model."""
-    from bench.check import check_targets as check
+    from bench.check.targets import check_targets as check
 
     return check
 
@@ -67,7 +67,7 @@ def peft_count() -> Callable[[Model, AdapterConfig], Any]:
     """What PEFT injects into a fresh meta model, each configuration once a session."""
     import gc
 
-    from bench.counting import Count, count, inject, inject_instead
+    from bench.measure.counting import Count, count, inject, inject_instead
 
     # Hundreds of throw-away models are cyclic garbage; freezing what the imports made keeps each
     # collection from walking all of it again (a third of the time here).

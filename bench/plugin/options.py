@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from bench.baselines import all_thresholds, gate, load_stored
+from bench.baselines.runlog import RunLog
 from bench.errors import BenchError
 from bench.plugin.state import (
     BASELINE,
@@ -21,8 +22,7 @@ from bench.plugin.state import (
     storage_folder,
     under_xdist,
 )
-from bench.runlog import RunLog
-from bench.subjects import Request, load_model, select
+from bench.scenarios.subjects import Request, load_model, select
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

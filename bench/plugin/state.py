@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from bench.baselines import Run, Thresholds, Verdict
-from bench.runlog import Progress, RunLog
-from bench.subjects import Subjects
+from bench.baselines.runlog import Progress, RunLog
+from bench.scenarios.subjects import Subjects
 
 LOG = pytest.StashKey[RunLog]()
 PROGRESS = pytest.StashKey[Progress]()
@@ -48,6 +48,6 @@ def storage_folder(config: pytest.Config) -> Path:
     asked = str(config.option.benchmark_storage)
     if asked != "file://./.benchmarks":
         return Path(asked.removeprefix("file://"))
-    from bench.machine import machine
+    from bench.training.machine import machine
 
     return config.rootpath / "results" / str(machine()["id"])

@@ -37,7 +37,7 @@ def pytest_benchmark_update_machine_info(
     config: pytest.Config, machine_info: dict[str, Any]
 ) -> None:
     """pytest-benchmark's own machine info knows no accelerator."""
-    from bench.machine import machine
+    from bench.training.machine import machine
 
     machine_info["bench"] = machine()
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.architectures import FIXTURES, read_toml
 from bench.errors import BenchError, UnknownName, check_keys
+from bench.files import FIXTURES, read_toml
 
 if TYPE_CHECKING:
     from bench.predict.trace import Work

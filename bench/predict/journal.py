@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bench.errors import BenchError
-from bench.measure.memory import CATEGORIES, MemoryTracker
 from bench.predict.values import KnownValues, tensors_in
+from bench.training.memory import CATEGORIES, MemoryTracker
 
 if TYPE_CHECKING:
     from bench.predict.kernels import Device

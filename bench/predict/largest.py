@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from bench.errors import BenchError, UnknownName
 
 if TYPE_CHECKING:
-    from bench.cases import Case
     from bench.predict.result import Prediction
+    from bench.training.cases import Case
 
 BATCH_SIZE, SEQ_LEN, RANK = "batch-size", "seq-len", "rank"
 SOLVABLE = (BATCH_SIZE, SEQ_LEN, RANK)

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from bench.machine import versions
-from bench.precision import precision
+from bench.models.precision import precision
 from bench.predict.gpus import Fit, Gpu, fit, step_seconds
+from bench.training.machine import versions
 
 if TYPE_CHECKING:
-    from bench.cases import Case
     from bench.predict.kernels import Device
     from bench.predict.trace import Trace
+    from bench.training.cases import Case
 
 _FUSED_ATTENTION = (
     "aten._scaled_dot_product_flash_attention.",

@@ -13,19 +13,19 @@ from typing import Any
 
 import torch
 
-from bench.adapters import TASK_HEADS
-from bench.cases import Case
+from bench.adapters.config import TASK_HEADS
 from bench.errors import BenchError
-from bench.measure import loading, memory
-from bench.measure.cost import CostCounter
-from bench.measure.limits import check_length
-from bench.measure.step import training_step
-from bench.precision import precision
+from bench.models.precision import precision
+from bench.models.quantization import without_cached_tables
 from bench.predict.journal import LOGITS, Journal, Untraceable
 from bench.predict.kernels import Device
 from bench.predict.unquantized import left_unquantized
 from bench.predict.values import tensors_in
-from bench.quantization import without_cached_tables
+from bench.training import loading, memory
+from bench.training.cases import Case
+from bench.training.cost import CostCounter
+from bench.training.limits import check_length
+from bench.training.step import training_step
 
 LOAD, FIRST, STEADY = "load", "first-step", "steady-step"
 _INITIALIZERS = ("kaiming_uniform_", "uniform_", "normal_", "zeros_")

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from bench.cases import Case
-from bench.modules import CONV1D, LINEAR, layer_of, read_table
-from bench.precision import precision
+from bench.models.modules import CONV1D, LINEAR, layer_of, read_table
+from bench.models.precision import precision
+from bench.training.cases import Case
 
 EXPERTS = "experts"
 

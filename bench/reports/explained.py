@@ -19,7 +19,7 @@ def explain_command(
     as_json: bool = False,
 ) -> int:
     """`bench explain`: print what gives the number; 0 if something does, 1 if nothing does."""
-    from bench.subjects import load_model
+    from bench.scenarios.subjects import load_model
 
     loaded = load_model(model, auto_class, trust_remote_code)
     answer = explain(loaded.table, trainable, total)

@@ -9,7 +9,7 @@ from bench.formulas.totals import base_totals
 
 if TYPE_CHECKING:
     from bench.formulas import Parameters
-    from bench.subjects import Subject
+    from bench.scenarios.subjects import Subject
     from bench.targets import Entry, Ledger
 
 

@@ -18,8 +18,8 @@ from bench.reports.commands import write_report
 from bench.reports.predicted import notes, prediction_report, prediction_rows, prediction_text
 
 if TYPE_CHECKING:
-    from bench.cases import Case, StepOptions
-    from bench.subjects import Subject
+    from bench.scenarios.subjects import Subject
+    from bench.training.cases import Case, StepOptions
 
 
 DEFAULT_SEQ_LEN = 512
@@ -110,7 +110,7 @@ def _solved(case: Case, asked: Asked, gpu: Gpu | None, progress: _Progress) -> S
     assert asked.solve is not None
     limit = None
     if asked.solve == SEQ_LEN:
-        from bench.measure.limits import case_limit
+        from bench.training.limits import case_limit
 
         limit = case_limit(case)
 

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from bench.architectures import Model
 from bench.errors import BenchError
 from bench.formulas import Parameters
 from bench.formulas.budgets import BudgetRow, methods_at_budget
 from bench.formulas.kinds import Kind
 from bench.formulas.methods import Method, method, method_ledger, method_parameters
 from bench.formulas.settings import parse
-from bench.subjects import Subject
+from bench.models.architectures import Model
+from bench.scenarios.subjects import Subject
 from bench.targets import Ledger
 
 _TASK_OF_CLASS = {

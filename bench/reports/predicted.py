@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench.precision import precision
+from bench.models.precision import precision
 from bench.predict.gpus import GIB, Gpu, fit
 from bench.predict.largest import Solution
 from bench.predict.result import LIMITS, Prediction

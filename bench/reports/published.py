@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.architectures import FIXTURES
-from bench.cases import Case, StepOptions
 from bench.errors import BenchError, check_keys
+from bench.files import FIXTURES
 from bench.predict.result import Prediction, predict
 from bench.reports.commands import write_report
 from bench.reports.layout import Report, Table
+from bench.training.cases import Case, StepOptions
 from bench.units import format_bytes
 
 FILE = FIXTURES / "published" / "measurements.csv"

@@ -6,8 +6,8 @@ import json
 import re
 from collections import Counter
 
-from bench.adapters import ALL_LINEAR, AdapterConfig
-from bench.modules import OTHER, ModuleTable
+from bench.adapters.config import ALL_LINEAR, AdapterConfig
+from bench.models.modules import OTHER, ModuleTable
 from bench.targets.filters import Filter, ends_in
 
 _WHOLE = "a string is a regular expression that must match the whole name"

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from bench.adapters import ALL_LINEAR, AdapterConfig
-from bench.modules import ModuleTable
+from bench.adapters.config import ALL_LINEAR, AdapterConfig
+from bench.models.modules import ModuleTable
 from bench.targets.filters import Filter, matching_pattern
 
 # Expert names of transformers 4 → the fused parameter of transformers 5, by family, and which

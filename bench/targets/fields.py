@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from bench.adapters import TASK_HEADS
+from bench.adapters.config import TASK_HEADS
 from bench.targets.experts import new_name
 from bench.targets.filters import Filter, ends_in
 from bench.targets.ledger import DeadField, Ledger

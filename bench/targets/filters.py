@@ -14,9 +14,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from bench.adapters import ALL_LINEAR, AdapterConfig
+from bench.adapters.config import ALL_LINEAR, AdapterConfig
 from bench.errors import BenchError
-from bench.modules import CONV1D, LINEAR, ModuleTable, Parameter
+from bench.models.modules import CONV1D, LINEAR, ModuleTable, Parameter
 
 _SEQ_CLS_HEADS = ("score", "classifier")
 

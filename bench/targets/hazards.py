@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from bench.modules import ModuleTable, Parameter
-from bench.roles import DOWN, FUSED, GATE, KEY, OUTPUT, QUERY, ROUTER, UP, VALUE
+from bench.models.modules import ModuleTable, Parameter
+from bench.models.roles import DOWN, FUSED, GATE, KEY, OUTPUT, QUERY, ROUTER, UP, VALUE
 from bench.targets.heads import frozen_head_text, frozen_heads
 from bench.targets.ledger import Adapted, Hazard, Ledger, RoleOf
 from bench.targets.refusals import owner_of, quantized_copies

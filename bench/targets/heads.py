@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from bench.adapters import TASK_HEADS
-from bench.modules import CONV1D, CONVOLUTIONS, LINEAR
+from bench.adapters.config import TASK_HEADS
+from bench.models.modules import CONV1D, CONVOLUTIONS, LINEAR
 from bench.targets.ledger import Ledger
 from bench.targets.refusals import owner_of
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from bench.adapters import AdapterConfig
-from bench.modules import CONV1D, LINEAR, Module, ModuleTable, Parameter, layer_of
+from bench.adapters.config import AdapterConfig
+from bench.models.modules import CONV1D, LINEAR, Module, ModuleTable, Parameter, layer_of
 
 RoleOf = Callable[[str], str]
 

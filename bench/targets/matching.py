@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
-from bench.adapters import AdapterConfig
-from bench.modules import LINEAR, ModuleTable, layer_of
-from bench.roles import UNKNOWN, role_of
+from bench.adapters.config import AdapterConfig
+from bench.models.modules import LINEAR, ModuleTable, layer_of
+from bench.models.roles import UNKNOWN, role_of
 from bench.targets.causes import find_cause
 from bench.targets.experts import translate_experts
 from bench.targets.fields import find_dead_fields

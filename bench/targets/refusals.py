@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from bench.adapters import AdapterConfig
+from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError
-from bench.modules import (
+from bench.models.modules import (
     CONV1D,
     CONVOLUTIONS,
     EMBEDDING,

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 
-from bench.modules import OTHER, ModuleTable
-from bench.roles import FUSED, UNKNOWN, role_of, serves
+from bench.models.modules import OTHER, ModuleTable
+from bench.models.roles import FUSED, UNKNOWN, role_of, serves
 from bench.targets.experts import new_name
 from bench.targets.filters import ends_in
 from bench.targets.ledger import RoleOf

@@ -13,9 +13,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from bench.adapters import AdapterConfig
+from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError
-from bench.modules import EMBEDDING, LINEAR, ModuleTable
+from bench.models.modules import EMBEDDING, LINEAR, ModuleTable
 
 _NAMES = ("embed_tokens", "lm_head")
 

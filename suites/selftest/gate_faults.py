@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bench.measure import loading
+from bench.training import loading
 
 _load, _meta_model = loading.load, loading.meta_model
 _leaked: list[torch.Tensor] = []

@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from bench.cases import Case, StepOptions
 from bench.measure import Session
+from bench.training.cases import Case, StepOptions
 
 _CLASSIFIER = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "task_type": "SEQ_CLS"}
 _CAUSAL = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.05, "task_type": "CAUSAL_LM"}

@@ -17,10 +17,10 @@ import bench
 from bench.ab import Environment, Pair, Plan, command, find_python, measure
 from bench.ab.rounds import CLOCKS, WARMUP, interleave, take_rounds
 from bench.baselines import compare, find_runs, gate, load_run
-from bench.cases import StepOptions
 from bench.errors import BenchError
 from bench.measure import StepTime
-from bench.subjects import Request
+from bench.scenarios.subjects import Request
+from bench.training.cases import StepOptions
 
 LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "vocab_size": 20,
          "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,

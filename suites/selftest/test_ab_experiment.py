@@ -10,11 +10,11 @@ import pytest
 
 from bench.ab.experiment import TARGETS, Comparison, compare_once, summarize
 from bench.ab.rounds import CLOCKS
-from bench.architectures import FIXTURES
+from bench.files import RESULTS
 from bench.measure import Session
 
 TIMES = ("step_seconds", "forward_seconds", "backward_seconds", "optimizer_seconds")
-STORED = sorted((FIXTURES.parent / "results" / "experiments").glob("side-by-side-*.json"))
+STORED = sorted((RESULTS / "experiments").glob("side-by-side-*.json"))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.adapters import ALL_LINEAR, AdapterConfig
+from bench.adapters.config import ALL_LINEAR, AdapterConfig
 from bench.atlas import (
     Atlas,
     Bare,
@@ -31,7 +31,7 @@ from bench.atlas.page import refresh
 from bench.atlas.reach import load_reach
 from bench.cli import main
 from bench.errors import BenchError
-from bench.modules import Module, ModuleTable, Parameter
+from bench.models.modules import Module, ModuleTable, Parameter
 from bench.targets import match
 
 ROWS = (

@@ -461,7 +461,7 @@ def test_thresholds_from_every_place(tmp_path: Path, monkeypatch: pytest.MonkeyP
     fixture = scenarios / "mine.toml"
     text = '[scenario.query]\nroles = ["query"]\n[scenario.query.thresholds]\n'
     fixture.write_text(text + 'step_seconds = "20%"\n')
-    monkeypatch.setattr("bench.scenarios.FIXTURES", tmp_path)
+    monkeypatch.setattr("bench.scenarios.scenario.FIXTURES", tmp_path)
     project = tmp_path / "pyproject.toml"
     project.write_text('[tool.bench.thresholds]\ntime = "8%"\n')
     step = METRICS["step_seconds"]

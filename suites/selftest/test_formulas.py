@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bench.adapters import AdapterConfig
-from bench.architectures import Model
-from bench.counting import count, inject
+from bench.adapters.config import AdapterConfig
 from bench.formulas import Parameters, lora
-from bench.modules import read_table
-from bench.subjects import load_model
+from bench.measure.counting import count, inject
+from bench.models.architectures import Model
+from bench.models.modules import read_table
+from bench.scenarios.subjects import load_model
 from bench.targets import Ledger, match
 
 if TYPE_CHECKING:
@@ -65,9 +65,9 @@ def imported(path: Path) -> set[str]:
 
 ANSWERS = """
 import json, sys
-from bench.adapters import AdapterConfig
+from bench.adapters.config import AdapterConfig
 from bench.formulas import lora_parameters
-from bench.modules import Module, ModuleTable, Parameter
+from bench.models.modules import Module, ModuleTable, Parameter
 from bench.targets import match
 data = json.load(open(sys.argv[1]))
 table = ModuleTable(**{**data, "modules": tuple(Module(**m) for m in data["modules"]),

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from gate_support import CONFTEST
 
-from bench import scenarios
-from bench.adapters import AdapterConfig
-from bench.architectures import FIXTURES, Model, find_model
+from bench.adapters.config import AdapterConfig
 from bench.baselines import KEY, seal
-from bench.counting import count, inject
+from bench.files import FIXTURES
+from bench.measure.counting import count, inject
+from bench.models.architectures import Model, find_model
+from bench.scenarios import scenario as scenarios
 
 SUITES = Path(__file__).resolve().parent.parent
 LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "vocab_size": 20,

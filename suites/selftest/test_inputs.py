@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from bench.architectures import find_model, load_architecture, registered
-from bench.cases import StepOptions
 from bench.cli import main
 from bench.errors import BenchError
-from bench.expressions import evaluate
-from bench.scenarios import load_scenarios
-from bench.subjects import Request, select
+from bench.models.architectures import find_model, load_architecture, registered
+from bench.models.expressions import evaluate
+from bench.scenarios.scenario import load_scenarios
+from bench.scenarios.subjects import Request, select
+from bench.training.cases import StepOptions
 
 LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "vocab_size": 20,
          "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip

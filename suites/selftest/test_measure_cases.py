@@ -8,9 +8,9 @@ import json
 import pytest
 from measure_support import MODELS, tiny_case
 
-from bench.cases import Case, StepOptions
 from bench.errors import BenchError, UnknownName
-from bench.precision import PRECISIONS, precision
+from bench.models.precision import PRECISIONS, precision
+from bench.training.cases import Case, StepOptions
 
 
 def test_precisions() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from measure_support import shared_session, tiny_case
 
-from bench.cases import Case
+from bench.training.cases import Case
 
 
 def measured(case: Case):
@@ -53,10 +53,10 @@ def test_checkpointing_costs_another_forward_pass() -> None:
 
 
 def test_one_cast_more_is_seen() -> None:
-    from bench.measure.cost import CostCounter
-    from bench.measure.loading import load
-    from bench.measure.memory import MemoryTracker
-    from bench.measure.step import training_step
+    from bench.training.cost import CostCounter
+    from bench.training.loading import load
+    from bench.training.memory import MemoryTracker
+    from bench.training.step import training_step
 
     training = load(tiny_case("opt", "bf16"))
 
@@ -81,7 +81,7 @@ def test_one_cast_more_is_seen() -> None:
 def test_products_inside_a_kernel_count_once() -> None:
     import torch
 
-    from bench.measure.cost import CostCounter
+    from bench.training.cost import CostCounter
 
     counter = CostCounter()
     a = torch.zeros(2, 3)

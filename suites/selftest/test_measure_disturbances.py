@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from bench.baselines.runlog import Recorder
 from bench.measure import StepTime, disturbances
 from bench.measure.disturbances import THREADS, CpuThrottling, GpuThrottling, waited_seconds
-from bench.runlog import Recorder
-from bench.subjects import Request, select
+from bench.scenarios.subjects import Request, select
 
 # Two processes that compute on one processor: each waits for the other. `sys.argv[1]`: how many.
 COMPETE = """
@@ -88,7 +88,7 @@ def _card(monkeypatch: pytest.MonkeyPatch, reasons: list[int]) -> None:
         nvmlClocksThrottleReasonHwPowerBrakeSlowdown=0x80,
     )
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    monkeypatch.setattr("bench.measure.memory.nvml_handle", lambda gpu: "handle")
+    monkeypatch.setattr("bench.training.memory.nvml_handle", lambda gpu: "handle")
 
 
 def test_a_card_tells_why_its_clocks_are_low(monkeypatch: pytest.MonkeyPatch) -> None:

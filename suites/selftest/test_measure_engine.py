@@ -17,10 +17,10 @@ import psutil
 import pytest
 from measure_support import MODELS, shared_session, tiny_case
 
+from bench.baselines.runlog import Recorder
 from bench.errors import BenchError
 from bench.measure import CaseFailed, Measurement, Outcome, Session, WorkerClock, engine
-from bench.runlog import Recorder
-from bench.subjects import Request, select
+from bench.scenarios.subjects import Request, select
 
 HERE = Path(__file__).parent
 MIB = 2**20
@@ -397,7 +397,7 @@ def test_the_clock_stands_still_by_itself() -> None:
 
 def test_importing_the_engine_imports_no_torch() -> None:
     code = (
-        "import sys, bench.measure, bench.cases, bench.precision;"
+        "import sys, bench.measure, bench.training.cases, bench.models.precision;"
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'peft')))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=HERE.parents[1])

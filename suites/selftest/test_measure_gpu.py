@@ -8,7 +8,7 @@ import pytest
 from measure_support import MODELS, tiny_case
 
 from bench.measure import CaseFailed, Session
-from bench.precision import PRECISIONS
+from bench.models.precision import PRECISIONS
 
 pytestmark = pytest.mark.gpu
 
@@ -54,8 +54,8 @@ def test_tracking_does_not_change_the_peak(session: Session) -> None:
     """The allocator's peak of a steady step with the tracker on equals that of a bare step."""
     import torch
 
-    from bench.measure.loading import load
-    from bench.measure.step import training_step
+    from bench.training.loading import load
+    from bench.training.step import training_step
 
     case = tiny_case("opt", "bf16", batch_size=8)
     with session.start(case) as running:

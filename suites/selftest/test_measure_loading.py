@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from measure_support import shared_session, tiny_case
 
-from bench.cases import Case
 from bench.measure import Session
+from bench.training.cases import Case
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_loading_peaks_under_a_fifth_above_the_final_size(session: Session) -> N
 def test_the_seed_decides_the_weights() -> None:
     import torch
 
-    from bench.measure.loading import load
+    from bench.training.loading import load
 
     def weights(seed: int) -> torch.Tensor:
         model = load(tiny_case("opt", seed=seed)).model
@@ -52,7 +52,7 @@ def test_random_weights_are_drawn_as_transformers_draws_them() -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from bench.measure.loading import make_config, random_weights
+    from bench.training.loading import make_config, random_weights
 
     for name in ("opt", "phi3"):
         case = tiny_case(name)
@@ -116,7 +116,7 @@ def test_real_weights_are_taken(tmp_path: Path, precision: str) -> None:
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    from bench.measure.loading import load, make_config
+    from bench.training.loading import load, make_config
 
     case = tiny_case("distilbert", precision)
     model = AutoModelForSequenceClassification.from_config(make_config(case))

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import pytest
 from measure_support import shared_session, tiny_case
 
-from bench.cases import Case
 from bench.measure import Session
+from bench.training.cases import Case
 
 CASES = [
     tiny_case("distilbert", "fp32"),
@@ -71,8 +71,8 @@ def profiled(case: Case) -> Profiled:
     import torch
     from torch.profiler import ProfilerActivity, profile, record_function
 
-    from bench.measure.loading import load
-    from bench.measure.step import training_step
+    from bench.training.loading import load
+    from bench.training.step import training_step
 
     torch.set_num_threads(1)
     gc.collect()  # what an earlier case leaves must not be freed within this one
@@ -156,7 +156,7 @@ def test_the_breakdown_says_what_each_byte_is_for(session: Session) -> None:
 def test_the_tracker_sees_resizing_views_and_the_end() -> None:
     import torch
 
-    from bench.measure.memory import MemoryTracker
+    from bench.training.memory import MemoryTracker
 
     tracker = MemoryTracker()
     with tracker:
@@ -181,7 +181,7 @@ def test_the_tracker_sees_the_generators_state() -> None:
     """It is made in C++, without the dispatcher; the function is the library's again afterwards."""
     import torch
 
-    from bench.measure.memory import MemoryTracker
+    from bench.training.memory import MemoryTracker
 
     original = torch.get_rng_state
     tracker = MemoryTracker()
@@ -201,7 +201,7 @@ def test_the_tracker_sees_temporaries_of_type_promotion() -> None:
     """On the CPU an in-place product of mixed dtypes is computed in two wide temporaries."""
     import torch
 
-    from bench.measure.memory import MemoryTracker
+    from bench.training.memory import MemoryTracker
 
     half, wide = torch.ones(100, dtype=torch.bfloat16), torch.ones(100)
     tracker = MemoryTracker()

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 from measure_support import MODELS, tiny_case
 
-from bench.cases import OPTIMIZERS, Case, StepOptions
-from bench.precision import PRECISIONS
+from bench.models.precision import PRECISIONS
+from bench.training.cases import OPTIMIZERS, Case, StepOptions
 
 GPT2 = {
     "model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 500,
@@ -29,8 +29,8 @@ def one_thread() -> Iterator[None]:
 
 
 def train(case: Case, steps: int = 6):
-    from bench.measure.loading import load
-    from bench.measure.step import training_step
+    from bench.training.loading import load
+    from bench.training.step import training_step
 
     training = load(case)
     losses = [
@@ -115,7 +115,7 @@ def test_quantized_weights_are_close_to_the_full_ones() -> None:
     """The same seed draws the same layer, so 4-bit differs from bf16 by rounding alone."""
     import torch
 
-    from bench.measure.loading import make_config, random_weights
+    from bench.training.loading import make_config, random_weights
 
     case = tiny_case("opt", "nf4")
     torch.manual_seed(0)
@@ -138,7 +138,7 @@ def test_quantized_weights_are_drawn_as_transformers_draws_the_full_ones(
     import transformers
     from peft.utils.integrations import dequantize_module_weight
 
-    from bench.measure.loading import make_config, quantized_layers, random_weights
+    from bench.training.loading import make_config, quantized_layers, random_weights
 
     case = tiny_case(name if name == "t5" else "opt", precision)
     if name == "gpt2":
@@ -203,8 +203,8 @@ def test_tied_weights_stay_tied() -> None:
 def test_batches_are_fixed_by_the_seed() -> None:
     import torch
 
-    from bench.measure.loading import make_config
-    from bench.measure.step import IGNORED_LABEL, make_batch
+    from bench.training.loading import make_config
+    from bench.training.step import IGNORED_LABEL, make_batch
 
     case = tiny_case("opt", padded=True, batch_size=4, seq_len=50)
     config = make_config(case)
@@ -220,8 +220,8 @@ def test_batches_are_fixed_by_the_seed() -> None:
 
 
 def test_the_step_marks_its_phases() -> None:
-    from bench.measure.loading import load
-    from bench.measure.step import training_step
+    from bench.training.loading import load
+    from bench.training.step import training_step
 
     for precision in ("fp32", "fp16"):
         t = load(tiny_case("opt", precision))

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from bench.adapters import AdapterConfig
-from bench.architectures import find_model
+from bench.adapters.config import AdapterConfig
 from bench.baselines import KEY, find_runs, load_run, seal, write_run
-from bench.counting import count, inject
+from bench.measure.counting import count, inject
+from bench.models.architectures import find_model
 
 SUITES = Path(__file__).resolve().parent.parent
 LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "vocab_size": 20,

@@ -18,7 +18,7 @@ import pytest
 from measure_support import shared_session, tiny_case
 from test_measure_memory import profiled
 
-from bench.cases import Case, StepOptions
+from bench.training.cases import Case, StepOptions
 
 UNQUANTIZED = [
     tiny_case(name, precision, padded=padded, **options)
@@ -176,11 +176,11 @@ def test_quantized_steps_are_as_tracked(case: Case) -> None:
 def test_dora_in_int8_is_as_the_first_step_is_tracked(name: str) -> None:
     """On the CPU alone the second step fails: PEFT loses the layer's scales when it puts the weight
     back "on the CPU", so the first is the reference. The whole step must be predictable."""
-    from bench.measure.loading import load
-    from bench.measure.memory import MemoryTracker
-    from bench.measure.step import training_step
+    from bench.models.quantization import without_cached_tables
     from bench.predict import predict
-    from bench.quantization import without_cached_tables
+    from bench.training.loading import load
+    from bench.training.memory import MemoryTracker
+    from bench.training.step import training_step
 
     case = with_adapter("dora", name, "int8", {"use_dora": True})
     tracker = MemoryTracker()
@@ -259,8 +259,8 @@ def test_quantized_weights_are_byte_identical(name: str, precision: str) -> None
     """Every tensor of every quantized weight, on meta and for real: shape, dtype and bytes."""
     import torch
 
-    from bench.measure import loading
-    from bench.quantization import without_cached_tables
+    from bench.models.quantization import without_cached_tables
+    from bench.training import loading
 
     case = tiny_case(name, precision)
     config = loading.make_config(case)
@@ -292,7 +292,7 @@ def test_quantized_weights_are_byte_identical(name: str, precision: str) -> None
 FRESH = """
 from measure_support import tiny_case
 from bench.predict import predict
-from bench.measure.loading import load
+from bench.training.loading import load
 case = tiny_case("distilbert", "bf16", gradient_checkpointing=True)
 predict(case)
 print([float(parameter.detach().double().sum()) for parameter in load(case).model.parameters()])
@@ -302,7 +302,7 @@ print([float(parameter.detach().double().sum()) for parameter in load(case).mode
 def test_a_prediction_leaves_the_libraries_as_they_are() -> None:
     """In a fresh process, which imports the libraries while it predicts: real weights are drawn
     afterwards as they are in this one, which had imported them before."""
-    from bench.measure.loading import load
+    from bench.training.loading import load
 
     folder = Path(__file__).parent
     done = subprocess.run(

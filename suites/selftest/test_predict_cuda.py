@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from measure_support import tiny_case
 
-from bench.cases import Case
 from bench.errors import BenchError
 from bench.predict import Prediction, Solution, gpu_with_memory, predict, solve
 from bench.predict.gpus import CONTEXT_BYTES, Gpu, fit, load_gpus, step_seconds
 from bench.predict.result import LIMITS
+from bench.training.cases import Case
 
 FLASH = "aten._scaled_dot_product_flash_attention.default"
 EFFICIENT = "aten._scaled_dot_product_efficient_attention.default"

@@ -15,7 +15,7 @@ from bench.baselines import predicted
 from bench.baselines.predicted import FIGURES, difference, load_stored, store, stored_file
 from bench.cli import main
 from bench.errors import BenchError
-from bench.scenarios import Scenario, load_scenarios
+from bench.scenarios.scenario import Scenario, load_scenarios
 
 SUITES = Path(__file__).resolve().parent.parent
 STORED = "test_stored_prediction[opt-350m-q_proj-v_proj-nf4]"
@@ -168,9 +168,9 @@ def test_a_damaged_file_is_named(tmp_path: Path, text: str, said: str) -> None:
 
 def test_the_command_of_images_names_no_length() -> None:
     """`bench memory` refuses one for images, and calls the step by its own default."""
-    from bench.cases import StepOptions
     from bench.reports.memory import DEFAULT_SEQ_LEN
-    from bench.subjects import Request, select
+    from bench.scenarios.subjects import Request, select
+    from bench.training.cases import StepOptions
 
     (subject, *_) = select(Request(models=("vit-base",))).structural.values()
     step = StepOptions(batch_size=1, seq_len=DEFAULT_SEQ_LEN)
@@ -181,10 +181,10 @@ def test_the_command_of_images_names_no_length() -> None:
 
 def test_every_case_has_its_command() -> None:
     """The command that a failure names predicts that very case."""
-    from bench.cases import StepOptions
     from bench.cli.parser import make_parser
     from bench.cli.subject import predicted_subjects
-    from bench.subjects import Request, select
+    from bench.scenarios.subjects import Request, select
+    from bench.training.cases import StepOptions
 
     step = StepOptions(batch_size=3, seq_len=40, gradient_checkpointing=True, padded=True)
     subjects = select(Request(models=("opt-350m",), r=4)).structural.values()

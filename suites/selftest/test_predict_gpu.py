@@ -14,9 +14,9 @@ import pytest
 
 from bench.baselines import Accelerator, Record, Run, load_run
 from bench.baselines.storage import RUN_FILE
-from bench.cases import Case, StepOptions
 from bench.measure import Session
-from bench.subjects import Request, select
+from bench.scenarios.subjects import Request, select
+from bench.training.cases import Case, StepOptions
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 ALLOCATED, RESERVED = 0.02, 0.05

@@ -23,14 +23,14 @@ import pytest
 from atlas_types import INSTALLED, needs_atlas, stored_atlas
 from measure_support import shared_session, tiny_case
 
-from bench.adapters import ALL_LINEAR, AdapterConfig
+from bench.adapters.config import ALL_LINEAR, AdapterConfig
 from bench.atlas import find_atlas, load_atlas
 from bench.atlas.build import build_atlas, build_model
 from bench.atlas.reach import SEVEN
 from bench.errors import BenchError
 from bench.explain import explain
 from bench.formulas import lora_parameters
-from bench.subjects import load_model
+from bench.scenarios.subjects import load_model
 from bench.targets import match
 
 pytestmark = pytest.mark.slow
@@ -144,9 +144,9 @@ def test_what_the_engine_adds_to_a_step(told: Told) -> None:
     """The clock's median against a bare loop's, in turn in one process: under 1 %."""
     import torch
 
-    from bench.measure.loading import load
-    from bench.measure.step import training_step
     from bench.measure.worker import _CpuClock
+    from bench.training.loading import load
+    from bench.training.step import training_step
 
     torch.set_num_threads(1)
     t = load(tiny_case("opt", batch_size=8, seq_len=64))
@@ -179,9 +179,9 @@ PREDICTION = """
 import json, resource, sys, time
 import bitsandbytes, peft, torch, transformers
 from dataclasses import replace
-from bench.cases import StepOptions
+from bench.training.cases import StepOptions
 from bench.predict import predict
-from bench.subjects import Request, select
+from bench.scenarios.subjects import Request, select
 
 torch.set_num_threads(1)
 model, scenario, precision = sys.argv[1:]
@@ -263,7 +263,7 @@ def _time_tables() -> tuple[int, float]:
 
 def _time_injection() -> tuple[float, float]:
     """Seconds a case: for the injection with counting its parameters, and for the model."""
-    from bench.counting import count, inject
+    from bench.measure.counting import count, inject
 
     drawn = sorted(stored_atlas().types, key=lambda t: crc32(t.encode()))[:INJECTED]
     inject(build_model("bert")[0], AdapterConfig(("query",)))  # imports

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -17,19 +16,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.adapters import read_json
 from bench.errors import BenchError, UnknownName, check_keys
-from bench.expressions import evaluate
-from bench.model_classes import class_for_task, class_of, model_class, task_class_of
-from bench.modules import OTHER, ModuleTable, read_table
-from bench.precision import precision
-from bench.quantization import bitsandbytes_config, given_config, quantize_on_meta
-from bench.roles import check_role, role_of
+from bench.files import FIXTURES, read_json, read_toml
+from bench.models.classes import class_for_task, class_of, model_class, task_class_of
+from bench.models.expressions import evaluate
+from bench.models.modules import OTHER, ModuleTable, read_table
+from bench.models.precision import precision
+from bench.models.quantization import bitsandbytes_config, given_config, quantize_on_meta
+from bench.models.roles import check_role, role_of
 
 if TYPE_CHECKING:
     from torch import nn
 
-FIXTURES = Path(__file__).resolve().parent.parent / "fixtures"
 _PROJECTION_KEYS = ("role", "module", "kind", "in_features", "out_features", "bias", "count",
                     "regex", "tied", "experts", "kernel")  # fmt: skip
 KINDS = ("linear", "conv1d", "conv2d", "embedding", "expert")
@@ -329,16 +327,6 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise BenchError(f"{path}: not a model's config.json: it has no model_type")
     return config
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """The TOML in `path`; BenchError, naming the file, when it is missing or malformed."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BenchError(f"{path}: cannot be read: {error.strerror}") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise BenchError(f"{path}: not TOML: {error}") from None
 
 
 def _from_hub(name: str, known: Mapping[str, Path]) -> dict[str, Any]:

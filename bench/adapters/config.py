@@ -6,16 +6,16 @@ Field names and meanings are those of `peft.LoraConfig`
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from bench.adapter_checks import ALL_LINEAR, BIASES, NESTED, TASK_TYPES, check_adapter
+from bench.adapters.checks import ALL_LINEAR, BIASES, NESTED, TASK_TYPES, check_adapter
 from bench.errors import BenchError, UnknownName
+from bench.files import read_json
 
-__all__ = ["ALL_LINEAR", "BIASES", "TASK_HEADS", "TASK_TYPES", "AdapterConfig", "read_json"]
+__all__ = ["ALL_LINEAR", "BIASES", "TASK_HEADS", "TASK_TYPES", "AdapterConfig"]
 
 # PEFT trains these heads beside the adapter when the task type is given.
 TASK_HEADS = {
@@ -161,18 +161,6 @@ class AdapterConfig:
         """From an adapter_config.json, or a folder that holds one."""
         return cls.from_dict(read_json(path / "adapter_config.json" if path.is_dir() else path),
                              str(path))  # fmt: skip
-
-
-def read_json(path: Path) -> Any:
-    """The JSON in `path`; BenchError, naming the file, when it is missing or not JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BenchError(f"{path}: no such file") from None
-    except OSError as error:
-        raise BenchError(f"{path}: cannot be read: {error.strerror}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise BenchError(f"{path}: not JSON: {error}") from None
 
 
 def _to_tuples(value: Any) -> Any:

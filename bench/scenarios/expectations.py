@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from bench.adapters import AdapterConfig
-from bench.architectures import Model, Projection
-from bench.roles import FUSED, HEAD
-from bench.scenarios import Scenario
+from bench.adapters.config import AdapterConfig
+from bench.models.architectures import Model, Projection
+from bench.models.roles import FUSED, HEAD
+from bench.scenarios.scenario import Scenario
 
 # The head that a task trains beside the adapter: PEFT saves every module of it.
 _HEAD_ROLES = (HEAD, "dense_head")

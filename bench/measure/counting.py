@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bench.adapters import AdapterConfig
+from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError
 
 if TYPE_CHECKING:

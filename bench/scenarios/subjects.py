@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
-from bench.adapters import AdapterConfig
-from bench.architectures import Model, find_model, registered
-from bench.cases import Case, StepOptions
+from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError
-from bench.precision import precision
-from bench.scenarios import Scenario, find_scenario, load_scenarios
+from bench.models.architectures import Model, find_model, registered
+from bench.models.precision import precision
+from bench.scenarios.scenario import Scenario, find_scenario, load_scenarios
 from bench.targets import Ledger
+from bench.training.cases import Case, StepOptions
 
 RANKS = (1, 8, 16, 32, 64, 128)
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "nf4")

@@ -18,11 +18,11 @@ import torch
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench.adapters import TASK_HEADS
-from bench.cases import Case
-from bench.measure.step import Batch, make_batch, make_optimizer, make_scaler
-from bench.precision import precision
-from bench.quantization import bitsandbytes_config, quiet_bitsandbytes, swap_linear_layers
+from bench.adapters.config import TASK_HEADS
+from bench.models.precision import precision
+from bench.models.quantization import bitsandbytes_config, quiet_bitsandbytes, swap_linear_layers
+from bench.training.cases import Case
+from bench.training.step import Batch, make_batch, make_optimizer, make_scaler
 
 
 @dataclass(frozen=True)

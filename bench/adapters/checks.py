@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bench.errors import BenchError, UnknownName
 
 if TYPE_CHECKING:
-    from bench.adapters import AdapterConfig
+    from bench.adapters.config import AdapterConfig
 
 TASK_TYPES = (
     "SEQ_CLS",

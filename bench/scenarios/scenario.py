@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.adapters import AdapterConfig
-from bench.architectures import FIXTURES, Architecture, Model, read_toml
+from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError, UnknownName, check_keys
-from bench.modules import OTHER, ModuleTable
-from bench.roles import FUSED, check_role, role_of, serves
+from bench.files import FIXTURES, read_toml
+from bench.models.architectures import Architecture, Model
+from bench.models.modules import OTHER, ModuleTable
+from bench.models.roles import FUSED, check_role, role_of, serves
 
 _KEYS = ("roles", "optional_roles", "saved_roles", "target_modules", "modules_to_save", "optional",
          "r", "ranks", "lora_alpha", "lora_dropout", "expected", "thresholds")  # fmt: skip

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from bench.cases import Case
 from bench.errors import BenchError
-from bench.measure import loading
+from bench.training import loading
+from bench.training.cases import Case
 
 
 def position_limit(config: Any, model: torch.nn.Module) -> int | None:

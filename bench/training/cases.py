@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from bench.errors import BenchError, UnknownName, check_keys
-from bench.precision import precision
+from bench.models.precision import precision
 
 OPTIMIZERS = ("adamw", "adamw-fused", "adamw-foreach", "adamw-8bit", "paged-adamw-8bit")
 ATTENTION = ("sdpa", "eager")

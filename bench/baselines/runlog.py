@@ -10,10 +10,10 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from bench.formulas import Parameters
-from bench.machine import machine, versions
+from bench.scenarios.subjects import Subject
 from bench.statistics import instability
-from bench.subjects import Subject
 from bench.targets import Ledger
+from bench.training.machine import machine, versions
 from bench.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError
-from bench.precision import precision
+from bench.models.precision import precision
 
 if TYPE_CHECKING:
     from torch import nn

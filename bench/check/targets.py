@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.adapters import AdapterConfig
-from bench.architectures import Model, find_model
+from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError
 from bench.formulas import lora_parameters
-from bench.model_classes import class_of
-from bench.modules import ModuleTable, read_table
+from bench.models.architectures import Model, find_model
+from bench.models.classes import class_of
+from bench.models.modules import ModuleTable, read_table
 from bench.reports.ledger import ledger_text
-from bench.subjects import Subject
+from bench.scenarios.subjects import Subject
 from bench.targets import Ledger, match
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from bench.cases import TASKS, StepOptions
-from bench.precision import Precision
+from bench.models.precision import Precision
+from bench.training.cases import TASKS, StepOptions
 
 Batch = dict[str, torch.Tensor]
 Mark = Callable[[str], None]

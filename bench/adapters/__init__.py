@@ -1,0 +1,1 @@
+"""The LoRA configuration and the checks of its fields."""

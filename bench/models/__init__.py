@@ -1,0 +1,1 @@
+"""The base model: its architecture, module table, roles, class, precision and quantization."""

@@ -1,0 +1,1 @@
+"""Scenarios, what they are applied to, and what their declarations say of them."""

@@ -1,0 +1,1 @@
+"""One training step: the case, the loaded model, the step, its cost, limits and memory."""
