@@ -177,3 +177,18 @@ def instability(rounds: Sequence[float]) -> str:
     if abs(last - first) > UNSTABLE_SPREAD * found.median:
         return f"drift of more than {UNSTABLE_SPREAD:.0%} between the first and last rounds"
     return ""
+
+
+def pareto_front(points: Sequence[tuple[float, ...]]) -> list[int]:
+    """Indices of the points that no other point beats, in order; less is better in every figure.
+
+    A point is beaten by one that is nowhere worse and somewhere better; equal points both stay.
+    """
+    return [
+        index
+        for index, point in enumerate(points)
+        if not any(
+            other != point and all(o <= p for o, p in zip(other, point, strict=True))
+            for other in points
+        )
+    ]

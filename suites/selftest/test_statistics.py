@@ -18,6 +18,7 @@ from bench.statistics import (
     RatioInterval,
     instability,
     launch_interval,
+    pareto_front,
     ratio_interval,
     summarize,
 )
@@ -206,3 +207,22 @@ def test_instability_is_named(rounds: list[float], said: str) -> None:
     found = instability(rounds)
     assert found.startswith(said)
     assert bool(found) == bool(said)
+
+
+def test_the_front_by_hand() -> None:
+    points = [(1.0, 9.0), (2.0, 5.0), (3.0, 5.0), (4.0, 4.0), (4.0, 4.0), (5.0, 6.0)]
+    assert pareto_front(points) == [0, 1, 3, 4]  # (3, 5) loses to (2, 5); equal points both stay
+    assert pareto_front([]) == []
+
+
+@PROPERTY
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=12))
+def test_the_front_is_what_a_sweep_finds(points: list[tuple[int, int]]) -> None:
+    """Sorted by the first figure, a point is on the front if it lowers the best second so far."""
+    best, swept = math.inf, set()
+    for first in sorted({x for x, _ in points}):
+        lowest = min(y for x, y in points if x == first)
+        if lowest < best:
+            best = lowest
+            swept.add((first, lowest))
+    assert {points[i] for i in pareto_front([tuple(map(float, p)) for p in points])} == swept
