@@ -1,0 +1,412 @@
+"""Pictures of what runs and predictions hold: figures in, a matplotlib figure out.
+
+Each is drawn without a display and readable without colour: what differs by colour differs by
+marker, line or hatch too. The colours are those of M. Okabe and K. Ito ("Color Universal Design",
+2008), which people with any of the usual colour-vision deficiencies tell apart. The units stand at
+the axes and the origin of the figures (machine, versions) below them.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.errors import BenchError
+from bench.files import require_extra
+from bench.reports.rows import Row
+from bench.statistics import pareto_front
+from bench.units import format_bytes, format_change, format_quantity, one_line
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from bench.baselines.history import Series
+
+FORMATS = ("svg", "png")
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
+    "#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7",
+)  # fmt: skip
+GREY, PALE = "#8c8c8c", "#e8e8e8"
+_COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK, YELLOW)
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--")
+_LINES = ("-", "--", "-.", ":")
+_HALO = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
+MIB, GIB = 2**20, 2**30
+MOST_SERIES = 8
+"""So many cases of a history are drawn."""
+
+
+def plot_format(path: Path) -> str:
+    """ "svg" or "png", by the name's ending. Raises BenchError for any other, and where matplotlib
+    is not installed."""
+    form = path.suffix.lower().removeprefix(".")
+    if form not in FORMATS:
+        raise BenchError(f"{path}: a plot is written as {' or '.join(f'.{f}' for f in FORMATS)}")
+    require_extra("matplotlib", "plots")
+    return form
+
+
+def new_figure(width: float, height: float, footer: str) -> Figure:
+    """An empty figure of that size in inches, with its origin in small print below."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((width, height), layout="constrained", dpi=120)
+    lines = textwrap.wrap(one_line(footer), int(width * 17))
+    figure.supxlabel("\n".join(lines), fontsize=6.5, color="#555555", x=0.01, ha="left")
+    return figure
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(visible=True, color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+# --- cost -----------------------------------------------------------------------------------------
+
+
+def cost_figure(title: str, rows: Sequence[Row], footer: str) -> Figure:
+    """Peak memory (MiB or GiB) against step time (ms): one marker a precision, its Pareto front
+    joined, and the cases on it named.
+
+    Raises BenchError where no row has both.
+    """
+    shown = [r for r in rows if r.step_median_seconds is not None and r.peak_allocated_bytes]
+    if not shown:
+        raise BenchError(f"{title}: no case has both a step time and a peak to plot")
+    figure = new_figure(8.5, 6, footer)
+    axes = figure.add_subplot()
+    _plain(axes)
+    unit, name = _byte_unit(max(r.peak_allocated_bytes or 0 for r in shown))
+    for index, precision in enumerate(dict.fromkeys(r.precision for r in shown)):
+        mine = [r for r in shown if r.precision == precision]
+        points = [
+            (1e3 * (r.step_median_seconds or 0), (r.peak_allocated_bytes or 0) / unit) for r in mine
+        ]
+        front = sorted(pareto_front(points), key=lambda i: points[i])
+        colour = _COLOURS[index % len(_COLOURS)]
+        axes.scatter(
+            [x for x, _ in points], [y for _, y in points], s=34, linewidths=1.2,
+            marker=_MARKERS[index % len(_MARKERS)], facecolors="none", edgecolors=colour,
+            label=str(precision),
+        )  # fmt: skip
+        axes.plot(
+            [points[i][0] for i in front], [points[i][1] for i in front], drawstyle="steps-post",
+            linestyle=_LINES[index % len(_LINES)], color=colour, linewidth=1,
+        )  # fmt: skip
+        for place, i in enumerate(front):
+            axes.annotate(
+                one_line(_case_name(mine[i])), points[i], fontsize=6.5, color=colour,
+                textcoords="offset points", xytext=(5, 5 if place % 2 else -9), bbox=_HALO,
+            )  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    _plain_ticks(axes)
+    axes.set_xlabel("step time: forward + backward + optimizer, median [ms]")
+    axes.set_ylabel(f"peak allocated [{name}]")
+    axes.set_title(f"{one_line(title)}: memory against time", loc="left", fontsize=11)
+    axes.legend(title="precision, line: its Pareto front", fontsize=8, title_fontsize=8)
+    return figure
+
+
+def _case_name(row: Row) -> str:
+    return f"{row.scenario} r{row.rank}" if row.rank is not None else row.scenario
+
+
+def _byte_unit(largest: float) -> tuple[int, str]:
+    return (GIB, "GiB") if largest >= 2 * GIB else (MIB, "MiB")
+
+
+def _plain_ticks(axes: Axes) -> None:
+    """Numbers as people write them on a logarithmic axis, between the powers of ten too."""
+    from matplotlib.ticker import LogLocator, StrMethodFormatter
+
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+        axis.set_minor_formatter("")
+
+
+# --- parameters over r ----------------------------------------------------------------------------
+
+
+def rank_figure(title: str, rows: Sequence[Row], footer: str) -> Figure:
+    """Trainable parameters against r, a line a scenario, both axes logarithmic.
+
+    Raises BenchError where no scenario has two ranks.
+    """
+    lines: dict[str, dict[int, int]] = {}
+    for row in rows:
+        if row.rank is not None and row.trainable is not None:
+            lines.setdefault(row.scenario, {})[row.rank] = row.trainable
+    lines = {scenario: ranks for scenario, ranks in lines.items() if len(ranks) > 1}
+    if not lines:
+        raise BenchError(f"{title}: no scenario was counted at two ranks")
+    figure = new_figure(9.5, 6, footer)
+    axes = figure.add_subplot()
+    _plain(axes)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    alike: dict[tuple[tuple[int, int], ...], list[str]] = {}
+    for scenario, ranks in lines.items():  # scenarios that train the same share a line
+        alike.setdefault(tuple(sorted(ranks.items())), []).append(one_line(scenario))
+    ordered = sorted(alike.items(), key=lambda item: -item[0][-1][1])
+    for index, (counts, scenarios) in enumerate(ordered):
+        axes.plot(
+            [r for r, _ in counts], [n for _, n in counts],
+            label=textwrap.fill(" = ".join(scenarios), 38),
+            color=_COLOURS[index % len(_COLOURS)], marker=_MARKERS[index % len(_MARKERS)],
+            linestyle=_LINES[index // len(_COLOURS) % len(_LINES)], markersize=4, linewidth=1.2,
+        )  # fmt: skip
+    every = sorted({r for ranks in lines.values() for r in ranks})
+    axes.set_xticks(every, [str(r) for r in every])
+    axes.set_xlabel("rank r")
+    axes.set_ylabel("trainable parameters")
+    axes.set_title(f"{one_line(title)}: trainable parameters over r", loc="left", fontsize=11)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+# --- memory by part -------------------------------------------------------------------------------
+
+PARTS: Mapping[str, str] = {
+    "weights": "weights",
+    "quantization_state": "quantization state",
+    "adapters": "adapters and saved modules",
+    "gradients": "gradients",
+    "optimizer_state": "optimizer state",
+    "activations": "activations",
+    "logits_and_loss": "logits and loss",
+    "kernel_workspace": "kernel workspace",
+    "other": "other",
+}
+"""The parts of a peak, from what stays to what comes and goes, and their names for people."""
+
+
+@dataclass(frozen=True)
+class MemoryBar:
+    """One bar: `parts` in bytes, which sum to the height. measured: told apart by its outline.
+
+    group: bars of one group stand together (a case, or a phase of the step).
+    """
+
+    group: str
+    label: str
+    parts: Mapping[str, int]
+    measured: bool = False
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+
+def memory_figure(
+    title: str, bars: Sequence[MemoryBar], footer: str, limit: tuple[str, int] | None = None
+) -> Figure:
+    """Stacked memory, a bar a case or phase, predicted beside measured where both are there.
+
+    limit: the name of a GPU and its bytes, drawn as a line. Raises BenchError without bars.
+    """
+    if not bars:
+        raise BenchError(f"{title}: nothing to plot")
+    figure = new_figure(max(6.5, 2.8 + 0.95 * len(bars)), 5.5, footer)
+    axes = figure.add_subplot()
+    _plain(axes)
+    axes.grid(visible=False, axis="x")
+    unit, name = _byte_unit(max(bar.total for bar in bars))
+    places, place, before = [], 0.0, bars[0].group
+    for bar in bars:
+        place += 1.0 if bar.group == before else 1.5
+        places.append(place)
+        before = bar.group
+    base = [0.0] * len(bars)
+    for index, (part, words) in enumerate(PARTS.items()):
+        sizes = [bar.parts.get(part, 0) / unit for bar in bars]
+        if not any(sizes):
+            continue
+        axes.bar(
+            places, sizes, 0.8, bottom=base, label=words, color=_COLOURS[index % len(_COLOURS)],
+            hatch=_HATCHES[index % len(_HATCHES)], edgecolor="white", linewidth=0.5, alpha=0.9,
+        )  # fmt: skip
+        base = [b + s for b, s in zip(base, sizes, strict=True)]
+    mixed = len({bar.measured for bar in bars}) > 1
+    for bar, where, top in zip(bars, places, base, strict=True):
+        axes.bar(
+            where, top, 0.8, fill=False, edgecolor=BLACK, linewidth=1.6 if bar.measured else 0.6
+        )
+        kind = "\nmeasured" if bar.measured else "\npredicted"
+        said = format_bytes(bar.total) + (kind if mixed else "")
+        axes.annotate(said, (where, top), ha="center", va="bottom", fontsize=7,
+                      textcoords="offset points", xytext=(0, 2))  # fmt: skip
+    turned: Any = {"rotation": 30, "ha": "right"} if len(bars) > 6 else {}
+    axes.set_xticks(places, [one_line(bar.label) for bar in bars], fontsize=7.5, **turned)
+    if limit:
+        axes.axhline(limit[1] / unit, color=RED, linestyle="--", linewidth=1.2)
+        axes.annotate(
+            f"{one_line(limit[0])}: {format_bytes(limit[1])}", (0.01, limit[1] / unit),
+            xycoords=("axes fraction", "data"), fontsize=7.5, color=RED, va="bottom",
+        )  # fmt: skip
+    axes.margins(y=0.12)
+    axes.set_ylabel(f"allocated at the peak [{name}]")
+    axes.set_title(one_line(title), loc="left", fontsize=11)
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(
+        handles[::-1], labels[::-1], fontsize=7.5, loc="center left", bbox_to_anchor=(1, 0.5)
+    )
+    return figure
+
+
+# --- reach ----------------------------------------------------------------------------------------
+
+ADAPTED, SAVED, FROZEN, DEAD = "adapted", "trained whole", "frozen", "dead entry"
+_STATE_LOOK = {
+    ADAPTED: (BLUE, ""),
+    SAVED: (ORANGE, "//"),
+    FROZEN: (PALE, ""),
+    DEAD: ("#ffffff", "xx"),
+}
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One stack of the model: `rows` maps a projection to the state of each of its `layers`, None
+    where a layer has no such projection."""
+
+    title: str
+    layers: int
+    rows: Mapping[str, Sequence[str | None]]
+
+
+def reach_figure(title: str, strips: Sequence[Strip], dead: Sequence[str], footer: str) -> Figure:
+    """The model as strips, layers across and projections down: adapted, trained whole, frozen;
+    entries that reach nothing below."""
+    heights = [max(1, len(strip.rows)) for strip in strips] + ([len(dead)] if dead else [])
+    figure = new_figure(10, 1.6 + 0.26 * sum(heights) + 0.5 * len(heights), footer)
+    grid = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axes, strip in zip(grid, strips, strict=False):
+        for y, states in enumerate(strip.rows.values()):
+            for x, state in enumerate(states):
+                if state is not None:
+                    _cell(axes, x, y, state)
+        _strip_axes(axes, strip.layers, list(strip.rows))
+        axes.set_title(one_line(strip.title), loc="left", fontsize=8.5)
+    if dead:
+        axes = grid[-1]
+        across = max((strip.layers for strip in strips), default=1)
+        for y in range(len(dead)):
+            for x in range(across):
+                _cell(axes, x, y, DEAD)
+        _strip_axes(axes, across, list(dead))
+        axes.set_title("entries that reach nothing", loc="left", fontsize=8.5, color=RED)
+    from matplotlib.patches import Patch
+
+    look = {s: v for s, v in _STATE_LOOK.items() if s != DEAD or dead}
+    patches = [Patch(facecolor=c, hatch=h, edgecolor=GREY, label=s) for s, (c, h) in look.items()]
+    figure.legend(handles=patches, loc="outside upper right", ncols=4, fontsize=8, frameon=False)
+    figure.suptitle(one_line(title), x=0.01, ha="left", fontsize=11)
+    return figure
+
+
+def _cell(axes: Axes, x: int, y: int, state: str) -> None:
+    from matplotlib.patches import Rectangle
+
+    colour, hatch = _STATE_LOOK[state]
+    edge = RED if state == DEAD else "white"
+    axes.add_patch(
+        Rectangle((x, y), 0.92, 0.9, facecolor=colour, hatch=hatch, edgecolor=edge, linewidth=0)
+    )
+
+
+def _strip_axes(axes: Axes, layers: int, names: Sequence[str]) -> None:
+    axes.set_xlim(0, max(layers, 1))
+    axes.set_ylim(max(len(names), 1), 0)
+    axes.set_yticks([y + 0.45 for y in range(len(names))], [one_line(n) for n in names], fontsize=7)
+    shown = range(0, layers, max(1, -(-layers // 12)))
+    axes.set_xticks([x + 0.46 for x in shown], [str(x) for x in shown], fontsize=7)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+# --- coverage -------------------------------------------------------------------------------------
+
+
+def coverage_figure(
+    title: str, scenarios: Sequence[str], shares: Mapping[str, Sequence[float | None]], footer: str
+) -> Figure:
+    """A heat map: model types down (in columns of forty), scenarios across; the share of the linear
+    weights that each reaches, 0 to 1, None where PEFT refuses."""
+    per_column = 40
+    names = list(shares)
+    columns = max(1, -(-len(names) // per_column))
+    height = 1.5 + 0.17 * min(per_column, max(len(names), 1))
+    figure = new_figure(1.2 + 2.55 * columns, height, footer)
+    grid = figure.subplots(1, columns, squeeze=False)[0]
+    image = None
+    for number, axes in enumerate(grid):
+        mine = names[number * per_column : (number + 1) * per_column]
+        values = [[float("nan") if s is None else s for s in shares[name]] for name in mine]
+        image = axes.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+        axes.set_ylim(min(len(names), per_column) - 0.5, -0.5)
+        axes.set_yticks(range(len(mine)), [one_line(name) for name in mine], fontsize=5.5)
+        axes.set_xticks(
+            range(len(scenarios)), [one_line(s) for s in scenarios],
+            fontsize=6, rotation=60, ha="left", rotation_mode="anchor",
+        )  # fmt: skip
+        axes.xaxis.tick_top()
+        axes.tick_params(length=0)
+        for y, name in enumerate(mine):
+            for x, share in enumerate(shares[name]):
+                said = "—" if share is None else f"{100 * share:.0f}"
+                dark = share is not None and share < 0.6
+                axes.text(x, y, said, fontsize=4.6, ha="center", va="center",
+                          color="white" if dark else BLACK)  # fmt: skip
+        axes.spines[:].set_visible(False)
+    assert image is not None
+    bar = figure.colorbar(image, ax=list(grid), shrink=0.5, pad=0.01)
+    bar.set_label("linear weights adapted (—: PEFT refuses, or has no default) [%]", fontsize=7)
+    bar.set_ticks([0, 0.25, 0.5, 0.75, 1], labels=["0", "25", "50", "75", "100"], fontsize=6)
+    figure.suptitle(one_line(title), x=0.01, ha="left", fontsize=11)
+    return figure
+
+
+# --- history --------------------------------------------------------------------------------------
+
+
+def history_figure(series: Sequence[Series], footer: str) -> Figure:
+    """A figure of one or more cases over the stored runs: each run's value with its interval (the
+    quartiles of its rounds), the level between steps, and where a step was found."""
+    shown = series[:MOST_SERIES]
+    if not shown:
+        raise BenchError("no stored run has that figure")
+    figure = new_figure(9.5, 0.8 + 2.3 * len(shown), footer)
+    grid = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
+    for axes, one in zip(grid, shown, strict=True):
+        _plain(axes)
+        values = [point.value for point in one.points]
+        spread = [
+            [point.value - point.low for point in one.points],
+            [point.high - point.value for point in one.points],
+        ]
+        places = range(len(values))
+        axes.errorbar(places, values, spread, fmt="o", color=BLUE, markersize=4, capsize=2)
+        axes.plot(places, one.levels, drawstyle="steps-mid", color=GREY, linewidth=1.2)
+        for step in one.steps:
+            colour, mark = (RED, "▲") if step.worse else (GREEN, "▼")
+            axes.axvline(step.index - 0.5, color=colour, linestyle="--", linewidth=1)
+            axes.annotate(f"{mark} {format_change(step.ratio)}", (step.index - 0.5, 1),
+                          xycoords=("data", "axes fraction"), fontsize=7.5, color=colour,
+                          ha="center", va="bottom")  # fmt: skip
+        axes.set_xticks(places, [one_line(point.run) for point in one.points], fontsize=7,
+                        rotation=20 if len(values) > 8 else 0)  # fmt: skip
+        axes.yaxis.set_major_formatter(lambda value, _, u=one.unit: format_quantity(value, u))
+        axes.margins(y=0.25)
+        axes.set_title(one_line(one.case), loc="left", fontsize=8.5, pad=14)
+    label = shown[0].label
+    left = f" (the first {len(shown)} of {len(series)} cases)" if len(series) > len(shown) else ""
+    figure.suptitle(f"{label} over the stored runs{left}", x=0.01, ha="left", fontsize=11)
+    return figure
