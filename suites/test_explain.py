@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from random_models import Drawn, models
 
 from bench.adapters.config import AdapterConfig
+from bench.cli import main
 from bench.errors import BenchError
 from bench.explain import explain
 from bench.formulas import lora_parameters
 from bench.measure.counting import count, inject
 from bench.models.modules import read_table
-from bench.reports.explained import explain_command
 from bench.scenarios.subjects import load_model
 from bench.targets import match
 
@@ -151,9 +151,10 @@ def test_a_model_without_a_token_embedding() -> None:
 
 def test_full_fine_tuning(capsys: pytest.CaptureFixture[str]) -> None:
     """The model's own size is an answer."""
-    assert explain_command("llama-3-8b", 8_030_261_248) == 0
+    asked = ["explain", "llama-3-8b", "--trainable", "8030261248"]
+    assert main(asked) == 0
     assert "full fine-tuning" in capsys.readouterr().out
-    assert explain_command("llama-3-8b", 8_030_261_248, as_json=True) == 0
+    assert main([*asked, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["full_fine_tuning"] is True
 
 
@@ -188,16 +189,17 @@ def test_wrong_input() -> None:
 
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     """0 when something gives the number, 1 when nothing does; one JSON object a line."""
-    assert explain_command("opt-350m", 1_572_864) == 0
+    asked = ["explain", "opt-350m", "--trainable"]
+    assert main([*asked, "1572864"]) == 0
     assert "r 16; q_proj, v_proj" in capsys.readouterr().out.replace("v_proj, q_proj",
                                                                      "q_proj, v_proj")  # fmt: skip
-    assert explain_command("opt-350m", 1_572_865) == 1
+    assert main([*asked, "1572865"]) == 1
     assert "that was tried trains exactly 1,572,865" in capsys.readouterr().out
-    assert explain_command("opt-350m", 1_572_865, as_json=True) == 1
+    assert main([*asked, "1572865", "--json"]) == 1
     assert "r 1 to 1024" in json.loads(capsys.readouterr().out)["searched"]
-    assert explain_command("opt-350m", 1_572_864, 332_769_280, as_json=True) == 0
+    assert main([*asked, "1572864", "--total", "332769280", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["exact"][0]["adapter"]["r"] == 16
     assert answer["exact"][0]["total"] == 332_769_280
-    with pytest.raises(BenchError, match="unknown architecture"):
-        explain_command("opt-350k", 1)
+    assert main(["explain", "opt-350k", "--trainable", "1"]) == 2
+    assert "unknown architecture" in capsys.readouterr().err

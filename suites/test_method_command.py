@@ -10,31 +10,10 @@ import pytest
 from method_models import COMMON, CONFIGS, counted_of, model_called
 
 from bench.cli import main
-from bench.errors import BenchError, UnknownName
 from bench.formulas.kinds import METHODS
 from bench.formulas.methods import method, method_parameters
 from bench.formulas.settings import check, type_of
 from bench.models.architectures import Model
-
-
-def test_method_command(capsys: pytest.CaptureFixture[str]) -> None:
-    from bench.reports.methods import budget_command, method_command
-
-    model = model_called("llama")
-    assert method_command(model, "ia3", as_json=True) == 0
-    answer = json.loads(capsys.readouterr().out)
-    found = method_parameters(model.table, method("ia3"))
-    assert answer["trainable_parameters"] == found.trainable
-    assert answer["terms"][0]["name"] == "ia3"
-    assert method_command(model, "prompt-tuning", ["num_virtual_tokens=7"]) == 0
-    assert f"trainable {7 * 64:,}" in capsys.readouterr().out
-    assert budget_command(model, 5000, target_modules=("q_proj",)) == 0
-    assert capsys.readouterr().out.count("\n") == len(METHODS) + 1
-    with pytest.raises(BenchError, match="FIELD=VALUE"):
-        method_command(model, "ia3", ["r"])
-    with pytest.raises(UnknownName):
-        method_command(model, "ia3", ["rank=8"])
-
 
 LLAMA = {"model_type": "llama", **COMMON, **CONFIGS["llama"][0],
          "architectures": ["LlamaForCausalLM"]}  # fmt: skip
@@ -51,6 +30,23 @@ def command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...,
         return status, printed.out + printed.err
 
     return run
+
+
+def test_method_command(command: Callable[..., tuple[int, str]]) -> None:
+    table = model_called("llama").table
+    status, said = command("targets", *options_of("ia3"), "--json")
+    assert status == 0
+    answer = json.loads(said)
+    found = method_parameters(table, method("ia3"))
+    assert answer["trainable_parameters"] == found.trainable
+    assert answer["terms"][0]["name"] == "ia3"
+    status, said = command("targets", *options_of("prompt-tuning", "num_virtual_tokens=7"))
+    assert (status, f"trainable {7 * 64:,}" in said) == (0, True)
+    status, said = command("methods", "--budget", "5000", "--target-modules", "q_proj")
+    assert (status, said.count("\n")) == (0, len(METHODS) + 1)
+    status, said = command("targets", *options_of("ia3", "r"))
+    assert (status, "FIELD=VALUE" in said) == (2, True)
+    assert command("targets", *options_of("ia3", "rank=8"))[0] == 2
 
 
 def options_of(name: str, *settings: str) -> list[str]:

@@ -27,7 +27,7 @@ Predict = Callable[[Subject, Case], Any]
 def full_step() -> Callable[[Subject], StepOptions]:
     """One sequence of 2048 tokens, or of as many as the model has positions for; or an image, whose
     length is what `bench memory` calls it by."""
-    from bench.reports.memory import DEFAULT_SEQ_LEN
+    from bench.training.cases import PREDICTED_LENGTH
     from bench.training.limits import case_limit
 
     known: dict[str, int] = {}
@@ -37,7 +37,7 @@ def full_step() -> Callable[[Subject], StepOptions]:
         if label not in known:
             case = replace(subject, precision="bf16").case(StepOptions())
             images = case.task == "image-classification"
-            known[label] = DEFAULT_SEQ_LEN if images else min(case_limit(case) or LONGEST, LONGEST)
+            known[label] = PREDICTED_LENGTH if images else min(case_limit(case) or LONGEST, LONGEST)
         return StepOptions(batch_size=1, seq_len=known[label])
 
     return step

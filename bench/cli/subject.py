@@ -6,17 +6,13 @@ import argparse
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from bench.cli.options import entries, names, split
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
     from bench.adapters.config import AdapterConfig
     from bench.models.architectures import Model
     from bench.scenarios.subjects import Subject
-
-
-def split(text: str) -> tuple[str, ...]:
-    """The parts between commas."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def asked_subject(options: argparse.Namespace, name: str) -> Subject:
@@ -71,16 +67,12 @@ def _own_adapter(options: argparse.Namespace, model: Model) -> AdapterConfig:
     return AdapterConfig.from_file(beside) if beside and beside.exists() else AdapterConfig()
 
 
-def entries(text: str | None) -> tuple[str, ...] | str:
-    """target_modules as written on the command line: names, `all-linear`, or `re:REGEX`."""
-    if text is None:
-        return ()
-    return text if text.lower() == "all-linear" else names(text)
+def with_head(model: Model, options: argparse.Namespace) -> Model:
+    """The model with the head that the task type trains, unless the class was given."""
+    from bench.adapters.config import TASK_HEADS
 
-
-def names(text: str) -> tuple[str, ...] | str:
-    """Names between commas, or the regular expression behind `re:`."""
-    return text.removeprefix("re:") if text.startswith("re:") else split(text)
+    given = options.auto_class or options.task_type not in TASK_HEADS
+    return model if given else model.for_task(options.task_type)
 
 
 def predicted_subjects(options: argparse.Namespace) -> list[Subject]:
@@ -90,11 +82,11 @@ def predicted_subjects(options: argparse.Namespace) -> list[Subject]:
 
     model = load_model(options.model, options.auto_class, options.trust_remote_code)
     if options.scenario and not (options.target_modules or options.adapter):
-        names = matching_scenarios(options.scenario, model.architecture)
-        asked = [argparse.Namespace(**{**vars(options), "scenario": name}) for name in names]
+        found = matching_scenarios(options.scenario, model.architecture)
+        asked = [argparse.Namespace(**{**vars(options), "scenario": name}) for name in found]
         return [asked_subject(one, options.model) for one in asked]
     beside = model.source_folder and (model.source_folder / "adapter_config.json").exists()
     if options.target_modules or options.adapter or beside:
         return [asked_subject(options, options.model)]
-    found = select(Request(models=(options.model,), r=options.rank, full_geometry=True))
-    return list({**found.structural, **found.own}.values())
+    applying = select(Request(models=(options.model,), r=options.rank, full_geometry=True))
+    return list({**applying.structural, **applying.own}.values())

@@ -23,6 +23,7 @@ from bench.plugin.state import (
     under_xdist,
 )
 from bench.scenarios.subjects import Request, load_model, select
+from bench.training.cases import MEASURED_LENGTH
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -46,7 +47,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--full-geometry", action="store_true",
         help="measure full-size models without a GPU too (they need tens of gigabytes)")
     add("--batch-size", type=int, default=2, help="sequences a step (default 2)")
-    add("--seq-len", type=int, default=32, help="tokens a sequence (default 32)")
+    add("--seq-len", type=int, default=MEASURED_LENGTH,
+        help=f"tokens a sequence (default {MEASURED_LENGTH})")
     add("--rounds", type=int, default=5, help="measured steps a case (default 5)")
     add("--memory-limit", type=float, metavar="GIB",
         help="a measured case's memory limit, GiB (default: 6 on the CPU, none on a GPU)")

@@ -1,22 +1,18 @@
 """Tables of runs and of verdicts, as Markdown, CSV, LaTeX and text."""
 
-from bench.reports.commands import FORMATS, compare_command, report_command
 from bench.reports.layout import Report, Table, latex, markdown, terminal
 from bench.reports.rows import comparison_rows, comparison_table
 from bench.reports.tables import comparison_report
 from bench.reports.verdicts import verdict_report, verdict_table
 
 __all__ = [
-    "FORMATS",
     "Report",
     "Table",
-    "compare_command",
     "comparison_report",
     "comparison_rows",
     "comparison_table",
     "latex",
     "markdown",
-    "report_command",
     "terminal",
     "verdict_report",
     "verdict_table",

@@ -2,36 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import asdict
 
-from bench.explain import SEARCHED, Explanation, Found, explain
+from bench.explain import SEARCHED, Explanation, Found
 
 
-def explain_command(
-    model: str,
-    trainable: int,
-    total: int | None = None,
-    *,
-    auto_class: str | None = None,
-    trust_remote_code: bool = False,
-    as_json: bool = False,
-) -> int:
-    """`bench explain`: print what gives the number; 0 if something does, 1 if nothing does."""
-    from bench.scenarios.subjects import load_model
+def explanation_json(label: str, answer: Explanation) -> dict[str, object]:
+    """One JSON object: what gives the number, and what was searched."""
 
-    loaded = load_model(model, auto_class, trust_remote_code)
-    answer = explain(loaded.table, trainable, total)
-    if as_json:
-        print(json.dumps(_as_json(loaded.label, answer)))
-    else:
-        print(_as_text(loaded.label, answer))
-    sys.stdout.flush()
-    return 0 if answer.exact or answer.full else 1
-
-
-def _as_json(label: str, answer: Explanation) -> dict[str, object]:
     def row(found: Found) -> dict[str, object]:
         return {**asdict(found), "adapter": found.adapter.to_dict()}
 
@@ -47,7 +25,8 @@ def _as_json(label: str, answer: Explanation) -> dict[str, object]:
     }
 
 
-def _as_text(label: str, answer: Explanation) -> str:
+def explanation_text(label: str, answer: Explanation) -> str:
+    """What trains the number on the model called `label`, or what comes nearest."""
     lines = []
     if answer.full:
         lines.append(f"{answer.trainable:,} is every parameter of {label}: full fine-tuning")

@@ -1,4 +1,4 @@
-"""Predictions held against memory that others measured: `python -m bench.reports.published`.
+"""Predictions held against memory that others measured.
 
 Each row of `fixtures/published/measurements.csv` says what its batch, length and metric were, and
 how the published run differs from the step that is predicted.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import Any
 from bench.errors import BenchError, check_keys
 from bench.files import FIXTURES
 from bench.predict.result import Prediction, predict
-from bench.reports.commands import write_report
 from bench.reports.layout import Report, Table
 from bench.training.cases import Case, StepOptions
 from bench.units import format_bytes
@@ -146,20 +144,3 @@ def published_report(rows: list[Published], predictions: list[Prediction]) -> Re
     caption = "Error: predicted less published, in percent of the published figure."
     title = "Predicted memory against what others measured"
     return Report(title, (caption,), (Table("", header, tuple(cells), right=right),), notes)
-
-
-def _predictions(rows: list[Published]) -> Iterator[Prediction]:
-    for number, row in enumerate(rows, start=1):
-        print(f"[{number}/{len(rows)}] {row.id}", file=sys.stderr, flush=True)
-        yield predict_published(row)
-
-
-def main() -> int:
-    """Predict every row and print the table as Markdown."""
-    rows = load_published()
-    write_report(published_report(rows, list(_predictions(rows))), "markdown")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

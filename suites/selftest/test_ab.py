@@ -14,9 +14,10 @@ import pytest
 from test_baselines import STEP, run_with
 
 import bench
-from bench.ab import Environment, Pair, Plan, command, find_python, measure
+from bench.ab import Environment, Pair, Plan, find_python, measure
 from bench.ab.rounds import CLOCKS, WARMUP, interleave, take_rounds
 from bench.baselines import compare, find_runs, gate, load_run
+from bench.cli import main
 from bench.errors import BenchError
 from bench.measure import StepTime
 from bench.scenarios.subjects import Request
@@ -169,20 +170,20 @@ def test_rounds_of_every_launch_are_kept(pair: Pair) -> None:
 def run_ab(pair: Pair, monkeypatch: pytest.MonkeyPatch):
     """The command on what was measured before."""
 
-    def ab(*environments: str, **options: object) -> int:
+    def ab(*options: object) -> int:
         def measured(baseline: Environment, contender: Environment, *_: object) -> Pair:
             return pair
 
-        monkeypatch.setattr(command, "measure", measured)
-        here = environments or (sys.executable, sys.executable)
-        return command.ab_command(*here, Plan(Request()), **options)
+        monkeypatch.setattr("bench.ab.pair.measure", measured)
+        here = ["--baseline-env", sys.executable, "--contender-env", sys.executable]
+        return main(["ab", *here, *map(str, options)])
 
     return ab
 
 
 def test_command_tells_and_fails(run_ab, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     file = tmp_path / "verdicts.json"
-    assert run_ab(verdict_file=file, save=tmp_path / "runs") == 1
+    assert run_ab("--verdict-file", file, "--save", tmp_path / "runs") == 1
     said = capsys.readouterr().out
     assert "What differs: transformers" in said
     assert "-> 99.0" in said
@@ -196,7 +197,7 @@ def test_command_tells_and_fails(run_ab, tmp_path: Path, capsys: pytest.CaptureF
 
 def test_command_in_json(run_ab, capsys: pytest.CaptureFixture) -> None:
     allow = ("changed:operations", "changed:allocated_bytes_total", "regressed:opt*", "*-own-*")
-    assert run_ab(allow=allow, format="json") == 0
+    assert run_ab(*(w for each in allow for w in ("--allow", each)), "--json") == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     operations = next(line for line in lines if line["metric"] == "operations")
     assert (operations["record"], operations["verdict"]) == (LLAMA_CASE, "changed")
@@ -228,15 +229,21 @@ def test_module_names_explain_a_changed_ledger(pair: Pair) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"thresholds": ["step_secs=5%"]}, "step_secs"),
-        ({"allow": ["chnged"]}, "did you mean changed"),
-        ({"format": "html"}, "unknown format 'html'"),
-        ({"clock": "sun"}, "unknown clock 'sun'"),
+        ("--threshold step_secs=5%", "step_secs"),
+        ("--allow chnged", "did you mean changed"),
     ],
 )
-def test_wrong_options(run_ab, options: dict[str, object], said: str) -> None:
-    with pytest.raises(BenchError, match=said):
-        run_ab(**options)
+def test_wrong_options(run_ab, options: str, said: str, capsys) -> None:
+    assert run_ab(*options.split()) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", ["--format html", "--clock sun"])
+def test_values_that_are_none_of_the_choices(run_ab, options: str, capsys) -> None:
+    with pytest.raises(SystemExit) as wrong:
+        run_ab(*options.split())
+    assert wrong.value.code == 2
+    assert "invalid choice" in capsys.readouterr().err
 
 
 def test_environments_that_cannot_be_used(tmp_path: Path) -> None:

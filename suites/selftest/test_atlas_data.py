@@ -16,7 +16,6 @@ from bench.atlas import (
     Projection,
     TypeEntry,
     build,
-    command,
     find_atlas,
     fold,
     load_atlas,
@@ -393,12 +392,12 @@ def built(monkeypatch):
             unbuilt={t: r for t, r in atlas.unbuilt.items() if t in chosen},
         )
 
-    monkeypatch.setattr(command, "build_atlas", fake)
+    monkeypatch.setattr(build, "build_atlas", fake)
     return atlas
 
 
 def test_command_builds_and_stores(tmp_path, built, capsys) -> None:
-    assert command.atlas_command(tmp_path / "atlas", jobs=1) == 0
+    assert main(["atlas", "--output", str(tmp_path / "atlas")]) == 0
     assert load_atlas(tmp_path / "atlas") == built
     assert "2 of 3 model types" in capsys.readouterr().out
 
@@ -406,7 +405,7 @@ def test_command_builds_and_stores(tmp_path, built, capsys) -> None:
 def test_command_replaces_the_named_types_only(tmp_path, built, capsys) -> None:
     stale = replace(ENTRY, class_name="Stale")
     save_atlas(replace(built, types={"toy": stale, "other-toy": stale}), tmp_path / "atlas")
-    assert command.atlas_command(tmp_path / "atlas", ["toy"], 1, True) == 0
+    assert main(["atlas", "--output", str(tmp_path / "atlas"), "--types", "toy", "--json"]) == 0
     assert [json.loads(line)["model_type"] for line in capsys.readouterr().out.splitlines()] == [
         "toy"
     ]
@@ -416,22 +415,25 @@ def test_command_replaces_the_named_types_only(tmp_path, built, capsys) -> None:
 def test_command_fails_when_a_stored_type_builds_no_more(tmp_path, built, capsys) -> None:
     types = {**built.types, "broken": ENTRY}
     save_atlas(replace(built, types=types, unbuilt={}), tmp_path / "atlas")
-    assert command.atlas_command(tmp_path / "atlas", jobs=1) == 1
+    assert main(["atlas", "--output", str(tmp_path / "atlas")]) == 1
     assert "builds no more" in capsys.readouterr().out
 
 
-def test_command_names_what_is_wrong(tmp_path, built) -> None:
-    with pytest.raises(BenchError, match="holds no atlas to put toy in"):
-        command.atlas_command(tmp_path / "atlas", ["toy"], 1)
-    with pytest.raises(BenchError, match="--jobs must be"):
-        command.atlas_command(tmp_path / "atlas", jobs=0)
+def test_command_names_what_is_wrong(tmp_path, built, capsys) -> None:
     save_atlas(ATLAS, tmp_path / "old")
-    with pytest.raises(BenchError, match=r"holds the atlas of transformers 9\.9\.9"):
-        command.atlas_command(tmp_path / "old")
     (tmp_path / "file").write_text("")
-    for taken in (tmp_path / "file", tmp_path / "file" / "atlas"):
-        with pytest.raises(BenchError, match=r"file.*: no folder can be written here"):
-            command.atlas_command(taken)
+    for folder, options, message in (
+        ("atlas", ["--types", "toy"], "holds no atlas to put toy in"),
+        ("atlas", ["--jobs", "0"], "--jobs must be"),
+        ("old", [], "holds the atlas of transformers 9.9.9"),
+        ("file", [], "file: no folder can be written here"),
+        ("file/atlas", [], "atlas: no folder can be written here"),
+    ):
+        assert main(["atlas", "--output", str(tmp_path / folder), *options]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_an_unknown_type_is_refused() -> None:
     with pytest.raises(BenchError, match=r"unknown model type 'lama'.*llama"):
         build.build_atlas(["lama"], 1)
 
@@ -440,14 +442,15 @@ def test_diff_command(tmp_path, capsys) -> None:
     other = replace(ENTRY, projections=ROWS[1:])
     for name, atlas in (("a", ATLAS), ("b", replace(ATLAS, types={**ATLAS.types, "toy": other}))):
         save_atlas(reviewed.with_roles(atlas), tmp_path / name)
-    assert command.atlas_diff_command(str(tmp_path / "a"), str(tmp_path / "a")) == 0
+    old, new = str(tmp_path / "a"), str(tmp_path / "b")
+    assert main(["atlas", "--diff", old, old]) == 0
     assert "no difference" in capsys.readouterr().out
-    assert command.atlas_diff_command(str(tmp_path / "a"), str(tmp_path / "b")) == 1
+    assert main(["atlas", "--diff", old, new]) == 1
     assert capsys.readouterr().out.splitlines() == [
         "toy", "  lost: model.embed_tokens (1 embedding 100 -> 8)",
         "model types by kind of change: lost 1",
     ]  # fmt: skip
-    assert command.atlas_diff_command(str(tmp_path / "a"), str(tmp_path / "b"), (), True) == 1
+    assert main(["atlas", "--diff", old, new, "--json"]) == 1
     line = json.loads(capsys.readouterr().out)
     assert (line["model_type"], line["kind"], line["old"]) == (
         "toy", "lost", ["model.embed_tokens"],

@@ -128,9 +128,7 @@ def test_stored_predictions_are_plausible() -> None:
 def test_stored_by_the_command_and_read_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from bench.reports import memory
-
-    monkeypatch.setattr(memory, "store", lambda found: store(found, tmp_path))
+    monkeypatch.setattr(predicted, "store", lambda found: store(found, tmp_path))
     options = ["memory", "distilbert-base-uncased", "--precision", "bf16", "--seq-len", "16"]
     for scenario in ("query", "key"):  # the second run keeps what the first had stored
         assert main([*options, "--scenario", scenario, "--store"]) == 0
@@ -168,12 +166,11 @@ def test_a_damaged_file_is_named(tmp_path: Path, text: str, said: str) -> None:
 
 def test_the_command_of_images_names_no_length() -> None:
     """`bench memory` refuses one for images, and calls the step by its own default."""
-    from bench.reports.memory import DEFAULT_SEQ_LEN
     from bench.scenarios.subjects import Request, select
-    from bench.training.cases import StepOptions
+    from bench.training.cases import PREDICTED_LENGTH, StepOptions
 
     (subject, *_) = select(Request(models=("vit-base",))).structural.values()
-    step = StepOptions(batch_size=1, seq_len=DEFAULT_SEQ_LEN)
+    step = StepOptions(batch_size=1, seq_len=PREDICTED_LENGTH)
     words = predicted.command(replace(subject, precision="bf16").case(step)).split()
     assert "--seq-len" not in words
     assert "--batch-size" in words

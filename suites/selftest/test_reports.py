@@ -14,17 +14,15 @@ import pytest
 from test_baselines import MIB, QUERY, STEP, STEP_NF4, run_with, sample
 
 from bench.baselines import KEY, Run, compare, gate, parse_run, seal, write_run
-from bench.errors import BenchError
+from bench.cli import main
 from bench.reports import (
     Report,
     Table,
-    compare_command,
     comparison_report,
     comparison_rows,
     comparison_table,
     latex,
     markdown,
-    report_command,
     terminal,
     verdict_report,
     verdict_table,
@@ -456,31 +454,33 @@ def test_the_verdict_frame_has_every_verdict_worst_first() -> None:
 
 
 @pytest.fixture
-def results(tmp_path: Path) -> Path:
-    folder = tmp_path / "linux-x86_64-cpu"
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder `results` where commands look for it: one that is run there."""
+    folder = tmp_path / "results" / "linux-x86_64-cpu"
     write_run(folder, "base", sample("base"))
     document = sample("new")
     document[KEY]["records"][QUERY]["metrics"]["adapted_layers"] = 12
     write_run(folder, "new", document)
-    return tmp_path
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "results"
 
 
 def test_compare_exits_with_one_where_something_changed(
     results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = results / "verdicts.json"
-    assert compare_command("base", "new", storage=results, verdict_file=file) == 1
+    assert main(["compare", "base", "new", "--verdict-file", str(file)]) == 1
     assert "FAILED: 1 changed, 8 unchanged." in capsys.readouterr().out
     assert json.loads(file.read_text())["passed"] is False
-    assert compare_command("base", "base", storage=results, verdict_file=file) == 0
+    assert main(["compare", "base", "base", "--verdict-file", str(file)]) == 0
     assert json.loads(file.read_text())["passed"] is True
-    assert compare_command("base", "new", storage=results, allow=["changed"]) == 0
+    assert main(["compare", "base", "new", "--allow", "changed"]) == 0
     assert "changed (allowed)" in capsys.readouterr().out
 
 
 def test_compare_writes_every_format(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def output(form: str) -> str:
-        assert compare_command("base", "new", storage=results, format=form) == 1
+        assert main(["compare", "base", "new", "--format", form]) == 1
         return capsys.readouterr().out
 
     assert "| changed " in output("markdown")
@@ -494,8 +494,8 @@ def test_compare_writes_every_format(results: Path, capsys: pytest.CaptureFixtur
 
 
 def test_report_writes_every_format(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def output(form: str, *paths: str, **options: Any) -> str:
-        assert report_command(paths, format=form, storage=results, **options) == 0
+    def output(form: str, *runs: str) -> str:
+        assert main(["report", *runs, "--format", form]) == 0
         return capsys.readouterr().out
 
     assert "Run 0002\\_new: " in output("markdown")  # the latest without a name
@@ -504,7 +504,7 @@ def test_report_writes_every_format(results: Path, capsys: pytest.CaptureFixture
     assert len(output("csv", "base", "new").splitlines()) == 5
     first = json.loads(output("json").splitlines()[0])
     assert (first["trainable"], first["peak_reserved_bytes"]) == (786432, None)
-    assert "changed" in output("terminal", "new", baseline="base")
+    assert "changed" in output("terminal", "new", "--baseline", "base")
     assert "\x1b" not in output("terminal")
 
 
@@ -512,7 +512,7 @@ def test_a_file_is_written_whole_and_nothing_is_printed(
     results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = results / "tables" / "table.md"
-    report_command(["new"], format="markdown", output=target, storage=results)
+    assert main(["report", "new", "--output", str(target)]) == 0
     assert target.read_text(encoding="utf-8").startswith("## LoRA target modules\n")
     assert capsys.readouterr().out == ""
 
@@ -522,32 +522,39 @@ def test_a_terminal_without_our_characters_still_gets_the_table(
 ) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding="ascii"))
-    report_command(["new"], storage=results)
+    assert main(["report", "new", "--format", "terminal"]) == 0
     assert b"800 ? 15 ms" in raw.getvalue()
 
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ({"base": "absent", "new": "new"}, "there are: linux-x86_64-cpu/0001_base"),
-        ({"base": "base", "new": "new", "format": "html"}, "unknown format"),
-        ({"base": "base", "new": "new", "thresholds": ["speed=1%"]}, "speed"),
-        ({"base": "base", "new": "new", "allow": ["vanishing"]}, "vanished"),
+        ("absent new", "there are: linux-x86_64-cpu/0001_base"),
+        ("base new --threshold speed=1%", "speed"),
+        ("base new --allow vanishing", "vanished"),
     ],
 )
 def test_wrong_input_is_named_and_nothing_is_written(
-    results: Path, arguments: dict[str, Any], reason: str, capsys: pytest.CaptureFixture[str]
+    results: Path, arguments: str, reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = results / "verdicts.json"
-    with pytest.raises(BenchError, match=reason):
-        compare_command(**arguments, storage=results, verdict_file=file)
+    assert main(["compare", *arguments.split(), "--verdict-file", str(file)]) == 2
     assert not file.exists()
-    assert capsys.readouterr().out == ""
+    printed = capsys.readouterr()
+    assert reason in printed.err
+    assert printed.out == ""
 
 
-def test_a_broken_run_writes_no_report(results: Path) -> None:
+def test_an_unknown_format_is_a_usage_error(results: Path, capsys) -> None:
+    with pytest.raises(SystemExit) as wrong:
+        main(["compare", "base", "new", "--format", "html"])
+    assert wrong.value.code == 2
+    assert "'html'" in capsys.readouterr().err
+
+
+def test_a_broken_run_writes_no_report(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = results / "table.md"
     (results / "linux-x86_64-cpu" / "0003_broken.json").write_text("{")
-    with pytest.raises(BenchError, match="0003_broken"):
-        report_command([], output=target, storage=results)
+    assert main(["report", "--output", str(target)]) == 2
+    assert "0003_broken" in capsys.readouterr().err
     assert not target.exists()

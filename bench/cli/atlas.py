@@ -2,45 +2,65 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bench.atlas.build import Progress, build_atlas, check_type_name, default_jobs
-from bench.atlas.diff import change_lines, diff_atlases
-from bench.atlas.entries import Atlas
-from bench.atlas.reviewed import with_roles
-from bench.atlas.rows import entry_to_json
-from bench.atlas.store import (
-    ROOT,
-    check_writable,
-    find_atlas,
-    holds_atlas,
-    load_atlas,
-    save_atlas,
-    stored_versions,
-)
-from bench.atlas.workers import run_all
+from bench.cli.options import Add, split
 from bench.errors import BenchError
 
+if TYPE_CHECKING:
+    from bench.atlas.build import Progress
+    from bench.atlas.entries import Atlas
 
-def atlas_command(
-    output: Path | None = None,
-    types: Sequence[str] = (),
-    jobs: int | None = None,
-    as_json: bool = False,
-) -> int:
+HELP = "what every model type of transformers is made of"
+
+
+def add_options(add: Add) -> None:
+    """What to build, or what to do instead."""
+    # fmt: off
+    add("--types", default="", metavar="A,B", help="only these model types")
+    add("--output", type=Path, metavar="DIR", help="where to store (default: fixtures/atlas)")
+    add("--jobs", type=int, metavar="N", help="processes (default: one a core)")
+    add("--diff", nargs=2, metavar=("OLD", "NEW"), help="tell two stored atlases apart instead")
+    add("--reach", action="store_true",
+        help="inject the popular targets into every type instead, and store what PEFT reaches")
+    add("--roles", action="store_true", help="assign the roles of every stored atlas again instead")
+    add("--page", type=Path, metavar="FILE", help="bring the figures of docs/atlas.md up to date")
+    add("--json", action="store_true", help="one JSON object a line")
+    # fmt: on
+
+
+def run(options: argparse.Namespace) -> int:
+    """Build the atlas, or answer from the stored ones."""
+    given = [o for o in (*_MODES, "types", "output", "jobs", "json") if getattr(options, o)]
+    mode = next((name for name in given if name in _MODES), "")
+    if not mode:
+        return _build(options)
+    carry_out, along = _MODES[mode]
+    if others := {*given} - {mode, *along}:
+        raise BenchError(f"--{mode} does not go with --{' or --'.join(sorted(others))}")
+    return carry_out(options)
+
+
+def _build(options: argparse.Namespace) -> int:
     """Build the atlas of the installed transformers and store it; the exit status.
 
-    With `types` only those are built, and replaced in the atlas that is stored. Status 1 says that
-    a type which the stored atlas holds builds no more (the atlas is written all the same).
+    With `--types` only those are built, and replaced in the atlas that is stored. Status 1 says
+    that a type which the stored atlas holds builds no more (the atlas is written all the same).
     Interrupted, nothing is written.
     """
     import transformers
 
-    jobs = _jobs(jobs)
-    folder = output or ROOT / f"transformers-{transformers.__version__}"
+    from bench.atlas.build import build_atlas
+    from bench.atlas.diff import change_lines, diff_atlases
+    from bench.atlas.store import ROOT, check_writable, holds_atlas, load_atlas, save_atlas
+
+    types, jobs = split(options.types), _jobs(options.jobs)
+    folder = options.output or ROOT / f"transformers-{transformers.__version__}"
     check_writable(folder)
     stored = load_atlas(folder) if holds_atlas(folder) else None
     if stored and stored.transformers != transformers.__version__:
@@ -57,24 +77,31 @@ def atlas_command(
     atlas = _merged(stored, built) if types and stored else built
     save_atlas(atlas, folder)
     changes = diff_atlases(stored, atlas) if stored else []
-    _show(built, as_json)
-    if not as_json:
+    _show(built, options.json)
+    if not options.json:
         _print(change_lines(changes))
         print(f"{len(atlas.types)} of {atlas.known} model types: {folder}")
     return 1 if any(c.model_type in atlas.unbuilt for c in changes) else 0
 
 
-def atlas_diff_command(old: str, new: str, types: Sequence[str] = (), as_json: bool = False) -> int:
-    """What changed from one atlas to another (versions or folders), in `types` or in all; 1 if
+def _diff(options: argparse.Namespace) -> int:
+    """What changed from one atlas to another (versions or folders), in `--types` or in all; 1 if
     anything did.
 
     Roles are assigned again on both sides, so that a difference is one of the models.
     """
+    from bench.atlas.build import check_type_name
+    from bench.atlas.diff import change_lines, diff_atlases
+    from bench.atlas.reviewed import with_roles
+    from bench.atlas.store import find_atlas, load_atlas
+
+    old, new = options.diff
     before, after = (with_roles(load_atlas(find_atlas(name))) for name in (old, new))
     known = {*before.types, *before.unbuilt, *after.types, *after.unbuilt}
-    wanted = {check_type_name(t, known, f"{old} and {new}") for t in types} or known
+    asked = split(options.types)
+    wanted = {check_type_name(t, known, f"{old} and {new}") for t in asked} or known
     changes = [c for c in diff_atlases(before, after) if c.model_type in wanted]
-    if as_json:
+    if options.json:
         _print(json.dumps(change.to_json()) for change in changes)
     else:
         _print(change_lines(changes))
@@ -83,9 +110,9 @@ def atlas_diff_command(old: str, new: str, types: Sequence[str] = (), as_json: b
     return 1 if changes else 0
 
 
-def reach_command(types: Sequence[str] = (), jobs: int | None = None) -> int:
-    """Inject every scenario into every type (of `types`, if given) of the installed transformers'
-    atlas, and store what PEFT reached.
+def _reach(options: argparse.Namespace) -> int:
+    """Inject every scenario into every type (of `--types`, if given) of the installed
+    transformers' atlas, and store what PEFT reached.
 
     Status 1 says that the ledger differs from PEFT somewhere; the differences are listed. It takes
     some minutes.
@@ -94,15 +121,19 @@ def reach_command(types: Sequence[str] = (), jobs: int | None = None) -> int:
 
     import transformers
 
+    from bench.atlas.build import check_type_name
     from bench.atlas.reach import Reach, inject_type, load_reach, save_reach
+    from bench.atlas.store import find_atlas, load_atlas
+    from bench.atlas.workers import run_all
 
+    types = split(options.types)
     folder = find_atlas(transformers.__version__)
     known = list(load_atlas(folder).types)
     wanted = [check_type_name(t, known, str(folder)) for t in types] or known
     found = dict(load_reach(folder).types) if types else {}
     failed = False
     with _Bar() as progress:
-        runs = run_all(inject_type, wanted, _jobs(jobs))
+        runs = run_all(inject_type, wanted, _jobs(options.jobs))
         for done, (model_type, answers, problem) in enumerate(runs, 1):
             progress(model_type, done, len(wanted))
             if problem:
@@ -117,8 +148,11 @@ def reach_command(types: Sequence[str] = (), jobs: int | None = None) -> int:
     return 1 if failed else 0
 
 
-def roles_command() -> int:
+def _roles(_: argparse.Namespace) -> int:
     """Assign the roles of every stored atlas again, without building a model."""
+    from bench.atlas.reviewed import with_roles
+    from bench.atlas.store import find_atlas, load_atlas, save_atlas, stored_versions
+
     for name in stored_versions():
         folder = find_atlas(name)
         save_atlas(with_roles(load_atlas(folder)), folder)
@@ -126,10 +160,11 @@ def roles_command() -> int:
     return 0
 
 
-def page_command(path: Path) -> int:
+def _page(options: argparse.Namespace) -> int:
     """Bring the figures of a page, between its marks, up to date with the stored atlases."""
     from bench.atlas.page import refresh
 
+    path = options.page
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -139,7 +174,18 @@ def page_command(path: Path) -> int:
     return 0
 
 
+_MODES: dict[str, tuple[Callable[[argparse.Namespace], int], tuple[str, ...]]] = {
+    "diff": (_diff, ("types", "json")),
+    "reach": (_reach, ("types", "jobs")),
+    "roles": (_roles, ()),
+    "page": (_page, ()),
+}
+"""What the command can do besides building, and the options that go with each."""
+
+
 def _jobs(asked: int | None) -> int:
+    from bench.atlas.build import default_jobs
+
     if asked is not None and asked < 1:
         raise BenchError(f"--jobs must be a whole number of at least 1, not {asked}")
     return asked or default_jobs()
@@ -153,6 +199,8 @@ def _merged(stored: Atlas, built: Atlas) -> Atlas:
 
 
 def _show(atlas: Atlas, as_json: bool) -> None:
+    from bench.atlas.rows import entry_to_json
+
     if as_json:
         for model_type, entry in atlas.types.items():
             print(json.dumps({"model_type": model_type, **entry_to_json(entry)}))

@@ -1,0 +1,53 @@
+"""`bench compare`: verdicts on two stored runs."""
+
+from __future__ import annotations
+
+import argparse
+
+from bench.cli.options import Add, add_format, add_gate
+from bench.cli.output import json_lines, put, stored_runs, written
+
+HELP = "verdicts on two stored runs"
+
+
+def add_options(add: Add) -> None:
+    """The two runs, what is tolerated, and how the verdicts are written."""
+    add("baseline", metavar="BASE")
+    add("contender", metavar="NEW")
+    add_gate(add)
+    add_format(add, "terminal")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the verdicts; 1 if any fails, else 0.
+
+    The verdict file is written whole or not at all, before anything is printed. BenchError for a
+    run that cannot be read and for a wrong threshold or allowance.
+    """
+    from bench.baselines import (
+        all_thresholds,
+        as_json,
+        compare,
+        gate,
+        load_stored,
+        require_common,
+        write_verdicts,
+    )
+    from bench.reports import verdict_report, verdict_table
+
+    thresholds, storage = all_thresholds(options.threshold), stored_runs()
+    baseline = load_stored(storage, options.baseline)
+    contender = load_stored(storage, options.contender)
+    verdicts = compare(baseline, contender, thresholds)
+    require_common(baseline, contender, verdicts)
+    failing = gate(verdicts, options.allow)
+    if options.verdict_file:
+        write_verdicts(options.verdict_file, verdicts, failing, baseline, contender)
+    if options.format == "csv":
+        table = verdict_table(verdicts, failing)
+        put(str(table.to_csv(index=False, lineterminator="\n")))
+    elif options.format == "json":
+        put(json_lines({**as_json(item), "fails": item in failing} for item in verdicts))
+    else:
+        put(written(verdict_report(verdicts, failing, baseline, contender), options.format))
+    return 1 if failing else 0

@@ -1,0 +1,195 @@
+"""`bench memory`: predicted steps as text, tables and JSON; solved for, or stored, if asked."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from bench.cli.options import REPEATABLE, Add, add_adapter, add_model, add_step
+from bench.cli.output import put, say, written
+from bench.cli.subject import predicted_subjects
+from bench.errors import BenchError
+from bench.training.cases import PREDICTED_LENGTH
+
+if TYPE_CHECKING:
+    from bench.predict.gpus import Gpu
+    from bench.predict.largest import Solution
+    from bench.predict.result import Prediction
+    from bench.scenarios.subjects import Subject
+    from bench.training.cases import Case
+
+HELP = "predict a step's GPU memory, without a GPU"
+EPILOG = (
+    "Limits: one GPU and eager mode (no compilation, autocast or sharding); the CUDA "
+    "context is outside, and assumed to take 0.5 GiB where a GPU is asked for; the "
+    "allocator has its default settings and room. docs/prediction.md says more."
+)
+
+
+def add_options(add: Add) -> None:
+    """The model, its configuration and step, the GPU, and what to do with the prediction."""
+    # fmt: off
+    add_adapter(add, many=True)
+    add_model(add)
+    add("--precision", **REPEATABLE, metavar="P", help="repeatable (default bf16)")
+    add_step(add, 1, PREDICTED_LENGTH)
+    add("--gradient-checkpointing", action="store_true")
+    add("--padded", action="store_true", help="sequences of different length")
+    add("--optimizer", default="adamw")
+    add("--attention", choices=("flash", "efficient", "math"))
+    add("--gpu", metavar="NAME", help="hold the prediction against this GPU")
+    add("--gpu-memory", metavar="SIZE", help="... or against this much memory, such as 24GiB")
+    add("--solve", choices=("batch-size", "seq-len", "rank"), help="the largest that fits")
+    add("--format", choices=("terminal", "markdown", "csv", "latex"),
+        help="of the table that several cases give (default markdown)")
+    add("--store", action="store_true",
+        help="keep the predictions in results/predicted, where the suite compares them")
+    # fmt: on
+
+
+def run(options: argparse.Namespace) -> int:
+    """Predict every configuration in every precision; 1 if a GPU was asked for and a step does not
+    fit it, else 0."""
+    _check(options)
+    from bench.baselines.predicted import store
+    from bench.predict.largest import Solution, check_has_length
+    from bench.predict.result import predict
+    from bench.reports.predicted import prediction_text
+
+    card = _card(options)
+    subjects, cases = _cases(options)
+    if not cases:
+        raise BenchError("no scenario applies to this model: give --target-modules or --adapter")
+    if options.store and any(subject.scenario is None for subject in subjects):
+        raise BenchError("--store keeps predictions of registered scenarios: give --scenario")
+    if options.seq_len is not None or options.solve == "seq-len":
+        for case in cases:
+            check_has_length(case)
+    line = _Line(len(cases))
+    one_by_one = options.json or options.solve or (len(cases) == 1 and not options.format)
+    found = []
+    for case in cases:
+        line.begin(case.id)
+        done: Prediction | Solution
+        if options.solve:
+            done = _solved(case, options, card, line)
+        else:
+            done = predict(case, gpu=card, attention=options.attention, progress=line.phase)
+        line.clear()
+        if one_by_one:
+            text = json.dumps(_as_json(done)) if options.json else prediction_text(done)
+            print(text, flush=True)
+        found.append(done.prediction if isinstance(done, Solution) else done)
+    if not one_by_one:
+        _table(found, card, options.format or "markdown")
+    if options.store:
+        say(f"stored {len(found)} in {store(found)}")
+    return int(any(p.fit is not None and not p.fit.fits for p in found))
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raise BenchError for options that do not go together."""
+    card = options.gpu or options.gpu_memory
+    if options.gpu and options.gpu_memory:
+        raise BenchError("give --gpu or --gpu-memory, not both")
+    if options.solve and not card:
+        raise BenchError("--solve needs --gpu or --gpu-memory: there is nothing to fit")
+    if options.json and options.format:
+        raise BenchError("give --json or --format, not both")
+    if options.store and (options.attention or card or options.solve):
+        raise BenchError(
+            "--store keeps what holds for every GPU: "
+            "give it without --attention, --gpu, --gpu-memory and --solve"
+        )
+
+
+def _card(options: argparse.Namespace) -> Gpu | None:
+    """The GPU to hold predictions against, if one was named."""
+    from bench.predict.gpus import find_gpu, gpu_with_memory
+
+    if options.gpu:
+        return find_gpu(options.gpu)
+    return gpu_with_memory(options.gpu_memory) if options.gpu_memory else None
+
+
+def _cases(options: argparse.Namespace) -> tuple[list[Subject], list[Case]]:
+    from bench.training.cases import StepOptions
+
+    step = StepOptions(
+        batch_size=options.batch_size,
+        seq_len=PREDICTED_LENGTH if options.seq_len is None else options.seq_len,
+        optimizer=options.optimizer,
+        gradient_checkpointing=options.gradient_checkpointing,
+        padded=options.padded,
+    )
+    subjects = predicted_subjects(options)
+    precisions = options.precision or ("bf16",)
+    return subjects, [replace(s, precision=p).case(step) for s in subjects for p in precisions]
+
+
+def _table(found: Sequence[Prediction], card: Gpu | None, format: str) -> None:
+    from bench.reports.predicted import prediction_report, prediction_rows
+
+    if format != "csv":
+        put(written(prediction_report(found, card), format))
+        return
+    rows = prediction_rows(found, card)
+    writer = csv.DictWriter(sys.stdout, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def _solved(case: Case, options: argparse.Namespace, gpu: Gpu | None, line: _Line) -> Solution:
+    from bench.predict.largest import solve
+    from bench.predict.result import predict
+
+    limit = None
+    if options.solve == "seq-len":
+        from bench.training.limits import case_limit
+
+        limit = case_limit(case)
+
+    def attempt(trial: Case) -> Prediction:
+        line.begin(trial.id)
+        return predict(trial, gpu=gpu, attention=options.attention, progress=line.phase)
+
+    return solve(case, options.solve, attempt, limit)
+
+
+def _as_json(done: Prediction | Solution) -> dict[str, Any]:
+    from bench.predict.result import Prediction
+    from bench.reports.predicted import notes
+
+    if isinstance(done, Prediction):
+        return {**done.to_dict(), "notes": notes(done)}
+    solved = {"what": done.what, "value": done.value, "bounded": done.bounded}
+    return {**_as_json(done.prediction), "solved": solved}
+
+
+class _Line:
+    """One line on a terminal's standard error; silent elsewhere."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._number = 0
+        self._case = ""
+        self._shown = sys.stderr.isatty()
+
+    def begin(self, case: str) -> None:
+        self._number += 1
+        self._case = case
+
+    def phase(self, name: str) -> None:
+        if self._shown:
+            of = f"/{self._total}" if self._number <= self._total else ""
+            print(f"\r\x1b[K[{self._number}{of}] {self._case}: {name}", end="", file=sys.stderr)
+            sys.stderr.flush()
+
+    def clear(self) -> None:
+        if self._shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,51 @@
+"""`bench methods`: every PEFT method at one budget of trained parameters."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from bench.cli.options import Add, add_model, add_targets, entries
+
+HELP = "every PEFT method at one budget of trained parameters"
+
+
+def add_options(add: Add) -> None:
+    """The model, the budget, and what the methods adapt."""
+    add("--budget", type=int, required=True, metavar="N", help="trainable parameters")
+    add_targets(add)
+    add_model(add)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print every method at the size nearest to the budget; always 0."""
+    from bench.cli.subject import with_head
+    from bench.formulas.budgets import methods_at_budget
+    from bench.formulas.methods import method, method_ledger
+    from bench.reports.methods import budget_json, budget_text, task_of
+    from bench.scenarios.subjects import Subject, load_model
+
+    model = load_model(options.model, options.auto_class, options.trust_remote_code)
+    model = with_head(model, options)
+    targets = None if options.target_modules is None else entries(options.target_modules)
+    dead = ""
+    dead_entries: tuple[str, ...] = ()
+    if targets is not None:
+        # As every method but LoRA matches, which has other names for fused experts beside these.
+        asked = method("loha", target_modules=targets)
+        ledger = method_ledger(model.table, asked, model.role_of)
+        dead = Subject(model, asked.name, ledger.adapter).dead_entries(ledger)
+        dead_entries = ledger.dead_entries
+    rows = methods_at_budget(
+        model.table,
+        options.budget,
+        target_modules=targets,
+        task_type=options.task_type or task_of(model),
+        config=model.transformers_config,
+    )
+    if options.json:
+        for line in budget_json(model, options.budget, rows, dead_entries):
+            print(json.dumps(line))
+    else:
+        print("\n".join(filter(None, (budget_text(model, options.budget, rows), dead))))
+    return 0

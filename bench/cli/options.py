@@ -1,0 +1,98 @@
+"""Options that several commands share, each written once, and how their values are read."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+FORMATS = ("terminal", "markdown", "csv", "latex", "json")
+REPEATABLE = {"action": "append", "default": []}
+
+Add = Callable[..., argparse.Action]
+
+
+def add_model(add: Add) -> None:
+    """The one model that a command is about, and how it is built."""
+    add("model", metavar="MODEL", help="registered name, folder or config.json, or hub id")
+    add_building(add)
+
+
+def add_building(add: Add) -> None:
+    """How a model is built, and JSON for what is said of it."""
+    add("--auto-class", metavar="CLASS", help="transformers class to build the model with")
+    add("--trust-remote-code", action="store_true", help="run a model repository's own code")
+    add("--json", action="store_true", help="one JSON object a line")
+
+
+def add_adapter(add: Add, many: bool = False) -> None:
+    """A LoRA configuration, in one of three ways; `many` scenarios may be asked for."""
+    # fmt: off
+    add("--adapter", type=Path, help="a PEFT adapter_config.json, or its folder")
+    if many:
+        add("--scenario", action="append", metavar="NAME",
+            help="a registered scenario, or a pattern such as 'published-*'; repeatable")
+    else:
+        add("--scenario", help="a registered scenario")
+    add_targets(add)
+    add("--modules-to-save", default="", metavar="A,B")
+    add_rank(add)
+    # fmt: on
+
+
+def add_targets(add: Add) -> None:
+    """Target modules, and the task whose head is trained with them."""
+    # fmt: off
+    add("--target-modules", metavar="A,B|REGEX",
+        help="entries separated by commas, 'all-linear', or re:REGEX")
+    add("--task-type", metavar="T", help="SEQ_CLS, CAUSAL_LM, ...")
+    # fmt: on
+
+
+def add_rank(add: Add) -> None:
+    """One rank instead of the scenario's own."""
+    add("--rank", type=int, metavar="R", help="at this rank instead of the scenario's own")
+
+
+def add_step(add: Add, batch_size: int, seq_len: int) -> None:
+    """The shape of a training step. Where no length is given, `seq_len` stays None: images have
+    none, and refuse one."""
+    # fmt: off
+    add("--batch-size", type=int, default=batch_size, metavar="N",
+        help="sequences in a step (default: %(default)s)")
+    add("--seq-len", type=int, metavar="N",
+        help=f"tokens in a sequence (default: {seq_len}); images have none")
+    # fmt: on
+
+
+def add_gate(add: Add) -> None:
+    """What a verdict tolerates, and where it is written."""
+    add("--threshold", **REPEATABLE, metavar="METRIC=X%", help="tolerated change; repeatable")
+    add("--allow", **REPEATABLE, metavar="VERDICT[:ID]", help="may pass the gate; repeatable")
+    add("--verdict-file", type=Path, metavar="FILE", help="write the verdicts there as JSON")
+
+
+def add_format(add: Add, default: str, formats: tuple[str, ...] = FORMATS) -> None:
+    """The format of a table, with `--json` for one of them."""
+    # fmt: off
+    add("--format", choices=formats, default=default, help="(default: %(default)s)")
+    add("--json", action="store_const", const="json", dest="format",
+        help="one JSON object a line: --format json")
+    # fmt: on
+
+
+def split(text: str) -> tuple[str, ...]:
+    """The parts between commas."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def names(text: str) -> tuple[str, ...] | str:
+    """Names between commas, or the regular expression behind `re:`."""
+    return text.removeprefix("re:") if text.startswith("re:") else split(text)
+
+
+def entries(text: str | None) -> tuple[str, ...] | str:
+    """target_modules as written on the command line: names, `all-linear`, or `re:REGEX`."""
+    if text is None:
+        return ()
+    return text if text.lower() == "all-linear" else names(text)

@@ -1,0 +1,157 @@
+"""`bench targets`: what a LoRA configuration, or another PEFT method, reaches on models."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from bench.cli.options import REPEATABLE, Add, add_adapter, add_building, entries, split
+from bench.cli.output import in_colour
+from bench.cli.subject import asked_subject, with_head
+from bench.errors import BenchError
+
+if TYPE_CHECKING:
+    from bench.formulas.kinds import Kind
+    from bench.models.architectures import Model
+
+HELP = "what a LoRA configuration reaches on a model"
+
+
+def add_options(add: Add) -> None:
+    """The models, the configuration, and which entries may be dead."""
+    # fmt: off
+    add("models", nargs="+", metavar="MODEL",
+        help="registered name, folder or config.json, or hub id")
+    add_adapter(add)
+    add_building(add)
+    add("--target-parameters", default="", metavar="A,B")
+    add("--exclude-modules", default="", metavar="A,B|re:REGEX")
+    add("--optional", default="", metavar="A,B", help="entries that may reach nothing")
+    add("--strict", action="store_true", help="exit with 1 when an entry has no effect")
+    add("--precision", metavar="P",
+        help="as loaded in int8, nf4, ...: which heads cannot train, and the three totals")
+    add("--method", metavar="M", help="another PEFT method: ia3, vera, prefix_tuning, full, ...")
+    add("--set", **REPEATABLE, metavar="FIELD=VALUE", dest="settings",
+        help="a field of that method's PEFT config, a list as A,B; repeatable")
+    # fmt: on
+
+
+def run(options: argparse.Namespace) -> int:
+    """Tell what every entry reaches on each model; 1 with --strict when one is dead."""
+    if options.method is not None:
+        return _other_method(options)
+    if options.settings:
+        raise BenchError(
+            "--set goes with --method; LoRA's own fields go into an adapter_config.json (--adapter)"
+        )
+    from bench.formulas import lora_parameters
+    from bench.reports.ledger import ledger_json, ledger_text
+    from bench.targets import match
+
+    failed = False
+    for number, name in enumerate(options.models):
+        subject = asked_subject(options, name)
+        ledger = match(subject.model.table, subject.adapter, subject.model.role_of)
+        parameters = None if ledger.refusals else lora_parameters(ledger)
+        if options.json:
+            print(json.dumps(ledger_json(subject, ledger, parameters)), flush=True)
+        else:
+            blank = "\n" if number else ""
+            text = ledger_text(subject, ledger, parameters, colour=in_colour())
+            print(blank + text, flush=True)
+        failed |= bool(subject.dead_entries(ledger) or ledger.refusals)
+    return 1 if options.strict and failed else 0
+
+
+# Options that say nothing about another method, and what to write instead.
+_LORA_ONLY = {
+    "adapter": "an adapter_config.json is LoRA's; write its fields with --set, or leave out "
+               "--method",
+    "scenario": "a scenario is a LoRA configuration; name its modules with --target-modules",
+    "target_parameters": "only LoRA reaches parameters, without --method",
+    "precision": "the counts are the same in every precision; leave it out",
+}  # fmt: skip
+
+
+def _other_method(options: argparse.Namespace) -> int:
+    from bench.formulas.methods import method
+    from bench.scenarios.subjects import load_model
+
+    for option, instead in _LORA_ONLY.items():
+        if getattr(options, option):
+            raise BenchError(f"--{option.replace('_', '-')} does not go with --method: {instead}")
+    kind = method(options.method).kind
+    given = _settings(kind, options.settings)
+    for option, value in _asked(options).items():
+        field = _field(kind, option)
+        if field in given:
+            raise BenchError(f"{field} is given twice: --set and --{option.replace('_', '-')}")
+        given[field] = value
+    status = 0
+    for name in options.models:
+        model = load_model(name, options.auto_class, options.trust_remote_code)
+        status = max(status, _tell_method(with_head(model, options), kind, given, options))
+    return status
+
+
+def _tell_method(
+    model: Model, kind: Kind, given: dict[str, Any], options: argparse.Namespace
+) -> int:
+    from bench.formulas.methods import method, method_ledger, method_parameters
+    from bench.reports.methods import method_json, method_text, task_of
+    from bench.scenarios.subjects import Subject
+
+    if kind.size == "num_virtual_tokens" and "task_type" not in given:
+        given = {**given, "task_type": task_of(model)}
+    asked = method(options.method, **given)
+    counted = method_parameters(model.table, asked, model.transformers_config)
+    ledger = method_ledger(model.table, asked, model.role_of)
+    optional = split(options.optional)
+    dead = Subject(model, kind.name, ledger.adapter, None, optional).dead_entries(ledger)
+    if options.json:
+        print(json.dumps(method_json(model, asked, counted, ledger)), flush=True)
+    else:
+        print("\n".join(filter(None, (method_text(model, asked, counted), dead))), flush=True)
+    return 1 if options.strict and dead else 0
+
+
+def _asked(options: argparse.Namespace) -> dict[str, Any]:
+    """The options that fill in a method's field, as far as they were given."""
+    targets = options.target_modules
+    asked = {
+        "rank": options.rank,
+        "target_modules": None if targets is None else entries(targets),
+        "modules_to_save": split(options.modules_to_save) or None,
+        "exclude_modules": split(options.exclude_modules) or None,
+        "task_type": options.task_type,
+    }
+    return {option: value for option, value in asked.items() if value is not None}
+
+
+def _field(kind: Kind, option: str) -> str:
+    """The method's field that an option fills in. Raises BenchError where it has none."""
+    if option == "rank":
+        if kind.size in ("r", "init_r"):
+            return kind.size
+        instead = f"its size is {kind.size}: --set {kind.size}=N" if kind.size else "it has no rank"
+        raise BenchError(f"--rank does not go with --method {kind.name}: {instead}")
+    if option not in kind.common:
+        why = f": PEFT's {kind.peft_class} has no {option}" if kind.peft_class else ""
+        raise BenchError(f"--{option.replace('_', '-')} does not go with --method {kind.name}{why}")
+    return option
+
+
+def _settings(kind: Kind, texts: Sequence[str]) -> dict[str, Any]:
+    from bench.formulas.settings import parse
+
+    given: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise BenchError(f"--set takes FIELD=VALUE, not {text!r}")
+        if key in given:
+            raise BenchError(f"--set {key} is given twice")
+        given[key] = parse(kind.name, key, value)
+    return given
