@@ -14,6 +14,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError
+from bench.models.stacks import DECODER, LANGUAGE, MODEL, Stack, innermost, read_stacks, with_layers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -103,6 +104,7 @@ class ModuleTable:
             whatever the targets.
         repeated: (further name, first name) of modules that are registered twice.
         base_model: name of the module that holds the pretrained model without a head, or "".
+        stacks: the towers of layers, in the model's order; at least one.
     """
 
     model_type: str
@@ -116,6 +118,31 @@ class ModuleTable:
     ties_unknown: bool = False
     repeated: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     base_model: str = ""
+    stacks: tuple[Stack, ...] = ()
+
+    def __post_init__(self) -> None:
+        holders = [m.name for m in self.modules if m.kind in (LINEAR, CONV1D)]
+        holders += [p.name for p in self.expert_parameters]
+        stacks = with_layers(self.stacks or (Stack(MODEL),), holders)
+        object.__setattr__(self, "stacks", stacks)
+
+    @cached_property
+    def _by_prefix(self) -> dict[str, Stack]:
+        return {stack.prefix: stack for stack in self.stacks}
+
+    @cached_property
+    def main_stack(self) -> Stack:
+        """The one that speaks: the last that text feeds, a decoder before a language stack; the
+        largest where none is fed by text. Heads belong to it."""
+        speaking = [s for s in self.stacks if s.kind in (DECODER, LANGUAGE)]
+        speaking = [s for s in speaking if s.text] or speaking
+        decoders = [s for s in speaking if s.kind == DECODER]
+        return (decoders or speaking or [max(self.stacks, key=lambda s: len(s.layers))])[-1]
+
+    def stack_of(self, name: str) -> Stack:
+        """The innermost stack that holds a module or parameter; for a head outside of all of them
+        the main stack."""
+        return innermost(self._by_prefix, name) or self.main_stack
 
     @cached_property
     def by_name(self) -> dict[str, Module]:
@@ -247,6 +274,7 @@ def read_table(model: nn.Module) -> ModuleTable:
         if name and name not in seen
     )
     base_model = str(getattr(model, "base_model_prefix", ""))
+    base_model = base_model if base_model in seen else ""
     input_embedding = embedding("get_input_embeddings")
     shared = {p.name: p.same_as or p.name for p in parameters}
     weight = shared.get(f"{input_embedding}.weight")
@@ -255,18 +283,27 @@ def read_table(model: nn.Module) -> ModuleTable:
         for name, first in shared.items()
         if weight and first == weight and name != f"{input_embedding}.weight"
     )
+    modules = tuple(_read_module(name, module) for name, module in named)
+    output_embedding = embedding("get_output_embeddings")
+    width = next((m.out_features for m in modules if m.name == input_embedding), 0)
+    widths = {
+        m.name: 0 if m.kind in CONVOLUTIONS else m.out_features
+        for m in modules
+        if m.kind not in (OTHER, EMBEDDING)
+    }
     return ModuleTable(
         model_type=model_type,
         class_name=type(model).__name__,
-        modules=tuple(_read_module(name, module) for name, module in named),
+        modules=modules,
         parameters=tuple(parameters),
         input_embedding=input_embedding,
-        output_embedding=embedding("get_output_embeddings"),
+        output_embedding=output_embedding,
         tied=tied,
         moe_conversion=_moe_conversion(model_type),
         ties_unknown=_ties_unknown(model),
         repeated=repeated,
-        base_model=base_model if base_model in seen else "",
+        base_model=base_model,
+        stacks=read_stacks(model, widths, base=base_model, head=output_embedding, width=width),
     )
 
 

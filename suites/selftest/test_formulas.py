@@ -68,11 +68,13 @@ import json, sys
 from bench.adapters.config import AdapterConfig
 from bench.formulas import lora_parameters
 from bench.models.modules import Module, ModuleTable, Parameter
+from bench.models.stacks import Stack
 from bench.targets import match
 data = json.load(open(sys.argv[1]))
 table = ModuleTable(**{**data, "modules": tuple(Module(**m) for m in data["modules"]),
     "parameters": tuple(Parameter(p["name"], tuple(p["shape"]), p["same_as"])
-                        for p in data["parameters"]), "tied": (), "repeated": ()})
+                        for p in data["parameters"]), "tied": (), "repeated": (),
+    "stacks": tuple(Stack(**s) for s in data["stacks"])})
 seven = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 scenarios = [(n,) for n in seven] + [("q_proj", "v_proj"), tuple(seven[:3]), tuple(seven[:4]),
                                      tuple(seven[4:]), tuple(seven)]
