@@ -33,3 +33,25 @@ def check_keys(
             raise UnknownName(f"key in {where}:", str(key), allowed)
     if missing := [key for key in required if key not in data]:
         raise BenchError(f"{where}: missing key {', '.join(map(repr, missing))}")
+
+
+EXTRAS = {
+    "pytest": "suites",
+    "pytest_benchmark": "suites",
+    "xdist": "suites",
+    "hypothesis": "suites",
+    "pandas": "suites",
+    "rich": "suites",
+    "pynvml": "gpu",
+    "matplotlib": "plots",
+    "trl": "trainers",
+}
+"""Modules that only an extra brings, and which: as in pyproject.toml."""
+
+
+def missing_extra(error: ModuleNotFoundError) -> str:
+    """The line that names the extra to install; "" where the module belongs to none."""
+    module = (error.name or "").partition(".")[0]
+    if module not in EXTRAS:
+        return ""
+    return f"{module} is not installed: pip install 'lora-target-bench[{EXTRAS[module]}]' brings it"

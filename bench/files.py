@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import json
 import tomllib
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from bench.errors import BenchError
 
-PROJECT = Path(__file__).resolve().parent.parent
-FIXTURES = PROJECT / "fixtures"
-RESULTS = PROJECT / "results"
+# By whichever name this package was imported; its files lie in `bench`.
+_PACKAGE = Path(str(files(__package__))).resolve().parent / "bench"
+INSTALLED = (_PACKAGE / "fixtures").is_dir()
+"""Whether the data lie inside the package, where a wheel has them, and not beside it, as in a
+checkout: `setup.py` maps the folders in."""
+_HOME = _PACKAGE if INSTALLED else _PACKAGE.parent
+FIXTURES = _HOME / "fixtures"
+RESULTS = _HOME / "results"
 """Stored predictions, experiments and baselines of the project's own."""
+SUITES = _HOME / "suites"
+"""What `pytest suites/` runs; in an installation `pytest --pyargs bench.suites`."""
+
+OWN_RESULTS = Path("results") if INSTALLED else RESULTS
+"""Where results are written: in an installation the user's own folder, never the package's."""
 
 
 def read_json(path: Path) -> Any:

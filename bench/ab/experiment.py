@@ -23,7 +23,7 @@ from uuid import uuid4
 from bench.ab.rounds import CLOCKS, LAUNCHES, ROUNDS, WIDTH, Rounds, Step, take_rounds
 from bench.baselines import Accelerator, Machine, Record, Run, Thresholds, Verdict, compare
 from bench.baselines.storage import write_atomically
-from bench.files import RESULTS
+from bench.files import OWN_RESULTS
 from bench.measure import Session, StepTime
 from bench.training.cases import Case, StepOptions
 from bench.training.machine import machine, versions
@@ -192,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--comparisons", type=int, default=COMPARISONS, help="of each kind")
     parser.add_argument("--output", type=Path, help="JSON file (default: in results/experiments/)")
     options = parser.parse_args(arguments)
-    folder = RESULTS / "experiments"
+    folder = OWN_RESULTS / "experiments"
     path = options.output or folder / f"side-by-side-{machine()['id']}.json"
     summary = run_experiment(options.comparisons, path)
     print(json.dumps(summary, indent=1))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.baselines.storage import write_atomically
 from bench.errors import BenchError, check_keys
-from bench.files import RESULTS
+from bench.files import OWN_RESULTS, RESULTS
 from bench.training.machine import versions
 from bench.units import format_quantity
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from bench.training.cases import Case
 
 FOLDER = RESULTS / "predicted"
+OWN_FOLDER = OWN_RESULTS / "predicted"
 FIGURES: Mapping[str, str] = {
     "peak_allocated_bytes": "bytes",
     "peak_reserved_bytes": "bytes",
@@ -35,10 +36,12 @@ LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 Figures = dict[str, int]
 
 
-def stored_file(folder: Path = FOLDER) -> Path:
-    """Where the installed libraries' predictions are kept. A build of torch (`+cpu`, `+cu128`) does
-    not matter: what is predicted is CUDA in any case."""
-    return folder / ("_".join(f"{name}-{v}" for name, v in _libraries().items()) + ".json")
+def stored_file(folder: Path | None = None) -> Path:
+    """Where the installed libraries' predictions are kept: one's own, else the project's. A build
+    of torch (`+cpu`, `+cu128`) does not matter: what is predicted is CUDA in any case."""
+    name = "_".join(f"{name}-{v}" for name, v in _libraries().items()) + ".json"
+    own = (folder or OWN_FOLDER) / name
+    return own if folder or own.exists() else FOLDER / name
 
 
 def _libraries() -> dict[str, str]:
@@ -70,10 +73,11 @@ def load_stored(path: Path) -> dict[str, Figures]:
     return found
 
 
-def store(predictions: Iterable[Prediction], folder: Path = FOLDER) -> Path:
+def store(predictions: Iterable[Prediction], folder: Path | None = None) -> Path:
     """Keep these predictions, in the place of older ones of the same cases; returns the file."""
-    path = stored_file(folder)
-    kept = load_stored(path) | {p.case: figures(p) for p in predictions}
+    before = stored_file(folder)
+    path = (folder or OWN_FOLDER) / before.name
+    kept = load_stored(before) | {p.case: figures(p) for p in predictions}
     lines = [f"  {json.dumps(case)}: {json.dumps(kept[case])}" for case in sorted(kept)]
     head = f'{{\n "versions": {json.dumps(_libraries())},\n "predictions": {{\n'
     write_atomically(path, head + ",\n".join(lines) + "\n }\n}\n")

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from bench.cli.parser import make_parser
-from bench.errors import BenchError
+from bench.errors import BenchError, missing_extra
 from bench.models.quantization import quiet_bitsandbytes
 
 
@@ -25,6 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status
     except BenchError as error:
         print(f"bench: error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if not (line := missing_extra(error)):
+            raise
+        print(f"bench: error: {line}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader went away: `bench ... | head`
         _discard_output()

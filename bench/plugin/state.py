@@ -44,10 +44,13 @@ def under_xdist(config: pytest.Config) -> bool:
 
 
 def storage_folder(config: pytest.Config) -> Path:
-    """The folder of this machine's runs: `results/<machine>` of the project, or as asked for."""
+    """The folder of this machine's runs: `results/<machine>` of the project, or as asked for. The
+    suites of an installation lie outside of any project: then of the folder pytest started in."""
     asked = str(config.option.benchmark_storage)
     if asked != "file://./.benchmarks":
         return Path(asked.removeprefix("file://"))
+    from bench.files import INSTALLED
     from bench.training.machine import machine
 
-    return config.rootpath / "results" / str(machine()["id"])
+    project = config.invocation_params.dir if INSTALLED else config.rootpath
+    return project / "results" / str(machine()["id"])
