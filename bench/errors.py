@@ -41,7 +41,6 @@ EXTRAS = {
     "xdist": "suites",
     "hypothesis": "suites",
     "pandas": "suites",
-    "rich": "suites",
     "pynvml": "gpu",
     "matplotlib": "plots",
     "trl": "trainers",
