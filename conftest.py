@@ -1,1 +1,1 @@
-pytest_plugins = ("bench.plugin", "pytester")
+pytest_plugins = ("bench.plugin.suite", "pytester")

@@ -23,7 +23,6 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     """The public names, each imported when it is first asked for: `import bench` costs nothing."""
     if name in _HOMES:
-        from importlib import import_module
-
-        return getattr(import_module(_HOMES[name]), name)
+        # Not import_module: `lora_target_bench` gives these files an `__import__` of their own.
+        return getattr(__import__(_HOMES[name], fromlist=[name]), name)
     raise AttributeError(f"module 'bench' has no attribute {name!r}")

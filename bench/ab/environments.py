@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import bench
 from bench.errors import BenchError
 from bench.measure.outcome import StepTime
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "psutil", "numpy")
 """What an environment must have to measure in it. bench itself comes from this checkout."""
 
+SOURCE = Path(__file__).resolve().parents[1]
 OLDEST_PYTHON = (3, 11)
 
 _GRACE_SECONDS = 10.0
@@ -98,7 +98,7 @@ class Environment:
         self._folder = tempfile.TemporaryDirectory(prefix="bench-ab-")
         # Bench alone: beside an installed bench stand libraries that are not this environment's.
         source = Path(self._folder.name)
-        (source / "bench").symlink_to(Path(bench.__file__).resolve().parent)
+        (source / "bench").symlink_to(SOURCE)
         self._errors = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             [self.python, "-m", "bench.ab.side"],
@@ -126,7 +126,7 @@ class Environment:
     def wait_open(self) -> None:
         """Wait until the libraries are imported; learn the versions."""
         answer = self._receive()
-        if answer["bench"] != (here := str(Path(bench.__file__).resolve())):
+        if answer["bench"] != (here := str(SOURCE)):
             raise BenchError(
                 f"{self.option} {self.label}: this environment measures with another bench, "
                 f"{answer['bench']}, not {here}: what measures must be the same on both sides"

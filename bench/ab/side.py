@@ -23,7 +23,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import bench
 from bench.baselines.runlog import Recorder
 from bench.errors import BenchError
 from bench.formulas import lora_parameters
@@ -55,7 +54,7 @@ class Side:
         """The session's imports go on while this process makes its own."""
         self._session = Session(preload=preload)
         self._session.__enter__()
-        return {"bench": str(Path(bench.__file__).resolve()), "versions": versions()}
+        return {"bench": str(Path(__file__).resolve().parents[1]), "versions": versions()}
 
     def do_select(
         self, request: Mapping[str, Any], step: Mapping[str, Any], limits: Mapping[str, Any]

@@ -179,11 +179,13 @@ class Session:
         threads = str(self.threads)
         pools = ("OMP", "MKL", "OPENBLAS", "NUMEXPR")
         source = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-        path = [source, *filter(None, [os.environ.get("PYTHONPATH")])]
+        # This folder may have a `bench` of its own: it comes last.
+        path = [source, *filter(None, [os.environ.get("PYTHONPATH")]), os.getcwd()]
         return {
             **os.environ,
             **{f"{pool}_NUM_THREADS": threads for pool in pools},
             "PYTHONPATH": os.pathsep.join(path),
+            "PYTHONSAFEPATH": "1",
             # On the CPU the GPUs are hidden, so that bitsandbytes can be imported once for all.
             **({"CUDA_VISIBLE_DEVICES": ""} if self._wanted == "cpu" else {}),
             "HF_HUB_OFFLINE": "1",

@@ -1,59 +1,6 @@
-"""The pytest side: options, fixtures, markers and pytest-benchmark's hooks.
+"""The pytest side. `bench.plugin.suite` is the suites' own; in any other repository
+`pytest_plugins = ["bench.plugin"]` gives the fixture `check_targets` and nothing else."""
 
-Answers come from the library below; what is here only asks, records and reports.
-"""
+from lora_target_bench.pytest_plugin import check_targets
 
-from bench.plugin.collection import (
-    pytest_collection_finish,
-    pytest_collection_modifyitems,
-    pytest_deselected,
-    pytest_generate_tests,
-    pytest_ignore_collect,
-    pytest_report_teststatus,
-    pytest_runtest_setup,
-)
-from bench.plugin.fixtures import (
-    check_targets,
-    measured,
-    measuring,
-    model_of,
-    peft_count,
-    pytest_runtest_makereport,
-    ranked,
-    record,
-    step_options,
-    subject,
-    user_subject,
-)
-from bench.plugin.options import pytest_addoption, pytest_configure
-from bench.plugin.storing import (
-    pytest_benchmark_update_machine_info,
-    pytest_sessionfinish,
-    pytest_terminal_summary,
-)
-
-__all__ = [
-    "check_targets",
-    "measured",
-    "measuring",
-    "model_of",
-    "peft_count",
-    "pytest_addoption",
-    "pytest_benchmark_update_machine_info",
-    "pytest_collection_finish",
-    "pytest_collection_modifyitems",
-    "pytest_configure",
-    "pytest_deselected",
-    "pytest_generate_tests",
-    "pytest_ignore_collect",
-    "pytest_report_teststatus",
-    "pytest_runtest_makereport",
-    "pytest_runtest_setup",
-    "pytest_sessionfinish",
-    "pytest_terminal_summary",
-    "ranked",
-    "record",
-    "step_options",
-    "subject",
-    "user_subject",
-]
+__all__ = ["check_targets"]

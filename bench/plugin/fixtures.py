@@ -49,14 +49,6 @@ user_subject = _subject("user_subject", "own", "A user's own model or configurat
 
 
 @pytest.fixture(scope="session")
-def check_targets() -> Callable[..., Any]:
-    """`bench.check_targets`: assert that a LoRA configuration has no dead entry on a model."""
-    from bench.check.targets import check_targets as check
-
-    return check
-
-
-@pytest.fixture(scope="session")
 def model_of() -> Callable[[str], Model]:
     """Model by name, each read once a session."""
     return load_model

@@ -38,7 +38,5 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     """The public names, each imported when it is first asked for."""
     if name in _HOMES:
-        from importlib import import_module
-
-        return getattr(import_module(f"bench.predict.{_HOMES[name]}"), name)
+        return getattr(__import__(f"bench.predict.{_HOMES[name]}", fromlist=[name]), name)
     raise AttributeError(f"module 'bench.predict' has no attribute {name!r}")

@@ -55,7 +55,7 @@ class Project:
         pytester.makeconftest(CONFTEST)
         pytester.makepyprojecttoml(
             "[tool.pytest.ini_options]\n"
-            "addopts = ['--benchmark-quiet', '--import-mode=importlib', '-p', 'bench.plugin']"
+            "addopts = ['--benchmark-quiet', '--import-mode=importlib', '-p', 'bench.plugin.suite']"
         )
         self.configure()
         self.adapt(["q_proj", "v_proj"])

@@ -55,9 +55,9 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch):
         *arguments: str, suites: str = "suites/", apart: bool = False
     ) -> pytest.RunResult:
         if apart:
-            return pytester.runpytest_subprocess("-p", "bench.plugin", suites, *arguments)
+            return pytester.runpytest_subprocess("-p", "bench.plugin.suite", suites, *arguments)
         return pytester.runpytest_inprocess(
-            "-p", "bench.plugin", suites, "--model", "mine", *arguments
+            "-p", "bench.plugin.suite", suites, "--model", "mine", *arguments
         )
 
     return run_pytest
@@ -302,7 +302,7 @@ def test_the_command_that_accepts_figures_is_this_run_again(run, pytester: pytes
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     said = " ".join(result.stdout.str().split())
     assert (
-        "as the next baseline: pytest -p bench.plugin suites/test_counts.py --model mine "
+        "as the next baseline: pytest -p bench.plugin.suite suites/test_counts.py --model mine "
         "--rank 4 --benchmark-save=NAME"
     ) in said
 

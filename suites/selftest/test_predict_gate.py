@@ -39,7 +39,7 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[
     for name in ("conftest.py", "test_prediction.py"):
         shutil.copy(SUITES / name, folder)
     pytester.makepyprojecttoml(
-        "[tool.pytest.ini_options]\naddopts = ['--import-mode=importlib', '-p', 'bench.plugin']"
+        "[tool.pytest.ini_options]\naddopts = ['--import-mode=importlib', '-p', 'bench.plugin.suite']"
     )
 
     def once() -> Any:

@@ -1,0 +1,59 @@
+"""The plugin of this project's own suites: options, fixtures, markers, pytest-benchmark's hooks.
+
+Answers come from the library below; what is here only asks, records and reports. Its options have
+plain names (`--model`, `--rank`) and its hooks choose among tests: it is for the conftest.py beside
+these suites alone. What everybody has is `lora_target_bench.pytest_plugin`.
+"""
+
+from bench.plugin.collection import (
+    pytest_collection_finish,
+    pytest_collection_modifyitems,
+    pytest_deselected,
+    pytest_generate_tests,
+    pytest_ignore_collect,
+    pytest_report_teststatus,
+    pytest_runtest_setup,
+)
+from bench.plugin.fixtures import (
+    measured,
+    measuring,
+    model_of,
+    peft_count,
+    pytest_runtest_makereport,
+    ranked,
+    record,
+    step_options,
+    subject,
+    user_subject,
+)
+from bench.plugin.options import pytest_addoption, pytest_configure
+from bench.plugin.storing import (
+    pytest_benchmark_update_machine_info,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+)
+
+__all__ = [
+    "measured",
+    "measuring",
+    "model_of",
+    "peft_count",
+    "pytest_addoption",
+    "pytest_benchmark_update_machine_info",
+    "pytest_collection_finish",
+    "pytest_collection_modifyitems",
+    "pytest_configure",
+    "pytest_deselected",
+    "pytest_generate_tests",
+    "pytest_ignore_collect",
+    "pytest_report_teststatus",
+    "pytest_runtest_makereport",
+    "pytest_runtest_setup",
+    "pytest_sessionfinish",
+    "pytest_terminal_summary",
+    "ranked",
+    "record",
+    "step_options",
+    "subject",
+    "user_subject",
+]

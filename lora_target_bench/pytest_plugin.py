@@ -1,0 +1,59 @@
+"""What pytest has in every repository where this package is installed: one fixture, four options.
+
+Nothing else: no hook that sees a test, no marker, no option that is not called `--lora-...`. The
+suite's own options belong to `bench.plugin.suite`, which only its own conftest.py asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from bench.targets import Ledger
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The options of the fixture `check_targets`."""
+    add = parser.getgroup("lora_target_bench", "LoRA target modules (lora-target-bench)").addoption
+    # fmt: off
+    add("--lora-model", metavar="MODEL",
+        help="the model of a check_targets() that names none: folder, config.json or hub id")
+    add("--lora-adapter", type=Path, metavar="FILE",
+        help="the configuration of a check_targets() that gives none: an adapter_config.json")
+    add("--lora-optional", default="", metavar="A,B", help="entries that may reach nothing")
+    add("--lora-auto-class", metavar="CLASS", help="transformers class to build the model with")
+    # fmt: on
+
+
+@pytest.fixture(scope="session")
+def check_targets(request: pytest.FixtureRequest) -> Callable[..., Ledger]:
+    """`lora_target_bench.check_targets`: assert that a LoRA configuration has no dead entry.
+
+    `check_targets(model, adapter)` as in the library; what is left out comes from --lora-model and
+    --lora-adapter, and the test is skipped where these do not give it either. --lora-optional adds
+    to `optional`.
+    """
+    config = request.config
+
+    def check(model: Any = None, adapter: Any = None, **options: Any) -> Ledger:
+        from lora_target_bench import check_targets as checked
+
+        model = config.getoption("lora_model", None) if model is None else model
+        adapter = config.getoption("lora_adapter", None) if adapter is None else adapter
+        for given, option in ((model, "--lora-model"), (adapter, "--lora-adapter")):
+            if given is None:
+                pytest.skip(f"no {option}")
+        if config.getoption("lora_auto_class", None) and isinstance(model, str | Path):
+            options.setdefault("auto_class", config.getoption("lora_auto_class"))
+        allowed = options.pop("optional", ())
+        optional = (allowed,) if isinstance(allowed, str) else tuple(allowed)
+        more = config.getoption("lora_optional", "").split(",")
+        named = tuple(entry.strip() for entry in more if entry.strip())
+        ledger: Ledger = checked(model, adapter, optional=(*optional, *named), **options)
+        return ledger
+
+    return check

@@ -1,0 +1,176 @@
+"""In somebody else's repository: nothing of theirs is shadowed, taken, or left out."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "vocab_size": 20,
+         "num_hidden_layers": 2, "num_attention_heads": 4, "architectures": ["LlamaForCausalLM"],
+         "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+PROJECT = Path(__file__).resolve().parents[2]
+PLUGIN = "lora_target_bench.pytest_plugin"
+
+THEIR_TESTS = """
+import bench
+from bench import units
+
+
+def test_theirs(check_targets, benchmark, request):
+    assert (bench.WHOSE, units.WHOSE) == ("theirs", "theirs")
+    ledger = check_targets("mine", ["q_proj", "fc1"], optional=["fc1"])
+    assert ledger.adapted_layers == 2
+    assert request.config.getoption("--model") == "their model"
+    benchmark(lambda: None)
+
+
+def test_the_same_objects():
+    import lora_target_bench
+    from lora_target_bench.check.targets import check_targets
+    from lora_target_bench.errors import BenchError
+    from lora_target_bench.formulas.lora import lora_parameters
+
+    assert lora_target_bench.check_targets is check_targets
+    assert lora_target_bench.BenchError is BenchError
+    assert bench.WHOSE == "theirs"
+
+
+def test_not_about_models():
+    pass
+"""
+THEIR_CONFTEST = """
+def pytest_addoption(parser):
+    parser.addoption("--model")
+    parser.addoption("--rounds")
+    parser.addoption("--precision")
+"""
+
+
+@pytest.fixture
+def theirs(tmp_path: Path) -> Path:
+    """A repository with a `bench/` of its own, options of our names, and a model `mine`."""
+    package = tmp_path / "bench"
+    package.mkdir()
+    (package / "__init__.py").write_text("WHOSE = 'theirs'\n")
+    (package / "units.py").write_text("WHOSE = 'theirs'\n")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text(json.dumps(LLAMA))
+    (tmp_path / "conftest.py").write_text(THEIR_CONFTEST)
+    (tmp_path / "test_theirs.py").write_text(THEIR_TESTS)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    return tmp_path
+
+
+def _run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Our checkout last on the path, as an installation is: theirs comes first."""
+    path = [str(folder), str(PROJECT), os.environ.get("PYTHONPATH", "")]
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
+        "PYTHONPATH": os.pathsep.join(filter(None, path)),
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    }
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def _pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    # By name, whether this environment has the entry point or not.
+    plugins = ("-p", PLUGIN, "-p", "pytest_benchmark.plugin")
+    return _run(folder, "-m", "pytest", *plugins, "--model", "their model", *arguments)
+
+
+@pytest.mark.parametrize("options", [(), ("--benchmark-save", "x"), ("--benchmark-autosave",)])
+def test_their_tests_run_beside_their_own_bench(theirs: Path, options: tuple[str, ...]) -> None:
+    done = _pytest(theirs, *options)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    assert "3 passed" in done.stdout
+    assert "deselected" not in done.stdout
+    if options:
+        assert len(list(theirs.glob(".benchmarks/*/0001_*.json"))) == 1
+        again = _pytest(theirs, "--benchmark-compare")
+        assert "3 passed" in again.stdout
+        assert "Comparing against benchmarks from" in again.stdout + again.stderr
+
+
+def test_the_old_line_of_a_conftest_gives_the_fixture_alone(theirs: Path) -> None:
+    """`pytest_plugins = ["bench.plugin"]`, as the README once said, where `bench` is ours."""
+    for file in theirs.glob("bench/*.py"):
+        file.unlink()
+    (theirs / "bench").rmdir()
+    (theirs / "conftest.py").write_text(f'pytest_plugins = ["bench.plugin"]\n{THEIR_CONFTEST}')
+    (theirs / "test_theirs.py").write_text(
+        "def test_theirs(check_targets, benchmark):\n"
+        "    assert check_targets('mine', ['q_proj']).adapted_layers == 2\n"
+        "    benchmark(lambda: None)\n"
+    )
+    done = _pytest(theirs, "--benchmark-save", "x")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    assert "1 passed" in done.stdout
+
+
+def test_options_of_the_fixture(theirs: Path) -> None:
+    (theirs / "test_theirs.py").write_text("def test_it(check_targets):\n    check_targets()\n")
+    assert "1 skipped" in _pytest(theirs).stdout
+    (theirs / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "target_modules": ["q_proj", "fc1"]})
+    )
+    given = ("--lora-model", "mine", "--lora-adapter", "adapter_config.json")
+    failed = _pytest(theirs, *given)
+    assert failed.returncode == 1
+    assert "fc1: dead" in failed.stdout
+    assert "1 passed" in _pytest(theirs, *given, "--lora-optional", "fc1").stdout
+
+
+def test_the_plugin_brings_nothing_along(theirs: Path) -> None:
+    code = (
+        f"import sys, pytest, {PLUGIN}\n"
+        "ours = {name for name in sys.modules if name.partition('.')[0] == 'bench'}\n"
+        "assert not ours, ours\n"
+        "assert not {'torch', 'transformers', 'numpy', 'pandas'} & set(sys.modules)"
+    )
+    done = _run(theirs, "-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_command_runs_beside_their_own_bench(theirs: Path) -> None:
+    done = _run(
+        theirs, "-m", "lora_target_bench", "targets", "mine", "--target-modules", "q_proj", "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["adapted_layers"] == 2
+
+
+BOTH_NAMES = {
+    "bench first": """
+import bench.errors, bench.units
+import lora_target_bench, lora_target_bench.units
+""",
+    "the other first": """
+import lora_target_bench.units, lora_target_bench.errors
+import bench, bench.units
+""",
+}
+SAME = """
+import lora_target_bench.predict.gpus, bench.predict.gpus, lora_target_bench.files, bench.files
+import sys
+assert bench.units is lora_target_bench.units
+assert bench.files is lora_target_bench.files
+assert bench.predict.gpus is lora_target_bench.predict.gpus
+assert bench.errors.BenchError is lora_target_bench.BenchError is bench.BenchError
+assert bench.check_targets is lora_target_bench.check_targets
+for name in ("bench.units", "bench.errors"):
+    assert sys.modules[name].__spec__.name == sys.modules[name].__name__
+"""
+
+
+@pytest.mark.parametrize("order", BOTH_NAMES)
+def test_both_names_mean_the_same_modules(order: str, tmp_path: Path) -> None:
+    done = _run(tmp_path, "-c", BOTH_NAMES[order] + SAME)
+    assert done.returncode == 0, done.stderr
