@@ -22,7 +22,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bench import AdapterConfig, BenchError, DeadEntries, __version__, check_targets
+    from bench import AdapterConfig, BenchError, DeadEntries, check_targets
+    from bench import __version__ as __version__
 
 __all__ = ["AdapterConfig", "BenchError", "DeadEntries", "check_targets"]
 
@@ -101,7 +102,7 @@ def _found(name: str, place: Path) -> ModuleSpec | None:
     return None
 
 
-sys.meta_path.insert(0, _Finder())  # type: ignore[arg-type]
+sys.meta_path.insert(0, _Finder())
 
 
 def __getattr__(name: str) -> Any:

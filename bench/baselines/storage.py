@@ -96,6 +96,14 @@ def _matches(path: Path, wanted: str) -> bool:
     return fnmatch.fnmatchcase(path.stem, f"{wanted}*") or fnmatch.fnmatchcase(name, wanted)
 
 
+def check_name(name: str) -> None:
+    """BenchError unless a stored run can be called so."""
+    if not NAME.fullmatch(name):
+        raise BenchError(
+            f"{name!r} cannot name a run: use letters, digits and . _ + - (at most 100)"
+        )
+
+
 def write_run(folder: Path | str, name: str, document: Mapping[str, Any]) -> Path:
     """Seal `document` and store it as the next `NNNN_NAME.json` in `folder`; returns its path.
 
@@ -104,10 +112,7 @@ def write_run(folder: Path | str, name: str, document: Mapping[str, Any]) -> Pat
     number is taken. A killed process leaves at most a `.saving-*` file, which nothing reads.
     BenchError for a name that cannot be a file name, an invalid run, or a full disk.
     """
-    if not NAME.fullmatch(name):
-        raise BenchError(
-            f"{name!r} cannot name a run: use letters, digits and . _ + - (at most 100)"
-        )
+    check_name(name)
     text = _lines(seal(document), 3) + "\n"
     folder = Path(folder)
     with _saving(folder / name, text) as temporary, _alone(folder):

@@ -33,7 +33,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """The tool's own tests are left out where pytest_collection_modifyitems would drop them all."""
     about_results = config.option.model or _stores(config)
-    return True if collection_path.name == "selftest" and about_results else None
+    selftest = _suites(config) / "selftest"
+    return True if collection_path == selftest and about_results else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -44,7 +45,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     slow_too = "slow" in config.option.markexpr
     wanted = set(PARAMETERS) if config.option.model else {"record"}
     about_results = config.option.model or _stores(config)
+    suites = _suites(config)
     for item in items:
+        if not item.path.is_relative_to(suites) and "record" not in _fixtures(item):
+            keep.append(item)  # somebody else's: not ours to choose among
+            continue
         empty = item.name.endswith("[NOTSET]")  # a suite with no subject in this run
         other = about_results and not wanted & set(_fixtures(item))
         slow = item.get_closest_marker("slow") and not slow_too
@@ -86,6 +91,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             check_case_length(subject.case(step))
         except BenchError as error:
             pytest.exit(f"error: --seq-len: {error}", returncode=2)
+
+
+def _suites(config: pytest.Config) -> Path:
+    return config.rootpath / "suites"
 
 
 def _is_measured(item: pytest.Item) -> bool:

@@ -10,7 +10,9 @@ import pytest
 
 from bench.baselines import all_thresholds, gate, load_stored
 from bench.baselines.runlog import RunLog
+from bench.baselines.storage import check_name
 from bench.errors import BenchError
+from bench.plugin.benchmarks import check_benchmark_options, name_to_save
 from bench.plugin.state import (
     BASELINE,
     LOG,
@@ -90,10 +92,14 @@ def pytest_configure(config: pytest.Config) -> None:
     option = config.option
     load_model.cache_clear()  # a second run in this process may find other files
     config.stash[LOG] = RunLog()
-    config.stash[SAVE] = option.benchmark_save
     config.stash[BASELINE] = None
     config.stash[VERDICTS] = []
     try:
+        check_benchmark_options(config)
+        # The run is stored with every record, whole or not at all: see pytest_sessionfinish.
+        config.stash[SAVE] = name = name_to_save(config)
+        if name is not None:
+            check_name(name)
         _check_numbers(option)
         config.stash[THRESHOLDS] = all_thresholds(
             option.threshold, config.rootpath / "pyproject.toml"
@@ -114,7 +120,7 @@ def pytest_configure(config: pytest.Config) -> None:
             )
         )
         gate([], option.allow)
-        if under_xdist(config) and (option.benchmark_save or option.benchmark_compare):
+        if under_xdist(config) and (name or option.benchmark_compare):
             raise BenchError(f"--benchmark-save and --benchmark-compare: {XDIST_REASON}")
         if option.gate and not option.benchmark_compare:
             raise BenchError("--gate needs --benchmark-compare: there is nothing to hold against")
@@ -127,8 +133,6 @@ def pytest_configure(config: pytest.Config) -> None:
             option.benchmark_compare = str(baseline.path)
     except BenchError as error:
         pytest.exit(f"error: {error}", returncode=2)
-    # The run is stored here, with every record, whole or not at all: see pytest_sessionfinish.
-    option.benchmark_save = None
 
 
 def _check_numbers(option: Any) -> None:

@@ -114,6 +114,10 @@ def test_dead_entry_fails_and_tells_what_to_write(run, pytester: pytest.Pytester
         (["--budget", "0"], "--budget must be a finite number greater than 0, not 0"),
         (["--budget", "nan"], "--budget must be a finite number greater than 0, not nan"),
         (["--check-loss", "-3"], "--check-loss must be 0 (do not check) or a number of steps"),
+        (["--benchmark-save=a b ü"], "'a b ü' cannot name a run"),
+        (["--benchmark-min-rounds=3"], "--benchmark-min-rounds has no effect on these suites"),
+        (["--benchmark-warmup=on"], "--benchmark-warmup has no effect on these suites"),
+        (["--benchmark-storage=elasticsearch+http://x"], "runs are stored in a folder"),
         (["-n", "2", "--benchmark-save", "x"], "measured cases are refused under pytest-xdist"),
     ],
 )
@@ -204,6 +208,18 @@ def test_save_compare_and_gate(run, pytester: pytest.Pytester) -> None:
     changed = run(*STEPS, *timed, "--benchmark-compare", "--gate")
     assert changed.ret == pytest.ExitCode.TESTS_FAILED
     changed.stdout.fnmatch_lines(["*trainable parameters*"])
+
+
+def test_pytest_benchmarks_own_options_work(run, pytester: pytest.Pytester) -> None:
+    shown = ("--benchmark-columns=min,rounds", "--benchmark-json=all.json", "--benchmark-autosave")
+    result = run(*STEPS, *shown)
+    assert result.ret == pytest.ExitCode.OK
+    result.stdout.re_match_lines([r"Name \(time in \w+\) +Min +Rounds *$"])
+    (benchmark,) = json.loads((pytester.path / "all.json").read_text())["benchmarks"]
+    assert len(benchmark["stats"]["data"]) == 5
+    (path,) = _results(pytester).glob("0001_*.json")
+    assert "unversioned" in path.name  # pytest-benchmark's name: commit and time
+    assert len(load_run(path).records) == 2
 
 
 def test_a_full_disk_while_saving_loses_no_case(

@@ -39,7 +39,8 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[
     for name in ("conftest.py", "test_prediction.py"):
         shutil.copy(SUITES / name, folder)
     pytester.makepyprojecttoml(
-        "[tool.pytest.ini_options]\naddopts = ['--import-mode=importlib', '-p', 'bench.plugin.suite']"
+        "[tool.pytest.ini_options]\n"
+        "addopts = ['--import-mode=importlib', '-p', 'bench.plugin.suite']"
     )
 
     def once() -> Any:

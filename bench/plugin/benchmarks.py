@@ -1,0 +1,67 @@
+"""pytest-benchmark's own options: honoured, or refused by name before anything runs.
+
+A measured case is timed by its worker, `--rounds` times after one warmup round, and printed in the
+suite's own table. What would choose other rounds or another clock cannot be honoured; what chooses
+how pytest-benchmark shows its table asks for that table too.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from importlib.util import find_spec
+
+import pytest
+
+from bench.errors import BenchError
+
+_ROUNDS = "a measured case takes --rounds N steps after one warmup step"
+_CLOCK = "a measured case is timed in its worker process, by the worker's clock"
+_REFUSED = {
+    "--benchmark-min-rounds": _ROUNDS,
+    "--benchmark-min-time": _ROUNDS,
+    "--benchmark-max-time": f"{_ROUNDS}; --budget MINUTES bounds the whole run",
+    "--benchmark-precision": _ROUNDS,
+    "--benchmark-warmup": _ROUNDS,
+    "--benchmark-warmup-iterations": _ROUNDS,
+    "--benchmark-timer": _CLOCK,
+    "--benchmark-calibration-precision": _CLOCK,
+    "--benchmark-disable-gc": f"{_CLOCK}, which collects no garbage within a step",
+    "--benchmark-cprofile": _CLOCK,
+    "--benchmark-cprofile-loops": _CLOCK,
+    "--benchmark-cprofile-top": _CLOCK,
+    "--benchmark-cprofile-dump": _CLOCK,
+}
+_SHOWN = ("columns", "sort", "group-by", "name", "histogram", "confidence", "verbose")
+
+
+def given(config: pytest.Config) -> set[str]:
+    """The options that this run was called with, in PYTEST_ADDOPTS too, without their values."""
+    arguments = [str(argument) for argument in config.invocation_params.args]
+    arguments += shlex.split(os.environ.get("PYTEST_ADDOPTS", ""))
+    return {a.partition("=")[0] for a in arguments if a.startswith("--benchmark-")}
+
+
+def check_benchmark_options(config: pytest.Config) -> None:
+    """Raises BenchError for one that measured cases cannot honour."""
+    option, named = config.option, given(config)
+    for name in sorted(named & _REFUSED.keys()):
+        raise BenchError(f"{name} has no effect on these suites: {_REFUSED[name]}")
+    if "--benchmark-histogram" in named and not (find_spec("pygal") and find_spec("pygaljs")):
+        raise BenchError(
+            "--benchmark-histogram needs pygal: pip install 'pytest-benchmark[histogram]'"
+        )
+    if named & {f"--benchmark-{name}" for name in _SHOWN}:
+        option.benchmark_quiet = False
+    storage = str(option.benchmark_storage)
+    if "://" in storage and not storage.startswith("file://"):
+        raise BenchError(f"--benchmark-storage {storage}: runs are stored in a folder")
+
+
+def name_to_save(config: pytest.Config) -> str | None:
+    """What --benchmark-save, or --benchmark-autosave, calls this run; pytest-benchmark itself then
+    saves nothing. Its name for an autosave is the commit and the time."""
+    option = config.option
+    name: str | None = option.benchmark_save or option.benchmark_autosave or None
+    option.benchmark_save = option.benchmark_autosave = None
+    return name
