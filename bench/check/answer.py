@@ -1,0 +1,226 @@
+"""`bench check`: one file or folder taken for what it is, and held against its base model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.check.base import base_model
+from bench.errors import BenchError
+from bench.formulas import Parameters, lora_parameters
+from bench.models.architectures import Model
+from bench.readers import Recipe, read_recipe
+from bench.saved.folder import CONFIG, Found, find
+from bench.saved.header import read_header
+from bench.saved.keys import Comparison, compare
+from bench.saved.values import Values, read_values
+from bench.scenarios.subjects import Subject
+from bench.targets import Ledger, match
+
+if TYPE_CHECKING:
+    from bench.predict.gpus import Gpu
+    from bench.predict.result import Prediction
+
+
+@dataclass(frozen=True)
+class Question:
+    """What to check beside the ledger.
+
+    `gpu` and `seq_len` ask for the memory of the file's own step; `weights` for the values of a
+    trained adapter; `gradients` for the adapters that get none.
+    """
+
+    model: str | None = None
+    auto_class: str | None = None
+    trust_remote_code: bool = False
+    optional: tuple[str, ...] = ()
+    gpu: Gpu | None = None
+    seq_len: int | None = None
+    weights: bool = False
+    gradients: bool = False
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One file's answer.
+
+    Attributes:
+        path: what was asked about; `recipe.path` is the file that was read.
+        kind: what it was taken for.
+        comparison, values: of a trained adapter, where there is one (and `--weights`).
+        prediction: of the file's own step; `not_predicted` says why there is none.
+    """
+
+    path: Path
+    kind: str
+    recipe: Recipe
+    subject: Subject
+    ledger: Ledger
+    parameters: Parameters | None
+    notes: tuple[str, ...] = ()
+    weights: Path | None = None
+    comparison: Comparison | None = None
+    values: Values | None = None
+    prediction: Prediction | None = None
+    not_predicted: str = ""
+    findings: tuple[Finding, ...] = field(default=())
+
+    @property
+    def failed(self) -> bool:
+        """Whether anything was found that makes the configuration or the adapter wrong."""
+        short = self.prediction is not None and self.prediction.fit is not None
+        return any(f.error for f in self.findings) or (
+            short and not self.prediction.fit.fits  # type: ignore[union-attr]
+        )
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong (`error`) or probably not meant, at a line of a file."""
+
+    code: str
+    text: str
+    file: Path
+    line: int = 1
+    error: bool = True
+
+
+def check(path: Path, question: Question) -> Checked:
+    """Everything that is asked of the file or folder at `path`.
+
+    Raises BenchError where it is none that is understood, or the base model is not found.
+    """
+    found = find(path)
+    recipe = read_recipe(found.config)
+    kind = _kind(found, recipe)
+    model = base_model(
+        recipe.model, found.config, question.model, question.auto_class, question.trust_remote_code
+    )
+    if recipe.num_labels is not None:
+        model = replace(model, config={**model.config, "num_labels": recipe.num_labels})
+    if question.auto_class is None:
+        model = model.for_task(recipe.fields.get("task_type"))
+    adapter, notes = recipe.adapter(model)
+    subject = Subject(model, "own", adapter, None, question.optional)
+    ledger = match(model.table, adapter, model.role_of)
+    checked = Checked(
+        path=path,
+        kind=kind,
+        recipe=recipe,
+        subject=subject,
+        ledger=ledger,
+        parameters=None if ledger.refusals else lora_parameters(ledger),
+        notes=notes,
+        weights=found.weights,
+    )
+    if found.weights is not None:
+        checked = _with_weights(checked, found.weights, model, question.weights)
+    elif question.weights:
+        raise BenchError(f"{path}: --weights needs a trained adapter, and there are no weights")
+    if question.gpu is not None:
+        checked = _with_prediction(checked, question)
+    return replace(checked, findings=tuple(_findings(checked)))
+
+
+def _kind(found: Found, recipe: Recipe) -> str:
+    if found.weights is not None:
+        return f"{found.kind} of {recipe.tool} ({CONFIG}, {found.weights.name})"
+    return recipe.title
+
+
+def _with_weights(checked: Checked, weights: Path, model: Model, values: bool) -> Checked:
+    tensors = read_header(weights)
+    comparison = None
+    if not checked.ledger.refusals:
+        comparison = compare(model, checked.recipe.path, tensors)
+    return replace(checked, comparison=comparison, values=read_values(weights) if values else None)
+
+
+def _with_prediction(checked: Checked, question: Question) -> Checked:
+    """The file's own step, predicted; or why it is not."""
+    from bench.predict import predict
+    from bench.training.cases import StepOptions
+
+    step = checked.recipe.step
+    length = question.seq_len or (step.seq_len if step else None)
+    if step is None:
+        return replace(checked, not_predicted=f"{checked.kind} describes no step: see bench memory")
+    if checked.ledger.refusals:
+        return replace(checked, not_predicted="PEFT refuses the configuration")
+    if not step.optimizer:
+        return replace(checked, not_predicted=next(n for n in step.notes if "optimizer" in n))
+    if length is None:
+        return replace(checked, not_predicted="the file names no length: give --seq-len")
+    options = StepOptions(
+        batch_size=step.batch_size or 1,
+        seq_len=length,
+        optimizer=step.optimizer,
+        gradient_checkpointing=step.gradient_checkpointing,
+    )
+    try:
+        case = replace(checked.subject, precision=step.precision).case(options)
+        return replace(checked, prediction=predict(case, gpu=question.gpu))
+    except BenchError as error:
+        return replace(checked, not_predicted=str(error))
+
+
+def _findings(checked: Checked) -> list[Finding]:
+    """Everything that was found, errors first, each at the line of its file."""
+    recipe, ledger, optional = checked.recipe, checked.ledger, checked.subject.optional
+    found = []
+    for entry in ledger.entries:
+        if entry.dead and entry.entry not in optional:
+            line = recipe.line(entry.field, entry.entry)
+            text = f"{entry.entry} reaches nothing{entry.why_dead}"
+            found.append(Finding("dead-entry", text, recipe.path, line))
+    for dead in ledger.dead_fields:
+        if dead.entry not in optional:
+            line = recipe.line(dead.field, dead.entry)
+            found.append(Finding("dead-field", str(dead), recipe.path, line))
+    for reason in ledger.refusals:
+        line = recipe.line("target_modules", "")
+        found.append(Finding("refused", f"PEFT refuses: {reason}", recipe.path, line))
+    if checked.weights is not None:
+        found += _saved_findings(checked, checked.weights)
+    for hazard in ledger.hazards:
+        line = recipe.line("target_modules", "")
+        found.append(Finding(hazard.code, hazard.reason, recipe.path, line, error=False))
+    return found
+
+
+def _saved_findings(checked: Checked, file: Path) -> list[Finding]:
+    found = []
+    if (keys := checked.comparison) is not None:
+        for move in keys.moves:
+            text = f"{move.old} was renamed to {move.new}: explains {move.keys} keys"
+            found.append(Finding("prefix-moved", text, file))
+        if keys.missing:
+            found.append(Finding("missing-keys", _some("missing", keys.missing), file))
+        if keys.ignored:
+            found.append(Finding("ignored-keys", _some("ignored", keys.ignored), file))
+        if keys.lost:
+            found.append(
+                Finding("missing-keys", _some("missing, and PEFT raises", keys.lost), file)
+            )
+        for wrong in keys.mismatches:
+            text = f"{wrong.key}: shape {wrong.saved} in the file, {wrong.wanted} on this model"
+            found.append(Finding("other-shape", text, file))
+        if keys.overwritten:
+            text = _some("replace weights of the base model", keys.overwritten)
+            found.append(Finding("base-weights", text, file, error=False))
+    if (values := checked.values) is not None:
+        if values.broken:
+            found.append(Finding("not-finite", _some("hold NaN or infinity", values.broken), file))
+        if values.never_trained:
+            text = "every B is zero: this adapter was never trained, and changes nothing"
+            found.append(Finding("never-trained", text, file))
+        if values.unchanged:
+            text = _some("changed nothing", values.unchanged)
+            found.append(Finding("unchanged", text, file, error=False))
+    return found
+
+
+def _some(what: str, names: tuple[str, ...], shown: int = 3) -> str:
+    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return f"{len(names)} {what}: {', '.join(names[:shown])}{rest}"

@@ -1,0 +1,43 @@
+"""Which tool a file is of, told by keys that only that tool has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench.errors import BenchError
+from bench.readers import axolotl, litgpt, llama_factory, ms_swift, peft, trl
+from bench.readers.document import Document, read_document
+from bench.readers.recipe import Recipe
+
+READERS = (axolotl.READER, llama_factory.READER, trl.READER, litgpt.READER, ms_swift.READER)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a file of PEFT, axolotl, LLaMA-Factory, TRL, LitGPT or ms-swift.
+
+    Raises BenchError, naming the file: unreadable, of none of these tools, or one whose keys are of
+    two of them.
+    """
+    document = read_document(path)
+    if "peft_type" in document.values or path.name == "adapter_config.json":
+        return peft.read(document)
+    found = sorted(READERS, key=lambda reader: -reader.fits(document.values))
+    best = found[0].fits(document.values)
+    if not best:
+        raise BenchError(f"{path}: {_unknown(document)}")
+    if found[1].fits(document.values) == best:
+        raise BenchError(
+            f"{path}: as much of {found[0].tool} as of {found[1].tool}: name the tool's own keys"
+        )
+    return found[0].read(document)
+
+
+def _unknown(document: Document) -> str:
+    keys = document.values.keys()
+    if "model_type" in keys and "architectures" in keys:
+        return "a model's config.json, with no LoRA configuration; name the adapter's file"
+    tools = ", ".join(f"{r.tool} ({r.model_key} with {min(r.marks)}, ...)" for r in READERS)
+    return (
+        f"a file of no tool that is known here: expected PEFT (peft_type), {tools}; "
+        f"found {', '.join(list(keys)[:6])}"
+    )

@@ -1,0 +1,288 @@
+"""LLaMA-Factory's YAML and JSON.
+
+Keys and defaults: LLaMA-Factory 0.9.5 `hparams/` (finetuning_args, model_args, data_args), what
+they do: `model/adapter.py`, `model/model_utils/misc.py` (`find_all_linear_modules`) and
+`visual.py` (`patch_target_modules`, the table of composite models).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bench.errors import BenchError
+from bench.readers import trainer
+from bench.readers.document import Document
+from bench.readers.linear import holding, last_segments
+from bench.readers.recipe import (
+    Fields,
+    Reader,
+    Recipe,
+    Step,
+    listed,
+    notes_on,
+    refuse_whole_model,
+    renamed,
+    whole,
+)
+
+if TYPE_CHECKING:
+    from bench.models.architectures import Model
+
+FIELDS = {
+    "lora_rank": "r",
+    "lora_alpha": "lora_alpha",
+    "lora_dropout": "lora_dropout",
+    "lora_target": "target_modules",
+    "additional_target": "modules_to_save",
+    "use_rslora": "use_rslora",
+    "use_dora": "use_dora",
+}
+SAID = {
+    "adapter_name_or_path": "goes on with that adapter, whose own adapter_config.json then decides",
+    "use_unsloth": "unsloth builds the model and adds its own target modules",
+    "use_llama_pro": "trains the expanded blocks alone, which is not computed",
+    "mixture_of_depths": "another model than transformers has, which is not built",
+    "shift_attn": "changes the attention of the model; the modules are the same",
+    "add_tokens": "new tokens lengthen the embeddings, which are counted at their published length",
+    "add_special_tokens": "new tokens lengthen the embeddings, which are counted as published",
+    "new_special_tokens_config": "new tokens lengthen the embeddings, counted as published",
+    "trust_remote_code": "the repository's own code may build another model than transformers has",
+    "use_mca": "Megatron builds the model, with names of its own",
+    "rope_scaling": "changes the positions of the model; the modules are the same",
+}
+SAID_OF_STEP = {
+    **trainer.SAID_OF_STEP,
+    "enable_liger_kernel": "fused kernels, with which a step takes less than is predicted",
+    "use_unsloth_gc": "unsloth's checkpointing moves activations away, which leaves less",
+    "fp8": "FP8 products, which are not predicted",
+    "use_galore": "another optimizer than is predicted",
+    "use_apollo": "another optimizer than is predicted",
+    "use_badam": "another optimizer than is predicted",
+    "use_adam_mini": "another optimizer than is predicted",
+    "use_muon": "another optimizer than is predicted",
+    "upcast_layernorm": "norms in fp32, which are predicted in the compute precision",
+    "upcast_lmhead_output": "logits in fp32, which are predicted in the compute precision",
+    "pure_bf16": "adapters in bf16, which are predicted in fp32",
+    "ref_model": "a second model in memory, which is not predicted",
+    "reward_model": "a second model in memory, which is not predicted",
+}
+UNDERSTOOD = (
+    frozenset(
+        """finetuning_type stage lora_target quantization_bit quantization_method quantization_type
+    double_quantization cutoff_len packing neat_packing freeze_vision_tower
+    freeze_multi_modal_projector freeze_language_model resize_vocab pissa_init pissa_iter
+    disable_gradient_checkpointing""".split()
+    )
+    | trainer.STEP_KEYS
+)
+INERT = (
+    *trainer.INERT,
+    r"template|dataset|eval_dataset|dataset_dir|media_dir|train_on_prompt|mask_history|streaming",
+    r"buffer_size|mix_strategy|interleave_probs|overwrite_cache|preprocessing_.*|max_samples|tool_.*",
+    r"ignore_pad_token_for_loss|val_size|default_system|enable_thinking|preserve_thinking",
+    r"tokenized_path|data_shared_file_system|plot_loss|image_.*|video_.*|audio_.*|crop_to_patches",
+    r"use_audio_in_video|cache_dir|use_fast_tokenizer|split_special_tokens|model_revision",
+    r"low_cpu_mem_usage|flash_attn|use_reentrant_gc|moe_aux_loss_coef|init_special_tokens|infer_.*",
+    r"offload_folder|use_kv_cache|.*hub_token|print_param_status|vllm_.*|sglang_.*|export_.*|ray_.*",
+    r"pref_.*|dpo_.*|kto_.*|ppo_.*|simpo_.*|ld_alpha|loraplus_.*|pissa_convert|create_new_adapter",
+    r"freeze_trainable_.*|freeze_extra_modules|compute_accuracy|disable_shuffling|swanlab_.*|use_swanlab",
+    r"(galore|apollo|badam|oft)_.*|module_dropout|report_to|use_dft_loss|max_new_tokens|top_[pk]",
+    r"temperature|do_sample|repetition_penalty|quantization_device_map|enable_torch_profiler",
+    r"reward_model_.*|ref_model_.*|use_v1_kernels|profile.*|adapter_folder|fp8_.*|train_from_scratch",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Composite:
+    """Parts of a vision-language model, as pieces of module names."""
+
+    projector: tuple[str, ...] = ("multi_modal_projector",)
+    vision: tuple[str, ...] = ("vision_tower",)
+    language: tuple[str, ...] = ("language_model", "lm_head")
+    conflicts: tuple[str, ...] = ()
+
+
+_QWEN = Composite(("visual.merger",), ("visual.patch_embed", "visual.blocks"),
+                  conflicts=("patch_embed",))  # fmt: skip
+_QWEN3 = Composite(
+    ("visual.merger",),
+    ("visual.pos_embed", "visual.patch_embed", "visual.blocks", "visual.deepstack_merger_list"),
+    conflicts=("patch_embed",),
+)
+_QWEN3_5 = Composite(("model.visual.merger",),
+                     ("visual.pos_embed", "visual.patch_embed", "visual.blocks"),
+                     conflicts=("patch_embed",))  # fmt: skip
+# Model types whose towers LLaMA-Factory knows; on every other its freeze_* keys do nothing.
+COMPOSITES = {
+    **dict.fromkeys(("gemma3", "internvl", "interns1", "kimi_vl", "llava", "llava_next",
+                     "llava_next_video", "paligemma", "video_llava"), Composite()),
+    "gemma3n": Composite(vision=("vision_tower", "audio_tower"),
+                         conflicts=("timm_model", "subsample_conv_projection")),
+    "gemma4": Composite(("model.embed_vision", "model.embed_audio"),
+                        ("vision_tower", "audio_tower"),
+                        conflicts=("per_layer_projection_norm",)),
+    **dict.fromkeys(("glm4v", "glm4v_moe", "glm_ocr", "qwen2_vl", "qwen2_5_vl"), _QWEN),
+    **dict.fromkeys(("qwen3_vl", "qwen3_vl_moe"), _QWEN3),
+    **dict.fromkeys(("qwen3_5", "qwen3_5_moe"), _QWEN3_5),
+    **dict.fromkeys(("llama4", "mllama"), Composite(vision=("vision_model",))),
+    "mistral3": Composite(("model.multi_modal_projector",)),
+    "qwen2_audio": Composite(vision=("audio_tower",)),
+    "qwen2_5_omni_thinker": Composite(
+        ("visual.merger", "audio_tower.proj"),
+        ("visual.patch_embed", "visual.blocks", "audio_tower"),
+        ("model", "lm_head"), ("patch_embed",),
+    ),
+}  # fmt: skip
+
+
+def read(document: Document) -> Recipe:
+    """The recipe of a LLaMA-Factory file. Raises BenchError for one that trains no LoRA adapter."""
+    values = document.values
+    method = values.get("finetuning_type", "lora")
+    if method != "lora":
+        raise refuse_whole_model(document, READER, f"finetuning_type is {method!r}")
+    fields, keys = renamed(document, FIELDS)
+    fields["r"] = whole(document, "lora_rank", 8)
+    fields["lora_alpha"] = values.get("lora_alpha") or 2 * fields["r"]
+    fields["target_modules"] = listed(fields.get("target_modules", "all"))
+    if "modules_to_save" in fields:
+        fields["modules_to_save"] = listed(fields["modules_to_save"])
+    fields["task_type"] = "CAUSAL_LM"
+    if values.get("pissa_init"):
+        steps = values.get("pissa_iter", 16)
+        fields["init_lora_weights"] = "pissa" if steps == -1 else f"pissa_niter_{steps}"
+    notes, step_notes = notes_on(READER, document)
+    if values.get("stage") in ("rm", "ppo"):
+        notes = (*notes, f"stage {values['stage']}: a value head is added, which is not counted")
+    precision = _precision(document)
+
+    def targets(model: Model) -> tuple[Fields, tuple[str, ...]]:
+        return _targets(model, fields, values)
+
+    return Recipe(
+        tool=READER.tool,
+        version=READER.version,
+        document=document,
+        model=values.get("model_name_or_path"),
+        fields=fields,
+        step=_step(document, precision, step_notes),
+        targets=targets,
+        keys={**keys, "target_modules": ("lora_target",)},
+        notes=notes,
+    )
+
+
+def _targets(model: Model, fields: Fields, values: Any) -> tuple[Fields, tuple[str, ...]]:
+    """The target modules as LLaMA-Factory works them out, and what a resized vocabulary adds."""
+    table = model.table
+    composite = COMPOSITES.get(table.model_type)
+    frozen = {
+        "freeze_vision_tower": values.get("freeze_vision_tower", True),
+        "freeze_multi_modal_projector": values.get("freeze_multi_modal_projector", True),
+        "freeze_language_model": values.get("freeze_language_model", False),
+    }
+    found: Fields = {}
+    if values.get("resize_vocab") and "modules_to_save" not in fields:
+        embeddings = (table.input_embedding, table.output_embedding)
+        found["modules_to_save"] = list(last_segments(filter(None, embeddings)))
+    entries = fields["target_modules"]
+    if entries == ["all"]:
+        entries = list(_every_linear(model, composite, bool(frozen["freeze_vision_tower"])))
+    found["target_modules"] = entries
+    if composite is None:
+        idle = [key for key in frozen if key in values and len(table.stacks) > 1]
+        return found, tuple(
+            f"{key} does nothing: LLaMA-Factory knows no parts of {table.model_type}"
+            for key in idle
+        )
+    held_out = set(composite.conflicts)
+    held_out |= set(composite.vision if frozen["freeze_vision_tower"] else ())
+    held_out |= set(composite.projector if frozen["freeze_multi_modal_projector"] else ())
+    held_out |= set(composite.language if frozen["freeze_language_model"] else ())
+    return {**found, **_held_out(model, entries, sorted(held_out))}, ()
+
+
+def _every_linear(model: Model, composite: Composite | None, frozen: bool) -> tuple[str, ...]:
+    forbidden = {"lm_head"}
+    forbidden |= {"chatglm": {"output_layer"}, "internlm2": {"output"}}.get(
+        model.table.model_type, set()
+    )
+    if composite is not None:
+        forbidden |= set(composite.projector) | set(composite.vision if frozen else ())
+    return last_segments(
+        m.name
+        for m in model.table.modules
+        if "Linear" in m.class_name
+        and "Embedding" not in m.class_name
+        and not any(part in m.name for part in forbidden)
+    )
+
+
+def _held_out(model: Model, entries: list[str], parts: list[str]) -> Fields:
+    """The whole names that the tool lists for a composite model; as the user's entries and an
+    exclude_modules where those reach the same, since that can be read."""
+    names = [
+        m.name
+        for m in model.table.modules
+        if any(entry in m.name for entry in entries) and not any(part in m.name for part in parts)
+    ]
+    ends = tuple(f".{entry}" for entry in entries)
+    short = [n for n in model.table.by_name if f".{n}".endswith(ends)
+             and not any(part in n for part in parts)]  # fmt: skip
+    if set(short) != set(names):
+        return {"target_modules": names}
+    return {"target_modules": entries, "exclude_modules": holding(parts)}
+
+
+def _precision(document: Document) -> str:
+    values = document.values
+    bits = values.get("quantization_bit")
+    if bits is not None:
+        method = str(values.get("quantization_method", "bnb"))
+        if method not in ("bnb", "bitsandbytes") or bits not in (4, 8):
+            raise BenchError(
+                f"{document.path}: line {document.line('quantization_bit')}: quantization_bit "
+                f"{bits} with {method}: only bitsandbytes in 4 and 8 bit is known here"
+            )
+        if bits == 8:
+            return "int8"
+        double = "-dq" if values.get("double_quantization", True) else ""
+        return f"{values.get('quantization_type', 'nf4')}{double}"
+    if trainer.halves(values, "fp16"):
+        return "fp16"
+    return "bf16"  # asked for, or else the dtype that the hardware is best at
+
+
+def _step(document: Document, precision: str, notes: tuple[str, ...]) -> Step:
+    values = document.values
+    optimizer, more = trainer.optimizer(values.get("optim") or trainer.OPTIMIZER)
+    length = whole(document, "cutoff_len", 2048)
+    packed = values.get("packing") or values.get("neat_packing")
+    rows = "packed to" if packed else "of at most"
+    return Step(
+        whole(document, "per_device_train_batch_size", trainer.BATCH_SIZE),
+        length,
+        optimizer,
+        not values.get("disable_gradient_checkpointing"),
+        precision,
+        (f"rows {rows} cutoff_len, {length} tokens: all are predicted full", *more, *notes),
+    )
+
+
+READER = Reader(
+    tool="LLaMA-Factory",
+    version="0.9.5",
+    source="https://llamafactory.readthedocs.io/en/latest/advanced/arguments.html",
+    model_key="model_name_or_path",
+    marks=frozenset(
+        """finetuning_type lora_target lora_rank stage cutoff_len template quantization_bit
+        additional_target freeze_vision_tower dataset_dir""".split()
+    ),
+    fields=FIELDS,
+    understood=UNDERSTOOD,
+    inert=INERT,
+    said=SAID,
+    said_of_step=SAID_OF_STEP,
+    read=read,
+)

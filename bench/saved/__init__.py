@@ -1,0 +1,1 @@
+"""Trained adapters: what is in their files, and what PEFT would do with it on a model."""

@@ -1,0 +1,90 @@
+"""What a folder holds: an adapter, a checkpoint of Trainer, or a tool's configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.errors import BenchError
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PICKLE = "adapter_model.bin"
+STATE = "trainer_state.json"
+_CONFIGS = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class Found:
+    """The configuration in a folder, or the file that was named; `weights` where an adapter is
+    trained. `kind` says what it was taken for."""
+
+    config: Path
+    weights: Path | None = None
+    kind: str = ""
+
+
+def find(path: Path) -> Found:
+    """What there is at `path`.
+
+    Raises BenchError, naming what it found, for nothing to check, for two configurations, and for
+    weights that are a pickle: reading one runs whatever code it holds.
+    """
+    path = path.expanduser()
+    if not path.exists():
+        raise BenchError(f"{path}: no such file or folder")
+    if not path.is_dir():
+        return _file(path)
+    names = {entry.name for entry in path.iterdir() if entry.is_file()}
+    yamls = sorted(name for name in names if Path(name).suffix in _CONFIGS)
+    if CONFIG in names:
+        if yamls:
+            raise _several(path, [CONFIG, *yamls])
+        return _adapter(path, names)
+    if WEIGHTS in names or PICKLE in names:
+        raise BenchError(f"{path}: an adapter without its {CONFIG}, which says what it is")
+    configs = [*yamls, *(["args.json"] if "args.json" in names else [])]
+    if len(configs) > 1:
+        raise _several(path, configs)
+    if configs:
+        return Found(path / configs[0])
+    inner = sorted(p.parent.name for p in path.glob(f"*/{CONFIG}"))
+    if inner:
+        raise BenchError(f"{path}: holds {', '.join(inner)}: name the one to check")
+    raise BenchError(
+        f"{path}: nothing to check: no {CONFIG}, no YAML and no args.json is in that folder"
+    )
+
+
+def _file(path: Path) -> Found:
+    if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
+        raise _pickle(path)
+    if path.suffix == ".safetensors":
+        beside = path.parent / CONFIG
+        if not beside.exists():
+            raise BenchError(f"{path}: weights without {CONFIG} beside them, which says what they "
+                             "are")  # fmt: skip
+        return Found(beside, path, "adapter")
+    return Found(path)
+
+
+def _adapter(path: Path, names: set[str]) -> Found:
+    if WEIGHTS in names:
+        kind = "Trainer checkpoint" if STATE in names else "adapter"
+        return Found(path / CONFIG, path / WEIGHTS, kind)
+    if PICKLE in names:
+        raise _pickle(path / PICKLE)
+    return Found(path / CONFIG)
+
+
+def _several(path: Path, configs: list[str]) -> BenchError:
+    return BenchError(
+        f"{path}: holds {len(configs)} configurations ({', '.join(configs)}): name the one to check"
+    )
+
+
+def _pickle(path: Path) -> BenchError:
+    return BenchError(
+        f"{path}: a pickle, which runs whatever code it holds when it is read; save the adapter "
+        "again as safetensors (model.save_pretrained writes it) and check that"
+    )
