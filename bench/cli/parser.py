@@ -6,7 +6,18 @@ import argparse
 from typing import Protocol
 
 from bench import __version__
-from bench.cli import ab, atlas, compare, explain, memory, methods, published, report, targets
+from bench.cli import (
+    ab,
+    atlas,
+    check,
+    compare,
+    explain,
+    memory,
+    methods,
+    published,
+    report,
+    targets,
+)
 from bench.cli.options import Add
 
 
@@ -25,6 +36,7 @@ class Command(Protocol):
 
 
 COMMANDS: dict[str, Command] = {
+    "check": check,
     "targets": targets,
     "methods": methods,
     "explain": explain,

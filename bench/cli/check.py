@@ -1,0 +1,78 @@
+"""`bench check`: whatever file or folder one has, taken for what it is, against its base model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from bench.cli.options import Add, split
+from bench.cli.output import in_colour
+from bench.errors import BenchError
+
+HELP = "check a training configuration or a trained adapter, whichever tool wrote it"
+EPILOG = (
+    "PATH is PEFT's adapter_config.json, an adapter's folder, a checkpoint of Trainer, or a file "
+    "of axolotl, LLaMA-Factory, TRL, LitGPT or ms-swift. Exit status: 0 nothing wrong; 1 a dead "
+    "entry, weights that do not fit, or a step that does not; 2 the input was wrong. "
+    "docs/check.md says more."
+)
+
+
+def add_options(add: Add) -> None:
+    """The files, the base model, and what to look into beside the ledger."""
+    # fmt: off
+    add("paths", nargs="+", type=Path, metavar="PATH", help="a file, or a folder that holds one")
+    add("--model", metavar="MODEL",
+        help="the base model: registered name, folder or config.json, or hub id "
+             "(default: the one that the file names)")
+    add("--auto-class", metavar="CLASS", help="transformers class to build the model with")
+    add("--trust-remote-code", action="store_true", help="run a model repository's own code")
+    add("--optional", default="", metavar="A,B", help="entries that may reach nothing")
+    add("--weights", action="store_true",
+        help="read a trained adapter's values too: never trained, NaN, norms by role")
+    add("--gpu", metavar="NAME", help="predict the memory of the file's own step on this GPU")
+    add("--gpu-memory", metavar="SIZE", help="... or on this much memory, such as 24GiB")
+    add("--seq-len", type=int, metavar="N", help="tokens in a row, where the file leaves it open")
+    add("--format", choices=("terminal", "json", "github"), default="terminal",
+        help="github: annotations on the lines of the files (default: %(default)s)")
+    add("--json", action="store_const", const="json", dest="format",
+        help="one JSON object a line: --format json")
+    # fmt: on
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check every path; 1 if anything is wrong in one of them."""
+    if options.gpu and options.gpu_memory:
+        raise BenchError("give --gpu or --gpu-memory, not both")
+    if options.seq_len is not None and options.seq_len < 1:
+        raise BenchError(f"--seq-len must be at least 1, not {options.seq_len}")
+    from bench.check.answer import Question, check
+    from bench.predict.gpus import find_gpu, gpu_with_memory
+    from bench.reports.check import check_annotations, check_json, check_text
+
+    gpu = find_gpu(options.gpu) if options.gpu else None
+    if options.gpu_memory:
+        gpu = gpu_with_memory(options.gpu_memory)
+    question = Question(
+        model=options.model,
+        auto_class=options.auto_class,
+        trust_remote_code=options.trust_remote_code,
+        optional=split(options.optional),
+        gpu=gpu,
+        seq_len=options.seq_len,
+        weights=options.weights,
+    )
+    failed = False
+    for number, path in enumerate(options.paths):
+        checked = check(path, question)
+        if options.format == "json":
+            print(json.dumps(check_json(checked)), flush=True)
+        elif options.format == "github":
+            if text := check_annotations(checked):
+                print(text, flush=True)
+        else:
+            blank = "\n" if number else ""
+            print(blank + check_text(checked, colour=in_colour()), flush=True)
+        failed |= checked.failed
+    return int(failed)

@@ -1,0 +1,143 @@
+"""What `bench check` found, as text, as JSON and as annotations of GitHub Actions."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from bench.reports.ledger import ledger_json, ledger_text
+
+if TYPE_CHECKING:
+    from bench.check.answer import Checked
+    from bench.saved.keys import Comparison
+    from bench.saved.values import Values
+
+
+def check_text(checked: Checked, *, colour: bool = False) -> str:
+    """What the path was taken for, the ledger, the trained weights, the step's memory."""
+    red, plain = ("\033[31m", "\033[0m") if colour else ("", "")
+    model = checked.subject.model
+    source = model.source_folder or "the hub's cache"
+    lines = [
+        f"{checked.path}: {checked.kind}",
+        f"  base model: {checked.recipe.model or 'not named'}, checked on {model.label} "
+        f"({model.model_type}, {source})",
+        *(f"  note: {note}" for note in checked.notes),
+        ledger_text(checked.subject, checked.ledger, checked.parameters, colour=colour),
+    ]
+    if checked.comparison is not None and checked.weights is not None:
+        lines += _keys(checked.comparison, checked.weights.name)
+    if checked.values is not None:
+        lines += _values(checked, checked.values)
+    told = {hazard.code for hazard in checked.ledger.hazards}
+    for finding in checked.findings:
+        if finding.code not in told and finding.file == checked.weights:
+            colours = (red, plain) if finding.error else ("", "")
+            lines.append(f"  {colours[0]}{finding.code}{colours[1]}: {finding.text}")
+    lines += _memory(checked)
+    errors = sum(finding.error for finding in checked.findings)
+    lines.append(f"{errors} errors, {len(checked.findings) - errors} hazards")
+    return "\n".join(lines)
+
+
+def _keys(keys: Comparison, name: str) -> list[str]:
+    if keys.fits:
+        return [f"  {name}: {keys.saved} tensors, all of which PEFT looks for, and none missing"]
+    return [
+        f"  {name}: {keys.saved} tensors; PEFT finds no place for {len(keys.ignored)}, and misses "
+        f"{len(keys.missing) + len(keys.lost)}"
+    ]
+
+
+def _values(checked: Checked, values: Values) -> list[str]:
+    if not values.updates:
+        return []
+    norms = values.norms_by(checked.subject.model.role_of)
+    lines = ["  norm of B·A by role (smallest to largest):"]
+    for role, (count, least, most) in norms.items():
+        name = role.replace("_", "-")
+        lines.append(f"    {name:<18}{count:>5} modules  {least:.3g} to {most:.3g}")
+    return lines
+
+
+def _memory(checked: Checked) -> list[str]:
+    from bench.reports.predicted import prediction_text
+
+    step = checked.recipe.step
+    if checked.not_predicted:
+        return [f"  memory is not predicted: {checked.not_predicted}"]
+    if checked.prediction is None or step is None:
+        return []
+    text = "\n".join(f"  {line}" for line in prediction_text(checked.prediction).splitlines())
+    return [text, *(f"  note on the step: {note}" for note in step.notes)]
+
+
+def check_json(checked: Checked) -> dict[str, Any]:
+    """One JSON object: what was read, the ledger as `bench targets --json` has it, the findings."""
+    step = checked.recipe.step
+    return {
+        **ledger_json(checked.subject, checked.ledger, checked.parameters),
+        "path": str(checked.path),
+        "taken_for": checked.kind,
+        "tool": checked.recipe.tool,
+        "base_model": checked.recipe.model,
+        "notes": list(checked.notes),
+        "step": asdict(step) if step else None,
+        "findings": [{**asdict(f), "file": str(f.file)} for f in checked.findings],
+        "saved": asdict(checked.comparison) if checked.comparison else None,
+        "values": _values_json(checked) if checked.values else None,
+        "prediction": checked.prediction.to_dict() if checked.prediction else None,
+        "not_predicted": checked.not_predicted or None,
+        "failed": checked.failed,
+    }
+
+
+def _values_json(checked: Checked) -> dict[str, Any]:
+    values = checked.values
+    assert values is not None
+    return {
+        "never_trained": values.never_trained,
+        "not_finite": list(values.broken),
+        "unchanged": list(values.unchanged),
+        "norms": {
+            role: {"modules": n, "smallest": least, "largest": most}
+            for role, (n, least, most) in values.norms_by(checked.subject.model.role_of).items()
+        },
+    }
+
+
+def check_annotations(checked: Checked) -> str:
+    """One line a finding, as GitHub Actions shows it on the file: errors, and hazards as warnings.
+
+    Source: https://docs.github.com/en/actions/reference/workflow-commands-for-github-actions
+    """
+    lines = [
+        annotation(
+            "error" if f.error else "warning", f.text, str(f.file), f.line, f"bench: {f.code}"
+        )
+        for f in checked.findings
+    ]
+    fit = checked.prediction.fit if checked.prediction else None
+    if fit is not None and not fit.fits:
+        lines.append(annotation("error", f"does not fit {fit.gpu}", str(checked.recipe.path), 1,
+                                "bench: memory"))  # fmt: skip
+    lines += [
+        annotation("notice", note, str(checked.recipe.path), 1, "bench: not covered")
+        for note in checked.notes
+    ]
+    return "\n".join(lines)
+
+
+def annotation(level: str, text: str, file: str, line: int, title: str) -> str:
+    """One workflow command, its text and properties escaped."""
+    said = _escaped(text)
+    where = f"file={_property(file)},line={line},title={_property(title)}"
+    return f"::{level} {where}::{said}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _escaped(text).replace(":", "%3A").replace(",", "%2C")
