@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from bench.errors import BenchError
 from bench.models.modules import EMBEDDING
-AUDIO, CONNECTOR, VISION = "audio", "connector", "vision"
+from bench.models.stacks import AUDIO, CONNECTOR, VISION
 from bench.readers import trainer
 from bench.readers.document import Document
 from bench.readers.linear import last_segments

@@ -187,8 +187,10 @@ def _whole_modules(peft_model: Any) -> list[str]:
 
 
 def _as_saved(key: str) -> str:
-    """A key of the live model as a file has it: without the adapter's name."""
-    return key.replace(f".{_ADAPTER}.", ".").removesuffix(f".{_ADAPTER}")
+    """A key of the live model as a file has it: without the adapter's name, and DoRA's magnitude
+    by the name it had first."""
+    plain = key.replace(f".{_ADAPTER}.", ".").removesuffix(f".{_ADAPTER}")
+    return plain.replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
 
 
 def _moves(ignored: list[str], missing: list[str]) -> tuple[Move, ...]:
