@@ -205,7 +205,7 @@ def _precision(document: Document) -> tuple[str, tuple[str, ...]]:
         return f"{more.get('bnb_4bit_quant_type', 'nf4')}{double}", ()
     if values.get("load_in_8bit") or bnb == "int8":
         return "int8", ()
-    notes = ()
+    notes: tuple[str, ...] = ()
     if values.get("load_in_4bit"):
         notes = ("load_in_4bit: axolotl quantizes to 4 bit for adapter qlora alone; the weights "
                  "stay in full with adapter lora",)  # fmt: skip
