@@ -39,7 +39,8 @@ class Tiny:
 
 MODELS: dict[str, Tiny] = {
     "llama": Tiny(_DECODER, CAUSAL, ("q_proj", "v_proj", "down_proj")),
-    "mistral": Tiny(_DECODER, CAUSAL, ("q_proj", "o_proj"), fields={"modules_to_save": ["lm_head"]}),
+    "mistral": Tiny(_DECODER, CAUSAL, ("q_proj", "o_proj"),
+                    fields={"modules_to_save": ["lm_head"]}),
     "qwen2": Tiny(_DECODER, CAUSAL, ("k_proj", "up_proj"), fields={"use_dora": True}),
     "phi3": Tiny(_DECODER, CAUSAL, ("qkv_proj", "gate_up_proj")),
     "phi": Tiny({**_DECODER, "num_key_value_heads": 4}, CAUSAL, ("q_proj", "fc1")),
