@@ -20,7 +20,7 @@ def test_step(measured: Subject, measuring, step_options, benchmark, record, pyt
     parameters = lora_parameters(ledger)
     record.ledger(ledger)
     record.parameters(parameters)
-    record.detail |= {"batch_size": step_options.batch_size, "seq_len": step_options.seq_len}
+    record.detail |= step_options.recorded()
     rounds = []
     try:
         with measuring.start(measured.case(step_options), clock=CLOCK) as running:

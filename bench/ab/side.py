@@ -84,10 +84,7 @@ class Side:
         its memory and exact cost, in a worker."""
         subject = self._subjects[key]
         recorder = self._recorder = Recorder(SUITE, subject)
-        recorder.detail |= {
-            "batch_size": self._step_options.batch_size,
-            "seq_len": self._step_options.seq_len,
-        }
+        recorder.detail |= self._step_options.recorded()
         try:
             _structure(subject, recorder)
             self._running = self._session.start(subject.case(self._step_options))

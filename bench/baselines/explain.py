@@ -11,7 +11,7 @@ from bench.units import format_count, one_line
 CLUES = 3
 """At most so many parts of a breakdown are named, the largest differences first."""
 
-WORKLOAD = ("batch_size", "seq_len")
+WORKLOAD = ("batch_size", "seq_len", "step_options")
 FACTS = ("rank", "precision", "model", "scenario", *WORKLOAD, "task_type", "geometry")
 
 
@@ -47,7 +47,7 @@ def version_changes(baseline: Run, contender: Run) -> list[str]:
 
 
 def workload_change(before: Record, after: Record) -> str:
-    """How batch size or sequence length differ; empty if they do not."""
+    """How batch size, sequence length or the step's other options differ; empty if they do not."""
     return ", ".join(clue for clue in _facts(before, after) if clue.startswith(WORKLOAD))
 
 

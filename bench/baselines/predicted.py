@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bench.baselines.storage import write_atomically
 from bench.errors import BenchError, check_keys
 from bench.files import OWN_RESULTS, RESULTS
 from bench.training.machine import versions
+from bench.training.options import StepOptions
 from bench.units import format_quantity
 
 if TYPE_CHECKING:
@@ -86,19 +88,15 @@ def store(predictions: Iterable[Prediction], folder: Path | None = None) -> Path
 
 def command(case: Case) -> str:
     """What to run to store this case's prediction. Raises nothing: the case ran already."""
-    step: dict[str, Any] = {"batch-size": case.step.batch_size}
+    step = case.step
+    sized = ["--batch-size", str(step.batch_size)]
     if case.task != "image-classification":
-        step["seq-len"] = case.step.seq_len
-    if case.step.optimizer != "adamw":
-        step["optimizer"] = case.step.optimizer
+        sized += ["--seq-len", str(step.seq_len)]
+    usual = StepOptions()
+    rest = replace(step, batch_size=usual.batch_size, seq_len=usual.seq_len)
     words = ["bench", "memory", case.model, "--scenario", case.scenario]
     words += ["--rank", str(case.adapter.get("r", 8)), "--precision", case.precision]
-    words += [word for name, value in step.items() for word in (f"--{name}", str(value))]
-    words += [
-        f"--{name.replace('_', '-')}"
-        for name in ("gradient_checkpointing", "padded")
-        if getattr(case.step, name)
-    ]
+    words += [*sized, *rest.words()]
     return shlex.join([*words, "--store"])
 
 

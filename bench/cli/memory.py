@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from bench.cli.options import REPEATABLE, Add, add_adapter, add_model, add_step
+from bench.cli.options import REPEATABLE, Add, add_adapter, add_model
 from bench.cli.output import put, say, written
 from bench.cli.subject import predicted_subjects
 from bench.errors import BenchError
-from bench.training.cases import PREDICTED_LENGTH
+from bench.training.options import PREDICTED_LENGTH, add_step_options, check_step, step_from
 
 if TYPE_CHECKING:
     from bench.predict.gpus import Gpu
@@ -37,11 +37,7 @@ def add_options(add: Add) -> None:
     add_adapter(add, many=True)
     add_model(add)
     add("--precision", **REPEATABLE, metavar="P", help="repeatable (default bf16)")
-    add_step(add, 1, PREDICTED_LENGTH)
-    add("--gradient-checkpointing", action="store_true")
-    add("--padded", action="store_true", help="sequences of different length")
-    add("--optimizer", default="adamw")
-    add("--attention", choices=("flash", "efficient", "math"))
+    add_step_options(add, batch_size=1, seq_len=PREDICTED_LENGTH, unset=("seq_len",))
     add("--gpu", metavar="NAME", help="hold the prediction against this GPU")
     add("--gpu-memory", metavar="SIZE", help="... or against this much memory, such as 24GiB")
     add("--solve", choices=("batch-size", "seq-len", "rank"), help="the largest that fits")
@@ -79,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
         if options.solve:
             done = _solved(case, options, card, line)
         else:
-            done = predict(case, gpu=card, attention=options.attention, progress=line.phase)
+            done = predict(case, gpu=card, progress=line.phase)
         line.clear()
         if one_by_one:
             text = json.dumps(_as_json(done)) if options.json else prediction_text(done)
@@ -101,10 +97,10 @@ def _check(options: argparse.Namespace) -> None:
         raise BenchError("--solve needs --gpu or --gpu-memory: there is nothing to fit")
     if options.json and options.format:
         raise BenchError("give --json or --format, not both")
-    if options.store and (options.attention or card or options.solve):
+    if options.store and (card or options.solve):
         raise BenchError(
             "--store keeps what holds for every GPU: "
-            "give it without --attention, --gpu, --gpu-memory and --solve"
+            "give it without --gpu, --gpu-memory and --solve"
         )
 
 
@@ -118,15 +114,9 @@ def _card(options: argparse.Namespace) -> Gpu | None:
 
 
 def _cases(options: argparse.Namespace) -> tuple[list[Subject], list[Case]]:
-    from bench.training.cases import StepOptions
-
-    step = StepOptions(
-        batch_size=options.batch_size,
-        seq_len=PREDICTED_LENGTH if options.seq_len is None else options.seq_len,
-        optimizer=options.optimizer,
-        gradient_checkpointing=options.gradient_checkpointing,
-        padded=options.padded,
-    )
+    length = PREDICTED_LENGTH if options.seq_len is None else options.seq_len
+    step = step_from(options, seq_len=length)
+    check_step(step)
     subjects = predicted_subjects(options)
     precisions = options.precision or ("bf16",)
     return subjects, [replace(s, precision=p).case(step) for s in subjects for p in precisions]
@@ -156,7 +146,7 @@ def _solved(case: Case, options: argparse.Namespace, gpu: Gpu | None, line: _Lin
 
     def attempt(trial: Case) -> Prediction:
         line.begin(trial.id)
-        return predict(trial, gpu=gpu, attention=options.attention, progress=line.phase)
+        return predict(trial, gpu=gpu, progress=line.phase)
 
     return solve(case, options.solve, attempt, limit)
 

@@ -14,8 +14,9 @@ import json
 import math
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -28,7 +29,7 @@ from bench.models.precision import precision
 from bench.training import loading, memory
 from bench.training.cases import Case
 from bench.training.cost import CostCounter
-from bench.training.step import training_step
+from bench.training.loops import run_step
 
 
 class Diverged(Exception):
@@ -185,10 +186,9 @@ class Worker:
         return {"before": before, "after": after}
 
     def _step(self, mark: Any = None) -> torch.Tensor:
-        t = self._training
         self._steps += 1
         marks = {} if mark is None else {"mark": mark}
-        return training_step(t.model, t.batch, t.optimizer, t.scaler, **marks)
+        return run_step(self._training, **marks)
 
     def _tracked_step(self) -> float:
         tracker = self._tracker
@@ -253,14 +253,13 @@ class _CpuClock:
     """Reads the monotonic clock at each mark."""
 
     def __init__(self) -> None:
-        self._readings: list[float] = []
+        self._readings: list[tuple[str, float]] = []
 
     def mark(self, phase: str) -> None:
-        self._readings.append(time.perf_counter())
+        self._readings.append((phase, time.perf_counter()))
 
     def step_time(self) -> StepTime:
-        start, backward, optimizer, end = self._readings
-        return StepTime(end - start, backward - start, optimizer - backward, end - optimizer)
+        return _by_phase(self._readings, lambda start, end: end - start)
 
 
 class _CudaClock:
@@ -268,18 +267,26 @@ class _CudaClock:
 
     def __init__(self) -> None:
         torch.cuda.synchronize()
-        self._events: list[torch.cuda.Event] = []
+        self._events: list[tuple[str, torch.cuda.Event]] = []
 
     def mark(self, phase: str) -> None:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
-        self._events.append(event)
+        self._events.append((phase, event))
 
     def step_time(self) -> StepTime:
         torch.cuda.synchronize()
-        pairs = zip(self._events, self._events[1:], strict=False)
-        forward, backward, optimizer = (a.elapsed_time(b) / 1000 for a, b in pairs)
-        return StepTime(forward + backward + optimizer, forward, backward, optimizer)
+        return _by_phase(self._events, lambda start, end: start.elapsed_time(end) / 1000)
+
+
+def _by_phase(
+    readings: Sequence[tuple[str, Any]], between: Callable[[Any, Any], float]
+) -> StepTime:
+    """Seconds in each phase, summed where a step accumulates several batches."""
+    spent = {"forward": 0.0, "backward": 0.0, "optimizer": 0.0}
+    for (phase, start), (_, end) in pairwise(readings):
+        spent[phase] += between(start, end)
+    return StepTime(sum(spent.values()), *spent.values())
 
 
 _OUT_OF_MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc")

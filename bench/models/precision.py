@@ -27,8 +27,6 @@ class Precision:
     quant_type: str | None = None
     """bitsandbytes' name of the 4-bit code, "nf4" or "fp4"; None for the others."""
     double_quant: bool = False
-    loss_scale: float | None = None
-    """First loss scale, where small gradients would vanish without one."""
 
 
 # int8 and 4-bit compute in bfloat16, as QLoRA does: no loss scaling, and the same dtype for all
@@ -36,13 +34,7 @@ class Precision:
 _ALL = (
     Precision("fp32", 32, "float32", "32-bit floating point"),
     Precision("bf16", 16, "bfloat16", "bfloat16 weights and activations"),
-    Precision(
-        "fp16",
-        16,
-        "float16",
-        "float16 weights and activations, with loss scaling",
-        loss_scale=1024.0,
-    ),
+    Precision("fp16", 16, "float16", "float16 weights and activations, with loss scaling"),
     Precision("int8", 8, "bfloat16", "bitsandbytes LLM.int8, threshold 6", quantized=True),
     *(
         Precision(

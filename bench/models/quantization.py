@@ -21,8 +21,11 @@ def quiet_bitsandbytes() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def bitsandbytes_config(name: str, skipped: Sequence[str] | None = None) -> Any:
-    """The `BitsAndBytesConfig` of a quantized precision; `skipped` modules stay as they are.
+def bitsandbytes_config(
+    name: str, skipped: Sequence[str] | None = None, compute: str | None = None
+) -> Any:
+    """The `BitsAndBytesConfig` of a quantized precision; `skipped` modules stay as they are, and
+    4-bit weights expand to `compute` in the place of the precision's own dtype.
 
     With None, transformers chooses: it keeps the output embedding and the last parameter's module.
     """
@@ -39,7 +42,7 @@ def bitsandbytes_config(name: str, skipped: Sequence[str] | None = None) -> Any:
         llm_int8_skip_modules=skip,
         bnb_4bit_quant_type=kind.quant_type,
         bnb_4bit_use_double_quant=kind.double_quant,
-        bnb_4bit_compute_dtype=getattr(torch, kind.compute),
+        bnb_4bit_compute_dtype=getattr(torch, compute or kind.compute),
     )
 
 

@@ -19,7 +19,7 @@ from bench.plugin.state import (
     XDIST_REASON,
     under_xdist,
 )
-from bench.training.cases import StepOptions
+from bench.training.options import step_from
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -83,7 +83,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if config.option.collectonly or under_xdist(config):
         return
     subjects = config.stash[SUBJECTS].measured
-    step = StepOptions(batch_size=config.option.batch_size, seq_len=config.option.seq_len)
+    step = step_from(config.option)
     for subject in {subjects[key].model.label: subjects[key] for key in keys}.values():
         from bench.training.limits import check_case_length
 

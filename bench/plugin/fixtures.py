@@ -13,7 +13,7 @@ from bench.baselines.runlog import Recorder
 from bench.models.architectures import Model
 from bench.plugin.state import LOG, MEASURED, PARAMETERS, SUBJECTS
 from bench.scenarios.subjects import Subject, has_gpu, load_model
-from bench.training.cases import StepOptions
+from bench.training.options import StepOptions, step_from
 
 if TYPE_CHECKING:
     from bench.measure import Session, Spread
@@ -118,9 +118,8 @@ def measuring(
 
 @pytest.fixture(scope="session")
 def step_options(request: pytest.FixtureRequest) -> StepOptions:
-    """Batch size and length of the measured step."""
-    option = request.config.option
-    return StepOptions(batch_size=option.batch_size, seq_len=option.seq_len)
+    """The measured step, as the options say it."""
+    return step_from(request.config.option)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -25,7 +25,12 @@ from bench.plugin.state import (
     under_xdist,
 )
 from bench.scenarios.subjects import Request, load_model, select
-from bench.training.cases import MEASURED_LENGTH
+from bench.training.options import (
+    MEASURED_LENGTH,
+    add_step_options,
+    check_step,
+    step_from,
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -48,9 +53,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="measure with the real weights in this folder (safetensors) of the one --model")
     add("--full-geometry", action="store_true",
         help="measure full-size models without a GPU too (they need tens of gigabytes)")
-    add("--batch-size", type=int, default=2, help="sequences a step (default 2)")
-    add("--seq-len", type=int, default=MEASURED_LENGTH,
-        help=f"tokens a sequence (default {MEASURED_LENGTH})")
+    add_step_options(add, seq_len=MEASURED_LENGTH)
     add("--rounds", type=int, default=5, help="measured steps a case (default 5)")
     add("--memory-limit", type=float, metavar="GIB",
         help="a measured case's memory limit, GiB (default: 6 on the CPU, none on a GPU)")
@@ -101,6 +104,7 @@ def pytest_configure(config: pytest.Config) -> None:
         if name is not None:
             check_name(name)
         _check_numbers(option)
+        check_step(step_from(option))
         config.stash[THRESHOLDS] = all_thresholds(
             option.threshold, config.rootpath / "pyproject.toml"
         )

@@ -14,9 +14,8 @@ from collections.abc import Callable
 import torch
 
 from bench.errors import BenchError, UnknownName
+from bench.training.options import EFFICIENT, FLASH, MATH, PINNED
 
-FLASH, EFFICIENT, MATH = "flash", "efficient", "math"
-KERNELS = (FLASH, EFFICIENT, MATH)
 Attention = Callable[..., torch.Tensor]
 
 AMPERE = 8.0
@@ -46,8 +45,8 @@ def cuda_attention(forced: str | None = None, capability: float = AMPERE) -> Att
     Raises UnknownName for a kernel that there is not, and BenchError for one that this GPU has
     not; the result raises BenchError where the forced kernel does not take the step's attention.
     """
-    if forced is not None and forced not in KERNELS:
-        raise UnknownName("attention kernel", forced, KERNELS)
+    if forced is not None and forced not in PINNED:
+        raise UnknownName("attention kernel", forced, PINNED)
     if forced == FLASH and capability < AMPERE:
         raise BenchError(
             f"--attention {FLASH}: the kernel needs a GPU of compute capability {AMPERE} or later, "
@@ -69,7 +68,7 @@ def cuda_attention(forced: str | None = None, capability: float = AMPERE) -> Att
             EFFICIENT: _against_efficient(query, key, value, capability),
             MATH: "",
         }
-        kernel = forced or next(name for name in KERNELS if not refusals[name])
+        kernel = forced or next(name for name in PINNED if not refusals[name])
         if refusals[kernel]:
             raise BenchError(f"--attention {kernel}: the kernel takes {refusals[kernel]}")
         if kernel == FLASH:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from bench.models.precision import precision
 from bench.predict.gpus import Fit, Gpu, fit, step_seconds
 from bench.training.machine import versions
+from bench.training.options import PINNED, SDPA, StepOptions
 
 if TYPE_CHECKING:
     from bench.predict.kernels import Device
@@ -50,7 +50,7 @@ class Prediction:
     precision: str
     step: str
     device: str
-    attention: str | None
+    attention: str
     peak_allocated_bytes: int
     peak_reserved_bytes: int
     breakdown: dict[str, int]
@@ -79,18 +79,25 @@ class Prediction:
 
 
 def _step(case: Case) -> str:
-    """The step in words: `1 × 2048 tokens, adamw, checkpointed`."""
+    """The step in words: `1 × 2048 tokens, adamw, checkpointed, plain loop`."""
     step = case.step
     images = case.task == "image-classification"
     size = f"{step.batch_size} images" if images else f"{step.batch_size} × {step.seq_len} tokens"
-    marks = {"checkpointed": step.gradient_checkpointing, "padded": step.padded}
-    return ", ".join([size, step.optimizer, *(name for name, on in marks.items() if on)])
+    usual = StepOptions()
+    rest = replace(
+        step, batch_size=usual.batch_size, seq_len=usual.seq_len, optimizer=usual.optimizer,
+        learning_rate=usual.learning_rate, loop=usual.loop, fused_head=True,
+    )  # fmt: skip
+    head = [] if step.fused_head else ["the model's own loss"]
+    return ", ".join([size, step.optimizer, *rest.labels(), *head, f"{step.loop} loop"])
 
 
 def _cudnn_first(case: Case, gpu: Gpu, traced: Trace) -> bool:
     from bench.predict.attention import prefers_cudnn
 
-    halves = precision(case.precision).compute != "float32" and not case.step.kbit_preparation
+    halves = case.compute != "float32" and not case.step.kbit_preparation
+    if case.step.attention != SDPA:
+        return False
     fused = any(name.startswith(_FUSED_ATTENTION) for name in traced.operations)
     return prefers_cudnn(gpu.capability) and halves and fused
 
@@ -99,14 +106,12 @@ def predict(
     case: Case,
     *,
     gpu: Gpu | None = None,
-    attention: str | None = None,
     device: Device | None = None,
     progress: Callable[[str], None] = lambda phase: None,
 ) -> Prediction:
     """Trace the case's training step on meta and replay its allocations.
 
-    `gpu` adds whether it fits and a model of the step time; `attention` forces a kernel, "flash",
-    "efficient" or "math", where CUDA would choose by itself; `device` is an NVIDIA GPU by default.
+    `gpu` adds whether it fits and a model of the step time; `device` is an NVIDIA GPU by default.
     Raises BenchError where the step cannot be traced, naming the operation.
     """
     from bench.predict import kernels
@@ -115,6 +120,7 @@ def predict(
     from bench.predict.trace import trace
 
     if device is None:
+        attention = case.step.attention if case.step.attention in PINNED else None
         device = kernels.cuda(attention, gpu.capability if gpu else 8.0)
     traced = trace(case, device, progress)
     found = replay(traced, device.allocator(), BREAKDOWN)
@@ -127,7 +133,7 @@ def predict(
         precision=case.precision,
         step=_step(case),
         device=device.name,
-        attention=attention,
+        attention=case.step.attention,
         peak_allocated_bytes=allocated,
         peak_reserved_bytes=reserved,
         breakdown=found.breakdown,
@@ -138,7 +144,7 @@ def predict(
         first_step_peak_allocated_bytes=found.first_step_peak_allocated_bytes,
         trainable_parameters=traced.trainable_parameters,
         quantized_layers=traced.quantized_layers,
-        cudnn_first=gpu is not None and attention is None and _cudnn_first(case, gpu, traced),
+        cudnn_first=gpu is not None and _cudnn_first(case, gpu, traced),
         unquantized_bytes=traced.unquantized_bytes,
         unquantized_share=traced.unquantized_share,
         tokens_per_step=traced.tokens,

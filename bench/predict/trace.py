@@ -12,6 +12,7 @@ from math import prod
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from bench.adapters.config import TASK_HEADS
 from bench.errors import BenchError
@@ -25,7 +26,8 @@ from bench.training import loading, memory
 from bench.training.cases import Case
 from bench.training.cost import CostCounter
 from bench.training.limits import check_length
-from bench.training.step import training_step
+from bench.training.loops import run_step
+from bench.training.options import check_step
 
 LOAD, FIRST, STEADY = "load", "first-step", "steady-step"
 _INITIALIZERS = ("kaiming_uniform_", "uniform_", "normal_", "zeros_")
@@ -69,11 +71,7 @@ class Trace:
 def trace(case: Case, device: Device, progress: Progress = lambda phase: None) -> Trace:
     """Trace loading and two steps of the case as `device` runs them (the second has optimizer
     state from the start). Raises BenchError, naming the operation, where that cannot be done."""
-    if case.step.optimizer == "paged-adamw-8bit":
-        raise BenchError(
-            "paged-adamw-8bit keeps its state in managed memory, which cannot be traced: "
-            "predict adamw-8bit, which holds the same state on the GPU"
-        )
+    check_step(case.step)
     name = case.id
     if device.foreach_optimizer and case.step.optimizer == "adamw":
         case = replace(case, step=replace(case.step, optimizer="adamw-foreach"))
@@ -147,7 +145,7 @@ def _traced(  # noqa: PLR0917  # one call
 
 
 def _step(journal: Journal, training: loading.Training, name: str, device: Device) -> None:
-    first = name == FIRST
+    threads = {"forward", "backward"} if name == FIRST and device.handles else set()
     journal.mark(name)
 
     def mark(phase: str) -> None:
@@ -156,12 +154,12 @@ def _step(journal: Journal, training: loading.Training, name: str, device: Devic
         elif not (phase == "backward" and journal.category == LOGITS):  # the loss goes first
             journal.category = "activations"
         journal.mark(phase)
-        if first and phase in ("forward", "backward") and device.handles:
+        if phase in threads:  # each has its own cuBLAS handle, made when it is first used
+            threads.remove(phase)
             journal.keep(device.handles)
 
     with journal:
-        t = training
-        training_step(t.model, t.batch, t.optimizer, t.scaler, mark)
+        run_step(training, mark)
 
 
 def _tokens(journal: Journal, training: loading.Training) -> int:
@@ -245,6 +243,7 @@ def _as_on(device: Device, journal: Journal, case: Case) -> Iterator[None]:
         (torch, "autocast", _no_autocast),
         # A fused optimizer asks for a device that has one.
         (importlib.import_module("torch.optim.adam"), "_device_dtype_check_for_fused", _accept),
+        (torch.nn.utils.clip_grad, "_has_foreach_support", lambda *_: device.foreach_optimizer),
     ]
     # Adapters begin on the CPU; what their values are does not matter here.
     replacements += [(torch.nn.init, name, _as_it_is) for name in _INITIALIZERS]
@@ -260,6 +259,9 @@ def _as_on(device: Device, journal: Journal, case: Case) -> Iterator[None]:
         if precision(case.precision).quantized:
             functions = importlib.import_module("bitsandbytes.autograd._functions")
             replacements.append((functions, "MatMul8bitLt", functions.MatMul8bitFp))
+    if case.step.optimizer.startswith("paged-"):
+        functions = importlib.import_module("bitsandbytes.functional")
+        replacements.append((functions, "get_paged", _paged))
     if device.fused_dropout:
         replacements.append((functional, "dropout", _fused_dropout))
     originals = [(owner, name, getattr(owner, name)) for owner, name, _ in replacements]
@@ -295,6 +297,15 @@ def _copied_4bit(parameter: Any, memo: dict[int, Any]) -> Any:
     settings = {**vars(parameter), "quant_state": copy.deepcopy(parameter.quant_state)}
     data = copy.deepcopy(parameter.data)
     return type(parameter)(data, parameter.requires_grad, **settings)
+
+
+def _paged(*shape: int, dtype: torch.dtype = torch.float32, **_: Any) -> torch.Tensor:
+    """bitsandbytes' managed memory: it is not the allocator's, so nothing follows it."""
+    with _disable_current_modes():
+        held = torch.empty(shape, dtype=dtype, device="meta")
+    held.is_paged = True
+    held.page_deviceid = 0
+    return held
 
 
 def _as_it_is(tensor: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:

@@ -8,16 +8,24 @@ from typing import Any
 
 from bench.errors import BenchError, UnknownName, check_keys
 from bench.models.precision import precision
+from bench.training.options import (
+    DTYPES,
+    MEASURED_LENGTH,
+    OPTIMIZERS,
+    PREDICTED_LENGTH,
+    UNNAMED_LENGTH,
+    StepOptions,
+)
 
-OPTIMIZERS = ("adamw", "adamw-fused", "adamw-foreach", "adamw-8bit", "paged-adamw-8bit")
-ATTENTION = ("sdpa", "eager")
-UNNAMED_LENGTH = 64
-"""Tokens in a sequence of a case whose id names no length: an id under which figures are stored
-can only be read with this number, so it stays."""
-MEASURED_LENGTH = 32
-"""Tokens where a step is measured and no length is asked for: short enough for a CPU."""
-PREDICTED_LENGTH = 512
-"""Tokens where a step is predicted and no length is asked for: what people train with."""
+__all__ = [
+    "MEASURED_LENGTH",
+    "OPTIMIZERS",
+    "PREDICTED_LENGTH",
+    "TASKS",
+    "UNNAMED_LENGTH",
+    "Case",
+    "StepOptions",
+]
 TASKS: Mapping[str, str] = {
     "AutoModelForCausalLM": "causal-lm",
     "AutoModelForSequenceClassification": "sequence-classification",
@@ -27,53 +35,6 @@ TASKS: Mapping[str, str] = {
     "AutoModelForImageClassification": "image-classification",
 }
 """transformers' auto class -> the task whose step it trains."""
-
-
-@dataclass(frozen=True)
-class StepOptions:
-    """The parameters of one training step. Dropout is as the model's and the adapter's configs say.
-
-    `seq_len` counts tokens (images ignore it); `padded` pads every sequence but the first on the
-    right; `kbit_preparation` runs PEFT's `prepare_model_for_kbit_training`, which holds every
-    weight that is not quantized in float32. Raises BenchError on a value out of range.
-    """
-
-    batch_size: int = 2
-    seq_len: int = UNNAMED_LENGTH
-    optimizer: str = "adamw"
-    learning_rate: float = 1e-3
-    gradient_checkpointing: bool = False
-    padded: bool = False
-    attention: str = "sdpa"
-    seed: int = 0
-    kbit_preparation: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "seq_len"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise BenchError(
-                    f"step option {name}: expected a whole number >= 1, found {value!r}"
-                )
-        if self.optimizer not in OPTIMIZERS:
-            raise UnknownName("optimizer", self.optimizer, OPTIMIZERS)
-        if self.attention not in ATTENTION:
-            raise UnknownName("attention", self.attention, ATTENTION)
-
-    def label(self) -> str:
-        """The options that differ from the defaults, joined by dashes; empty when none does."""
-        parts = {
-            "batch_size": f"b{self.batch_size}",
-            "seq_len": f"s{self.seq_len}",
-            "optimizer": self.optimizer,
-            "learning_rate": f"lr{self.learning_rate:g}",
-            "gradient_checkpointing": "checkpointed",
-            "padded": "padded",
-            "attention": self.attention,
-            "seed": f"seed{self.seed}",
-            "kbit_preparation": "kbit",
-        }
-        return "-".join(parts[f.name] for f in fields(self) if getattr(self, f.name) != f.default)
 
 
 @dataclass(frozen=True)
@@ -97,6 +58,10 @@ class Case:
 
     def __post_init__(self) -> None:
         precision(self.precision)
+        if self.step.compute_dtype and precision(self.precision).bits != 4:
+            raise BenchError(
+                f"--compute-dtype is of 4-bit weights, and the precision is {self.precision}"
+            )
         if self.auto_class not in TASKS:
             raise UnknownName("auto class", self.auto_class, TASKS)
         if "model_type" not in self.config:
@@ -119,6 +84,13 @@ class Case:
     def task(self) -> str:
         """What the model is trained for, e.g. "causal-lm"."""
         return TASKS[self.auto_class]
+
+    @property
+    def compute(self) -> str:
+        """torch's name of the dtype of everything that is not quantized, before any preparation,
+        and of what quantized weights expand to."""
+        given = self.step.compute_dtype
+        return DTYPES[given] if given else precision(self.precision).compute
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe values that `from_dict` reads back."""

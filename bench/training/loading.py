@@ -21,18 +21,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bench.adapters.config import TASK_HEADS
 from bench.models.precision import precision
 from bench.models.quantization import bitsandbytes_config, quiet_bitsandbytes, swap_linear_layers
-from bench.training.cases import Case
+from bench.training.cases import Case, StepOptions
+from bench.training.options import EAGER, SDPA, check_step
 from bench.training.step import Batch, make_batch, make_optimizer, make_scaler
 
 
 @dataclass(frozen=True)
 class Training:
-    """What one case's training step needs: pass the fields to `training_step`."""
+    """What one case's training step needs; `loops.run_step` runs it."""
 
     model: torch.nn.Module
     batch: Batch
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler | None
+    options: StepOptions
     adapted_layers: int
     quantized_layers: int
 
@@ -53,6 +55,7 @@ def load(case: Case, device: str = "cpu") -> Training:
 
     Leaves torch's random state seeded with `case.step.seed`. Raises what the libraries raise.
     """
+    check_step(case.step)
     quiet_libraries()
     torch.manual_seed(case.step.seed)
     config = make_config(case)
@@ -70,7 +73,8 @@ def prepared(case: Case, config: Any, model: Any, device: str) -> Training:
         model,
         make_batch(config, case.auto_class, case.step, device),
         make_optimizer(model, case.step),
-        make_scaler(precision(case.precision), device),
+        make_scaler(case, device),
+        case.step,
         adapted_layers=count_adapted_layers(model),
         quantized_layers=sum(1 for _ in quantized_layers(model)),
     )
@@ -95,14 +99,14 @@ def meta_model(case: Case, config: Any) -> Any:
     import transformers
 
     auto_class = getattr(transformers, case.auto_class)
-    dtype = getattr(torch, precision(case.precision).compute)
+    dtype = getattr(torch, case.compute)
     with torch.device("meta"):
         return auto_class.from_config(config, dtype=dtype, attn_implementation=_attention(case))
 
 
 def _attention(case: Case) -> str | None:
     """None lets transformers choose: sdpa, and eager for the few models that have no other."""
-    return "eager" if case.step.attention == "eager" else None
+    return {SDPA: None, EAGER: EAGER}.get(case.step.attention, SDPA)
 
 
 def random_weights(case: Case, config: Any, device: str) -> Any:
@@ -117,7 +121,7 @@ def skeleton(case: Case, config: Any) -> Any:
     if kind.quantized:
         skipped = _skipped_modules(case, model)
         drawn = _weight_deviations(model)
-        swap_linear_layers(model, bitsandbytes_config(kind.name, skipped))
+        swap_linear_layers(model, bitsandbytes_config(kind.name, skipped, case.compute))
         for name, module in model.named_modules():
             module.weight_deviation = drawn.get(name)
     return model
@@ -125,7 +129,7 @@ def skeleton(case: Case, config: Any) -> Any:
 
 def filled(model: Any, case: Case, config: Any, device: str) -> Any:
     """A skeleton with every tensor made on `device`, its weights drawn as transformers would."""
-    dtype = getattr(torch, precision(case.precision).compute)
+    dtype = getattr(torch, case.compute)
     usual = getattr(config.get_text_config(), "initializer_range", None) or 0.02
     for module in model.modules():
         module._is_hf_initialized = False
@@ -157,15 +161,19 @@ def adapt(case: Case, model: Any) -> Any:
 
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    checkpointing = {"use_reentrant": False}
+    checkpointing = {"use_reentrant": case.step.reentrant}
     if case.step.kbit_preparation:
         model = prepare_model_for_kbit_training(
             model, case.step.gradient_checkpointing, checkpointing
         )
     if case.step.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing)
-    model = get_peft_model(model, LoraConfig(**case.adapter))
-    if precision(case.precision).compute == "float16":
+    model = get_peft_model(
+        model,
+        LoraConfig(**case.adapter),
+        autocast_adapter_dtype=case.step.autocast_adapter_dtype,
+    )
+    if case.compute == "float16":
         _saved_copies_in_float32(model)
         _freed_parameters_in_float32(model)
     return model.train()
@@ -262,11 +270,11 @@ def _real_weights(case: Case, config: Any, device: str) -> Any:
     quantization = None
     if kind.quantized:
         skipped = _skipped_modules(case, meta_model(case, config))
-        quantization = bitsandbytes_config(kind.name, skipped)
+        quantization = bitsandbytes_config(kind.name, skipped, case.compute)
     return getattr(transformers, case.auto_class).from_pretrained(
         case.weights,
         config=config,
-        dtype=getattr(torch, kind.compute),
+        dtype=getattr(torch, case.compute),
         attn_implementation=_attention(case),
         quantization_config=quantization,
         device_map={"": device},

@@ -210,7 +210,8 @@ def tag_optimizer(tracker: MemoryTracker, optimizer: torch.optim.Optimizer) -> N
     """File the tensors of an optimizer's state."""
     for state in optimizer.state.values():
         for value in state.values():
-            if isinstance(value, torch.Tensor):
+            paged = getattr(value, "is_paged", False)  # managed memory, not the allocator's
+            if isinstance(value, torch.Tensor) and not paged:
                 tracker.tag(value, "optimizer_state")
 
 

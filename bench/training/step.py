@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from bench.models.precision import Precision
-from bench.training.cases import TASKS, StepOptions
+from bench.errors import BenchError
+from bench.training.cases import TASKS, Case, StepOptions
+from bench.training.options import KEEP_OUTPUT
 
 Batch = dict[str, torch.Tensor]
 Mark = Callable[[str], None]
@@ -19,10 +20,12 @@ Mark = Callable[[str], None]
 
 IGNORED_LABEL = -100
 """The label that transformers' losses leave out (cross entropy's `ignore_index`)."""
+FIRST_LOSS_SCALE = 1024.0
+"""Where small gradients would vanish in float16 without one."""
 
 
-def _unmarked(phase: str) -> None:
-    pass
+def unmarked(phase: str) -> None:
+    """Marks nothing."""
 
 
 def training_step(
@@ -30,19 +33,35 @@ def training_step(
     batch: Batch,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler | None = None,
-    mark: Mark = _unmarked,
+    mark: Mark = unmarked,
+    *,
+    options: StepOptions = StepOptions(),  # noqa: B008  # frozen
 ) -> torch.Tensor:
-    """Forward, loss, backward, optimizer, zero_grad; returns the loss, a detached scalar."""
-    mark("forward")
-    loss: torch.Tensor = model(**batch).loss
-    mark("backward")
+    """Forward, loss, backward, optimizer, zero_grad; returns the loss, a detached scalar.
+
+    Of `options` the loop, accumulation (the same batch again) and clipping count. Where the loop
+    keeps the model's output, logits included, it lives until this returns.
+    """
+    keep = options.loop == KEEP_OUTPUT
+    for _ in range(options.accumulation):
+        mark("forward")
+        output = model(**batch)
+        loss: torch.Tensor = output.loss
+        if not keep:
+            del output
+        if options.accumulation > 1:
+            loss = loss / options.accumulation
+        mark("backward")
+        (loss if scaler is None else scaler.scale(loss)).backward()
+    mark("optimizer")
+    if options.max_grad_norm is not None:
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        torch.nn.utils.clip_grad_norm_(trained, options.max_grad_norm)
     if scaler is None:
-        loss.backward()
-        mark("optimizer")
         optimizer.step()
     else:
-        scaler.scale(loss).backward()
-        mark("optimizer")
         scaler.step(optimizer)
         scaler.update()
     optimizer.zero_grad(set_to_none=True)
@@ -55,7 +74,8 @@ def make_batch(config: Any, auto_class: str, options: StepOptions, device: str =
 
     `config` is a transformers config. Shapes, with b and s the batch size and sequence length:
     `input_ids` and `attention_mask` (b, s); `labels` (b, s) for language models and token
-    classification, (b,) for classification; `pixel_values` (b, channels, height, width).
+    classification, (b,) for classification; `pixel_values` (b, channels, height, width). Packed,
+    `input_ids`, `position_ids` and `labels` are (1, b s) and there is no mask.
     """
     task = TASKS[auto_class]
     generator = torch.Generator().manual_seed(options.seed)
@@ -70,6 +90,8 @@ def make_batch(config: Any, auto_class: str, options: StepOptions, device: str =
         pixels = torch.randn(b, config.num_channels, height, width, generator=generator)
         return _to({"pixel_values": pixels, "labels": draw(config.num_labels, b)}, device)
 
+    if options.packed and task != "causal-lm":
+        raise BenchError(f"--packed is for language models, and this one is for {task}")
     vocabulary = config.get_text_config().vocab_size
     # Low ids are special tokens: a pad id within a sentence would shorten it for some models.
     first_word = min(10, vocabulary // 2)
@@ -81,7 +103,12 @@ def make_batch(config: Any, auto_class: str, options: StepOptions, device: str =
     ids = torch.where(mask.bool(), draw(vocabulary, b, s, low=first_word), pad)
     batch = {"input_ids": ids, "attention_mask": mask}
 
-    if task == "causal-lm":
+    if options.packed:
+        positions = torch.arange(s).repeat(b)
+        labels = ids.masked_fill(positions.view(b, s) == 0, IGNORED_LABEL)
+        batch = {"input_ids": ids, "position_ids": positions, "labels": labels}
+        batch = {name: values.reshape(1, b * s) for name, values in batch.items()}
+    elif task == "causal-lm":
         batch["labels"] = ids.masked_fill(mask == 0, IGNORED_LABEL)
     elif task == "seq2seq":
         batch["labels"] = draw(vocabulary, b, s, low=first_word).masked_fill(
@@ -98,28 +125,34 @@ def make_batch(config: Any, auto_class: str, options: StepOptions, device: str =
 
 
 def make_optimizer(model: torch.nn.Module, options: StepOptions) -> torch.optim.Optimizer:
-    """The optimizer that `options` names, over the trainable parameters; weight decay 0.01."""
+    """The optimizer that `options` names, over the trainable parameters; weight decay 0.01.
+
+    SGD has no momentum, as `transformers.Trainer` makes it.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    if options.optimizer.endswith("8bit"):
+    name, rate = options.optimizer, options.learning_rate
+    if name.endswith("bit"):
         import bitsandbytes
 
-        kind = {
-            "adamw-8bit": bitsandbytes.optim.AdamW8bit,
-            "paged-adamw-8bit": bitsandbytes.optim.PagedAdamW8bit,
-        }[options.optimizer]
-        optimizer: torch.optim.Optimizer = kind(parameters, lr=options.learning_rate)
+        kind = "".join(part.capitalize() for part in name.split("-")).replace("Adamw", "AdamW")
+        optimizer: torch.optim.Optimizer = getattr(bitsandbytes.optim, kind)(parameters, lr=rate)
         return optimizer
+    if name == "adafactor":
+        from transformers.optimization import Adafactor
+
+        return Adafactor(parameters, lr=rate, scale_parameter=False, relative_step=False)
+    plain = {"sgd": torch.optim.SGD, "adagrad": torch.optim.Adagrad, "rmsprop": torch.optim.RMSprop}
+    if name in plain:
+        return plain[name](parameters, lr=rate)
     how = {"adamw": {}, "adamw-fused": {"fused": True}, "adamw-foreach": {"foreach": True}}
-    return torch.optim.AdamW(
-        parameters, lr=options.learning_rate, weight_decay=0.01, **how[options.optimizer]
-    )
+    return torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01, **how[name])
 
 
-def make_scaler(precision: Precision, device: str) -> torch.amp.GradScaler | None:
-    """A loss scaler where the precision needs one, else None."""
-    if precision.loss_scale is None:
+def make_scaler(case: Case, device: str) -> torch.amp.GradScaler | None:
+    """A loss scaler where the case computes in float16 and does not do without, else None."""
+    if case.compute != "float16" or not case.step.loss_scaling:
         return None
-    return torch.amp.GradScaler(torch.device(device).type, init_scale=precision.loss_scale)
+    return torch.amp.GradScaler(torch.device(device).type, init_scale=FIRST_LOSS_SCALE)
 
 
 def _to(batch: Batch, device: str) -> Batch:

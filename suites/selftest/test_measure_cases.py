@@ -67,7 +67,7 @@ def test_bad_cases_are_refused(change: dict, says: str) -> None:
         ({"batch_size": 0}, "batch_size"),
         ({"seq_len": 1.5}, "seq_len"),
         ({"optimizer": "adam"}, "did you mean adamw"),
-        ({"attention": "flash"}, "unknown attention 'flash'"),
+        ({"attention": "flex"}, "unknown attention 'flex'"),
     ],
 )
 def test_bad_options_are_refused(options: dict, says: str) -> None:

@@ -75,13 +75,13 @@ def test_before_ampere_every_score_of_bfloat16_is_kept() -> None:
 )
 def test_a_kernel_that_a_gpu_has_not_is_refused(kernel: str, said: str) -> None:
     with pytest.raises(BenchError, match=said):
-        predict(tiny_case("opt", "bf16"), gpu=load_gpus()["t4"], attention=kernel)
+        predict(tiny_case("opt", "bf16", attention=kernel), gpu=load_gpus()["t4"])
 
 
 def test_a_forced_kernel_is_taken() -> None:
     """Plain products keep every score for the backward pass: tokens² for every head and layer."""
     case = tiny_case("opt", "bf16", seq_len=128)
-    math_ = predict(case, attention="math")
+    math_ = predict(tiny_case("opt", "bf16", seq_len=128, attention="math"))
     assert not {FLASH, EFFICIENT} & set(math_.operations_by_name)
     scores = 2 * 4 * 128 * 128 * 2 * 2  # batch, heads, tokens², layers, bytes
     assert math_.peak_allocated_bytes > predict(case).peak_allocated_bytes + scores

@@ -1,0 +1,223 @@
+"""The options of one training step, said once: the command line, the suites and the trace read them
+from here, and so mean the same.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from bench.errors import BenchError, UnknownName
+
+PLAIN, KEEP_OUTPUT, TRAINER, SFT = "plain", "keep-output", "trainer", "sft"
+LOOPS = (PLAIN, KEEP_OUTPUT, TRAINER, SFT)
+SDPA, EAGER, FLASH, EFFICIENT, MATH = "sdpa", "eager", "flash", "efficient", "math"
+PINNED = (FLASH, EFFICIENT, MATH)
+"""The kernels that `scaled_dot_product_attention` can be held to."""
+ATTENTION = (SDPA, EAGER, *PINNED)
+DTYPES: Mapping[str, str] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+"""Short name -> torch's."""
+UNNAMED_LENGTH = 64
+"""Tokens in a sequence of a case whose id names no length: an id under which figures are stored
+can only be read with this number, so it stays."""
+MEASURED_LENGTH = 32
+"""Tokens where a step is measured and no length is asked for: short enough for a CPU."""
+PREDICTED_LENGTH = 512
+"""Tokens where a step is predicted and no length is asked for: what people train with."""
+OPTIMIZERS = (
+    "adamw", "adamw-fused", "adamw-foreach", "adamw-8bit", "paged-adamw-8bit", "adamw-32bit",
+    "paged-adamw-32bit", "lion-8bit", "paged-lion-8bit", "lion-32bit", "paged-lion-32bit",
+    "adafactor", "sgd", "adagrad", "rmsprop",
+)  # fmt: skip
+_WRITTEN: Mapping[str, str] = {
+    "adamw-torch": "adamw",
+    "adamw-hf": "adamw",
+    "adamw-torch-fused": "adamw-fused",
+    "adamw-bnb-8bit": "adamw-8bit",
+    "paged-adamw": "paged-adamw-32bit",
+    "lion": "lion-32bit",
+    "paged-lion": "paged-lion-32bit",
+}
+"""What transformers' `optim=` calls them, with dashes -> the name here, where they differ."""
+
+
+RUNNABLE = (PLAIN, KEEP_OUTPUT)
+"""The loops that `loops.LOOPS` has, said here so that refusing another loads no torch."""
+
+
+def optimizer_name(text: str) -> str:
+    """An optimizer as users write it (`adamw_torch_fused`, `paged_adamw_32bit`) by the name here;
+    UnknownName, with the nearest, for one that there is not."""
+    name = text.lower().replace("_", "-")
+    name = _WRITTEN.get(name, name)
+    if name not in OPTIMIZERS:
+        raise UnknownName("optimizer", text, (*OPTIMIZERS, *_WRITTEN))
+    return name
+
+
+def _said(default: Any, label: str, help: str = "", **more: Any) -> Any:
+    """A field with what an id, and a command line, call it. In `label`, {} is the value."""
+    return field(default=default, metadata={"label": label, "help": help, **more})
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """The parameters of one training step. Dropout is as the model's and the adapter's configs say.
+
+    `seq_len` counts tokens (images ignore it); `padded` pads every sequence but the first on the
+    right; `packed` lays the sequences behind one another in one row, told apart by their positions
+    alone. `loop` is the code around the step: "plain" drops the model's output as soon as it has
+    the loss, "keep-output" holds it until the step ends, "trainer" and "sft" are transformers' and
+    TRL's. `attention` is transformers' own choice ("sdpa"), its eager code, or sdpa held to one
+    kernel. `compute_dtype` is what 4-bit weights expand to, and the dtype of all that is not
+    quantized. `kbit_preparation` runs PEFT's `prepare_model_for_kbit_training`, which holds every
+    weight that is not quantized in float32. Raises BenchError on a value out of range.
+    """
+
+    batch_size: int = _said(2, "b{}", "sequences in a batch", type=int)
+    seq_len: int = _said(UNNAMED_LENGTH, "s{}", "tokens in a sequence", type=int)
+    optimizer: str = _said(
+        "adamw", "{}", f"one of {', '.join(OPTIMIZERS)}, or as transformers' optim= calls it"
+    )
+    learning_rate: float = _said(1e-3, "lr{:g}")
+    gradient_checkpointing: bool = _said(False, "checkpointed", "recompute layers going backward")
+    padded: bool = _said(False, "padded", "sequences of different length, padded")
+    attention: str = _said(
+        SDPA, "{}", "the library's choice, its eager code, or sdpa held to one kernel",
+        choices=ATTENTION,
+    )  # fmt: skip
+    seed: int = _said(0, "seed{}")
+    kbit_preparation: bool = _said(
+        False, "kbit", "PEFT's prepare_model_for_kbit_training", flag="--kbit"
+    )
+    loop: str = _said(PLAIN, "{}", "the code around the step", choices=LOOPS)
+    autocast: str | None = _said(
+        None, "autocast-{}", "forward and loss under torch.autocast", choices=("bf16", "fp16")
+    )
+    compute_dtype: str | None = _said(
+        None, "compute-{}", "what 4-bit weights expand to and the rest is held in (default: bf16)",
+        choices=tuple(DTYPES),
+    )  # fmt: skip
+    loss_scaling: bool = _said(True, "unscaled", "no loss scaler in fp16", flag="--no-loss-scaling")
+    reentrant: bool = _said(False, "reentrant", "the older, reentrant checkpointing")
+    accumulation: int = _said(
+        1, "acc{}", "batches a step (default: 1)", type=int, flag="--gradient-accumulation"
+    )
+    max_grad_norm: float | None = _said(
+        None, "clip{:g}", "clip the gradients to this norm", type=float
+    )
+    packed: bool = _said(False, "packed", "sequences behind one another in one row, no padding")
+    liger: bool = _said(False, "liger", "Liger's fused loss in the place of head and loss")
+    fused_head: bool = _said(
+        True, "model-loss", "sft: the model's own loss, not TRL's fused head",
+        flag="--no-fused-head",
+    )  # fmt: skip
+    autocast_adapter_dtype: bool = _said(
+        True, "half-adapters", "adapters in the base model's dtype, not in float32",
+        flag="--no-autocast-adapter-dtype",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "seq_len", "accumulation"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise BenchError(
+                    f"step option {name}: expected a whole number >= 1, found {value!r}"
+                )
+        object.__setattr__(self, "optimizer", optimizer_name(self.optimizer))
+        for option in fields(self):
+            choices, value = option.metadata.get("choices"), getattr(self, option.name)
+            if choices and value not in choices and value != option.default:
+                raise UnknownName(option.name.replace("_", " "), value, choices)
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise BenchError(f"step option max_grad_norm: expected > 0, found {self.max_grad_norm}")
+        if self.padded and self.packed:
+            raise BenchError("a packed batch has no padding: give --padded or --packed")
+        if self.reentrant and not self.gradient_checkpointing:
+            raise BenchError("--reentrant is a way of checkpointing: add --gradient-checkpointing")
+        if not self.fused_head and self.loop != SFT:
+            raise BenchError(
+                f"--no-fused-head is an option of the sft loop, and the loop is {self.loop}"
+            )
+
+    def labels(self) -> list[str]:
+        """The options that differ from the defaults, each by its short name."""
+        return [
+            option.metadata["label"].format(value)
+            for option in fields(self)
+            if (value := getattr(self, option.name)) != option.default
+        ]
+
+    def label(self) -> str:
+        """`labels`, joined by dashes, as in an id; empty when nothing differs."""
+        return "-".join(self.labels())
+
+    def recorded(self) -> dict[str, Any]:
+        """What a stored run says of its step: the size, and the other options where they are not
+        the usual ones."""
+        size = {"batch_size": self.batch_size, "seq_len": self.seq_len}
+        rest = replace(self, batch_size=2, seq_len=UNNAMED_LENGTH).label()
+        return {**size, "step_options": rest} if rest else size
+
+    def words(self) -> list[str]:
+        """The options as a command line says them, but for those that have their default."""
+        words: list[str] = []
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if value == option.default or not option.metadata["help"]:
+                continue
+            words.append(_flag(option))
+            if not isinstance(option.default, bool):
+                words.append(format(value, "g") if isinstance(value, float) else str(value))
+        return words
+
+
+def check_step(options: StepOptions) -> None:
+    """Raise BenchError for what can be said, and cannot be run or traced."""
+    if options.loop not in RUNNABLE:
+        raise BenchError(f"--loop {options.loop}: this loop is not predicted or measured yet")
+    if options.autocast:
+        raise BenchError(f"--autocast {options.autocast}: autocast is not predicted yet")
+    if options.liger:
+        raise BenchError("--liger: Liger's fused loss is not predicted yet")
+
+
+def _flag(option: Any) -> str:
+    flag: str = option.metadata.get("flag") or f"--{option.name.replace('_', '-')}"
+    return flag
+
+
+def add_step_options(add: Callable[..., Any], unset: tuple[str, ...] = (), **defaults: Any) -> None:
+    """Give a parser (argparse's `add_argument`, or pytest's `addoption`) every option of a step.
+
+    `defaults` replaces a field's own, and what its help says of it; those in `unset` are None where
+    they are not given.
+    """
+    for option in fields(StepOptions):
+        if not option.metadata["help"]:
+            continue
+        help_text = option.metadata["help"]
+        if isinstance(option.default, bool):
+            action = "store_false" if option.default else "store_true"
+            add(_flag(option), action=action, dest=option.name, help=help_text)
+            continue
+        kwargs = {name: option.metadata[name] for name in ("type", "choices")
+                  if name in option.metadata}  # fmt: skip
+        default = defaults.get(option.name, option.default)
+        if default is not None and "default" not in help_text:
+            help_text += f" (default: {default})"
+        if option.name in unset:
+            default = None
+        add(_flag(option), default=default, dest=option.name, help=help_text, **kwargs)
+
+
+def step_from(given: Namespace, **instead: Any) -> StepOptions:
+    """The step that parsed options ask for; `instead` replaces what they say."""
+    values = {
+        option.name: getattr(given, option.name)
+        for option in fields(StepOptions)
+        if option.metadata["help"]
+    }
+    return StepOptions(**{**values, **instead})
