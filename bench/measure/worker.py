@@ -286,7 +286,8 @@ def _by_phase(
     spent = {"forward": 0.0, "backward": 0.0, "optimizer": 0.0}
     for (phase, start), (_, end) in pairwise(readings):
         spent[phase] += between(start, end)
-    return StepTime(sum(spent.values()), *spent.values())
+    forward, backward, optimizer = spent.values()
+    return StepTime(forward + backward + optimizer, forward, backward, optimizer)
 
 
 _OUT_OF_MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc")
