@@ -25,6 +25,13 @@ WAITING = 0.05
 """Share of the time that other processes may take: no more than a verdict on time tolerates."""
 
 
+def ledger_digest(ledger: Ledger) -> str:
+    """Sixteen hex digits over every adapted name, role and rank, and every saved name."""
+    lines = [f"{item.name} {item.role} {item.r}" for item in ledger.adapted]
+    lines += [f"{name} saved" for name in ledger.saved]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
 @dataclass
 class Recorder:
     """One test's record: figures by name (`metrics`) and what explains them (`detail`)."""
@@ -38,12 +45,10 @@ class Recorder:
 
     def ledger(self, ledger: Ledger) -> None:
         """What is adapted: counts, dead entries, and a digest of every adapted name and rank."""
-        lines = [f"{item.name} {item.role} {item.r}" for item in ledger.adapted]
-        lines += [f"{name} saved" for name in ledger.saved]
         self.metrics |= {
             "adapted_layers": ledger.adapted_layers,
             "dead_entries": len(ledger.dead_entries),
-            "ledger_digest": hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16],
+            "ledger_digest": ledger_digest(ledger),
         }
         self.detail["adapted_by_role"] = ledger.by_role
         if ledger.dead_entries:

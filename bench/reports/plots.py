@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError
 from bench.files import require_extra
+from bench.reports.reached import ADAPTED, FROZEN, SAVED, Strip
 from bench.reports.rows import Row
 from bench.statistics import pareto_front
 from bench.units import format_bytes, format_change, format_quantity, one_line
@@ -263,23 +264,14 @@ def memory_figure(
 
 # --- reach ----------------------------------------------------------------------------------------
 
-ADAPTED, SAVED, FROZEN, DEAD = "adapted", "trained whole", "frozen", "dead entry"
+DEAD = "dead"
 _STATE_LOOK = {
     ADAPTED: (BLUE, ""),
     SAVED: (ORANGE, "//"),
     FROZEN: (PALE, ""),
     DEAD: ("#ffffff", "xx"),
 }
-
-
-@dataclass(frozen=True)
-class Strip:
-    """One stack of the model: `rows` maps a projection to the state of each of its `layers`, None
-    where a layer has no such projection."""
-
-    title: str
-    layers: int
-    rows: Mapping[str, Sequence[str | None]]
+_STATE_WORDS = {SAVED: "trained whole", DEAD: "dead entry"}
 
 
 def reach_figure(title: str, strips: Sequence[Strip], dead: Sequence[str], footer: str) -> Figure:
@@ -306,7 +298,10 @@ def reach_figure(title: str, strips: Sequence[Strip], dead: Sequence[str], foote
     from matplotlib.patches import Patch
 
     look = {s: v for s, v in _STATE_LOOK.items() if s != DEAD or dead}
-    patches = [Patch(facecolor=c, hatch=h, edgecolor=GREY, label=s) for s, (c, h) in look.items()]
+    patches = [
+        Patch(facecolor=c, hatch=h, edgecolor=GREY, label=_STATE_WORDS.get(s, s))
+        for s, (c, h) in look.items()
+    ]
     figure.legend(handles=patches, loc="outside upper right", ncols=4, fontsize=8, frameon=False)
     figure.suptitle(one_line(title), x=0.01, ha="left", fontsize=11)
     return figure

@@ -63,6 +63,36 @@ def comparison_report(
     )
 
 
+def findings(rows: Sequence[Row]) -> tuple[str, ...]:
+    """What a reader looks for first: of each model the fastest and the smallest case, and how many
+    cases were unstable or did not end well. A time of an unstable case is no finding."""
+    measured = [r for r in rows if r.step_median_seconds is not None and r.peak_allocated_bytes]
+    found = []
+    for title in dict.fromkeys(map(_title, measured)):
+        mine = [row for row in measured if _title(row) == title]
+        steady = [row for row in mine if not row.unstable]
+        said = []
+        if steady:
+            fast = min(steady, key=lambda row: row.step_median_seconds or 0)
+            said.append(f"fastest {_named(fast)}, {format_seconds(fast.step_median_seconds or 0)}")
+        small = min(mine, key=lambda row: row.peak_allocated_bytes or 0)
+        said.append(f"smallest {_named(small)}, {format_bytes(small.peak_allocated_bytes or 0)}")
+        found.append(f"{title}: {'; '.join(said)}")
+    if unstable := sum(bool(row.unstable) for row in rows):
+        found.append(f"unstable: {unstable} of {len(measured)} measured cases")
+    for outcome in dict.fromkeys(row.outcome for row in rows if row.outcome != "ok"):
+        ended = [row for row in rows if row.outcome == outcome]
+        words = OUTCOME_WORDS.get(outcome, outcome)
+        found.append(f"{words}: {', '.join(_named(row) for row in ended[:3])}"
+                     f"{f' and {len(ended) - 3} more' if len(ended) > 3 else ''}")  # fmt: skip
+    return tuple(found)
+
+
+def _named(row: Row) -> str:
+    rank = "" if row.rank is None else f" r{row.rank}"
+    return one_line(f"{row.scenario}{rank}{f' {row.precision}' if row.precision else ''}")
+
+
 def describe(run: Run) -> str:
     """Where a run's figures come from, in one line: machine, threads, versions, batch × length."""
     parts = [_machine(run.machine), ", ".join(f"{k} {v}" for k, v in run.versions.items())]
@@ -107,7 +137,7 @@ def _table(title: str, rows: Sequence[Row], marks: Mapping[str, str], named: boo
         rows=tuple(_cells(row, marks, measured, named) for row in rows),
         leading=6,
         right=frozenset(header) - left,
-        styles=tuple(_style(row) for row in rows),
+        styles=tuple(row_style(row) for row in rows),
     ).without_empty_columns()
 
 
@@ -174,6 +204,7 @@ def _phase_table(title: str, rows: Sequence[Row], named: bool) -> Table:
     return Table(title, header, tuple(cells), 4, frozenset(header) - left).without_empty_columns()
 
 
-def _style(row: Row) -> str:
+def row_style(row: Row) -> str:
+    """BAD, GOOD, NOTED or "": how a row is painted."""
     failed = BAD if row.outcome != "ok" else ""
     return STYLES.get(row.verdict or "", failed) or (NOTED if row.unstable else "")

@@ -13,6 +13,7 @@ from test_history import runs
 
 from bench.baselines.history import histories
 from bench.errors import BenchError
+from bench.reports.reached import Strip
 from bench.reports.rows import Row
 
 plots = pytest.importorskip("bench.reports.plots")
@@ -71,9 +72,9 @@ def memory() -> Any:
 
 
 def reach() -> Any:
-    strip = plots.Strip(
+    strip = Strip(
         "language: 3 layers", 3,
-        {"q_proj": ["adapted"] * 3, "o_proj": ["frozen", None, "trained whole"]},
+        {"q_proj": ["adapted"] * 3, "o_proj": ["frozen", None, "saved"]},
     )  # fmt: skip
     return plots.reach_figure("opt", [strip], ["gate_proj"], ORIGIN)
 
