@@ -67,6 +67,11 @@ def format_count(value: float) -> str:
     return f"{value:,.0f}" if float(value).is_integer() else significant(value, 4)
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 case`, `1,127 cases`: a number and what it counts (a noun whose plural ends in s)."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def format_percent(value: float) -> str:
     """A percentage (already times 100), three significant figures: `0.237 %`."""
     return f"{significant(value)} %"

@@ -137,21 +137,22 @@ def _lines(value: Any, depth: int) -> str:
     return "{\n" + ",\n".join(items) + "\n}"
 
 
-def write_atomically(path: Path | str, text: str) -> None:
-    """Put `text` in the place of `path`, whole or not at all; BenchError if that cannot be."""
-    with _saving(Path(path), text) as temporary:
+def write_atomically(path: Path | str, content: str | bytes) -> None:
+    """Put `content` (text as UTF-8) in the place of `path`, whole or not at all; BenchError if that
+    cannot be."""
+    with _saving(Path(path), content) as temporary:
         os.replace(temporary, path)
 
 
 @contextlib.contextmanager
-def _saving(target: Path, text: str) -> Iterator[Path]:
-    """A flushed temporary file with `text` in target's folder, gone at the end."""
+def _saving(target: Path, content: str | bytes) -> Iterator[Path]:
+    """A flushed temporary file with `content` in target's folder, gone at the end."""
     temporary = target.parent / f".saving-{secrets.token_hex(8)}.tmp"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        with open(descriptor, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with open(descriptor, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         yield temporary

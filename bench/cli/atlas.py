@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.cli.options import Add, split
+from bench.cli.output import save_figure
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ def add_options(add: Add) -> None:
         help="inject the popular targets into every type instead, and store what PEFT reaches")
     add("--roles", action="store_true", help="assign the roles of every stored atlas again instead")
     add("--page", type=Path, metavar="FILE", help="bring the figures of docs/atlas.md up to date")
+    add("--plot", type=Path, metavar="FILE",
+        help="draw what the popular targets reach on every causal-LM type (.svg or .png) instead")
     add("--json", action="store_true", help="one JSON object a line")
     # fmt: on
 
@@ -174,11 +177,38 @@ def _page(options: argparse.Namespace) -> int:
     return 0
 
 
+def _plot(options: argparse.Namespace) -> int:
+    """Draw the share of the linear weights that the popular targets reach on each causal-LM type of
+    the newest stored atlas."""
+    from bench.atlas import find_atlas, load_atlas, stored_versions
+    from bench.atlas.build import check_type_name
+    from bench.atlas.reach import SCENARIOS, scenarios_for
+    from bench.reports.plots import coverage_figure, plot_format
+    from bench.targets import match
+
+    plot_format(options.plot)
+    folder = find_atlas(stored_versions()[-1])
+    atlas = load_atlas(folder)
+    asked = [check_type_name(t, atlas.types, str(folder)) for t in split(options.types)]
+    shares: dict[str, list[float | None]] = {}
+    for model_type in asked or atlas.causal_lms:
+        table, known = atlas.types[model_type].table(model_type), scenarios_for(model_type)
+        ledgers = [match(table, known[name]) if name in known else None for name in SCENARIOS]
+        shares[model_type] = [None if one is None or one.refusals else one.weight_coverage
+                              for one in ledgers]  # fmt: skip
+    title = f"What popular target modules reach, transformers {atlas.transformers}"
+    footer = "Shares of the linear weights (experts counted, output embedding not), by the ledger."
+    save_figure(coverage_figure(title, list(SCENARIOS), shares, footer), options.plot)
+    print(options.plot)
+    return 0
+
+
 _MODES: dict[str, tuple[Callable[[argparse.Namespace], int], tuple[str, ...]]] = {
     "diff": (_diff, ("types", "json")),
     "reach": (_reach, ("types", "jobs")),
     "roles": (_roles, ()),
     "page": (_page, ()),
+    "plot": (_plot, ("types",)),
 }
 """What the command can do besides building, and the options that go with each."""
 

@@ -8,15 +8,18 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.cli.options import REPEATABLE, Add, add_adapter, add_model
-from bench.cli.output import put, say, written
+from bench.cli.output import put, save_figure, say, written
 from bench.cli.subject import predicted_subjects
 from bench.errors import BenchError
 from bench.training.options import PREDICTED_LENGTH, add_step_options, check_step, step_from
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from bench.predict.gpus import Gpu
     from bench.predict.largest import Solution
     from bench.predict.result import Prediction
@@ -43,6 +46,8 @@ def add_options(add: Add) -> None:
     add("--solve", choices=("batch-size", "seq-len", "rank"), help="the largest that fits")
     add("--format", choices=("terminal", "markdown", "csv", "latex"),
         help="of the table that several cases give (default markdown)")
+    add("--plot", type=Path, metavar="FILE",
+        help="draw what the peaks are made of (.svg or .png)")
     add("--store", action="store_true",
         help="keep the predictions in results/predicted, where the suite compares them")
     # fmt: on
@@ -83,6 +88,8 @@ def run(options: argparse.Namespace) -> int:
         found.append(done.prediction if isinstance(done, Solution) else done)
     if not one_by_one:
         _table(found, card, options.format or "markdown")
+    if options.plot:
+        save_figure(_drawn(found, card), options.plot)
     if options.store:
         say(f"stored {len(found)} in {store(found)}")
     return int(any(p.fit is not None and not p.fit.fits for p in found))
@@ -90,6 +97,10 @@ def run(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     """Raise BenchError for options that do not go together."""
+    if options.plot:
+        from bench.reports.plots import plot_format
+
+        plot_format(options.plot)
     card = options.gpu or options.gpu_memory
     if options.gpu and options.gpu_memory:
         raise BenchError("give --gpu or --gpu-memory, not both")
@@ -132,6 +143,19 @@ def _table(found: Sequence[Prediction], card: Gpu | None, format: str) -> None:
     writer = csv.DictWriter(sys.stdout, rows[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
+
+
+def _drawn(found: Sequence[Prediction], card: Gpu | None) -> Figure:
+    from bench.reports.plots import MemoryBar, memory_figure
+
+    first = found[0]
+    bars = [MemoryBar(p.scenario, f"{p.scenario} {p.precision}", p.breakdown) for p in found]
+    versions = ", ".join(f"{name} {version}" for name, version in first.versions.items())
+    limit = (card.name, card.memory_bytes) if card else None
+    title = f"{first.model}, {first.step}: predicted memory at the peak"
+    return memory_figure(
+        title, bars, f"predicted for {first.device}, not measured; {versions}", limit
+    )
 
 
 def _solved(case: Case, options: argparse.Namespace, gpu: Gpu | None, line: _Line) -> Solution:

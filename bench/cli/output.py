@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from bench.reports.layout import Report
 
 
@@ -51,6 +53,18 @@ def put(text: str, output: Path | None = None) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         raise BenchError("the reader of the output went away") from None
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """A plot into its file, whole or not at all; BenchError where that cannot be."""
+    import io
+
+    from bench.baselines import write_atomically
+    from bench.reports.plots import plot_format
+
+    form, buffer = plot_format(path), io.BytesIO()
+    figure.savefig(buffer, format=form)
+    write_atomically(path, buffer.getvalue())
 
 
 def say(text: str) -> None:

@@ -12,6 +12,7 @@ from bench.cli import (
     check,
     compare,
     explain,
+    history,
     memory,
     methods,
     published,
@@ -44,6 +45,7 @@ COMMANDS: dict[str, Command] = {
     "atlas": atlas,
     "report": report,
     "compare": compare,
+    "history": history,
     "ab": ab,
     "published": published,
 }

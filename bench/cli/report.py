@@ -1,44 +1,84 @@
-"""`bench report`: stored runs as one comparison table, on standard output or in a file."""
+"""`bench report`: stored runs as a comparison table, a page, or plots."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bench.cli.options import Add, add_format
-from bench.cli.output import json_lines, put, stored_runs, written
+from bench.cli.options import FORMATS, Add, add_format
+from bench.cli.output import json_lines, put, save_figure, say, stored_runs, written
+from bench.errors import BenchError
 
-HELP = "comparison table of stored runs"
+if TYPE_CHECKING:
+    from bench.baselines import Run
+
+HELP = "stored runs as a comparison table, a page, or plots"
 
 
 def add_options(add: Add) -> None:
-    """The runs, what they are held against, and how the table is written."""
+    """The runs, what they are held against, and how they are written."""
     # fmt: off
     add("runs", nargs="*", metavar="RUN",
         help="stored run: a file, or its number or name in results/ (default: the latest)")
-    add_format(add, "markdown")
+    add_format(add, "markdown", (*FORMATS, "html"))
     add("--baseline", metavar="RUN", help="hold the runs against this one")
-    add("--output", type=Path, metavar="FILE", help="write the table there")
+    add("--output", type=Path, metavar="FILE", help="write the table or page there")
+    add("--plots", type=Path, metavar="DIR",
+        help="draw every plot that the runs have figures for there, as .svg and .png, instead")
     # fmt: on
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the table; 0. BenchError if a run cannot be read."""
+    """Write what was asked for; 0. BenchError if a run cannot be read."""
     from bench.baselines import find_runs, load_run, load_stored
-    from bench.reports import comparison_report, comparison_rows, comparison_table
 
     storage = stored_runs()
     found = [path for selector in options.runs for path in find_runs(storage, selector)]
     runs = [load_run(path) for path in dict.fromkeys(found)] or [load_stored(storage)]
     baseline = load_stored(storage, options.baseline) if options.baseline else None
-    if options.format == "csv":
-        table = comparison_table(runs, baseline)
-        text = str(table.to_csv(index=False, lineterminator="\n"))
-    elif options.format == "json":
-        text = json_lines(asdict(row) for row in comparison_rows(runs, baseline))
-    else:
-        report = comparison_report(runs, baseline)
-        text = written(report, options.format, options.output is not None)
-    put(text, options.output)
+    if options.plots:
+        _plots(runs, options.plots)
+        return 0
+    put(_text(runs, baseline, options.format, options.output is not None), options.output)
     return 0
+
+
+def _text(runs: Sequence[Run], baseline: Run | None, format: str, to_file: bool) -> str:
+    from bench.reports import comparison_report, comparison_rows, comparison_table
+
+    if format == "html":
+        return _page(runs, baseline)
+    if format == "csv":
+        table = comparison_table(runs, baseline)
+        return str(table.to_csv(index=False, lineterminator="\n"))
+    if format == "json":
+        return json_lines(asdict(row) for row in comparison_rows(runs, baseline))
+    return written(comparison_report(runs, baseline), format, to_file)
+
+
+def _page(runs: Sequence[Run], baseline: Run | None) -> str:
+    from bench.baselines import compare, gate
+    from bench.reports.page import page
+    from bench.reports.reached import run_trees
+
+    verdicts = compare(baseline, runs[-1]) if baseline else []
+    return page(
+        runs, baseline, verdicts=verdicts, failing=gate(verdicts), trees=run_trees(runs[-1])
+    )
+
+
+def _plots(runs: Sequence[Run], folder: Path) -> None:
+    """One file a plot and format. BenchError where the runs have figures for none."""
+    from bench.reports.plots import FORMATS as PICTURES
+    from bench.reports.plots import plot_format, run_figures
+
+    plot_format(folder / "plot.svg")
+    if not folder.is_dir():
+        raise BenchError(f"--plots {folder}: no such folder; make it first")
+    for name, figure in run_figures(runs):
+        for form in PICTURES:
+            save_figure(figure, folder / f"{name}.{form}")
+        say(f"{folder / name}.svg, .png")

@@ -5,16 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.cli.options import REPEATABLE, Add, add_adapter, add_building, entries, split
-from bench.cli.output import in_colour
+from bench.cli.output import in_colour, save_figure
 from bench.cli.subject import asked_subject, with_head
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from bench.formulas.kinds import Kind
     from bench.models.architectures import Model
+    from bench.scenarios.subjects import Subject
+    from bench.targets import Ledger
 
 HELP = "what a LoRA configuration reaches on a model"
 
@@ -32,6 +37,8 @@ def add_options(add: Add) -> None:
     add("--strict", action="store_true", help="exit with 1 when an entry has no effect")
     add("--precision", metavar="P",
         help="as loaded in int8, nf4, ...: which heads cannot train, and the three totals")
+    add("--plot", type=Path, metavar="FILE",
+        help="draw what is reached, layers by projections (.svg or .png)")
     add("--method", metavar="M", help="another PEFT method: ia3, vera, prefix_tuning, full, ...")
     add("--set", **REPEATABLE, metavar="FIELD=VALUE", dest="settings",
         help="a field of that method's PEFT config, a list as A,B; repeatable")
@@ -46,6 +53,12 @@ def run(options: argparse.Namespace) -> int:
         raise BenchError(
             "--set goes with --method; LoRA's own fields go into an adapter_config.json (--adapter)"
         )
+    if options.plot:
+        from bench.reports.plots import plot_format
+
+        if len(options.models) > 1:
+            raise BenchError("--plot draws one model: give one MODEL")
+        plot_format(options.plot)
     from bench.formulas import lora_parameters
     from bench.reports.ledger import ledger_json, ledger_text
     from bench.targets import match
@@ -61,8 +74,20 @@ def run(options: argparse.Namespace) -> int:
             blank = "\n" if number else ""
             text = ledger_text(subject, ledger, parameters, colour=in_colour())
             print(blank + text, flush=True)
+        if options.plot:
+            save_figure(_drawn(subject, ledger), options.plot)
         failed |= bool(subject.dead_entries(ledger) or ledger.refusals)
     return 1 if options.strict and failed else 0
+
+
+def _drawn(subject: Subject, ledger: Ledger) -> Figure:
+    from bench.reports.plots import reach_figure
+    from bench.reports.reached import strips
+    from bench.training.machine import versions
+
+    title = f"{subject.model.label}: {subject.name}, r {subject.adapter.r}"
+    footer = ", ".join(f"{name} {version}" for name, version in versions().items())
+    return reach_figure(title, strips(ledger), ledger.dead_entries, footer)
 
 
 # Options that say nothing about another method, and what to write instead.

@@ -23,7 +23,7 @@ from bench.reports.rows import Row, comparison_rows
 from bench.reports.tables import describe, findings, row_style
 from bench.reports.verdicts import verdict_report
 from bench.statistics import pareto_front
-from bench.units import format_bytes, one_line, significant
+from bench.units import counted, format_bytes, one_line, significant
 
 _TEMPLATE = Path(__file__).parent / "template"
 _BYTES = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
@@ -216,8 +216,8 @@ def _notes(rows: Sequence[Row]) -> list[str]:
             "Step time: forward + backward + optimizer, median of the rounds; IQR: their "
             "interquartile range. Bold: on the Pareto front of its model and precision."
         )
-        if counted := sum(row.step_median_seconds is None for row in rows):
-            notes.append(f"{counted:,} cases were counted but not measured.")
+        if further := sum(row.step_median_seconds is None for row in rows):
+            notes.append(f"{counted(further, 'case')} counted but not measured.")
     return notes
 
 

@@ -84,7 +84,9 @@ def strips(ledger: Ledger) -> list[Strip]:
                 if layer_of(name) == layer:
                     row = rows.setdefault(name[len(layer) + 1 :], [None] * len(layers))
                     row[place] = state
-        found.append(Strip(f"{parent}: {len(layers)} layers", len(layers), rows))
+        kind = ledger.table.stack_of(layers[0]).kind
+        title = f"{kind}, {parent or 'the model'}: {len(layers)} layers"
+        found.append(Strip(title, len(layers), rows))
     inside = set(ledger.table.layers)
     rest = {name: [state] for name, state in states.items() if layer_of(name) not in inside}
     return [*found, Strip("outside the layers", 1, rest)] if rest else found

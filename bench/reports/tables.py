@@ -8,6 +8,7 @@ from bench.baselines import Machine, Run
 from bench.reports.layout import BAD, EMPTY, GOOD, NOTED, Report, Table
 from bench.reports.rows import PHASES, Row, comparison_rows
 from bench.units import (
+    counted,
     format_bytes,
     format_change,
     format_count,
@@ -51,7 +52,7 @@ def comparison_report(
         notes.insert(0, "Step time: forward + backward + optimizer, median ± interquartile range.")
     if further := len(rows) - len(shown):
         notes.append(
-            f"{further} further cases were counted but not measured; the CSV table has them."
+            f"{counted(further, 'further case')} counted but not measured; the CSV table has them."
         )
     if baseline:
         notes.append(f"Δ: change against run {describe(baseline)}")

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.units import (
+    counted,
     format_bytes,
     format_change,
     format_count,
@@ -104,3 +105,9 @@ def test_bytes_are_right_to_four_figures_and_below_1024(value: int) -> None:
 def test_significant_figures_lose_no_more_than_they_say(value: float) -> None:
     assert float(significant(value, 3).replace(",", "")) == pytest.approx(value, rel=5.1e-3)
     assert "e" not in significant(value, 3)
+
+
+def test_one_case_is_no_cases() -> None:
+    assert [counted(n, "case") for n in (0, 1, 2, 1127)] == [
+        "0 cases", "1 case", "2 cases", "1,127 cases",
+    ]  # fmt: skip

@@ -1,0 +1,60 @@
+"""`bench history`: a figure over every stored run of a machine, and the steps in it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from bench.cli.options import Add
+from bench.cli.output import put, save_figure, stored_runs, written
+from bench.errors import BenchError
+
+HELP = "a figure over every stored run of a machine, and where it changed"
+
+
+def add_options(add: Add) -> None:
+    """The figure, the cases, and whose runs."""
+    # fmt: off
+    add("metric", metavar="METRIC", help="step_seconds, peak_allocated_bytes, ...")
+    add("--case", default="*", metavar="TEXT", help="cases with this in their id, or a pattern")
+    add("--machine", metavar="FOLDER", help="a folder of results/ (default: that of most runs)")
+    add("--all", action="store_true", help="cases without a step too")
+    add("--plot", type=Path, metavar="FILE", help="draw it (.svg or .png)")
+    add("--format", choices=("terminal", "markdown", "latex"), default="terminal")
+    add("--json", action="store_true", help="one JSON object a line")
+    # fmt: on
+
+
+def run(options: argparse.Namespace) -> int:
+    """Tell the steps; always 0. BenchError where no run has the figure."""
+    from bench.baselines import find_runs, load_run
+    from bench.baselines.history import histories
+    from bench.reports.history import history_report
+    from bench.reports.tables import describe
+
+    if options.plot:
+        from bench.reports.plots import plot_format
+
+        plot_format(options.plot)
+    folders: dict[Path, list[Path]] = {}
+    for path in find_runs(stored_runs(), f"{options.machine}/*" if options.machine else "*"):
+        folders.setdefault(path.parent, []).append(path)
+    folder = max(folders, key=lambda one: len(folders[one]))
+    runs = [load_run(path) for path in folders[folder]]
+    whole = [run for run in runs if not run.interrupted]
+    if not whole:
+        raise BenchError(f"every run in {folder} was interrupted: there is no history")
+    series = histories(whole, options.metric, options.case)
+    shown = series if options.all else [one for one in series if one.steps]
+    if options.json:
+        put("".join(json.dumps(asdict(one)) + "\n" for one in shown))
+    else:
+        left = len(runs) - len(whole)
+        put(written(history_report(series, shown, whole, left), options.format))
+    if options.plot:
+        from bench.reports.plots import history_figure
+
+        save_figure(history_figure(shown or series, describe(whole[-1])), options.plot)
+    return 0

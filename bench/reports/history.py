@@ -1,0 +1,52 @@
+"""The steps of a figure over the stored runs, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bench.baselines import Run
+from bench.baselines.history import Series
+from bench.reports.layout import BAD, EMPTY, GOOD, Report, Table
+from bench.units import counted, format_change, format_quantity, one_line
+
+
+def history_report(
+    series: Sequence[Series], shown: Sequence[Series], runs: Sequence[Run], interrupted: int = 0
+) -> Report:
+    """A row a step, or a case without one; `series` are all, `shown` those of the table.
+
+    interrupted: how many runs were left out since they were cut short.
+    """
+    rows, styles = [], []
+    for one in shown:
+        for step in one.steps:
+            sure = "" if step.confirmed else " (unconfirmed: one run)"
+            rows.append(
+                (
+                    one_line(one.case),
+                    *(format_quantity(value, one.unit) for value in (step.before, step.after)),
+                    format_change(step.ratio) + sure,
+                    one_line(step.between),
+                    one_line("; ".join(step.changed)) or EMPTY,
+                )
+            )
+            styles.append(BAD if step.worse else GOOD)
+        if not one.steps:
+            level = format_quantity(one.levels[-1], one.unit)
+            rows.append((one_line(one.case), level, level, "no step", EMPTY, EMPTY))
+            styles.append("")
+    header = ("case", "before", "after", "step", "between", "versions changed")
+    label = series[0].label
+    steps = sum(len(one.steps) for one in series)
+    caption = (
+        f"{counted(len(runs), 'run')} of {runs[-1].machine.id}, {runs[0].label} to "
+        f"{runs[-1].label}: {counted(steps, 'step')} in {counted(len(series), 'case')}."
+    )
+    notes = [f"{counted(interrupted, 'interrupted run')} left out."] if interrupted else []
+    if len(runs) < 4:
+        notes.append("With fewer than four runs only large steps of times can be told from noise.")
+    right = frozenset(("before", "after"))
+    table = Table("", header, tuple(rows), 1, right, tuple(styles)).without_empty_columns()
+    return Report(
+        f"{label} over the stored runs", (caption,), (table,) if rows else (), tuple(notes)
+    )
