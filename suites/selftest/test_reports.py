@@ -144,7 +144,7 @@ def test_models_are_grouped_and_a_reduced_geometry_stands_apart() -> None:
     assert re.findall("### (.*)", text) == ["opt-350m (6 of 24 layers)", "phi-3-medium"]
     rows = [row for row in cells(text) if row[0] == "query"]
     assert [(row[2], row[3]) for row in rows] == [("6", "fp32"), ("—", "bf16"), ("80", "fp32")]
-    assert "1 further cases were counted but not measured" in text
+    assert "1 further case counted but not measured" in text
 
 
 def test_precisions_and_ranks_in_order() -> None:
