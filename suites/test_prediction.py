@@ -36,7 +36,7 @@ def full_step() -> Callable[[Subject], StepOptions]:
         label = subject.model.label
         if label not in known:
             case = replace(subject, precision="bf16").case(StepOptions())
-            images = case.task == "image-classification"
+            images = not case.task.has_length
             known[label] = PREDICTED_LENGTH if images else min(case_limit(case) or LONGEST, LONGEST)
         return StepOptions(batch_size=1, seq_len=known[label])
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import DeadEntries, check_targets
-from bench.adapters.config import TASK_TYPES, AdapterConfig
+from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError
 from bench.files import FIXTURES
 from bench.formulas import lora_parameters
@@ -20,6 +20,7 @@ from bench.models.classes import model_class
 from bench.models.modules import read_table
 from bench.models.quantization import bitsandbytes_config
 from bench.targets import Ledger, match
+from bench.tasks import BY_TYPE
 
 SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -283,7 +284,7 @@ def test_tied_embeddings_saved_twice_drift_apart(both) -> None:
 def test_peft_has_six_task_types() -> None:
     from peft import TaskType
 
-    assert {member.value for member in TaskType} == set(TASK_TYPES)
+    assert {member.value for member in TaskType} == set(BY_TYPE)
 
 
 def test_seq_cls_saves_every_module_that_ends_in_classifier(both) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 from method_models import COMMON, CONFIGS, ENCODER
 
-from bench.adapters.config import TASK_TYPES, AdapterConfig
+from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError, UnknownName
 from bench.formulas import lora_parameters
 from bench.measure.counting import count, inject
 from bench.models.architectures import Model
 from bench.targets import match
+from bench.tasks import BY_TYPE
 
 BERT = {"model_type": "bert", **COMMON, **ENCODER, "num_labels": 2}
 SMALL_T5 = {"model_type": "t5", **COMMON, **CONFIGS["t5"][0]}
@@ -25,7 +26,7 @@ OF_TASK = {
 }
 
 
-@pytest.mark.parametrize("task", TASK_TYPES)
+@pytest.mark.parametrize("task", BY_TYPE)
 def test_task_type(task: str) -> None:
     """PEFT's six, each on a model of the task: adapted layers, heads trained, formula = count."""
     config, auto_class, targets, heads = OF_TASK[task]
@@ -60,7 +61,7 @@ def test_all_linear_adapts_a_head_that_cannot_be_saved(task: str) -> None:
 def test_pefts_task_types_are_six() -> None:
     import peft
 
-    assert {task.value for task in peft.TaskType} == set(TASK_TYPES)
+    assert {task.value for task in peft.TaskType} == set(BY_TYPE)
 
 
 @pytest.mark.parametrize("task", ["MULTIPLE_CHOICE", "IMAGE_CLASSIFICATION", "UNSPECIFIED"])

@@ -11,18 +11,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError, UnknownName
+from bench.tasks import BY_TYPE
 
 if TYPE_CHECKING:
     from bench.adapters.config import AdapterConfig
 
-TASK_TYPES = (
-    "SEQ_CLS",
-    "SEQ_2_SEQ_LM",
-    "CAUSAL_LM",
-    "TOKEN_CLS",
-    "QUESTION_ANS",
-    "FEATURE_EXTRACTION",
-)
 BIASES = ("none", "all", "lora_only")
 ALL_LINEAR = "all-linear"
 INITIALISATIONS = ("gaussian", "eva", "olora", "pissa", "pissa_niter_4", "corda", "loftq",
@@ -109,8 +102,8 @@ def check_adapter(config: AdapterConfig) -> None:
             raise BenchError(f"{name} must be {wanted}, not {_plain(value)!r}")
     if config.bias not in BIASES:
         raise UnknownName("bias", str(config.bias), BIASES)
-    if config.task_type is not None and config.task_type not in TASK_TYPES:
-        raise UnknownName("task type", str(config.task_type), TASK_TYPES, "(PEFT has no other)")
+    if config.task_type is not None and config.task_type not in BY_TYPE:
+        raise UnknownName("task type", str(config.task_type), BY_TYPE, "(PEFT has no other)")
     init = config.init_lora_weights
     known = init in INITIALISATIONS or re.fullmatch(r"pissa_niter_\d+", str(init))
     if isinstance(init, str) and not known:

@@ -11,18 +11,12 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from bench.adapters.checks import ALL_LINEAR, BIASES, NESTED, TASK_TYPES, check_adapter
+from bench.adapters.checks import ALL_LINEAR, BIASES, NESTED, check_adapter
 from bench.errors import BenchError, UnknownName
 from bench.files import read_json
+from bench.tasks import heads_of
 
-__all__ = ["ALL_LINEAR", "BIASES", "TASK_HEADS", "TASK_TYPES", "AdapterConfig"]
-
-# PEFT trains these heads beside the adapter when the task type is given.
-TASK_HEADS = {
-    "SEQ_CLS": ("classifier", "score"),
-    "TOKEN_CLS": ("classifier", "score"),
-    "QUESTION_ANS": ("qa_outputs",),
-}
+__all__ = ["ALL_LINEAR", "BIASES", "AdapterConfig"]
 
 # Fields of an adapter_config.json that change neither what is adapted nor how many parameters it
 # takes: bookkeeping (a saved config always says inference_mode), and initialisations of the same
@@ -105,7 +99,7 @@ class AdapterConfig:
     @property
     def saved_modules(self) -> tuple[str, ...]:
         """`modules_to_save` with the heads that the task type adds, as PEFT extends it."""
-        return self.modules_to_save + TASK_HEADS.get(self.task_type or "", ())
+        return self.modules_to_save + heads_of(self.task_type)
 
     @property
     def guarded_modules(self) -> tuple[str, ...]:

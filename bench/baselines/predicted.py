@@ -90,7 +90,7 @@ def command(case: Case) -> str:
     """What to run to store this case's prediction. Raises nothing: the case ran already."""
     step = case.step
     sized = ["--batch-size", str(step.batch_size)]
-    if case.task != "image-classification":
+    if case.task.has_length:
         sized += ["--seq-len", str(step.seq_len)]
     usual = StepOptions()
     rest = replace(step, batch_size=usual.batch_size, seq_len=usual.seq_len)

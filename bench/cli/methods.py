@@ -22,7 +22,7 @@ def run(options: argparse.Namespace) -> int:
     from bench.cli.subject import with_head
     from bench.formulas.budgets import methods_at_budget
     from bench.formulas.methods import method, method_ledger
-    from bench.reports.methods import budget_json, budget_text, task_of
+    from bench.reports.methods import budget_json, budget_text
     from bench.scenarios.subjects import Subject, load_model
 
     model = load_model(options.model, options.auto_class, options.trust_remote_code)
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
         model.table,
         options.budget,
         target_modules=targets,
-        task_type=options.task_type or task_of(model),
+        task_type=options.task_type or model.task_type,
         config=model.transformers_config,
     )
     if options.json:

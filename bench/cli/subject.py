@@ -69,9 +69,9 @@ def _own_adapter(options: argparse.Namespace, model: Model) -> AdapterConfig:
 
 def with_head(model: Model, options: argparse.Namespace) -> Model:
     """The model with the head that the task type trains, unless the class was given."""
-    from bench.adapters.config import TASK_HEADS
+    from bench.tasks import heads_of
 
-    given = options.auto_class or options.task_type not in TASK_HEADS
+    given = options.auto_class or not heads_of(options.task_type)
     return model if given else model.for_task(options.task_type)
 
 

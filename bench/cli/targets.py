@@ -125,11 +125,11 @@ def _tell_method(
     model: Model, kind: Kind, given: dict[str, Any], options: argparse.Namespace
 ) -> int:
     from bench.formulas.methods import method, method_ledger, method_parameters
-    from bench.reports.methods import method_json, method_text, task_of
+    from bench.reports.methods import method_json, method_text
     from bench.scenarios.subjects import Subject
 
     if kind.size == "num_virtual_tokens" and "task_type" not in given:
-        given = {**given, "task_type": task_of(model)}
+        given = {**given, "task_type": model.task_type}
     asked = method(options.method, **given)
     counted = method_parameters(model.table, asked, model.transformers_config)
     ledger = method_ledger(model.table, asked, model.role_of)

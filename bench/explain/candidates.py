@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 
-from bench.adapters.config import TASK_HEADS, AdapterConfig
+from bench.adapters.config import AdapterConfig
 from bench.formulas.lora import bias_term, module_matrices, parameter_matrices, saved_term
 from bench.models.modules import (
     CONV1D,
@@ -22,6 +22,7 @@ from bench.models.modules import (
 )
 from bench.models.roles import FUSED, HEAD, ROUTER, role_of
 from bench.targets import match
+from bench.tasks import TASKS
 
 _MOST_ENTRIES = 13
 
@@ -198,11 +199,8 @@ def _unusual(picked: Sequence[Entry]) -> float:
 
 def extras_of(table: ModuleTable) -> Iterator[Extra]:
     """Saved modules × task heads, with a copy's elements and the biases outside."""
-    heads = [
-        task
-        for task, names in TASK_HEADS.items()
-        if task != "TOKEN_CLS" and any(m.leaf in names for m in table.modules)
-    ]
+    tasks = {t.heads: t.task_type for t in reversed(TASKS) if t.heads}  # of the same, the first
+    heads = [task for names, task in tasks.items() if any(m.leaf in names for m in table.modules)]
     names = [n for n in (table.input_embedding, table.output_embedding) if n]
     leaves = [n.rpartition(".")[2] for n in names]
     saved = [(), *((leaf,) for leaf in leaves), *([tuple(leaves)] if len(leaves) > 1 else [])]

@@ -24,6 +24,7 @@ from bench.models.modules import OTHER, ModuleTable, read_table
 from bench.models.precision import precision
 from bench.models.quantization import bitsandbytes_config, given_config, quantize_on_meta
 from bench.models.roles import check_role, role_of
+from bench.tasks import BY_CLASS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -200,6 +201,12 @@ class Model:
         """The auto class whose task `auto_class` is made for ("AutoModelForCausalLM" for
         LlamaForCausalLM); `auto_class` itself where no known task has it."""
         return task_class_of(self.auto_class, self.config)
+
+    @property
+    def task_type(self) -> str | None:
+        """PEFT's task type of the class; None where PEFT has none."""
+        task = BY_CLASS.get(self.task_class)
+        return task.task_type if task else None
 
     def build(self) -> nn.Module:
         """The model on the meta device: every shape, no memory.

@@ -6,26 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench.errors import UnknownName
+from bench.tasks import BY_CLASS, BY_TYPE, TASKS
 
-# Auto class → the name of its mapping in transformers, by the class that is asked first.
-_MAPPINGS = {
-    "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM",
-    "AutoModelForSeq2SeqLM": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM",
-    "AutoModelForMaskedLM": "MODEL_FOR_MASKED_LM",
-    "AutoModelForSequenceClassification": "MODEL_FOR_SEQUENCE_CLASSIFICATION",
-    "AutoModelForTokenClassification": "MODEL_FOR_TOKEN_CLASSIFICATION",
-    "AutoModelForQuestionAnswering": "MODEL_FOR_QUESTION_ANSWERING",
-    "AutoModelForImageClassification": "MODEL_FOR_IMAGE_CLASSIFICATION",
-}
-# The class that PEFT's task types are for.
-_TASK_TYPE_CLASSES = {
-    "CAUSAL_LM": "AutoModelForCausalLM",
-    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
-    "SEQ_CLS": "AutoModelForSequenceClassification",
-    "TOKEN_CLS": "AutoModelForTokenClassification",
-    "QUESTION_ANS": "AutoModelForQuestionAnswering",
-    "FEATURE_EXTRACTION": "AutoModel",
-}
+_BASE = "AutoModel"
 _GENERATION = "ForConditionalGeneration"
 
 
@@ -47,17 +30,16 @@ def class_of(config: Mapping[str, Any]) -> str:
     for name in config.get("architectures") or ():
         if isinstance(name, str) and hasattr(getattr(transformers, name, None), "config_class"):
             return name
-    for name in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForMaskedLM"):
-        if _built_by(name, config):
-            return name
-    return "AutoModel"
+    language = (task.auto_class for task in TASKS if task.pretrained)
+    return next((auto for auto in language if _built_by(auto, config)), _BASE)
 
 
 def task_class_of(named: str, config: Mapping[str, Any]) -> str:
     """The auto class whose task `named` is made for; `named` itself where no known task has it."""
     if named.startswith("AutoModel"):
         return named
-    return next((auto for auto in _MAPPINGS if _built_by(auto, config) == named), named)
+    heads = (auto for auto in BY_CLASS if auto != _BASE)
+    return next((auto for auto in heads if _built_by(auto, config) == named), named)
 
 
 def class_for_task(
@@ -70,7 +52,8 @@ def class_for_task(
     the auto class would leave the other towers out. `given` says that `named` was declared, not
     guessed.
     """
-    wanted = _TASK_TYPE_CLASSES.get(task_type or "")
+    asked = BY_TYPE.get(task_type or "")
+    wanted = asked.auto_class if asked else None
     task = task_class_of(named, config)
     if wanted is None or task == wanted:
         return named
@@ -85,7 +68,8 @@ def _built_by(auto: str, config: Mapping[str, Any]) -> str:
     """The class that an auto class builds from the config; "" if it does not take it."""
     from transformers.models.auto import modeling_auto
 
-    names = getattr(modeling_auto, f"{_MAPPINGS.get(auto, 'MODEL')}_MAPPING_NAMES")
+    mapping = BY_CLASS.get(auto, BY_CLASS[_BASE]).mapping
+    names = getattr(modeling_auto, f"{mapping}_MAPPING_NAMES")
     own = config.get("auto_map")
     found = names.get(config.get("model_type")) or (own or {}).get(auto) or ""
     return found if isinstance(found, str) else str(found[0])

@@ -81,8 +81,8 @@ class Prediction:
 def _step(case: Case) -> str:
     """The step in words: `1 × 2048 tokens, adamw, checkpointed, plain loop`."""
     step = case.step
-    images = case.task == "image-classification"
-    size = f"{step.batch_size} images" if images else f"{step.batch_size} × {step.seq_len} tokens"
+    each = f"× {step.seq_len} tokens" if case.task.has_length else case.task.inputs
+    size = f"{step.batch_size} {each}"
     usual = StepOptions()
     rest = replace(
         step, batch_size=usual.batch_size, seq_len=usual.seq_len, optimizer=usual.optimizer,

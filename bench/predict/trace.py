@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from bench.adapters.config import TASK_HEADS
 from bench.errors import BenchError
 from bench.models.precision import precision
 from bench.models.quantization import without_cached_tables
@@ -22,6 +21,7 @@ from bench.predict.journal import LOGITS, Journal, Untraceable
 from bench.predict.kernels import Device
 from bench.predict.unquantized import left_unquantized
 from bench.predict.values import tensors_in
+from bench.tasks import TASKS
 from bench.training import loading, memory
 from bench.training.cases import Case
 from bench.training.cost import CostCounter
@@ -196,7 +196,7 @@ def _heads(model: torch.nn.Module) -> list[torch.nn.Module]:
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if head is not None:
         return [head]
-    names = {name for heads in TASK_HEADS.values() for name in heads}
+    names = {name for task in TASKS for name in task.heads}
     return [module for name, module in model.named_modules() if name.rpartition(".")[2] in names]
 
 

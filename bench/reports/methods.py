@@ -13,20 +13,6 @@ if TYPE_CHECKING:
     from bench.models.architectures import Model
     from bench.targets import Ledger
 
-_TASK_OF_CLASS = {
-    "AutoModelForCausalLM": "CAUSAL_LM",
-    "AutoModelForSeq2SeqLM": "SEQ_2_SEQ_LM",
-    "AutoModelForSequenceClassification": "SEQ_CLS",
-    "AutoModelForTokenClassification": "TOKEN_CLS",
-    "AutoModelForQuestionAnswering": "QUESTION_ANS",
-    "AutoModel": "FEATURE_EXTRACTION",
-}
-
-
-def task_of(model: Model) -> str | None:
-    """PEFT's task type of the model's class; None where PEFT has none."""
-    return _TASK_OF_CLASS.get(model.task_class)
-
 
 def method_json(model: Model, asked: Method, counted: Parameters, ledger: Ledger) -> dict[str, Any]:
     """One JSON object: the method's config, its parameters by term, its dead entries."""

@@ -13,6 +13,7 @@ from bench.adapters.config import AdapterConfig
 from bench.models.architectures import Model, Projection
 from bench.models.roles import FUSED, HEAD
 from bench.scenarios.scenario import Scenario
+from bench.tasks import heads_of
 
 # The head that a task trains beside the adapter: PEFT saves every module of it.
 _HEAD_ROLES = (HEAD, "dense_head")
@@ -73,5 +74,5 @@ def _whole(role: str, wanted: set[str]) -> bool:
 def _is_saved(p: Projection, scenario: Scenario, adapter: AdapterConfig) -> bool:
     if p.role in scenario.saved_roles or p.module in scenario.modules_to_save:
         return True
-    trains_head = adapter.task_type in ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+    trains_head = bool(heads_of(adapter.task_type))
     return p.role in _HEAD_ROLES and (trains_head or p.module in adapter.modules_to_save)

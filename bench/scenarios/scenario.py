@@ -18,20 +18,11 @@ from bench.files import FIXTURES, read_toml
 from bench.models.architectures import Architecture, Model
 from bench.models.modules import OTHER, ModuleTable
 from bench.models.roles import FUSED, check_role, role_of, serves
+from bench.tasks import BY_CLASS
 
 _KEYS = ("roles", "optional_roles", "saved_roles", "target_modules", "modules_to_save", "optional",
          "r", "ranks", "lora_alpha", "lora_dropout", "expected", "thresholds")  # fmt: skip
 _EXPECTED_KEYS = ("adapted_layers", "dead_entries", "same_as", "note")
-
-# What a task adds: PEFT's task type, and the fresh heads that no task type names.
-_TASKS: dict[str, tuple[str | None, tuple[str, ...]]] = {
-    "AutoModelForSequenceClassification": ("SEQ_CLS", ()),
-    "AutoModelForTokenClassification": ("TOKEN_CLS", ()),
-    "AutoModelForQuestionAnswering": ("QUESTION_ANS", ()),
-    "AutoModelForCausalLM": ("CAUSAL_LM", ()),
-    "AutoModelForSeq2SeqLM": ("SEQ_2_SEQ_LM", ()),
-    "AutoModelForImageClassification": (None, ("classifier",)),
-}
 
 
 @dataclass(frozen=True)
@@ -111,7 +102,8 @@ class Scenario:
         The task type and the fresh heads follow from the model's class. Dropout is left out where
         experts are adapted: PEFT's wrapper for parameters has none.
         """
-        task_type, heads = _TASKS.get(model.task_class, (None, ()))
+        task = BY_CLASS.get(model.task_class)
+        task_type, heads = (task.task_type, task.unnamed_heads) if task else (None, ())
         rank = self.r if r is None else r
         if self.literal:
             saved = tuple(dict.fromkeys((*self.modules_to_save, *heads)))

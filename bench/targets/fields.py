@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from bench.adapters.config import TASK_HEADS
 from bench.targets.experts import new_name
 from bench.targets.filters import Filter, ends_in
 from bench.targets.ledger import DeadField, Ledger
 from bench.targets.suggestions import nearest
+from bench.tasks import heads_of
 
 
 def find_dead_fields(ledger: Ledger) -> tuple[DeadField, ...]:
@@ -47,7 +47,7 @@ def _patterns(ledger: Ledger) -> Iterator[DeadField]:
 
 def _saved(ledger: Ledger) -> Iterator[DeadField]:
     # PEFT writes both of its heads for a task into the configuration that it saves.
-    heads = TASK_HEADS.get(ledger.adapter.task_type or "", ())
+    heads = heads_of(ledger.adapter.task_type)
     names = (*ledger.table.by_name, *(name for name, _ in ledger.table.repeated))
     for entry in ledger.adapter.modules_to_save:
         if entry not in heads and not any(name.endswith(entry) for name in names):

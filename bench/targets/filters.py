@@ -17,8 +17,7 @@ from collections.abc import Iterable
 from bench.adapters.config import ALL_LINEAR, AdapterConfig
 from bench.errors import BenchError
 from bench.models.modules import CONV1D, LINEAR, ModuleTable, Parameter
-
-_SEQ_CLS_HEADS = ("score", "classifier")
+from bench.tasks import heads_of
 
 
 class Filter:
@@ -87,7 +86,8 @@ def matching_pattern(table: ModuleTable, adapter: AdapterConfig, pattern: str) -
         return (m.name for m in table.modules if compiled.fullmatch(m.name))
     skipped = table.output_embedding
     if not skipped and adapter.task_type == "SEQ_CLS":
-        skipped = next((name for name in _SEQ_CLS_HEADS if name in table.by_name), "")
+        heads = reversed(heads_of("SEQ_CLS"))  # PEFT asks for `score` first
+        skipped = next((name for name in heads if name in table.by_name), "")
     return (m.name for m in table.modules if m.kind in (LINEAR, CONV1D) and m.name != skipped)
 
 

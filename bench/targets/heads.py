@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import re
 
-from bench.adapters.config import TASK_HEADS
 from bench.models.modules import CONV1D, CONVOLUTIONS, LINEAR
 from bench.targets.ledger import Ledger
 from bench.targets.refusals import owner_of
+from bench.tasks import TASKS, Task
 
 # Heads that the pretraining trained: they come with the checkpoint.
 _PRETRAINED = re.compile(r"ForCausalLM|ForMaskedLM|LMHead|ForConditionalGeneration|ForPreTraining"
                          r"|ForNextSentencePrediction|ForMaskedImageModeling")  # fmt: skip
-# The task types that PEFT has for a class, by the end of its name.
-_TASKS = {
-    "ForSequenceClassification": "SEQ_CLS",
-    "ForTokenClassification": "TOKEN_CLS",
-    "ForQuestionAnswering": "QUESTION_ANS",
-}
 _NAMES = ("classifier", "score", "qa_outputs", "pre_classifier")
 
 
@@ -42,10 +36,11 @@ def frozen_heads(ledger: Ledger) -> list[str]:
 
 def frozen_head_text(class_name: str, heads: list[str], task_type: str | None) -> str:
     """What stays frozen, and what trains it: the task type only where PEFT's would."""
-    task = next((task for end, task in _TASKS.items() if class_name.endswith(end)), "")
+    tasks = (t for t in TASKS if t.heads and class_name.endswith(t.class_ending))
+    task = next(tasks, None)
     offer = "name it in modules_to_save"
-    if task and task != task_type and all(_saves(task, name) for name in heads):
-        offer = f"give the task type {task}, or {offer}"
+    if task and task.task_type != task_type and all(_saves(task, name) for name in heads):
+        offer = f"give the task type {task.task_type}, or {offer}"
     parts = list(dict.fromkeys(name.partition(".")[0] for name in heads))
     shown = heads if len(heads) <= 3 else parts
     return (
@@ -54,8 +49,8 @@ def frozen_head_text(class_name: str, heads: list[str], task_type: str | None) -
     )
 
 
-def _saves(task: str, name: str) -> bool:
+def _saves(task: Task, name: str) -> bool:
     """Whether PEFT's task type trains the module: it, or one around it, ends in a head's name."""
     parts = name.split(".")
     around = (".".join(parts[:n]) for n in range(1, len(parts) + 1))
-    return any(outer.endswith(TASK_HEADS[task]) for outer in around)
+    return any(outer.endswith(task.heads) for outer in around)

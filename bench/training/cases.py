@@ -8,6 +8,7 @@ from typing import Any
 
 from bench.errors import BenchError, UnknownName, check_keys
 from bench.models.precision import precision
+from bench.tasks import TRAINED, Task
 from bench.training.options import (
     DTYPES,
     MEASURED_LENGTH,
@@ -21,20 +22,10 @@ __all__ = [
     "MEASURED_LENGTH",
     "OPTIMIZERS",
     "PREDICTED_LENGTH",
-    "TASKS",
     "UNNAMED_LENGTH",
     "Case",
     "StepOptions",
 ]
-TASKS: Mapping[str, str] = {
-    "AutoModelForCausalLM": "causal-lm",
-    "AutoModelForSequenceClassification": "sequence-classification",
-    "AutoModelForTokenClassification": "token-classification",
-    "AutoModelForQuestionAnswering": "question-answering",
-    "AutoModelForSeq2SeqLM": "seq2seq",
-    "AutoModelForImageClassification": "image-classification",
-}
-"""transformers' auto class -> the task whose step it trains."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +53,8 @@ class Case:
             raise BenchError(
                 f"--compute-dtype is of 4-bit weights, and the precision is {self.precision}"
             )
-        if self.auto_class not in TASKS:
-            raise UnknownName("auto class", self.auto_class, TASKS)
+        if self.auto_class not in TRAINED:
+            raise UnknownName("auto class", self.auto_class, TRAINED)
         if "model_type" not in self.config:
             raise BenchError(f"{self.model}: the config has no model_type")
         rank = self.adapter.get("r", 8)
@@ -81,9 +72,9 @@ class Case:
         return "-".join(filter(None, parts))
 
     @property
-    def task(self) -> str:
-        """What the model is trained for, e.g. "causal-lm"."""
-        return TASKS[self.auto_class]
+    def task(self) -> Task:
+        """What the model is trained for."""
+        return TRAINED[self.auto_class]
 
     @property
     def compute(self) -> str:

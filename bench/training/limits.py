@@ -28,7 +28,7 @@ def position_limit(config: Any, model: torch.nn.Module) -> int | None:
 
 def check_length(case: Case, config: Any, model: torch.nn.Module) -> None:
     """Raise BenchError where the case's sequences are longer than the model takes."""
-    if case.task != "image-classification":
+    if case.task.has_length:
         _check(case, position_limit(config, model))
 
 
@@ -51,7 +51,7 @@ def _check(case: Case, limit: int | None) -> None:
 
 def case_limit(case: Case) -> int | None:
     """`position_limit` of a case; None for images."""
-    if case.task == "image-classification":
+    if not case.task.has_length:
         return None
     config = loading.make_config(case)
     return position_limit(config, loading.meta_model(case, config))

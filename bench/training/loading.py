@@ -18,9 +18,9 @@ import torch
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench.adapters.config import TASK_HEADS
 from bench.models.precision import precision
 from bench.models.quantization import bitsandbytes_config, quiet_bitsandbytes, swap_linear_layers
+from bench.tasks import heads_of
 from bench.training.cases import Case, StepOptions
 from bench.training.options import EAGER, SDPA, check_step
 from bench.training.step import Batch, make_batch, make_optimizer, make_scaler
@@ -242,7 +242,7 @@ def _skipped_modules(case: Case, model: Any) -> list[str]:
     and what PEFT will train whole, which it cannot do with integer weights."""
     from transformers.quantizers.base import get_keys_to_not_convert
 
-    heads = TASK_HEADS.get(case.adapter.get("task_type", ""), ())
+    heads = heads_of(case.adapter.get("task_type"))
     whole = (*heads, *(case.adapter.get("modules_to_save") or ()))
     trained = [name for name, _ in model.named_modules() if name.endswith(whole)] if whole else []
     return [*get_keys_to_not_convert(model), *trained]

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from bench.errors import BenchError
-from bench.training.cases import TASKS, Case, StepOptions
+from bench.tasks import IMAGES, TRAINED
+from bench.training.cases import Case, StepOptions
 from bench.training.options import KEEP_OUTPUT
 
 Batch = dict[str, torch.Tensor]
@@ -77,14 +78,14 @@ def make_batch(config: Any, auto_class: str, options: StepOptions, device: str =
     classification, (b,) for classification; `pixel_values` (b, channels, height, width). Packed,
     `input_ids`, `position_ids` and `labels` are (1, b s) and there is no mask.
     """
-    task = TASKS[auto_class]
+    task = TRAINED[auto_class]
     generator = torch.Generator().manual_seed(options.seed)
     b, s = options.batch_size, options.seq_len
 
     def draw(high: int, *shape: int, low: int = 0) -> torch.Tensor:
         return torch.randint(low, high, shape, generator=generator)
 
-    if task == "image-classification":
+    if task.inputs == IMAGES:
         size = config.image_size
         height, width = (size, size) if isinstance(size, int) else size
         pixels = torch.randn(b, config.num_channels, height, width, generator=generator)
@@ -108,15 +109,15 @@ def make_batch(config: Any, auto_class: str, options: StepOptions, device: str =
         labels = ids.masked_fill(positions.view(b, s) == 0, IGNORED_LABEL)
         batch = {"input_ids": ids, "position_ids": positions, "labels": labels}
         batch = {name: values.reshape(1, b * s) for name, values in batch.items()}
-    elif task == "causal-lm":
+    elif task.labels == "the same tokens":
         batch["labels"] = ids.masked_fill(mask == 0, IGNORED_LABEL)
-    elif task == "seq2seq":
+    elif task.labels == "other tokens":
         batch["labels"] = draw(vocabulary, b, s, low=first_word).masked_fill(
             mask == 0, IGNORED_LABEL
         )
-    elif task == "token-classification":
+    elif task.labels == "a class a token":
         batch["labels"] = draw(config.num_labels, b, s).masked_fill(mask == 0, IGNORED_LABEL)
-    elif task == "question-answering":
+    elif task.labels == "a span":
         batch["start_positions"] = draw(max(1, s // 4), b)
         batch["end_positions"] = batch["start_positions"] + draw(max(1, s // 4), b)
     else:

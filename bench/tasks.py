@@ -1,0 +1,81 @@
+"""What models are trained for: everything that a task decides, a row each.
+
+Sources: transformers' `modeling_auto.py` for the classes; peft 0.21 `peft_model.py` for the task
+types and the heads that they train.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+TOKENS, IMAGES = "tokens", "images"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing that a model is trained for.
+
+    auto_class: transformers' auto class, and mapping: the name in transformers' `modeling_auto` of
+    its table of model types, before `_MAPPING_NAMES`.
+    task_type: PEFT's; None where PEFT has none.
+    heads: the ends of the names of modules that PEFT trains whole for the task type.
+    unnamed_heads: new heads that no task type trains, so that a configuration has to name them.
+    pretrained: whether the head comes with the checkpoint.
+    inputs: what one example is: TOKENS or IMAGES.
+    labels: what it is trained towards, in words of `training.step.make_batch`; "" where no step is
+    written for the task.
+    """
+
+    name: str
+    auto_class: str
+    mapping: str
+    task_type: str | None = None
+    heads: tuple[str, ...] = ()
+    unnamed_heads: tuple[str, ...] = ()
+    pretrained: bool = False
+    inputs: str = TOKENS
+    labels: str = ""
+
+    @property
+    def has_length(self) -> bool:
+        """Whether an example is a sequence, of a length that is chosen; images have none."""
+        return self.inputs == TOKENS
+
+    @property
+    def class_ending(self) -> str:
+        """How the names of its model classes end: `ForCausalLM`."""
+        return self.auto_class.removeprefix("AutoModel")
+
+
+# A model's class is looked for from the top down.
+TASKS = (
+    Task("causal-lm", "AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM", "CAUSAL_LM",
+         pretrained=True, labels="the same tokens"),
+    Task("seq2seq", "AutoModelForSeq2SeqLM", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM", "SEQ_2_SEQ_LM",
+         pretrained=True, labels="other tokens"),
+    Task("masked-lm", "AutoModelForMaskedLM", "MODEL_FOR_MASKED_LM", pretrained=True),
+    Task("sequence-classification", "AutoModelForSequenceClassification",
+         "MODEL_FOR_SEQUENCE_CLASSIFICATION", "SEQ_CLS",
+         heads=("classifier", "score"), labels="a class"),
+    Task("token-classification", "AutoModelForTokenClassification",
+         "MODEL_FOR_TOKEN_CLASSIFICATION", "TOKEN_CLS",
+         heads=("classifier", "score"), labels="a class a token"),
+    Task("question-answering", "AutoModelForQuestionAnswering", "MODEL_FOR_QUESTION_ANSWERING",
+         "QUESTION_ANS", heads=("qa_outputs",), labels="a span"),
+    Task("image-classification", "AutoModelForImageClassification",
+         "MODEL_FOR_IMAGE_CLASSIFICATION",
+         unnamed_heads=("classifier",), inputs=IMAGES, labels="a class"),
+    Task("feature-extraction", "AutoModel", "MODEL", "FEATURE_EXTRACTION"),
+)  # fmt: skip
+
+BY_CLASS: Mapping[str, Task] = {task.auto_class: task for task in TASKS}
+BY_TYPE: Mapping[str, Task] = {task.task_type: task for task in TASKS if task.task_type}
+TRAINED: Mapping[str, Task] = {task.auto_class: task for task in TASKS if task.labels}
+"""The tasks that a step is written for, by auto class."""
+
+
+def heads_of(task_type: str | None) -> tuple[str, ...]:
+    """The modules that PEFT's task type trains whole, beside the adapter."""
+    task = BY_TYPE.get(task_type or "")
+    return task.heads if task else ()
