@@ -91,7 +91,7 @@ def make_batch(config: Any, auto_class: str, options: StepOptions, device: str =
         pixels = torch.randn(b, config.num_channels, height, width, generator=generator)
         return _to({"pixel_values": pixels, "labels": draw(config.num_labels, b)}, device)
 
-    if options.packed and task != "causal-lm":
+    if options.packed and task.labels != "the same tokens":
         raise BenchError(f"--packed is for language models, and this one is for {task}")
     vocabulary = config.get_text_config().vocab_size
     # Low ids are special tokens: a pad id within a sentence would shorten it for some models.
