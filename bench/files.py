@@ -1,9 +1,15 @@
-"""Where the project's data lie, and how files are read: one error that names the file."""
+"""Where the project's data lie; how files are read and written: one error that names the file."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
+import secrets
+import stat
 import tomllib
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -56,3 +62,113 @@ def require_extra(module: str, extra: str) -> None:
         raise BenchError(
             f"{module} is not installed: pip install 'lora-target-bench[{extra}]' brings it"
         )
+
+
+def check_output(path: Path | str) -> None:
+    """BenchError, naming the path, unless `write_output` may write there.
+
+    A symbolic link stands for what it points to. Refused are folders, read-only files (for root
+    too, whom the system would let) and files in a folder that is not there.
+    """
+    target = Path(os.path.realpath(path))
+    if _is_stream(path):
+        return
+    try:
+        found = target.stat()
+    except FileNotFoundError:
+        if not target.parent.is_dir():
+            raise BenchError(f"{path}: there is no folder {target.parent} to write it in") from None
+        if not os.access(target.parent, os.W_OK):
+            raise BenchError(f"{path}: the folder {target.parent} cannot be written to") from None
+        return
+    except OSError as error:
+        raise BenchError(f"{path}: cannot be written: {error.strerror}") from None
+    if stat.S_ISDIR(found.st_mode):
+        raise BenchError(f"{path}: this is a folder; name a file in it")
+    if not found.st_mode & 0o222 or not os.access(target, os.W_OK):
+        raise BenchError(f"{path}: this file is read-only")
+
+
+def write_output(path: Path | str, content: str | bytes) -> None:
+    """Write `content` (text as UTF-8) to what a user named: a regular file whole or not at all, where a symbolic link
+    points; a pipe or a device as a stream. BenchError as in `check_output`, and for a full disk."""
+    check_output(path)
+    target = Path(os.path.realpath(path))
+    if _is_stream(path):
+        _stream(path, content)
+        return
+    try:
+        write_atomically(target, content)
+    except BenchError as error:
+        # A file that is mounted by itself, or that lies in a folder of others', has no neighbours.
+        cause = error.__cause__
+        if (
+            not isinstance(cause, OSError)
+            or cause.errno not in _NO_NEIGHBOURS
+            or not target.exists()
+        ):
+            raise
+        _stream(target, content)
+
+
+_NO_NEIGHBOURS = (errno.EACCES, errno.EPERM, errno.EBUSY, errno.EXDEV)
+
+
+def _is_stream(path: Path | str) -> bool:
+    """Whether it is a pipe or a device; `/dev/stdout` is one, wherever it leads."""
+    if os.path.abspath(path).startswith(("/dev/std", "/dev/fd/", "/proc/")):
+        return os.path.exists(path)
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def _stream(path: Path | str, content: str | bytes) -> None:
+    try:
+        with open(path, "wb") as stream:
+            stream.write(content.encode() if isinstance(content, str) else content)
+    except OSError as error:
+        raise BenchError(f"{path}: not written: {error.strerror or error}") from error
+
+
+def write_atomically(path: Path | str, content: str | bytes) -> None:
+    """Put `content` in the place of the regular file `path`, whole or not at all, in folders that are
+    made where they are not there; BenchError if that cannot be. For the project's own files."""
+    path = Path(path)
+    with saving(path, content) as temporary:
+        with contextlib.suppress(FileNotFoundError):
+            os.chmod(temporary, stat.S_IMODE(path.stat().st_mode))
+        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def saving(target: Path, content: str | bytes) -> Iterator[Path]:
+    """A flushed temporary file with `content` in target's folder, gone at the end."""
+    temporary = target.parent / f".saving-{secrets.token_hex(8)}.tmp"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        with open(descriptor, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+        _flush_folder(target.parent)
+    except OSError as error:
+        raise BenchError(
+            f"{target}: not saved: {error.strerror or error}; nothing was written"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # not every system lets a folder be flushed
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

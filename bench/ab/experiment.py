@@ -22,8 +22,7 @@ from uuid import uuid4
 
 from bench.ab.rounds import CLOCKS, LAUNCHES, ROUNDS, WIDTH, Rounds, Step, take_rounds
 from bench.baselines import Accelerator, Machine, Record, Run, Thresholds, Verdict, compare
-from bench.baselines.storage import write_atomically
-from bench.files import OWN_RESULTS
+from bench.files import OWN_RESULTS, write_atomically
 from bench.measure import Session, StepTime
 from bench.training.cases import Case, StepOptions
 from bench.training.machine import machine, versions

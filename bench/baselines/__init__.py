@@ -23,7 +23,7 @@ from bench.baselines.runs import (
     parse_run,
     seal,
 )
-from bench.baselines.storage import find_runs, load_stored, write_atomically, write_run
+from bench.baselines.storage import find_runs, load_stored, write_run
 from bench.baselines.verdicts import FAILING, VERDICTS, Verdict, compare
 
 __all__ = [
@@ -54,7 +54,6 @@ __all__ = [
     "parse_run",
     "require_common",
     "seal",
-    "write_atomically",
     "write_run",
     "write_verdicts",
 ]

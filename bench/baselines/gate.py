@@ -12,10 +12,9 @@ from typing import Any
 
 from bench.baselines.metrics import METRICS, Thresholds
 from bench.baselines.runs import Run
-from bench.baselines.storage import write_atomically
 from bench.baselines.verdicts import FAILING, NEW, VERDICTS, Verdict
 from bench.errors import BenchError, UnknownName
-from bench.files import read_toml
+from bench.files import read_toml, write_output
 from bench.scenarios.scenario import load_scenarios
 
 VERDICT_SCHEMA = 1
@@ -94,7 +93,7 @@ def write_verdicts(
     baseline: Run,
     contender: Run,
 ) -> None:
-    """Write the machine-readable verdict file, whole or not at all (BenchError).
+    """Write the machine-readable verdict file (BenchError, as `write_output`).
 
     Figures are raw, in the unit that stands beside them; a ratio from zero is null. `fails` says
     whether this verdict failed the gate.
@@ -111,7 +110,7 @@ def write_verdicts(
             for verdict in verdicts
         ],
     }
-    write_atomically(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
+    write_output(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
 def as_json(verdict: Verdict) -> dict[str, Any]:

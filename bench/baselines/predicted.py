@@ -13,9 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.baselines.storage import write_atomically
 from bench.errors import BenchError, check_keys
-from bench.files import OWN_RESULTS, RESULTS
+from bench.files import OWN_RESULTS, RESULTS, write_atomically
 from bench.training.machine import versions
 from bench.training.options import StepOptions
 from bench.units import format_quantity

@@ -11,13 +11,13 @@ import fnmatch
 import json
 import os
 import re
-import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from bench.baselines.runs import Run, load_run, seal
 from bench.errors import BenchError
+from bench.files import saving
 
 RUN_FILE = re.compile(r"(\d{4,})_(.+)\.json")
 NAME = re.compile(r"[\w+.\-]{1,100}")
@@ -115,7 +115,7 @@ def write_run(folder: Path | str, name: str, document: Mapping[str, Any]) -> Pat
     check_name(name)
     text = _lines(seal(document), 3) + "\n"
     folder = Path(folder)
-    with _saving(folder / name, text) as temporary, _alone(folder):
+    with saving(folder / name, text) as temporary, _alone(folder):
         number = 1 + max((_number(path) for path in folder.glob("*.json")), default=0)
         while True:
             path = folder / f"{number:04}_{name}.json"
@@ -135,35 +135,6 @@ def _lines(value: Any, depth: int) -> str:
         return "[\n" + ",\n".join(_lines(item, depth - 1) for item in value) + "\n]"
     items = (f"{json.dumps(key)}: {_lines(item, depth - 1)}" for key, item in value.items())
     return "{\n" + ",\n".join(items) + "\n}"
-
-
-def write_atomically(path: Path | str, content: str | bytes) -> None:
-    """Put `content` (text as UTF-8) in the place of `path`, whole or not at all; BenchError if that
-    cannot be."""
-    with _saving(Path(path), content) as temporary:
-        os.replace(temporary, path)
-
-
-@contextlib.contextmanager
-def _saving(target: Path, content: str | bytes) -> Iterator[Path]:
-    """A flushed temporary file with `content` in target's folder, gone at the end."""
-    temporary = target.parent / f".saving-{secrets.token_hex(8)}.tmp"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        with open(descriptor, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        yield temporary
-        _flush_folder(target.parent)
-    except OSError as error:
-        raise BenchError(
-            f"{target}: not saved: {error.strerror or error}; nothing was written"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -196,12 +167,3 @@ def _link(temporary: Path, path: Path) -> None:
         if path.exists():  # no hard links here: the lock alone keeps others away
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
         os.rename(temporary, path)
-
-
-def _flush_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # not every system lets a folder be flushed
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -51,8 +51,11 @@ def run(options: argparse.Namespace) -> int:
     """
     from bench.ab.pair import measure
     from bench.baselines import all_thresholds, as_json, compare, gate, write_run, write_verdicts
+    from bench.files import check_output
     from bench.reports.sides import sides_report
 
+    if options.verdict_file is not None:
+        check_output(options.verdict_file)
     thresholds = all_thresholds(options.threshold)
     gate([], options.allow)
     plan = _plan(options)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from bench.cli.options import Add, split
 from bench.cli.output import save_figure
 from bench.errors import BenchError
+from bench.files import write_output
 
 if TYPE_CHECKING:
     from bench.atlas.build import Progress
@@ -172,7 +173,7 @@ def _page(options: argparse.Namespace) -> int:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise BenchError(f"{path}: cannot be read: {error}") from None
-    path.write_text(refresh(text, str(path)), encoding="utf-8")
+    write_output(path, refresh(text, str(path)))
     print(path)
     return 0
 

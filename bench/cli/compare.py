@@ -33,8 +33,11 @@ def run(options: argparse.Namespace) -> int:
         require_common,
         write_verdicts,
     )
+    from bench.files import check_output
     from bench.reports import verdict_report, verdict_table
 
+    if options.verdict_file is not None:
+        check_output(options.verdict_file)
     thresholds, storage = all_thresholds(options.threshold), stored_runs()
     baseline = load_stored(storage, options.baseline)
     contender = load_stored(storage, options.contender)

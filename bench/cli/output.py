@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.errors import BenchError
+from bench.files import write_output
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,11 +42,9 @@ def json_lines(objects: Iterable[Mapping[str, object]]) -> str:
 
 
 def put(text: str, output: Path | None = None) -> None:
-    """To the file, whole or not at all, or to standard output."""
+    """To the file, as `write_output`, or to standard output."""
     if output is not None:
-        from bench.baselines import write_atomically
-
-        write_atomically(output, text)
+        write_output(output, text)
         return
     encoding = sys.stdout.encoding or "utf-8"
     try:
@@ -59,12 +58,11 @@ def save_figure(figure: Figure, path: Path) -> None:
     """A plot into its file, whole or not at all; BenchError where that cannot be."""
     import io
 
-    from bench.baselines import write_atomically
     from bench.reports.plots import plot_format
 
     form, buffer = plot_format(path), io.BytesIO()
     figure.savefig(buffer, format=form)
-    write_atomically(path, buffer.getvalue())
+    write_output(path, buffer.getvalue())
 
 
 def say(text: str) -> None:

@@ -34,7 +34,10 @@ def add_options(add: Add) -> None:
 def run(options: argparse.Namespace) -> int:
     """Write what was asked for; 0. BenchError if a run cannot be read."""
     from bench.baselines import find_runs, load_run, load_stored
+    from bench.files import check_output
 
+    if options.output is not None:
+        check_output(options.output)
     storage = stored_runs()
     found = [path for selector in options.runs for path in find_runs(storage, selector)]
     runs = [load_run(path) for path in dict.fromkeys(found)] or [load_stored(storage)]

@@ -12,6 +12,7 @@ from bench.baselines import all_thresholds, gate, load_stored
 from bench.baselines.runlog import RunLog
 from bench.baselines.storage import check_name
 from bench.errors import BenchError
+from bench.files import check_output
 from bench.plugin.benchmarks import check_benchmark_options, name_to_save
 from bench.plugin.state import (
     BASELINE,
@@ -105,6 +106,8 @@ def pytest_configure(config: pytest.Config) -> None:
             check_name(name)
         _check_numbers(option)
         check_step(step_from(option))
+        if option.verdict_file is not None:
+            check_output(option.verdict_file)
         config.stash[THRESHOLDS] = all_thresholds(
             option.threshold, config.rootpath / "pyproject.toml"
         )

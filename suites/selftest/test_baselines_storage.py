@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from test_baselines import sample
 
-from bench.baselines import find_runs, load_run, load_stored, storage, write_atomically, write_run
+from bench.baselines import find_runs, load_run, load_stored, storage, write_run
 from bench.errors import BenchError
+from bench.files import write_atomically
 
 HERE = Path(__file__).parent
 SAVING = """
@@ -25,6 +26,7 @@ sys.path[:0] = [{root!r}, {here!r}]
 from test_baselines import sample
 from bench.baselines import storage
 from bench.errors import BenchError
+from bench.files import write_atomically
 {prelude}
 try:
     storage.write_run({folder!r}, "second", sample("second"))

@@ -1,0 +1,111 @@
+"""What a user names to write to: nothing else is replaced, made or overwritten."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+
+from bench.cli import main
+from bench.errors import BenchError
+from bench.files import check_output, write_output
+
+
+@pytest.fixture
+def full_device(tmp_path: Path) -> Path:
+    """A device of its own like /dev/full, so that a mistake harms no machine."""
+    path = tmp_path / "full"
+    try:
+        os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 7))
+    except OSError:
+        pytest.skip("no device can be made here")
+    return path
+
+
+def test_a_device_stays_a_device(full_device: Path) -> None:
+    with pytest.raises(BenchError, match=r"full: (not written: No space left|.*ermission)"):
+        write_output(full_device, "text")
+    assert stat.S_ISCHR(full_device.stat().st_mode)
+    write_output("/dev/null", "text")
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+
+
+def test_a_pipe_is_written_into(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text(encoding="utf-8")))
+    reader.start()
+    write_output(pipe, "a ×\n")
+    reader.join(10)
+    assert read == ["a ×\n"]
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    there, link = tmp_path / "there" / "table.md", tmp_path / "link.md"
+    there.parent.mkdir()
+    link.symlink_to(there)
+    for text in ("new\n", "newer\n"):  # first it points nowhere
+        write_output(link, text)
+        assert link.is_symlink()
+        assert there.read_text() == text
+    assert os.listdir(there.parent) == ["table.md"]
+
+
+def test_what_a_file_allows_stays(tmp_path: Path) -> None:
+    path = tmp_path / "table.md"
+    path.write_text("old")
+    path.chmod(0o640)
+    write_output(path, "new")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("locked.md", "locked.md: this file is read-only"),
+        ("nowhere/table.md", "there is no folder .*nowhere to write it in"),
+        ("folder", "this is a folder; name a file in it"),
+        ("loop", "cannot be written: Too many levels of symbolic links"),
+        ("file.md/table.md", "cannot be written: Not a directory"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_by_name(tmp_path: Path, name: str, said: str) -> None:
+    (tmp_path / "locked.md").write_text("kept")
+    (tmp_path / "locked.md").chmod(0o444)
+    (tmp_path / "file.md").write_text("kept")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for refused in (check_output, lambda path: write_output(path, "text")):
+        with pytest.raises(BenchError, match=said):
+            refused(tmp_path / name)
+    assert (tmp_path / "locked.md").read_text() == (tmp_path / "file.md").read_text() == "kept"
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_file_alone_in_a_folder_of_others_is_written_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a container mounts one file: it cannot be replaced."""
+    path = tmp_path / "mounted.md"
+    path.write_text("a longer old text")
+
+    def busy(*_: object) -> None:
+        raise OSError(16, os.strerror(16))
+
+    monkeypatch.setattr(os, "replace", busy)
+    write_output(path, "new")
+    assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize("command", ["report", "compare"])
+def test_commands_refuse_it_before_they_read_a_run(
+    tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    option = {"report": ["--output"], "compare": ["a", "b", "--verdict-file"]}[command]
+    assert main([command, *option, str(tmp_path / "nowhere" / "x")]) == 2
+    assert "there is no folder" in capsys.readouterr().err
