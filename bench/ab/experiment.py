@@ -108,6 +108,7 @@ def compare_once(
 def _verdicts(taken: Rounds) -> list[Verdict]:
     here = machine()
     gpu = here.pop("accelerator")
+    here["instruction_sets"] = frozenset(here["instruction_sets"])
     place = Machine(**here, accelerator=Accelerator(**gpu) if gpu else None)
     token = {"interleaved": uuid4().hex, "launches": taken.launches}
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
+from bench.baselines.metrics import ALLOCATED, RESERVED, TIME, Metric
 from bench.baselines.runs import Record, Run
 from bench.units import format_count, one_line
 
@@ -12,20 +13,32 @@ CLUES = 3
 """At most so many parts of a breakdown are named, the largest differences first."""
 
 WORKLOAD = ("batch_size", "seq_len", "step_options")
-FACTS = ("rank", "precision", "model", "scenario", *WORKLOAD, "task_type", "geometry")
+STRUCTURE = ("rank", "model", "scenario", "task_type", "geometry")
+FACTS = (*STRUCTURE, "precision", *WORKLOAD)
+
+COUNTED = (
+    "adapted_layers", "dead_entries", "modules", "trainable_parameters", "total_parameters",
+    "ledger_digest",
+)  # fmt: skip
+"""Figures that no step has a part in: names and shapes alone decide them."""
 
 
-def explain(baseline: Run, contender: Run, before: Record, after: Record) -> str:
-    """The differences recorded between two results of one case, the most specific first."""
+def explain(
+    baseline: Run, contender: Run, before: Record, after: Record, metric: Metric | None = None
+) -> str:
+    """The differences recorded between two results of one case, the most specific first, as far as
+    they can be the cause of a difference in `metric` (None: in how the case ended)."""
+    counted = metric is not None and metric.name in COUNTED
+    memory = metric is None or metric.kind in (ALLOCATED, RESERVED) or "bytes" in metric.name
     clues = [
         *_failures(before, after),
-        *_facts(before, after),
+        *_facts(before, after, STRUCTURE if counted else FACTS),
         *_modules(before.detail, after.detail),
         *_numbers(before.detail, after.detail, "adapted_by_role"),
         *_dead_entries(before.detail, after.detail),
-        *_numbers(before.detail, after.detail, "operations"),
-        *_numbers(before.detail, after.detail, "breakdown"),
-        *version_changes(baseline, contender),
+        *(() if counted else _numbers(before.detail, after.detail, "operations")),
+        *(_numbers(before.detail, after.detail, "breakdown") if memory else ()),
+        *version_changes(baseline, contender, _involved(before, metric)),
     ]
     if not clues and baseline.commit != contender.commit:
         clues = [f"commit {baseline.commit or 'unknown'} -> {contender.commit or 'unknown'}"]
@@ -34,12 +47,33 @@ def explain(baseline: Run, contender: Run, before: Record, after: Record) -> str
     )
 
 
-def version_changes(baseline: Run, contender: Run) -> list[str]:
-    """`peft 0.20.0 -> 0.21.2` for every library whose version differs."""
+def _involved(record: Record, metric: Metric | None) -> frozenset[str]:
+    """What can change the figure: bitsandbytes only where it holds the weights, or is imported."""
+    if metric is None:
+        return frozenset(("python", "torch", "transformers", "peft", "bitsandbytes"))
+    involved = {"transformers", "peft"}
+    if metric.name not in COUNTED:
+        involved |= {"torch"}
+        quantized = str(record.precision or record.detail.get("predicted_in", "")).startswith(
+            ("int8", "nf4", "fp4")
+        )
+        if quantized or metric.name == "peak_rss_bytes":
+            involved |= {"bitsandbytes"}
+    if metric.kind == TIME or metric.name == "peak_rss_bytes":
+        involved |= {"python"}
+    return frozenset(involved)
+
+
+def version_changes(
+    baseline: Run, contender: Run, involved: Collection[str] | None = None
+) -> list[str]:
+    """`peft 0.20.0 -> 0.21.2` for every library (of those involved) whose version differs."""
     names = [
         *baseline.versions,
         *(name for name in contender.versions if name not in baseline.versions),
     ]
+    if involved is not None:
+        names = [name for name in names if name in involved]
     pairs = ((name, baseline.versions.get(name), contender.versions.get(name)) for name in names)
     return [
         f"{name} {old or 'absent'} -> {new or 'absent'}" for name, old, new in pairs if old != new
@@ -51,9 +85,9 @@ def workload_change(before: Record, after: Record) -> str:
     return ", ".join(clue for clue in _facts(before, after) if clue.startswith(WORKLOAD))
 
 
-def _facts(before: Record, after: Record) -> list[str]:
+def _facts(before: Record, after: Record, names: Iterable[str] = FACTS) -> list[str]:
     clues = []
-    for name in FACTS:
+    for name in names:
         old = getattr(before, name, before.detail.get(name))
         new = getattr(after, name, after.detail.get(name))
         if old != new:

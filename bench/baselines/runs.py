@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from bench.baselines.metrics import EXACT, TIME, Metric, metric_named
 from bench.errors import BenchError, UnknownName, check_keys
+from bench.training.machine import INSTRUCTION_SETS
 
 KEY = "lora_bench"
 SCHEMA = 1
@@ -42,7 +43,12 @@ class Accelerator:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a run was measured. threads: those that torch computed with."""
+    """Where a run was measured. threads: those that torch computed with.
+
+    processor: its name, which many share; model: its family, model and stepping;
+    instruction_sets: those of `bench.training.machine.INSTRUCTION_SETS` that it has. None where an
+    older run does not say. cpu_limit, memory_limit_bytes: of a container, None without one.
+    """
 
     id: str
     system: str
@@ -51,6 +57,10 @@ class Machine:
     memory_bytes: int
     threads: int
     accelerator: Accelerator | None = None
+    model: str | None = None
+    instruction_sets: frozenset[str] | None = None
+    cpu_limit: float | None = None
+    memory_limit_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -203,7 +213,9 @@ def parse_run(document: Any, where: str, path: Path | None = None) -> Run:
             _word(name, f"{where}: versions"): _word(version, f"{where}: versions: {name}")
             for name, version in versions.items()
         },
-        machine=_machine(body["machine"], f"{where}: machine"),
+        machine=_machine(
+            _with_processor(body["machine"], document.get("machine_info")), f"{where}: machine"
+        ),
         records={key: _record(key, record, where) for key, record in records.items()},
         seed=_whole(body["seed"], f"{where}: seed"),
         selection=Selection(
@@ -256,7 +268,8 @@ def _body(document: Any, where: str) -> dict[str, Any]:
 
 def _machine(data: Any, where: str) -> Machine:
     keys = ("id", "system", "processor", "cpu_count", "memory_bytes", "threads", "accelerator")
-    check_keys(data, where, keys, keys)
+    more = ("model", "instruction_sets", "cpu_limit", "memory_limit_bytes")
+    check_keys(data, where, (*keys, *more), keys)
     accelerator = None
     if (found := data["accelerator"]) is not None:
         inner = f"{where}: accelerator"
@@ -277,7 +290,41 @@ def _machine(data: Any, where: str) -> Machine:
         memory_bytes=_whole(data["memory_bytes"], f"{where}: memory_bytes"),
         threads=_whole(data["threads"], f"{where}: threads"),
         accelerator=accelerator,
+        model=_word_or_none(data.get("model"), f"{where}: model"),
+        instruction_sets=(
+            None
+            if (sets := data.get("instruction_sets")) is None
+            else frozenset(_words(sets, f"{where}: instruction_sets"))
+        ),
+        cpu_limit=(
+            None
+            if (limit := data.get("cpu_limit")) is None
+            else _number(limit, f"{where}: cpu_limit")
+        ),
+        memory_limit_bytes=(
+            None
+            if (most := data.get("memory_limit_bytes")) is None
+            else _whole(most, f"{where}: memory_limit_bytes")
+        ),
     )
+
+
+def _with_processor(machine: Any, info: Any) -> Any:
+    """An older run's machine, with what pytest-benchmark has written of the processor."""
+    cpu = info.get("cpu") if isinstance(info, dict) else None
+    if not isinstance(machine, dict) or "model" in machine or not isinstance(cpu, dict):
+        return machine
+    facts = [f"{name} {cpu[name]}" for name in ("family", "model", "stepping") if name in cpu]
+    flags = cpu.get("flags")
+    return {
+        **machine,
+        "model": " ".join(facts) or None,
+        "instruction_sets": (
+            sorted(INSTRUCTION_SETS & {str(flag) for flag in flags})
+            if isinstance(flags, list) and flags
+            else None
+        ),
+    }
 
 
 def _record(key: str, data: Any, file: str) -> Record:

@@ -5,8 +5,9 @@ What may be compared depends on the metric's kind:
 - exact figures, everywhere;
 - allocated memory, where the accelerator is the same. Without one it is counted tensor by tensor,
   which no CPU, thread count or allocator changes, so that two CPU machines compare;
-- reserved memory and RSS, on the same machine id, accelerator and thread count;
-- time, where also the processor and its number of cores are the same.
+- reserved memory, RSS and time, on the same machine: its id, the processor's name, model and
+  instruction sets, its cores and memory, the accelerator and its driver, the threads, and what a
+  container leaves of all that.
 
 Times that one process measured on each side are judged only where both measurements were stable
 (`bench.statistics.instability`) and had the processor to themselves; those of many launches side by
@@ -14,7 +15,7 @@ side carry their noise in their interval.
 
 A measured figure also needs the same batch size and sequence length. No library version makes
 figures incomparable: to compare across an upgrade is what the gate is for, and the explanation
-names the versions that differ. The accelerator's driver and CUDA version count as such versions.
+names the versions that differ and can be the cause.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from bench.baselines.explain import explain, workload_change
-from bench.baselines.metrics import ALLOCATED, EXACT, METRICS, RESERVED, TIME, Metric, Thresholds
+from bench.baselines.metrics import ALLOCATED, EXACT, METRICS, TIME, Metric, Thresholds
 from bench.baselines.runs import Machine, Record, Run, Selection
 from bench.statistics import (
     MINIMUM_LAUNCHES,
@@ -108,14 +109,15 @@ def _whereabouts(gone: Record, baseline: Run, contender: Run) -> str:
 def _compare_records(
     baseline: Run, contender: Run, before: Record, after: Record, thresholds: Thresholds
 ) -> Iterator[Verdict]:
-    why = explain(baseline, contender, before, after)
     if {before.outcome, after.outcome} != {"ok"}:
+        why = explain(baseline, contender, before, after)
         yield _compare_outcomes(baseline.machine, contender.machine, before, after, why)
     for name in [*before.metrics, *(name for name in after.metrics if name not in before.metrics)]:
         metric = METRICS[name]
         old, new = before.metrics.get(name), after.metrics.get(name)
         if (old is None or new is None) and before.outcome != after.outcome:
             continue  # a case that ended otherwise lacks figures: its outcome has a verdict
+        why = explain(baseline, contender, before, after, metric)
         if old is None:
             yield Verdict(
                 before.id, name, NEW, contender=_middle(new), explanation="not in the baseline"
@@ -136,7 +138,7 @@ def _compare_outcomes(
     old: Machine, new: Machine, before: Record, after: Record, why: str
 ) -> Verdict:
     """From ok: regressed; back to ok: improved; from one failure to another: changed."""
-    obstacle = _other_machine(old, new, ("id", "memory_bytes", "accelerator"))
+    obstacle = _other_machine(old, new, MEMORY)
     verdict, explanation = CHANGED, why
     if before.outcome == after.outcome:
         verdict, explanation = UNCHANGED, ""
@@ -276,25 +278,60 @@ def _obstacle(metric: Metric, old: Machine, new: Machine, before: Record, after:
         return ""
     if workload := workload_change(before, after):
         return f"another workload: {workload}"
-    parts = {
-        ALLOCATED: ("accelerator",),
-        RESERVED: ("id", "accelerator", "threads"),
-        TIME: ("id", "accelerator", "threads", "processor", "cpu_count"),
-    }
-    return _other_machine(old, new, parts[metric.kind])
+    return _other_machine(old, new, ("accelerator",) if metric.kind == ALLOCATED else MACHINE)
+
+
+MEMORY = ("id", "memory", "accelerator", "memory limit")
+MACHINE = (
+    "id", "processor", "processor model", "instruction sets", "cores", "memory", "accelerator",
+    "driver", "threads", "processor limit", "memory limit",
+)  # fmt: skip
+"""What makes a machine another one, for a case's end and for what is measured."""
+
+_SAME_MEMORY = 0.01
+"""A kernel keeps more or less of the same memory for itself."""
 
 
 def _other_machine(old: Machine, new: Machine, parts: Iterable[str]) -> str:
-    found = []
+    found: list[str] = []
     for part in parts:
         left, right = _part(old, part), _part(new, part)
-        if left != right:
+        if part == "instruction sets":
+            found += _other_sets(old.instruction_sets, new.instruction_sets)
+        elif part == "memory":
+            if abs(old.memory_bytes - new.memory_bytes) > _SAME_MEMORY * old.memory_bytes:
+                found.append(f"memory {left} -> {right}")
+        elif left != right:
             found.append(f"{part} {left} -> {right}")
     return f"another machine: {', '.join(found)}" if found else ""
 
 
+def _other_sets(old: frozenset[str] | None, new: frozenset[str] | None) -> Iterator[str]:
+    if old is None or new is None:
+        if old is not new:
+            yield "instruction sets recorded in one run alone"
+        return
+    for names, what in ((old - new, "without"), (new - old, "with")):
+        if names:
+            yield f"{what} {' '.join(sorted(names))}"
+
+
 def _part(machine: Machine, part: str) -> object:
-    if part != "accelerator":
-        return getattr(machine, part)
     gpu = machine.accelerator
-    return f"{gpu.count} x {gpu.name} ({format_bytes(gpu.memory_bytes)})" if gpu else "none"
+    match part:
+        case "accelerator":
+            return f"{gpu.count} x {gpu.name} ({format_bytes(gpu.memory_bytes)})" if gpu else "none"
+        case "driver":
+            return (gpu.driver or "unknown") if gpu else "none"
+        case "processor model":
+            return machine.model or "not recorded"
+        case "cores":
+            return machine.cpu_count
+        case "memory":
+            return format_bytes(machine.memory_bytes)
+        case "processor limit":
+            return "none" if machine.cpu_limit is None else f"{machine.cpu_limit:g} cores"
+        case "memory limit":
+            limit = machine.memory_limit_bytes
+            return "none" if limit is None else format_bytes(limit)
+    return getattr(machine, part, None)

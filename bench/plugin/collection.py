@@ -8,6 +8,7 @@ import pytest
 
 from bench.baselines.runlog import Progress
 from bench.errors import BenchError
+from bench.files import SUITES
 from bench.plugin.state import (
     LOG,
     MEASURED,
@@ -33,8 +34,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """The tool's own tests are left out where pytest_collection_modifyitems would drop them all."""
     about_results = config.option.model or _stores(config)
-    selftest = _suites(config) / "selftest"
-    return True if collection_path == selftest and about_results else None
+    selftest = collection_path.name == "selftest" and _of_suites(config, collection_path)
+    return True if selftest and about_results else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -45,9 +46,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     slow_too = "slow" in config.option.markexpr
     wanted = set(PARAMETERS) if config.option.model else {"record"}
     about_results = config.option.model or _stores(config)
-    suites = _suites(config)
     for item in items:
-        if not item.path.is_relative_to(suites) and "record" not in _fixtures(item):
+        if not _of_suites(config, item.path) and "record" not in _fixtures(item):
             keep.append(item)  # somebody else's: not ours to choose among
             continue
         empty = item.name.endswith("[NOTSET]")  # a suite with no subject in this run
@@ -93,8 +93,9 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             pytest.exit(f"error: --seq-len: {error}", returncode=2)
 
 
-def _suites(config: pytest.Config) -> Path:
-    return config.rootpath / "suites"
+def _of_suites(config: pytest.Config, path: Path) -> bool:
+    """Whether the path lies in the suites: those of the folder that pytest runs in, or our own."""
+    return any(path.is_relative_to(suites) for suites in (config.rootpath / "suites", SUITES))
 
 
 def _is_measured(item: pytest.Item) -> bool:
