@@ -90,8 +90,11 @@ def check_output(path: Path | str) -> None:
 
 
 def write_output(path: Path | str, content: str | bytes) -> None:
-    """Write `content` (text as UTF-8) to what a user named: a regular file whole or not at all, where a symbolic link
-    points; a pipe or a device as a stream. BenchError as in `check_output`, and for a full disk."""
+    """Write `content` (text as UTF-8) to what a user named: a regular file whole or not at all,
+    where a symbolic link points; a pipe or a device as a stream.
+
+    BenchError as in `check_output`, and for a full disk.
+    """
     check_output(path)
     target = Path(os.path.realpath(path))
     if _is_stream(path):
@@ -134,8 +137,8 @@ def _stream(path: Path | str, content: str | bytes) -> None:
 
 
 def write_atomically(path: Path | str, content: str | bytes) -> None:
-    """Put `content` in the place of the regular file `path`, whole or not at all, in folders that are
-    made where they are not there; BenchError if that cannot be. For the project's own files."""
+    """Put `content` in the place of the regular file `path`, whole or not at all, in folders that
+    are made where they are not there; BenchError if that cannot be. For the project's own files."""
     path = Path(path)
     with saving(path, content) as temporary:
         with contextlib.suppress(FileNotFoundError):
