@@ -6,16 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bench.adapters.config import AdapterConfig
-    from bench.check.targets import DeadEntries, check_targets
+    from bench.check.targets import DeadEntries, HazardsFound, check_targets
     from bench.errors import BenchError
 
 __version__ = "0.1.0"
-__all__ = ["AdapterConfig", "BenchError", "DeadEntries", "check_targets"]
+__all__ = ["AdapterConfig", "BenchError", "DeadEntries", "HazardsFound", "check_targets"]
 
 _HOMES = {
     "AdapterConfig": "bench.adapters.config",
     "BenchError": "bench.errors",
     "DeadEntries": "bench.check.targets",
+    "HazardsFound": "bench.check.targets",
     "check_targets": "bench.check.targets",
 }
 

@@ -1,12 +1,14 @@
-"""One line for a user's own tests: a LoRA configuration has no dead entry on a model."""
+"""One line for a user's own tests: a LoRA configuration does on a model what it says."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.adapters.config import AdapterConfig
+from bench.check.gate import HazardGate
 from bench.errors import BenchError
 from bench.formulas import lora_parameters
 from bench.models.architectures import Model, find_model
@@ -16,9 +18,19 @@ from bench.reports.ledger import ledger_text
 from bench.scenarios.subjects import Subject
 from bench.targets import Ledger, match
 
+LOG = logging.getLogger("bench")
+
 
 class DeadEntries(AssertionError):
     """Entries of a LoRA configuration have no effect. `ledger` says what the others reach."""
+
+    def __init__(self, message: str, ledger: Ledger) -> None:
+        super().__init__(message)
+        self.ledger = ledger
+
+
+class HazardsFound(AssertionError):
+    """A LoRA configuration has hazards that were asked to fail; `ledger` has them all."""
 
     def __init__(self, message: str, ledger: Ledger) -> None:
         super().__init__(message)
@@ -30,9 +42,15 @@ def check_targets(
     adapter: Any,
     *,
     optional: Sequence[str] = (),
+    fail_on: Sequence[str] = (),
+    allow: Sequence[str] = (),
+    minimum_coverage: float | None = None,
     auto_class: str | None = None,
 ) -> Ledger:
     """Assert that every entry of `adapter` has an effect on `model`; returns the ledger.
+
+    What passes is not silent: every hazard is logged as a warning of the logger "bench", which
+    pytest shows with -rA, and the whole ledger as information.
 
     Args:
         model: a live model (before `get_peft_model`), its transformers configuration, or what
@@ -41,13 +59,19 @@ def check_targets(
         adapter: a `peft.LoraConfig`, the path of an adapter_config.json, a mapping of its fields,
             or a list of target modules.
         optional: entries that may have no effect; layers by their number as text.
+        fail_on: hazards (docs/hazards.md) that fail, or "all", beside those that mean something
+            else than what was written and those of `[tool.lora-target-bench]` in pyproject.toml.
+        allow: hazards that never fail.
+        minimum_coverage: the least share of the linear weights that must carry an adapter, 0 to 1.
         auto_class: the transformers class to build a model that is not live with.
 
     Raises:
         DeadEntries: (an AssertionError) when an entry reaches nothing, in target_modules or any
             other field; its message shows the ledger and what to write instead.
+        HazardsFound: (an AssertionError) when a hazard fails; its message shows the ledger.
         BenchError: when PEFT would refuse the configuration, or the input is wrong.
     """
+    gate = HazardGate.of_project().with_options(fail_on, allow, minimum_coverage, strict=True)
     config = _adapter(adapter)
     if isinstance(model, str | Path):
         found = find_model(str(model), auto_class)
@@ -58,24 +82,38 @@ def check_targets(
         table = read_table(_live(model))
         return _checked(
             Model(table.class_name, {"model_type": table.model_type}, table.class_name),
-            table, config, optional,
+            table, config, optional, gate,
         )  # fmt: skip
     if auto_class is None:
         found = found.for_task(config.task_type)
-    return _checked(found, found.table, config, optional)
+    return _checked(found, found.table, config, optional, gate)
 
 
 def _checked(
-    found: Model, table: ModuleTable, config: AdapterConfig, optional: Sequence[str]
+    found: Model,
+    table: ModuleTable,
+    config: AdapterConfig,
+    optional: Sequence[str],
+    gate: HazardGate,
 ) -> Ledger:
     names = (optional,) if isinstance(optional, str) else tuple(optional)
-    ledger = match(table, config, found.role_of)
+    ledger = gate.judge(match(table, config, found.role_of))
+    failing = gate.failing(ledger)
     subject = Subject(found, "check", config, None, names)
+    parameters = None if ledger.refusals else lora_parameters(ledger)
+    text = ledger_text(subject, ledger, parameters, failing=failing)
     if problem := subject.dead_entries(ledger):
-        parameters = None if ledger.refusals else lora_parameters(ledger)
-        raise DeadEntries(f"{problem}\n\n{ledger_text(subject, ledger, parameters)}", ledger)
+        raise DeadEntries(f"{problem}\n\n{text}", ledger)
     if ledger.refusals:
-        raise BenchError(f"{found.label}: PEFT refuses: {'; '.join(ledger.refusals)}")
+        ways = "".join(f"; {way}" for way in ledger.ways_out)
+        raise BenchError(f"{found.label}: PEFT refuses: {'; '.join(ledger.refusals)}{ways}")
+    if failing:
+        raise HazardsFound(f"{found.label}: {', '.join(failing)}\n\n{text}", ledger)
+    for note in found.notes:
+        LOG.warning("%s: %s", found.label, note)
+    for hazard in ledger.hazards:
+        LOG.warning("%s: hazard %s: %s", found.label, hazard.code, hazard.reason)
+    LOG.info("%s", text)
     return ledger
 
 

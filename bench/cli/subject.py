@@ -10,6 +10,8 @@ from bench.cli.options import entries, names, split
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from bench.adapters.config import AdapterConfig
     from bench.models.architectures import Model
     from bench.scenarios.subjects import Subject
@@ -34,11 +36,12 @@ def asked_subject(options: argparse.Namespace, name: str) -> Subject:
         model = model.loaded_in(options.precision)
     optional = split(getattr(options, "optional", ""))
     scenario = find_scenario(options.scenario) if options.scenario else None
+    file = None
     if scenario is not None:
         adapter = scenario.adapter(model, options.rank)
         optional += scenario.optional
     else:
-        adapter = _own_adapter(options, model)
+        adapter, file = _own_adapter(options, model)
     given = {
         "r": options.rank,
         "task_type": options.task_type,
@@ -48,23 +51,22 @@ def asked_subject(options: argparse.Namespace, name: str) -> Subject:
     adapter = replace(adapter, **{key: value for key, value in given.items() if value})
     if not options.auto_class:
         model = model.for_task(adapter.task_type)
-    return Subject(model, options.scenario or "own", adapter, scenario, optional)
+    return Subject(model, options.scenario or "own", adapter, scenario, optional, adapter_file=file)
 
 
-def _own_adapter(options: argparse.Namespace, model: Model) -> AdapterConfig:
+def _own_adapter(options: argparse.Namespace, model: Model) -> tuple[AdapterConfig, Path | None]:
     """From --target-modules, from --adapter, from the file beside the model's config, or PEFT's
-    default for the model type."""
+    default for the model type; and the file that it was read from."""
     from bench.adapters.config import AdapterConfig
+    from bench.scenarios.subjects import adapter_beside
 
     if options.rank is not None:
         AdapterConfig(r=options.rank)  # a rank of 0 is wrong, not absent
     parameters = split(getattr(options, "target_parameters", ""))
     if options.target_modules is not None or parameters:
-        return AdapterConfig(entries(options.target_modules), target_parameters=parameters)
-    if options.adapter is not None:
-        return AdapterConfig.from_file(options.adapter)
-    beside = model.source_folder and model.source_folder / "adapter_config.json"
-    return AdapterConfig.from_file(beside) if beside and beside.exists() else AdapterConfig()
+        return AdapterConfig(entries(options.target_modules), target_parameters=parameters), None
+    file = options.adapter or adapter_beside(model)
+    return (AdapterConfig.from_file(file) if file else AdapterConfig()), file
 
 
 def with_head(model: Model, options: argparse.Namespace) -> Model:
@@ -78,15 +80,14 @@ def with_head(model: Model, options: argparse.Namespace) -> Model:
 def predicted_subjects(options: argparse.Namespace) -> list[Subject]:
     """The configurations to predict: one's own, the scenarios asked for, or all that apply."""
     from bench.scenarios.scenario import matching_scenarios
-    from bench.scenarios.subjects import Request, load_model, select
+    from bench.scenarios.subjects import Request, adapter_beside, load_model, select
 
     model = load_model(options.model, options.auto_class, options.trust_remote_code)
     if options.scenario and not (options.target_modules or options.adapter):
         found = matching_scenarios(options.scenario, model.architecture)
         asked = [argparse.Namespace(**{**vars(options), "scenario": name}) for name in found]
         return [asked_subject(one, options.model) for one in asked]
-    beside = model.source_folder and (model.source_folder / "adapter_config.json").exists()
-    if options.target_modules or options.adapter or beside:
+    if options.target_modules or options.adapter or adapter_beside(model):
         return [asked_subject(options, options.model)]
     applying = select(Request(models=(options.model,), r=options.rank, full_geometry=True))
     return list({**applying.structural, **applying.own}.values())

@@ -34,7 +34,14 @@ def add_options(add: Add) -> None:
     add("--target-parameters", default="", metavar="A,B")
     add("--exclude-modules", default="", metavar="A,B|re:REGEX")
     add("--optional", default="", metavar="A,B", help="entries that may reach nothing")
-    add("--strict", action="store_true", help="exit with 1 when an entry has no effect")
+    add("--strict", action="store_true",
+        help="exit with 1 when an entry has no effect, PEFT refuses, or a hazard means something "
+             "else than what was written")
+    add("--fail-on", default="", metavar="HAZARD,...",
+        help="exit with 1 on these hazards too (docs/hazards.md), or on all")
+    add("--allow", default="", metavar="HAZARD,...", help="never fail on these hazards")
+    add("--minimum-coverage", type=float, metavar="SHARE",
+        help="exit with 1 when fewer of the linear weights carry an adapter, 0 to 1")
     add("--precision", metavar="P",
         help="as loaded in int8, nf4, ...: which heads cannot train, and the three totals")
     add("--plot", type=Path, metavar="FILE",
@@ -59,25 +66,32 @@ def run(options: argparse.Namespace) -> int:
         if len(options.models) > 1:
             raise BenchError("--plot draws one model: give one MODEL")
         plot_format(options.plot)
+    from bench.check.gate import HazardGate
     from bench.formulas import lora_parameters
     from bench.reports.ledger import ledger_json, ledger_text
     from bench.targets import match
 
+    gate = HazardGate.of_project().with_options(
+        split(options.fail_on), split(options.allow), options.minimum_coverage, options.strict
+    )
     failed = False
     for number, name in enumerate(options.models):
         subject = asked_subject(options, name)
-        ledger = match(subject.model.table, subject.adapter, subject.model.role_of)
+        ledger = gate.judge(match(subject.model.table, subject.adapter, subject.model.role_of))
         parameters = None if ledger.refusals else lora_parameters(ledger)
+        failing = gate.failing(ledger)
         if options.json:
-            print(json.dumps(ledger_json(subject, ledger, parameters)), flush=True)
+            answer = ledger_json(subject, ledger, parameters, failing=failing)
+            print(json.dumps(answer), flush=True)
         else:
             blank = "\n" if number else ""
-            text = ledger_text(subject, ledger, parameters, colour=in_colour())
+            text = ledger_text(subject, ledger, parameters, colour=in_colour(), failing=failing)
             print(blank + text, flush=True)
         if options.plot:
             save_figure(_drawn(subject, ledger), options.plot)
-        failed |= bool(subject.dead_entries(ledger) or ledger.refusals)
-    return 1 if options.strict and failed else 0
+        failed |= bool(failing)
+        failed |= options.strict and bool(subject.dead_entries(ledger) or ledger.refusals)
+    return 1 if failed else 0
 
 
 def _drawn(subject: Subject, ledger: Ledger) -> Figure:
@@ -96,6 +110,9 @@ _LORA_ONLY = {
                "--method",
     "scenario": "a scenario is a LoRA configuration; name its modules with --target-modules",
     "target_parameters": "only LoRA reaches parameters, without --method",
+    "fail_on": "hazards are LoRA's",
+    "allow": "hazards are LoRA's",
+    "minimum_coverage": "coverage is LoRA's",
     "precision": "the counts are the same in every precision; leave it out",
 }  # fmt: skip
 

@@ -22,7 +22,12 @@ from bench.models.classes import class_for_task, class_of, model_class, task_cla
 from bench.models.expressions import evaluate
 from bench.models.modules import OTHER, ModuleTable, read_table
 from bench.models.precision import precision
-from bench.models.quantization import bitsandbytes_config, given_config, quantize_on_meta
+from bench.models.quantization import (
+    bitsandbytes_config,
+    given_config,
+    quantization_notes,
+    quantize_on_meta,
+)
 from bench.models.roles import check_role, role_of
 from bench.tasks import BY_CLASS
 
@@ -145,6 +150,11 @@ class Model:
             config={**self.config, **reduction.config},
             reduced=True,
         )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What an answer about this model does not cover."""
+        return quantization_notes(self.config.get("quantization_config"))
 
     def loaded_in(self, precision_name: str) -> Model:
         """This model as `from_pretrained` loads it in a precision, with its quantized layers."""

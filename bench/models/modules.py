@@ -14,7 +14,17 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError
-from bench.models.stacks import DECODER, LANGUAGE, MODEL, Stack, innermost, read_stacks, with_layers
+from bench.models.stacks import (
+    AUDIO,
+    DECODER,
+    LANGUAGE,
+    MODEL,
+    VISION,
+    Stack,
+    innermost,
+    read_stacks,
+    with_layers,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -138,6 +148,15 @@ class ModuleTable:
         speaking = [s for s in speaking if s.text] or speaking
         decoders = [s for s in speaking if s.kind == DECODER]
         return (decoders or speaking or [max(self.stacks, key=lambda s: len(s.layers))])[-1]
+
+    @cached_property
+    def main_stacks(self) -> tuple[Stack, ...]:
+        """Those that a batch of text feeds, where a language model stands beside towers that it
+        does not; else all of them."""
+        text = tuple(s for s in self.stacks if s.text)
+        speaks = any(s.kind in (LANGUAGE, DECODER) for s in text) and self.output_embedding
+        beside = any(s.kind in (VISION, AUDIO) for s in self.stacks)
+        return text if speaks and beside else self.stacks
 
     def stack_of(self, name: str) -> Stack:
         """The innermost stack that holds a module or parameter; for a head outside of all of them

@@ -65,6 +65,21 @@ def given_config(settings: object, where: str) -> Any:
         raise BenchError(f"{where}: quantization_config: {error}") from None
 
 
+def quantization_notes(settings: object) -> tuple[str, ...]:
+    """What is not covered of a config.json's `quantization_config`: methods other than
+    bitsandbytes' are counted on the unquantized model."""
+    if not isinstance(settings, Mapping):
+        return ()
+    method = str(settings.get("quant_method") or "bitsandbytes")
+    if method == "bitsandbytes":
+        return ()
+    return (
+        f"config.json says that the weights are quantized with {method}; everything here is "
+        "counted on the unquantized model, whose layers PEFT adapts with as many parameters where "
+        f"it supports {method} layers at all",
+    )
+
+
 def quantize_on_meta(model: nn.Module, config: Any) -> None:
     """Replace linear layers by bitsandbytes' and quantize them: every shape, no memory."""
     import torch

@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from bench.formulas.totals import base_totals
 
 if TYPE_CHECKING:
     from bench.formulas import Parameters
+    from bench.models.stacks import Stack
     from bench.scenarios.subjects import Subject
     from bench.targets import Entry, Ledger
 
+_MOST_ENTRIES = 16
+"""Of more entries than these, those that differ in numbers only are told in one line."""
 
-def ledger_json(subject: Subject, ledger: Ledger, parameters: Parameters | None) -> dict[str, Any]:
-    """One JSON object: entries, dead entries, coverage (shares, 0 to 1), parameters by term."""
+
+def ledger_json(
+    subject: Subject,
+    ledger: Ledger,
+    parameters: Parameters | None,
+    *,
+    failing: Collection[str] = (),
+) -> dict[str, Any]:
+    """One JSON object: entries, dead entries, coverage (shares, 0 to 1), parameters by term, and
+    the hazards, of which `failing` fail."""
     return {
         "model": subject.model.label,
         "model_type": subject.model.model_type,
         "model_class": ledger.table.class_name,
         "scenario": subject.name,
+        "adapter_file": str(subject.adapter_file) if subject.adapter_file else None,
         "adapter": subject.adapter.to_dict(),
         "adapted_layers": ledger.adapted_layers,
         "adapted_by_role": ledger.by_role,
@@ -28,12 +42,28 @@ def ledger_json(subject: Subject, ledger: Ledger, parameters: Parameters | None)
         "base_totals": asdict(base_totals(ledger.table)),
         "terms": [asdict(term) for term in parameters.terms] if parameters else [],
         "coverage": {"weights": ledger.weight_coverage, "layers": ledger.layer_coverage},
+        "stacks": [
+            {
+                "kind": reach.stack.kind,
+                "module": reach.stack.prefix,
+                "fed_by": list(reach.stack.inputs),
+                "layers": len(reach.stack.layers),
+                "adapted_modules": reach.modules,
+                "adapted_layers": reach.layers,
+                "weights": reach.weights,
+                "trainable_parameters": _trained_in(ledger, reach.stack) if parameters else None,
+            }
+            for reach in ledger.stacks
+        ],
         "entries": [
             {
                 "entry": entry.entry,
                 "field": entry.field,
                 "matched": len(entry.reached),
-                "layers": entry.layers,
+                "layers": sum(reach.layers for reach in ledger.reach(entry.reached)),
+                "stacks": {
+                    reach.stack.label: reach.modules for reach in ledger.reach(entry.reached)
+                },
                 "roles": dict(entry.roles),
                 "suggestion": entry.suggestion or None,
                 "cause": entry.cause or None,
@@ -43,29 +73,49 @@ def ledger_json(subject: Subject, ledger: Ledger, parameters: Parameters | None)
         "dead_entries": list(ledger.dead_entries),
         "dead_fields": [asdict(dead) for dead in ledger.dead_fields],
         "saved_modules": list(ledger.saved),
-        "hazards": [asdict(hazard) for hazard in ledger.hazards],
+        "hazards": [
+            {**asdict(hazard), "fails": hazard.code in failing} for hazard in ledger.hazards
+        ],
         "refusals": list(ledger.refusals),
+        "ways_out": list(ledger.ways_out),
+        "notes": list(subject.model.notes),
     }
 
 
 def ledger_text(
-    subject: Subject, ledger: Ledger, parameters: Parameters | None, *, colour: bool = False
+    subject: Subject,
+    ledger: Ledger,
+    parameters: Parameters | None,
+    *,
+    colour: bool = False,
+    failing: Collection[str] = (),
 ) -> str:
-    """What each entry reaches, what is trained, and every hazard; dead entries in red."""
+    """What each entry reaches, what is trained, and every hazard, the failing ones marked; dead
+    entries in red."""
     red, plain = ("\033[31m", "\033[0m") if colour else ("", "")
     name = f"{subject.model.label} ({ledger.table.class_name}), {subject.name}"
     lines = [f"{name}, r {subject.adapter.r}"]
-    width = max((len(entry.entry) for entry in ledger.entries), default=0)
-    for entry in ledger.entries:
-        colours = (red, plain) if entry.dead else ("", "")
-        said = _reach(entry, len(ledger.table.layers))
-        lines.append(f"  {colours[0]}{entry.entry:{width}}  {said}{colours[1]}")
+    if subject.adapter_file:
+        lines[0] += f", from {subject.adapter_file}"
+    elif subject.adapter.target_modules is None:
+        lines[0] += ", PEFT's default targets"
+    lines += [f"  note: {note}" for note in subject.model.notes]
+    groups = list(_groups(ledger))
+    width = max((len(written) for written, _ in groups), default=0)
+    for written, entries in groups:
+        colours = (red, plain) if entries[0].dead else ("", "")
+        said = _reach(ledger, entries)
+        lines.append(f"  {colours[0]}{written:{width}}  {said}{colours[1]}")
     lines += [f"  {red}{dead}{plain}" for dead in ledger.dead_fields]
     if ledger.saved:
         lines.append(f"  trained whole: {', '.join(ledger.saved)}")
+    if len(ledger.stacks) > 1:
+        lines += _stack_lines(ledger, parameters)
+    beside = any(r.stack not in ledger.table.main_stacks for r in ledger.stacks)
+    where = " that text feeds" if beside else ""
     lines.append(
         f"  adapted {ledger.adapted_layers} modules: {ledger.weight_coverage:.1%} of the linear "
-        f"weights, {ledger.layer_coverage:.0%} of the layers"
+        f"weights, {ledger.layer_coverage:.0%} of the layers{where}"
     )
     if parameters:
         lines.append(
@@ -78,13 +128,75 @@ def ledger_text(
         sizes = (f"{n:,} {name}" for name, n in asdict(base_totals(ledger.table)).items())
         lines.append(f"  base model: {', '.join(sizes)} parameters")
     lines += [f"  {red}PEFT refuses{plain}: {reason}" for reason in ledger.refusals]
-    lines += [f"  hazard {hazard.code}: {hazard.reason}" for hazard in ledger.hazards]
+    lines += [f"    way out: {way}" for way in ledger.ways_out]
+    for hazard in ledger.hazards:
+        fails = f"{red}hazard{plain} {hazard.code}, which fails"
+        word = fails if hazard.code in failing else f"hazard {hazard.code}"
+        lines.append(f"  {word}: {hazard.reason}")
     return "\n".join(lines)
 
 
-def _reach(entry: Entry, layers: int) -> str:
-    if entry.dead:
-        return f"reaches nothing{entry.why_dead}"
-    roles = ", ".join(f"{n} {role.replace('_', '-')}" for role, n in entry.roles.items())
-    inside = f" in {entry.layers} of {layers} layers" if entry.layers else ""
-    return f"{len(entry.reached)} modules{inside}: {roles}"
+def _groups(ledger: Ledger) -> Iterator[tuple[str, list[Entry]]]:
+    """The entries with how they were written; of many, those alike but for their numbers as one,
+    if they are dead or alive alike."""
+    if len(ledger.entries) <= _MOST_ENTRIES:
+        yield from ((entry.entry, [entry]) for entry in ledger.entries)
+        return
+    alike: dict[tuple[str, bool, str], list[Entry]] = {}
+    for entry in ledger.entries:
+        key = (_without_numbers(entry.entry), entry.dead, _without_numbers(entry.why_dead))
+        alike.setdefault(key, []).append(entry)
+    for (_, *_), entries in alike.items():
+        first = entries[0].entry
+        yield (first if len(entries) == 1 else f"{first} and {len(entries) - 1} like it", entries)
+
+
+def _without_numbers(text: str) -> str:
+    return re.sub(r"(?<![\w])\d+(?![\w])", "N", text)
+
+
+def _reach(ledger: Ledger, entries: Sequence[Entry]) -> str:
+    if entries[0].dead:
+        return f"reaches nothing{entries[0].why_dead}"
+    found = list(dict.fromkeys(name for entry in entries for name in entry.reached))
+    roles: dict[str, int] = {}
+    for entry in entries:
+        for role, n in entry.roles.items():
+            roles[role] = roles.get(role, 0) + n
+    told = ", ".join(f"{n} {role.replace('_', '-')}" for role, n in roles.items())
+    reached = ledger.reach(found)
+    if len(ledger.stacks) == 1:
+        inside = f" in {reached[0].inside}" if reached and reached[0].inside else ""
+    else:
+        parts = [
+            f"{r.inside.removesuffix(' layers')} {r.stack.kind} layers" if r.inside
+            else f"the {r.stack.kind}"
+            for r in reached
+        ]  # fmt: skip
+        inside = f" in {', '.join(parts)}"
+    return f"{len(found)} modules{inside}: {told}"
+
+
+def _stack_lines(ledger: Ledger, parameters: Parameters | None) -> Iterator[str]:
+    """One line a stack: what of it is adapted, and what that trains."""
+    width = max(len(reach.stack.label) for reach in ledger.stacks)
+    for reach in ledger.stacks:
+        said = "not adapted"
+        if reach.modules:
+            inside = f" in {reach.inside}" if reach.inside else ""
+            said = f"{reach.modules} modules{inside}, {reach.weights:.1%} of its linear weights"
+            if parameters:
+                said += f", {_trained_in(ledger, reach.stack):,} trained"
+        elif reach.stack.layers:
+            said += f", {len(reach.stack.layers)} layers"
+        yield f"  {reach.stack.label:{width}}  {said}"
+
+
+def _trained_in(ledger: Ledger, stack: Stack) -> int:
+    """What the adapters in one stack train: every term that belongs to an adapted layer."""
+    from bench.formulas import lora_parameters
+    from bench.targets import Ledger
+
+    held = tuple(a for a in ledger.adapted if ledger.table.stack_of(a.name) is stack)
+    adapter = replace(ledger.adapter, bias="none", trainable_token_indices=None)
+    return lora_parameters(Ledger(ledger.table, adapter, (), held, ())).trainable

@@ -23,7 +23,8 @@ MEASURED = ("distilbert-base-uncased", "opt-350m", "phi-3-medium")
 
 @dataclass(frozen=True)
 class Subject:
-    """One model with one LoRA configuration; `scenario` is None for a user's own adapter."""
+    """One model with one LoRA configuration; `scenario` is None for a user's own adapter, and
+    `adapter_file` where that was read, if anywhere."""
 
     model: Model
     name: str
@@ -32,6 +33,7 @@ class Subject:
     optional: tuple[str, ...] = ()
     precision: str | None = None
     weights: Path | None = None
+    adapter_file: Path | None = None
 
     @property
     def key(self) -> str:
@@ -128,10 +130,10 @@ def select(request: Request) -> Subjects:
     ranks = (request.r,) if request.r else RANKS
     found = Subjects(architectures=tuple(m.label for m in models if m.architecture))
     for model in models:
-        given = _given_adapter(request, model)
+        given, file = _given_adapter(request, model)
         if given is not None:
             adapted = model if request.auto_class else model.for_task(given.task_type)
-            subject = Subject(adapted, "own", given, None, request.optional)
+            subject = Subject(adapted, "own", given, None, request.optional, adapter_file=file)
             _add(found, [subject], own=True, precisions=precisions, weights=request.weights)
             continue
         chosen = _applicable(model, scenarios, bool(request.models and request.scenarios))
@@ -199,16 +201,20 @@ def _check_weights(request: Request) -> None:
         raise BenchError(f"--weights {request.weights}: no *.safetensors file is in that folder")
 
 
-def _given_adapter(request: Request, model: Model) -> AdapterConfig | None:
-    if request.adapter is not None:
-        return _with_rank(AdapterConfig.from_file(request.adapter), request.r)
-    if request.target_modules:
-        return AdapterConfig(request.target_modules, r=request.r or 8)
-    if model.architecture is None and model.source_folder and not request.scenarios:
-        beside = model.source_folder / "adapter_config.json"
-        if beside.exists():
-            return _with_rank(AdapterConfig.from_file(beside), request.r)
-    return None
+def _given_adapter(request: Request, model: Model) -> tuple[AdapterConfig | None, Path | None]:
+    """The adapter that was given, or lies beside the model, and the file that it was read from."""
+    file = request.adapter
+    if file is None and request.target_modules:
+        return AdapterConfig(request.target_modules, r=request.r or 8), None
+    if file is None and model.architecture is None and not request.scenarios:
+        file = adapter_beside(model)
+    return (_with_rank(AdapterConfig.from_file(file), request.r), file) if file else (None, None)
+
+
+def adapter_beside(model: Model) -> Path | None:
+    """The adapter_config.json beside the model's config.json, if there is one."""
+    beside = model.source_folder and model.source_folder / "adapter_config.json"
+    return beside if beside and beside.exists() else None
 
 
 def _with_rank(adapter: AdapterConfig, r: int | None) -> AdapterConfig:

@@ -1,22 +1,60 @@
-"""What PEFT does without a word and a user may not want."""
+"""Hazards: configurations that work, and probably are not what was meant.
+
+`docs/hazards.md` has a section for each of HAZARDS.
+"""
 
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
 
-from bench.models.modules import ModuleTable, Parameter
+from bench.errors import UnknownName
+from bench.models.modules import CONV1D, CONVOLUTIONS, LINEAR, ModuleTable, Parameter
 from bench.models.roles import DOWN, FUSED, GATE, KEY, OUTPUT, QUERY, ROUTER, UP, VALUE
+from bench.models.stacks import Stack
 from bench.targets.heads import frozen_head_text, frozen_heads
 from bench.targets.ledger import Adapted, Hazard, Ledger, RoleOf
 from bench.targets.refusals import owner_of, quantized_copies
 
+HAZARDS = {
+    "experts-not-reached": "the experts of a mixture are parameters, and get no adapter",
+    "frozen-head": "a task head beyond the base model stays frozen",
+    "low-coverage": "only a small share of the linear weights carries an adapter",
+    "mixed-kinds": "an entry meant for linear layers also reaches a convolution",
+    "parameters-not-reached": "projections that are parameters get no adapter",
+    "part-of-the-layers": "an entry reaches some layers; other projections of the rest are frozen",
+    "quantized-head": "a head to be trained whole is loaded as integers",
+    "rank-doubled": "old expert names get twice the rank that was written",
+    "router-adapted": "the router of a mixture of experts gets an adapter",
+    "tower-adapted": "a tower that no batch of text feeds gets adapters",
+    "untied-copy": "one of two modules that share a weight is trained apart from it",
+}
+"""Every hazard, with what it says in a few words."""
+
+NOT_AS_WRITTEN = frozenset({"quantized-head", "rank-doubled"})
+"""Those that mean something else than what was written; `--strict` fails on them."""
+
+LOW_COVERAGE = 0.05
+"""Below this share of the linear weights coverage is a hazard: query and value of a model with
+grouped queries are 6 to 10 % of it, so that less means layers or experts that no entry reaches."""
+
 _WORK = (QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN, *FUSED)
+
+
+def check_hazards(codes: Iterable[str], where: str) -> tuple[str, ...]:
+    """`codes` themselves. UnknownName, naming `where`, for one that is none."""
+    codes = tuple(codes)
+    for code in codes:
+        if code not in HAZARDS:
+            raise UnknownName(f"hazard in {where}:", code, HAZARDS)
+    return codes
 
 
 def find_hazards(ledger: Ledger, role: RoleOf, doubled: list[Adapted]) -> list[Hazard]:
     """The hazards of a ledger; `doubled` got another rank by the translation of expert names."""
     table, adapter = ledger.table, ledger.adapter
-    adapted = {item.name for item in ledger.adapted}
     trained = {owner_of(item) for item in ledger.adapted} | set(ledger.saved)
     found: dict[str, str] = {}
     if heads := frozen_heads(ledger):
@@ -36,14 +74,55 @@ def find_hazards(ledger: Ledger, role: RoleOf, doubled: list[Adapted]) -> list[H
         found["router-adapted"] = (
             f"{len(routers)} routers get an adapter, which changes how tokens are routed"
         )
+    found |= _not_reached(ledger, role)
+    if doubled:
+        found["rank-doubled"] = (
+            f"PEFT translates the old expert names to gate_up_proj with rank {doubled[0].r}, "
+            "twice the rank asked for; an explicit target_parameters does not double"
+        )
+    if text := _towers(ledger):
+        found["tower-adapted"] = text
+    if text := _part_of_the_layers(ledger):
+        found["part-of-the-layers"] = text
+    if text := _mixed_kinds(ledger):
+        found["mixed-kinds"] = text
+    deliberate = adapter.layers_to_transform is not None or not ledger.adapted
+    if ledger.weight_coverage < LOW_COVERAGE and not deliberate:
+        found["low-coverage"] = coverage_text(ledger)
+    return [Hazard(code, reason) for code, reason in found.items()]
+
+
+def coverage_text(ledger: Ledger) -> str:
+    """How much is covered, and what the largest part of the rest is."""
+    reached = {name for item in ledger.adapted for name in (item.name, owner_of(item))}
+    rest: Counter[str] = Counter()
+    for m in ledger.table.modules:
+        if m.kind in (LINEAR, CONV1D) and m.name not in reached:
+            rest[m.leaf] += m.weight_elements
+    for p in ledger.table.expert_parameters:
+        if p.name not in reached:
+            rest[_end_of(p.name)] += p.elements
+    largest = ", ".join(leaf for leaf, _ in rest.most_common(3))
+    return (
+        f"{ledger.weight_coverage:.1%} of the linear weights and {ledger.layer_coverage:.0%} of "
+        f"the layers carry an adapter; most of the rest is in {largest}"
+    )
+
+
+def _not_reached(ledger: Ledger, role: RoleOf) -> dict[str, str]:
+    """Weights of three dimensions that only target_parameters could reach."""
+    table = ledger.table
+    adapted = {item.name for item in ledger.adapted}
     whole_in = tuple(f"{name}." for name in ledger.saved)
     missed = [p for p in table.expert_parameters if p.name not in adapted]
     missed = [p for p in missed if not p.name.startswith(whole_in)]
+    found = {}
     if experts := [p for p in missed if _of_experts(table, p)]:
         share = sum(p.elements for p in experts) / table.total_parameters
+        names = json.dumps(list(dict.fromkeys(_end_of(p.name) for p in experts)))
         found["experts-not-reached"] = (
             f"{len(experts)} fused expert weights, {share:.0%} of the model, get no adapter: they "
-            "are parameters, which only target_parameters reaches"
+            f"are parameters, which only target_parameters reaches: {names}"
         )
     if others := [p for p in missed if not _of_experts(table, p) and role(p.name) in _WORK]:
         share = sum(p.elements for p in others) / table.total_parameters
@@ -51,17 +130,109 @@ def find_hazards(ledger: Ledger, role: RoleOf, doubled: list[Adapted]) -> list[H
             f"{len(others)} weights of three dimensions, {share:.0%} of the model, get no adapter: "
             f"they are parameters, which only target_parameters reaches ({others[0].name})"
         )
-    if doubled:
-        found["rank-doubled"] = (
-            f"PEFT translates the old expert names to gate_up_proj with rank {doubled[0].r}, "
-            "twice the rank asked for; an explicit target_parameters does not double"
-        )
+    return found
+
+
+def _end_of(parameter: str) -> str:
+    """A parameter as target_parameters names it in every layer."""
+    segments = parameter.split(".")
+    numbers = [at for at, segment in enumerate(segments) if segment.isdigit()]
+    return ".".join(segments[numbers[-1] + 1 if numbers else 0 :][-3:])
+
+
+def _towers(ledger: Ledger) -> str:
+    """The stacks beside a language model that get adapters, and how to leave them out."""
+    main = ledger.table.main_stacks
+    beside = [r for r in ledger.stacks if r.stack not in main and r.modules]
+    if not beside:
+        return ""
+    parts = [
+        f"{r.stack.label} gets {r.modules} of the {len(ledger.adapted)} adapters" for r in beside
+    ]
+    text = (
+        f"{', '.join(parts)}; no batch of text feeds it: there its adapters get no gradient, and "
+        "DDP calls them unused"
+    )
+    if not any(r.modules for r in ledger.stacks if r.stack in main):
+        return text
+    instead = json.dumps(without(ledger, [r.stack for r in beside]))
+    return f"{text}. To leave it out: exclude_modules={instead}"
+
+
+def without(ledger: Ledger, stacks: Iterable[Stack]) -> str:
+    """The regular expression for exclude_modules that holds the stacks out, beside what is held out
+    already."""
+    prefixes = [s.prefix for s in stacks]
+    outer = [p for p in prefixes if not any(p.startswith(f"{q}.") for q in prefixes)]
+    parts = [rf"{re.escape(p)}(\..*)?" for p in outer]
+    given = ledger.adapter.exclude_modules or ()
+    if isinstance(given, str):
+        parts.insert(0, f"({given})")
+    else:
+        parts[:0] = [rf"(.*\.)?{re.escape(entry)}" for entry in given]
+    return "|".join(parts)
+
+
+def _part_of_the_layers(ledger: Ledger) -> str:
+    """Entries that reach some layers of a stack, while others hold nothing of that name and stay
+    without an adapter for other projections."""
+    if ledger.adapter.layers_to_transform is not None:
+        return ""
+    parts: dict[tuple[str, str, int], list[str]] = {}
     for entry in ledger.entries:
-        if 0 < entry.layers < len(table.layers) and adapter.layers_to_transform is None:
-            found[f"part-of-the-layers: {entry.entry}"] = (
-                f"{entry.entry} reaches {entry.layers} of {len(table.layers)} layers"
+        if any(part.isdigit() for part in entry.entry.split(".")):
+            continue  # it names a layer
+        for prefix, layers, frozen in _elsewhere(ledger, entry.reached):
+            parts.setdefault((prefix, frozen, layers), []).append(entry.entry)
+    by_prefix = {s.prefix: s for s in ledger.table.stacks}
+    said = []
+    for (prefix, frozen, layers), entries in parts.items():
+        stack = by_prefix[prefix]
+        verb = "reaches" if len(entries) == 1 else "reach"
+        said.append(
+            f"{', '.join(entries)} {verb} {layers} of the {len(stack.layers)} layers of "
+            f"{stack.label}; the others hold {frozen}, frozen"
+        )
+    return "; ".join(said)
+
+
+def _elsewhere(ledger: Ledger, names: Iterable[str]) -> Iterator[tuple[str, int, str]]:
+    """(stack, layers reached, linear layers in its other layers that stay frozen)."""
+    for reach in ledger.reach(names):
+        stack = reach.stack
+        if not 0 < reach.layers < len(stack.layers):
+            continue
+        if frozen := _frozen_mixers(ledger, stack, {stack.layer_of(n) for n in names}):
+            yield stack.prefix, reach.layers, frozen
+
+
+def _frozen_mixers(ledger: Ledger, stack: Stack, reached: set[str]) -> str:
+    adapted = {item.name for item in ledger.adapted}
+    leaves = {name.rpartition(".")[2] for name in adapted}
+    frozen: Counter[str] = Counter()
+    for m in ledger.table.modules:
+        if m.kind not in (LINEAR, CONV1D) or m.leaf in leaves:
+            continue
+        if ledger.table.stack_of(m.name) is stack and (layer := stack.layer_of(m.name)):
+            frozen[m.leaf] += layer not in reached
+            if layer in reached:
+                frozen[m.leaf] -= len(stack.layers)  # it is no substitute: both are there
+    return ", ".join(f"{leaf} ({n})" for leaf, n in frozen.most_common(4) if n > 0)
+
+
+def _mixed_kinds(ledger: Ledger) -> str:
+    """Entries that reach convolutions among linear layers."""
+    by_name = ledger.table.by_name
+    said = []
+    for entry in ledger.entries:
+        kinds = {n: by_name[n].kind for n in entry.reached if n in by_name}
+        strays = [n for n, kind in kinds.items() if kind in CONVOLUTIONS]
+        if strays and LINEAR in kinds.values():
+            more = f" and {len(strays) - 1} more" if len(strays) > 1 else ""
+            said.append(
+                f"{entry.entry} also reaches {strays[0]}{more}, a {by_name[strays[0]].class_name}"
             )
-    return [Hazard(code.partition(":")[0], reason) for code, reason in found.items()]
+    return "; ".join(said)
 
 
 def _of_experts(table: ModuleTable, parameter: Parameter) -> bool:

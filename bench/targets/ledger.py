@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from bench.adapters.config import AdapterConfig
-from bench.models.modules import CONV1D, LINEAR, Module, ModuleTable, Parameter, layer_of
+from bench.models.modules import CONV1D, LINEAR, Module, ModuleTable, Parameter
+from bench.models.stacks import Stack
 
 RoleOf = Callable[[str], str]
 
@@ -73,10 +74,28 @@ class DeadField:
 
 @dataclass(frozen=True)
 class Hazard:
-    """Something that PEFT does without a word and the user may not want."""
+    """Something that PEFT does without a word and the user may not want; `docs/hazards.md` has a
+    section for each code."""
 
     code: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What is reached of one stack: modules and parameters, the layers that hold them, and the
+    share of the stack's linear weights that they are (0 to 1)."""
+
+    stack: Stack
+    modules: int
+    layers: int
+    weights: float = 0.0
+
+    @property
+    def inside(self) -> str:
+        """In how many of the stack's layers; "" outside of them."""
+        every = len(self.stack.layers)
+        return f"{self.layers} of {every} layers" if self.layers and every else ""
 
 
 @dataclass(frozen=True)
@@ -91,6 +110,7 @@ class Ledger:
         refusals: reasons for which PEFT raises on this configuration; empty when it injects.
         hazards: see Hazard.
         dead_fields: entries of the other fields that change nothing; PEFT ignores them.
+        ways_out: what to write where PEFT refuses, beginning with the entry at fault.
     """
 
     table: ModuleTable = field(repr=False)
@@ -102,6 +122,7 @@ class Ledger:
     hazards: tuple[Hazard, ...] = ()
     tied: tuple[str, ...] = ()
     dead_fields: tuple[DeadField, ...] = ()
+    ways_out: tuple[str, ...] = ()
 
     @property
     def adapted_layers(self) -> int:
@@ -116,27 +137,64 @@ class Ledger:
     def dead_entries(self) -> tuple[str, ...]:
         return tuple(entry.entry for entry in self.entries if entry.dead)
 
+    def reach(self, names: Iterable[str]) -> tuple[Reach, ...]:
+        """The stacks that hold modules or parameters of these names, in the model's order."""
+        held: dict[str, list[str]] = {}
+        for name in names:
+            held.setdefault(self.table.stack_of(name).prefix, []).append(name)
+        return tuple(
+            Reach(s, len(held[s.prefix]), len({s.layer_of(n) for n in held[s.prefix]} - {""}))
+            for s in self.table.stacks
+            if s.prefix in held
+        )
+
+    @cached_property
+    def stacks(self) -> tuple[Reach, ...]:
+        """Every stack of the model, with what of it is adapted."""
+        reached = {r.stack.prefix: r for r in self.reach(item.name for item in self.adapted)}
+        return tuple(
+            replace(
+                reached.get(s.prefix, Reach(s, 0, 0)),
+                weights=self._share((s,)),
+            )
+            for s in self.table.stacks
+        )
+
     @cached_property
     def weight_coverage(self) -> float:
-        """Share of the linear weights (experts counted, output embedding and saved modules not)
-        that carry an adapter, 0 to 1."""
-        everything = sum(m.weight_elements for m in self._linear_modules())
-        everything += sum(p.elements for p in self.table.expert_parameters)
-        counted = {m.name for m in self._linear_modules()}
-        counted |= {p.name for p in self.table.expert_parameters}
-        # target_parameters names a linear layer by its weight.
-        names = ((a, a.name.removesuffix(".weight")) for a in self.adapted)
-        reached = sum(a.weight_elements for a, name in names if {name, a.name} & counted)
-        return reached / everything if everything else 0.0
+        """Share of the linear weights (experts counted; output embedding, and what is trained
+        whole, not) that carry an adapter, 0 to 1; of the stacks that text feeds where others stand
+        beside a language model."""
+        return self._share(self.table.main_stacks)
 
     @cached_property
     def layer_coverage(self) -> float:
-        """Share of the repeated layers that hold at least one adapter, 0 to 1."""
-        reached = {layer_of(item.name) for item in self.adapted} & set(self.table.layers)
-        return len(reached) / len(self.table.layers) if self.table.layers else 0.0
+        """Share of the layers that hold at least one adapter, 0 to 1, in the same stacks."""
+        main = self.table.main_stacks
+        every = {layer for stack in main for layer in stack.layers}
+        held = ((item.name, self.table.stack_of(item.name)) for item in self.adapted)
+        reached = {stack.layer_of(name) for name, stack in held if stack in main}
+        return len(reached & every) / len(every) if every else 0.0
 
-    def _linear_modules(self) -> list[Module]:
+    def _share(self, stacks: tuple[Stack, ...]) -> float:
+        """Share of these stacks' linear weights that carry an adapter."""
+        every, adapted = self._weights
+        inside = {n: w for n, w in every.items() if self.table.stack_of(n) in stacks}
+        total = sum(inside.values())
+        return sum(w for name, w in inside.items() if name in adapted) / total if total else 0.0
+
+    @cached_property
+    def _weights(self) -> tuple[dict[str, int], set[str]]:
+        """Every linear weight by name, and which of them carry an adapter."""
         skipped = {self.table.output_embedding, *self.saved}
-        return [
-            m for m in self.table.modules if m.kind in (LINEAR, CONV1D) and m.name not in skipped
-        ]
+        whole = tuple(f"{name}." for name in self.saved)
+        every = {
+            m.name: m.weight_elements
+            for m in self.table.modules
+            if m.kind in (LINEAR, CONV1D) and m.name not in skipped
+        }
+        every |= {p.name: p.elements for p in self.table.expert_parameters}
+        every = {n: weight for n, weight in every.items() if not n.startswith(whole)}
+        # target_parameters names a linear layer by its weight.
+        named = ((a.name, a.name.removesuffix(".weight")) for a in self.adapted)
+        return every, {n for pair in named for n in pair if n in every}
