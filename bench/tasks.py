@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-TOKENS, IMAGES = "tokens", "images"
+TOKENS, IMAGES, AUDIO = "tokens", "images", "audio"
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Task:
     heads: the ends of the names of modules that PEFT trains whole for the task type.
     unnamed_heads: new heads that no task type trains, so that a configuration has to name them.
     pretrained: whether the head comes with the checkpoint.
-    inputs: what one example is: TOKENS or IMAGES.
+    inputs: what one example is: TOKENS, IMAGES or AUDIO.
+    other_towers: whether its models have towers that a language model's class would leave out.
     labels: what it is trained towards, in words of `training.step.make_batch`; "" where no step is
     written for the task.
     """
@@ -35,12 +36,13 @@ class Task:
     unnamed_heads: tuple[str, ...] = ()
     pretrained: bool = False
     inputs: str = TOKENS
+    other_towers: bool = False
     labels: str = ""
 
     @property
     def has_length(self) -> bool:
         """Whether an example is a sequence, of a length that is chosen; images have none."""
-        return self.inputs == TOKENS
+        return self.inputs != IMAGES
 
     @property
     def class_ending(self) -> str:
@@ -54,7 +56,8 @@ TASKS = (
          pretrained=True, labels="the same tokens"),
     Task("seq2seq", "AutoModelForSeq2SeqLM", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM", "SEQ_2_SEQ_LM",
          pretrained=True, labels="other tokens"),
-    Task("masked-lm", "AutoModelForMaskedLM", "MODEL_FOR_MASKED_LM", pretrained=True),
+    Task("masked-lm", "AutoModelForMaskedLM", "MODEL_FOR_MASKED_LM", pretrained=True,
+         labels="masked tokens"),
     Task("sequence-classification", "AutoModelForSequenceClassification",
          "MODEL_FOR_SEQUENCE_CLASSIFICATION", "SEQ_CLS",
          heads=("classifier", "score"), labels="a class"),
@@ -66,7 +69,16 @@ TASKS = (
     Task("image-classification", "AutoModelForImageClassification",
          "MODEL_FOR_IMAGE_CLASSIFICATION",
          unnamed_heads=("classifier",), inputs=IMAGES, labels="a class"),
-    Task("feature-extraction", "AutoModel", "MODEL", "FEATURE_EXTRACTION"),
+    Task("image-text-to-text", "AutoModelForImageTextToText", "MODEL_FOR_IMAGE_TEXT_TO_TEXT",
+         pretrained=True, other_towers=True, labels="the same tokens"),
+    Task("speech-seq2seq", "AutoModelForSpeechSeq2Seq", "MODEL_FOR_SPEECH_SEQ_2_SEQ",
+         pretrained=True, inputs=AUDIO, other_towers=True, labels="a transcript"),
+    Task("ctc", "AutoModelForCTC", "MODEL_FOR_CTC",
+         unnamed_heads=("lm_head",), inputs=AUDIO, labels="a transcript"),
+    Task("audio-classification", "AutoModelForAudioClassification",
+         "MODEL_FOR_AUDIO_CLASSIFICATION",
+         unnamed_heads=("classifier",), inputs=AUDIO, labels="a class"),
+    Task("feature-extraction", "AutoModel", "MODEL", "FEATURE_EXTRACTION", labels="pairs"),
 )  # fmt: skip
 
 BY_CLASS: Mapping[str, Task] = {task.auto_class: task for task in TASKS}

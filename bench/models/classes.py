@@ -60,7 +60,7 @@ def class_for_task(
     built = _built_by(wanted, config)
     if given and not built:
         return named
-    towers = named.endswith(_GENERATION) and task == named
+    towers = named.endswith(_GENERATION) and (task == named or BY_CLASS[task].other_towers)
     return named if towers and built != named and task_type == "CAUSAL_LM" else wanted
 
 

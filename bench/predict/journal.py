@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bench.errors import BenchError
+from bench.predict.dependent import DEPENDENT
 from bench.predict.values import KnownValues, tensors_in
 from bench.training.memory import CATEGORIES, MemoryTracker
 
@@ -100,9 +101,17 @@ class Journal(MemoryTracker):
             raise Untraceable(f"{name}: what this operation allocates is not known")
         if (out := _alike(func, args, kwargs)) is not None:
             return out
+        if (known := DEPENDENT.get(name)) is not None:
+            run = known(self.values, self._device.masks_by_position, func, args)
+            if run is not None:
+                return self._emulated(run)
         try:
             return func(*args, **kwargs)
-        except NotImplementedError as error:
+        except (NotImplementedError, RuntimeError) as error:
+            if (out := self.values.shaped(func, args, kwargs)) is not None:
+                return out
+            if not isinstance(error, NotImplementedError):
+                raise
             raise Untraceable(
                 f"{name}: its result depends on data, or has no shape without it "
                 f"({str(error).splitlines()[0][:200]})"

@@ -32,6 +32,8 @@ class Device:
     that a kernel needs while it runs, from its name, function and arguments; `handles` the bytes
     that each cuBLAS handle keeps. `followed` names the torch devices whose tensors count: on the
     CPU what stays there, such as an optimizer's step counts, is part of the same memory.
+    `masks_by_position`: whether `masked_select` looks up the positions of its mask, eight bytes for
+    each element and dimension (`masked_select_cuda` in ATen/native/cuda/IndexKernel.cpp).
     """
 
     name: str
@@ -44,6 +46,7 @@ class Device:
     fused_dropout: bool
     foreach_optimizer: bool
     handles: int = 0
+    masks_by_position: bool = True
 
 
 def cuda(attention: str | None = None, capability: float = 8.0) -> Device:
@@ -74,6 +77,7 @@ def cpu() -> Device:
         followed=("meta", "cpu"),
         fused_dropout=False,
         foreach_optimizer=False,
+        masks_by_position=False,
     )
 
 

@@ -163,10 +163,9 @@ def _step(journal: Journal, training: loading.Training, name: str, device: Devic
 
 
 def _tokens(journal: Journal, training: loading.Training) -> int:
-    """Tokens that count in the batch, or images."""
-    mask = training.batch.get("attention_mask")
-    known = None if mask is None else journal.values.of(mask)
-    return len(training.batch["labels"]) if known is None else int(known.sum())
+    """What counts in the batch as `Training.tokens` has it, from the values that are known."""
+    values = {name: journal.values.of(tensor) for name, tensor in training.batch.items()}
+    return int(loading.counted({n: v for n, v in values.items() if v is not None}).sum())
 
 
 @contextlib.contextmanager
@@ -241,6 +240,7 @@ def _as_on(device: Device, journal: Journal, case: Case) -> Iterator[None]:
     replacements: list[tuple[Any, str, Any]] = [
         (functional, "scaled_dot_product_attention", device.attention),
         (torch, "autocast", _no_autocast),
+        (torch, "tensor", _known_tensor(torch.tensor)),
         # A fused optimizer asks for a device that has one.
         (importlib.import_module("torch.optim.adam"), "_device_dtype_check_for_fused", _accept),
         (torch.nn.utils.clip_grad, "_has_foreach_support", lambda *_: device.foreach_optimizer),
@@ -279,6 +279,23 @@ def _no_autocast(device_type: str, *_: Any, enabled: bool = True, **__: Any) -> 
     if enabled:
         raise Untraceable(f"torch.autocast({device_type!r}): autocast cannot be traced")
     return contextlib.nullcontext()
+
+
+def _known_tensor(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """`torch.tensor`, which forgets the values that it is given for meta, and reads those of
+    scalars in a list behind the dispatcher's back."""
+
+    def plain(data: Any) -> Any:
+        if isinstance(data, (list, tuple)):
+            return [plain(item) for item in data]
+        scalar = isinstance(data, torch.Tensor) and data.device.type == "meta" and not data.dim()
+        return data.item() if scalar else data
+
+    def tensor(data: Any, *, device: Any = None, **settings: Any) -> torch.Tensor:
+        made = make(plain(data), **settings)
+        return made if device is None else made.to(device)
+
+    return tensor
 
 
 def _forked_generator(journal: Journal, state: Callable[[], torch.Tensor]) -> Callable[..., Any]:

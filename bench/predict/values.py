@@ -11,10 +11,18 @@ from typing import Any
 
 import torch
 
-LARGEST = 1 << 20
+LARGEST = 1 << 21
 """Elements of the largest tensor whose values are followed."""
 _DTYPES = {torch.bool, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
 _CHECK_OF_GRADIENTS = torch.ops.aten._amp_foreach_non_finite_check_and_unscale_.default
+
+_FILLS = {
+    torch.ops.aten.ones_like.default: 1,
+    torch.ops.aten.zeros_like.default: 0,
+    torch.ops.aten.new_ones.default: 1,
+    torch.ops.aten.new_zeros.default: 0,
+}
+"""What these give does not depend on the values that they are given."""
 
 
 class KnownValues:
@@ -42,6 +50,9 @@ class KnownValues:
         check of gradients under loss scaling, which finds nothing wrong here.
         """
         given = [*tensors_in(args), *tensors_in(kwargs)]
+        if func in _FILLS and _followed(out):
+            self._know(out, torch.full(out.shape, _FILLS[func], dtype=out.dtype))
+            return
         unknown = any(not self._has(t) for t in given if t.device.type == "meta")
         if unknown and not func._schema.is_mutable:
             return
@@ -68,6 +79,25 @@ class KnownValues:
         for tensor, value in zip(made, tensors_in(real), strict=True):
             if not self._has(tensor):
                 self._know(tensor, value)
+
+    def shaped(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What an operation gives whose result depends on values, all of which are known: for meta
+        its results' shapes, for a copy to the CPU the values. None where a value is not known."""
+        given = [*tensors_in(args), *tensors_in(kwargs)]
+        if not all(self._has(t) for t in given if t.device.type == "meta"):
+            return None
+        if func is torch.ops.aten._to_copy.default:  # `tolist`, and `to("cpu")`
+            return self._values(args[0]).clone()
+        with torch.no_grad():
+            real = func(*self._values(args), **self._values(kwargs))
+        return _on_meta(real)
+
+    def on_meta(self, value: torch.Tensor) -> torch.Tensor:
+        """A meta tensor that has a real one's values."""
+        made = torch.empty_like(value, device="meta")
+        if _followed(made):
+            self._know(made, value)
+        return made
 
     def _has(self, tensor: torch.Tensor) -> bool:
         return tensor.untyped_storage()._cdata in self._real
@@ -102,6 +132,12 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
     elif isinstance(value, dict):
         for item in value.values():
             yield from tensors_in(item)
+
+
+def _on_meta(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return torch.empty_like(value, device="meta")
+    return type(value)(_on_meta(item) for item in value)
 
 
 def _followed(tensor: torch.Tensor) -> bool:

@@ -54,7 +54,10 @@ class Case:
                 f"--compute-dtype is of 4-bit weights, and the precision is {self.precision}"
             )
         if self.auto_class not in TRAINED:
-            raise UnknownName("auto class", self.auto_class, TRAINED)
+            raise BenchError(
+                f"{self.model}: no training step is known for {self.auto_class}: "
+                f"there is one for {', '.join(TRAINED)}"
+            )
         if "model_type" not in self.config:
             raise BenchError(f"{self.model}: the config has no model_type")
         rank = self.adapter.get("r", 8)

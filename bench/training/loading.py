@@ -21,9 +21,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bench.models.precision import precision
 from bench.models.quantization import bitsandbytes_config, quiet_bitsandbytes, swap_linear_layers
 from bench.tasks import heads_of
+from bench.training.batches import Batch
 from bench.training.cases import Case, StepOptions
 from bench.training.options import EAGER, SDPA, check_step
-from bench.training.step import Batch, make_batch, make_optimizer, make_scaler
+from bench.training.step import IGNORED_LABEL, make_batch, make_optimizer, make_scaler
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,17 @@ class Training:
 
     @property
     def tokens(self) -> int:
-        """Tokens in the batch, padding left out; images for an image model."""
-        mask = self.batch.get("attention_mask")
-        return len(self.batch["labels"]) if mask is None else int(mask.sum())
+        """Tokens in the batch, padding left out; images for an image model, clips for one of
+        audio; a transcript's tokens for one that writes."""
+        return int(counted(self.batch).sum())
+
+
+def counted(batch: Batch) -> torch.Tensor:
+    """A mask of what counts as a token in a batch, of any shape."""
+    if "attention_mask" in batch and "input_ids" in batch:
+        return torch.cat([m for name, m in batch.items() if name.endswith("attention_mask")])
+    labels = batch["labels"]
+    return labels != IGNORED_LABEL if labels.dim() > 1 else torch.ones_like(labels)
 
 
 def load(case: Case, device: str = "cpu") -> Training:
@@ -71,7 +80,7 @@ def prepared(case: Case, config: Any, model: Any, device: str) -> Training:
     model = adapt(case, model)
     training = Training(
         model,
-        make_batch(config, case.auto_class, case.step, device),
+        _heard(make_batch(config, case.auto_class, case.step, device), model),
         make_optimizer(model, case.step),
         make_scaler(case, device),
         case.step,
@@ -80,6 +89,13 @@ def prepared(case: Case, config: Any, model: Any, device: str) -> Training:
     )
     torch.manual_seed(case.step.seed)
     return training
+
+
+def _heard(batch: Batch, model: torch.nn.Module) -> Batch:
+    """The batch with audio in the model's dtype: its convolutions do not cast, as images' do."""
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    audio = batch.keys() & {"input_features", "input_values"}
+    return {name: t.to(dtype) if name in audio else t for name, t in batch.items()}
 
 
 def make_config(case: Case) -> Any:
@@ -91,6 +107,9 @@ def make_config(case: Case) -> Any:
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = 0  # a sequence classifier built on a decoder refuses batches without
     config.use_cache = False
+    for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
+        if getattr(config, name, 0.0):
+            setattr(config, name, 0.0)  # the step that skips no layer: the largest of all
     return config
 
 

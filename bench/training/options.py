@@ -73,7 +73,8 @@ class StepOptions:
     TRL's. `attention` is transformers' own choice ("sdpa"), its eager code, or sdpa held to one
     kernel. `compute_dtype` is what 4-bit weights expand to, and the dtype of all that is not
     quantized. `kbit_preparation` runs PEFT's `prepare_model_for_kbit_training`, which holds every
-    weight that is not quantized in float32. Raises BenchError on a value out of range.
+    weight that is not quantized in float32. `images` counts those at the start of every sequence of
+    a vision-language model. Raises BenchError on a value out of range.
     """
 
     batch_size: int = _said(2, "b{}", "sequences in a batch", type=int)
@@ -119,7 +120,11 @@ class StepOptions:
         flag="--no-autocast-adapter-dtype",
     )  # fmt: skip
 
+    images: int = _said(0, "i{}", "images in a sequence, in its seq-len", type=int)
+
     def __post_init__(self) -> None:
+        if not isinstance(self.images, int) or self.images < 0:
+            raise BenchError(f"step option images: expected a number >= 0, found {self.images!r}")
         for name in ("batch_size", "seq_len", "accumulation"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:

@@ -6,16 +6,17 @@ Nothing here depends on the device: on `meta` the same code runs without memory 
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from bench.errors import BenchError
-from bench.tasks import IMAGES, TRAINED
+from bench.tasks import AUDIO, IMAGES, TRAINED
+from bench.training.batches import Batch, audio_batch, contrastive_loss, masked, with_images
 from bench.training.cases import Case, StepOptions
 from bench.training.options import KEEP_OUTPUT
 
-Batch = dict[str, torch.Tensor]
 Mark = Callable[[str], None]
 """Called with "forward", "backward", "optimizer" as each phase starts, and with "end"."""
 
@@ -46,7 +47,7 @@ def training_step(
     keep = options.loop == KEEP_OUTPUT
     for _ in range(options.accumulation):
         mark("forward")
-        output = model(**batch)
+        output = output_of(model, batch)
         loss: torch.Tensor = output.loss
         if not keep:
             del output
@@ -70,13 +71,23 @@ def training_step(
     return loss.detach()
 
 
+def output_of(model: torch.nn.Module, batch: Batch) -> Any:
+    """What the model gives for a batch, its `loss` among it: the contrastive loss alone for pairs of
+    sentences, for which models have none."""
+    if "positive_input_ids" in batch:
+        return SimpleNamespace(loss=contrastive_loss(model, batch))
+    return model(**batch)
+
+
 def make_batch(config: Any, auto_class: str, options: StepOptions, device: str = "cpu") -> Batch:
     """The fixed batch that a case trains on, drawn from `options.seed` (the same on every device).
 
     `config` is a transformers config. Shapes, with b and s the batch size and sequence length:
     `input_ids` and `attention_mask` (b, s); `labels` (b, s) for language models and token
     classification, (b,) for classification; `pixel_values` (b, channels, height, width). Packed,
-    `input_ids`, `position_ids` and `labels` are (1, b s) and there is no mask.
+    `input_ids`, `position_ids` and `labels` are (1, b s) and there is no mask. For audio, images
+    within a text and pairs of sentences see `bench.training.batches`. Raises BenchError where the
+    model takes no such batch.
     """
     task = TRAINED[auto_class]
     generator = torch.Generator().manual_seed(options.seed)
@@ -92,7 +103,10 @@ def make_batch(config: Any, auto_class: str, options: StepOptions, device: str =
         return _to({"pixel_values": pixels, "labels": draw(config.num_labels, b)}, device)
 
     if options.packed and task.labels != "the same tokens":
-        raise BenchError(f"--packed is for language models, and this one is for {task}")
+        raise BenchError(f"--packed is for language models, and this one is for {task.name}")
+    if task.inputs == AUDIO:
+        return _to(audio_batch(config, auto_class, (b, s), options.padded, generator), device)
+
     vocabulary = config.get_text_config().vocab_size
     # Low ids are special tokens: a pad id within a sentence would shorten it for some models.
     first_word = min(10, vocabulary // 2)
@@ -109,6 +123,11 @@ def make_batch(config: Any, auto_class: str, options: StepOptions, device: str =
         labels = ids.masked_fill(positions.view(b, s) == 0, IGNORED_LABEL)
         batch = {"input_ids": ids, "position_ids": positions, "labels": labels}
         batch = {name: values.reshape(1, b * s) for name, values in batch.items()}
+    elif task.labels == "pairs":
+        positives = torch.where(mask.bool(), draw(vocabulary, b, s, low=first_word), pad)
+        batch |= {"positive_input_ids": positives, "positive_attention_mask": mask.clone()}
+    elif task.labels == "masked tokens":
+        batch["labels"] = masked(ids, mask, generator)
     elif task.labels == "the same tokens":
         batch["labels"] = ids.masked_fill(mask == 0, IGNORED_LABEL)
     elif task.labels == "other tokens":
@@ -122,6 +141,8 @@ def make_batch(config: Any, auto_class: str, options: StepOptions, device: str =
         batch["end_positions"] = batch["start_positions"] + draw(max(1, s // 4), b)
     else:
         batch["labels"] = draw(config.num_labels, b)
+    if options.images:
+        batch = with_images(batch, config, auto_class, options.images, generator)
     return _to(batch, device)
 
 
