@@ -21,9 +21,7 @@ def _boolean(index: torch.Tensor | None) -> bool:
     return index is not None and index.dtype == torch.bool
 
 
-def _indexed(
-    values: KnownValues, _: bool, func: Any, args: tuple[Any, ...]
-) -> Emulation | None:
+def _indexed(values: KnownValues, _: bool, func: Any, args: tuple[Any, ...]) -> Emulation | None:
     """Reading or writing at boolean masks: kernels look up the positions first, int64 each."""
     masks = [index for index in args[1] if _boolean(index)]
     if not masks or any(values.of(mask) is None for mask in masks):
@@ -56,12 +54,10 @@ def _positions(values: KnownValues, mask: torch.Tensor) -> tuple[torch.Tensor, .
     """One index for each dimension of a mask, as `nonzero` gives them: views of one tensor."""
     known = values.of(mask)
     assert known is not None
-    return values.on_meta(known.nonzero()).unbind(1)
+    return tuple(values.on_meta(known.nonzero()).unbind(1))
 
 
-def _spoken(
-    values: KnownValues, _: bool, func: Any, args: tuple[Any, ...]
-) -> Emulation | None:
+def _spoken(values: KnownValues, _: bool, func: Any, args: tuple[Any, ...]) -> Emulation | None:
     """CTC's loss, whose lattice is as wide as the longest transcript (`native/LossCTC.cpp`)."""
     inputs, targets = values.of(args[2]), values.of(args[3])
     if inputs is None or targets is None:

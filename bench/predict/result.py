@@ -81,12 +81,15 @@ class Prediction:
 def _step(case: Case) -> str:
     """The step in words: `1 × 2048 tokens, adamw, checkpointed, plain loop`."""
     step = case.step
-    each = f"× {step.seq_len} tokens" if case.task.has_length else case.task.inputs
+    length = "frames of audio" if case.task.name in ("ctc", "audio-classification") else "tokens"
+    each = f"× {step.seq_len} {length}" if case.task.has_length else case.task.inputs
     size = f"{step.batch_size} {each}"
+    if step.images:
+        size += f" with {step.images} image{'s' * (step.images > 1)} in each sequence"
     usual = StepOptions()
     rest = replace(
         step, batch_size=usual.batch_size, seq_len=usual.seq_len, optimizer=usual.optimizer,
-        learning_rate=usual.learning_rate, loop=usual.loop, fused_head=True,
+        learning_rate=usual.learning_rate, loop=usual.loop, fused_head=True, images=0,
     )  # fmt: skip
     head = [] if step.fused_head else ["the model's own loss"]
     return ", ".join([size, step.optimizer, *rest.labels(), *head, f"{step.loop} loop"])

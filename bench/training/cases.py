@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from bench.errors import BenchError, UnknownName, check_keys
+from bench.errors import BenchError, check_keys
 from bench.models.precision import precision
 from bench.tasks import TRAINED, Task
 from bench.training.options import (

@@ -17,7 +17,10 @@ def position_limit(config: Any, model: torch.nn.Module) -> int | None:
     The config's `max_position_embeddings`, less what models of RoBERTa's family lose: they number
     positions from the one after the padding's.
     """
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    text = config.get_text_config()
+    limit = getattr(text, "max_position_embeddings", None) or getattr(
+        config, "max_target_positions", None
+    )
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
             offset = 0 if module.padding_idx is None else module.padding_idx + 1

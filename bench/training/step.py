@@ -72,8 +72,8 @@ def training_step(
 
 
 def output_of(model: torch.nn.Module, batch: Batch) -> Any:
-    """What the model gives for a batch, its `loss` among it: the contrastive loss alone for pairs of
-    sentences, for which models have none."""
+    """What the model gives for a batch, its `loss` among it: the contrastive loss alone for pairs
+    of sentences, for which models have none."""
     if "positive_input_ids" in batch:
         return SimpleNamespace(loss=contrastive_loss(model, batch))
     return model(**batch)

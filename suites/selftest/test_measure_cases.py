@@ -51,7 +51,10 @@ def test_cases_survive_json() -> None:
     ("change", "says"),
     [
         ({"precision": "fp8"}, "unknown precision 'fp8'"),
-        ({"auto_class": "AutoModel"}, "unknown auto class 'AutoModel'"),
+        (
+            {"auto_class": "AutoModelForObjectDetection"},
+            "no training step is known",
+        ),
         ({"config": {}}, "model_type"),
         ({"adapter": {"r": 0}}, "r must be a whole number >= 1"),
     ],

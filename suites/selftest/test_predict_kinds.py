@@ -161,7 +161,11 @@ def test_images_cost_what_they_are() -> None:
     [
         ("roberta", {"images": 1}, "roberta takes no images"),
         ("llava", {"images": 4}, "they take 64 of a sequence's tokens .16 each., and a sequence"),
-        ("qwen", {"seq_len": 300, "padded": True, "batch_size": 8}, "shorter sequences of a padded"),
+        (
+            "qwen",
+            {"seq_len": 300, "padded": True, "batch_size": 8},
+            "the shorter sequences",
+        ),
     ],
 )
 def test_images_that_do_not_go_are_refused(name: str, options: dict[str, Any], said: str) -> None:
