@@ -43,6 +43,7 @@ EXTRAS = {
     "pandas": "suites",
     "pynvml": "gpu",
     "matplotlib": "plots",
+    "jinja2": "report",
     "trl": "trainers",
 }
 """Modules that only an extra brings, and which: as in pyproject.toml."""

@@ -54,16 +54,6 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise BenchError(f"{path}: not TOML: {error}") from None
 
 
-def require_extra(module: str, extra: str) -> None:
-    """Raise BenchError, naming the extra to install, unless `module` can be imported."""
-    from importlib.util import find_spec
-
-    if find_spec(module) is None:
-        raise BenchError(
-            f"{module} is not installed: pip install 'lora-target-bench[{extra}]' brings it"
-        )
-
-
 def check_output(path: Path | str) -> None:
     """BenchError, naming the path, unless `write_output` may write there.
 

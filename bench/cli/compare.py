@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from bench.cli.options import Add, add_format, add_gate
+from bench.cli.options import FORMATS, Add, add_format, add_gate
 from bench.cli.output import json_lines, put, stored_runs, written
 
 HELP = "verdicts on two stored runs"
@@ -15,7 +15,7 @@ def add_options(add: Add) -> None:
     add("baseline", metavar="BASE")
     add("contender", metavar="NEW")
     add_gate(add)
-    add_format(add, "terminal")
+    add_format(add, "terminal", (*FORMATS, "comment"))
 
 
 def run(options: argparse.Namespace) -> int:
@@ -51,6 +51,10 @@ def run(options: argparse.Namespace) -> int:
         put(str(table.to_csv(index=False, lineterminator="\n")))
     elif options.format == "json":
         put(json_lines({**as_json(item), "fails": item in failing} for item in verdicts))
+    elif options.format == "comment":
+        from bench.reports.comment import comment
+
+        put(comment(verdicts, failing, baseline, contender, options.allow))
     else:
         put(written(verdict_report(verdicts, failing, baseline, contender), options.format))
     return 1 if failing else 0

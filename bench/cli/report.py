@@ -59,6 +59,10 @@ def _text(runs: Sequence[Run], baseline: Run | None, format: str, to_file: bool)
         return str(table.to_csv(index=False, lineterminator="\n"))
     if format == "json":
         return json_lines(asdict(row) for row in comparison_rows(runs, baseline))
+    if format == "latex":
+        from bench.reports.paper import paper
+
+        return paper(runs, baseline)
     return written(comparison_report(runs, baseline), format, to_file)
 
 

@@ -66,12 +66,17 @@ class Report:
 
 def markdown(report: Report) -> str:
     """GitHub's Markdown; every character of a cell stands for itself."""
-    parts = [f"## {_md(report.title)}", *map(_md, report.caption)]
+    parts = [f"## {markdown_cell(report.title)}", *map(markdown_cell, report.caption)]
     for table in report.tables:
-        cells = [[_md(cell) for cell in row] for row in table.rows]
-        grid = _grid(table, "pipe", [_md(name) for name in table.header], cells)
-        parts += [*([f"### {_md(table.title)}"] if table.title else []), grid]
-    return "\n\n".join([*parts, *map(_md, report.notes)]) + "\n"
+        title = [f"### {markdown_cell(table.title)}"] if table.title else []
+        parts += [*title, markdown_table(table)]
+    return "\n\n".join([*parts, *map(markdown_cell, report.notes)]) + "\n"
+
+
+def markdown_table(table: Table) -> str:
+    """The grid alone, as GitHub's Markdown."""
+    cells = [[markdown_cell(cell) for cell in row] for row in table.rows]
+    return _grid(table, "pipe", [markdown_cell(name) for name in table.header], cells)
 
 
 def latex(report: Report) -> str:
@@ -84,8 +89,8 @@ def latex(report: Report) -> str:
             grid = grid.replace(character, macro)
         below = report.notes if i == last else ()
         above = (table.title, *report.caption) if i == 0 else (table.title,)
-        caption = " ".join(_tex(_sentence(text)) for text in above if text)
-        lines = [rf"\caption{{{caption}}}", grid, *(rf"\par {_tex(t)}" for t in below)]
+        caption = " ".join(latex_text(_sentence(text)) for text in above if text)
+        lines = [rf"\caption{{{caption}}}", grid, *(rf"\par {latex_text(t)}" for t in below)]
         parts.append(
             "\n".join([r"\begin{table}[htbp]", r"\centering\footnotesize", *lines, r"\end{table}"])
         )
@@ -189,10 +194,12 @@ def _sentence(text: str) -> str:
     return text if text.endswith(".") else f"{text}."
 
 
-def _md(text: str) -> str:
+def markdown_cell(text: str) -> str:
+    """Any text on one line, every character of it standing for itself."""
     return MARKDOWN.sub(r"\\\1", one_line(text))
 
 
-def _tex(text: str) -> str:
+def latex_text(text: str) -> str:
+    """Any text on one line, every character of it standing for itself in LaTeX."""
     symbols = {**TEX, **TEX_SYMBOLS}
     return "".join(symbols.get(character, character) for character in one_line(text))

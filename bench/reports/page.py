@@ -10,31 +10,21 @@ model or scenario is called, it is text.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.baselines import Run, Verdict
 from bench.errors import BenchError
-from bench.files import require_extra
+from bench.reports.columns import Column, columns_of, model_title
 from bench.reports.reached import ModelTree
 from bench.reports.rows import Row, comparison_rows
 from bench.reports.tables import describe, findings, row_style
 from bench.reports.verdicts import verdict_report
 from bench.statistics import pareto_front
-from bench.units import counted, format_bytes, one_line, significant
+from bench.units import counted, format_bytes, one_line
 
 _TEMPLATE = Path(__file__).parent / "template"
-_BYTES = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
-_SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
-
-
-@dataclass(frozen=True)
-class _Column:
-    header: str
-    cell: Callable[[Row], str] = field(repr=False)
-    number: bool = True
 
 
 def page(
@@ -49,10 +39,8 @@ def page(
     """The page as one HTML document.
 
     verdicts: of the last run against the baseline, those that fail the gate in `failing`. trees:
-    what each scenario adapts. Raises BenchError for a run without a case, and where jinja2 is not
-    installed.
+    what each scenario adapts. Raises BenchError for a run without a case.
     """
-    require_extra("jinja2", "report")
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     rows = comparison_rows(runs, baseline)
@@ -60,7 +48,7 @@ def page(
         raise BenchError(f"{', '.join(run.label for run in runs)}: a run without a case: no page")
     loader = FileSystemLoader(_TEMPLATE)
     environment = Environment(autoescape=True, undefined=StrictUndefined, loader=loader)
-    columns = _columns(rows, len(runs) > 1)
+    columns = columns_of(rows, several=len(runs) > 1)
     texts = {
         name: (_TEMPLATE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js")
     }
@@ -107,70 +95,13 @@ def _verdicts(
 # --- the table ------------------------------------------------------------------------------------
 
 
-def _columns(rows: Sequence[Row], several: bool) -> list[_Column]:
-    """The columns that have a figure, each in one unit: they sort and filter as they read."""
-
-    def text(header: str, of: Callable[[Row], object]) -> _Column:
-        return _Column(header, lambda row: one_line(of(row) or ""), number=False)
-
-    def number(
-        header: str, of: Callable[[Row], float | None], form: Callable[[float], str]
-    ) -> _Column:
-        def cell(row: Row) -> str:
-            value = of(row)
-            return "" if value is None else form(value)
-
-        return _Column(header, cell)
-
-    def scaled(name: str, header: str, units: Sequence[tuple[float, str]]) -> _Column:
-        largest = max((getattr(row, name) or 0 for row in rows), default=0)
-        scale, unit = next((u for u in units if largest >= u[0]), units[-1])
-        return number(f"{header} [{unit}]", lambda row: getattr(row, name),
-                      lambda value: significant(value / scale, 4))  # fmt: skip
-
-    def percent(ratio: float) -> str:
-        return f"{100 * (ratio - 1):+.1f}"
-
-    found = [
-        text("scenario", lambda row: row.scenario),
-        *([text("run", lambda row: row.run)] if several else []),
-        text("model", _model),
-        number("r", lambda row: row.rank, "{:d}".format),
-        text("precision", lambda row: row.precision),
-        text("verdict", lambda row: row.verdict),
-        number("layers", lambda row: row.layers, "{:,d}".format),
-        number("trainable", lambda row: row.trainable, "{:,d}".format),
-        number("share [%]", lambda row: row.share_percent, significant),
-        scaled("peak_allocated_bytes", "peak allocated", _BYTES),
-        scaled("peak_reserved_bytes", "peak reserved", _BYTES),
-        scaled("peak_rss_bytes", "peak RSS", _BYTES),
-        scaled("step_median_seconds", "step time", _SECONDS),
-        scaled("step_iqr_seconds", "IQR", _SECONDS),
-        number("tokens/s", lambda row: row.tokens_per_second, "{:,.0f}".format),
-        number("Δ peak [%]", lambda row: row.allocated_ratio, percent),
-        number("Δ step [%]", lambda row: row.step_ratio, percent),
-        text("remark", _remark),
-    ]
-    return [column for column in found if any(column.cell(row) for row in rows)]
-
-
-def _model(row: Row) -> str:
-    return f"{row.model} ({row.geometry})" if row.geometry else row.model
-
-
-def _remark(row: Row) -> str:
-    ended = "" if row.outcome == "ok" else row.outcome
-    unstable = f"unstable: {row.unstable}" if row.unstable else ""
-    return ", ".join(filter(None, (ended, unstable)))
-
-
-def _table_rows(rows: Sequence[Row], columns: Sequence[_Column]) -> list[dict[str, Any]]:
+def _table_rows(rows: Sequence[Row], columns: Sequence[Column]) -> list[dict[str, Any]]:
     front = _fronts(rows)
     found, taken = [], dict[str, int]()
     for index, row in enumerate(rows):
         name = " ".join(
             str(part)
-            for part in (row.run, _model(row), row.scenario, f"r{row.rank}", row.precision)
+            for part in (row.run, model_title(row), row.scenario, f"r{row.rank}", row.precision)
         )
         slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-").lower()
         taken[slug] = taken.get(slug, 0) + 1
@@ -193,7 +124,7 @@ def _fronts(rows: Sequence[Row]) -> set[int]:
     groups: dict[tuple[str, str, str | None], list[int]] = {}
     for index, row in enumerate(rows):
         if row.step_median_seconds is not None and row.peak_allocated_bytes:
-            groups.setdefault((row.run, _model(row), row.precision), []).append(index)
+            groups.setdefault((row.run, model_title(row), row.precision), []).append(index)
     found = set()
     for members in groups.values():
         points = [
@@ -206,7 +137,7 @@ def _fronts(rows: Sequence[Row]) -> set[int]:
 
 def _plotted_models(rows: Iterable[Row]) -> list[str]:
     plotted = (row for row in rows if row.step_median_seconds and row.peak_allocated_bytes)
-    return list(dict.fromkeys(one_line(_model(row)) for row in plotted))
+    return list(dict.fromkeys(one_line(model_title(row)) for row in plotted))
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:

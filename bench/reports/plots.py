@@ -14,11 +14,11 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError
-from bench.files import require_extra
 from bench.reports.reached import ADAPTED, FROZEN, SAVED, Strip
 from bench.reports.rows import Row, comparison_rows
 from bench.reports.tables import describe
@@ -48,12 +48,13 @@ MOST_SERIES = 8
 
 
 def plot_format(path: Path) -> str:
-    """ "svg" or "png", by the name's ending. Raises BenchError for any other, and where matplotlib
-    is not installed."""
+    """ "svg" or "png", by the name's ending. Raises BenchError for any other, and
+    ModuleNotFoundError where matplotlib is not installed."""
     form = path.suffix.lower().removeprefix(".")
     if form not in FORMATS:
         raise BenchError(f"{path}: a plot is written as {' or '.join(f'.{f}' for f in FORMATS)}")
-    require_extra("matplotlib", "plots")
+
+    import_module("matplotlib")  # told missing before anything is computed
     return form
 
 

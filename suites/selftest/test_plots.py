@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from test_history import runs
 
 from bench.baselines.history import histories
+from bench.cli import main
 from bench.errors import BenchError
 from bench.reports.reached import Strip
 from bench.reports.rows import Row
@@ -172,7 +174,12 @@ def test_nothing_to_plot_is_said() -> None:
             empty()
 
 
-def test_a_missing_matplotlib_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(BenchError, match=r"lora-target-bench\[plots\]"):
-        plots.plot_format(Path("a.svg"))
+def test_a_missing_matplotlib_names_its_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    target = tmp_path / "a.svg"
+    assert main(["targets", "opt-125m", "--target-modules", "q_proj", "--plot", str(target)]) == 2
+    said = capsys.readouterr()
+    assert "lora-target-bench[plots]" in said.err
+    assert (said.out, target.exists()) == ("", False)
