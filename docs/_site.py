@@ -1,0 +1,44 @@
+"""What the site has besides the pages that lie here: made when it is built, so that it is current."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the front page (the README), the changelog, and every command's help."""
+    pages = {
+        "index.md": (ROOT / "README.md").read_text(encoding="utf-8"),
+        "results.md": (ROOT / "results" / "README.md").read_text(encoding="utf-8"),
+        "changelog.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
+        "commands.md": _commands(),
+    }
+    for name, text in pages.items():
+        files.append(File.generated(config, name, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Links as they are in the repository, to where the pages lie in the site."""
+    for written, here in {"(docs/": "(", "(../results/README.md": "(results.md",
+                          "(results/README.md": "(results.md"}.items():  # fmt: skip
+        markdown = markdown.replace(f"]{written}", f"]{here}")
+    return markdown
+
+
+def _commands() -> str:
+    from bench.cli.parser import COMMANDS, make_parser
+
+    os.environ["COLUMNS"] = "96"
+    (choices,) = (a.choices for a in make_parser()._actions if getattr(a, "choices", None))
+    told = [f"## bench {name}\n\n```text\n{choices[name].format_help()}```\n" for name in COMMANDS]
+    return (
+        "# Commands\n\nWhat `bench COMMAND --help` says. A command exits with 0 where all holds, with 1 "
+        "where a check failed, and with 2 where the input was wrong.\n\n" + "\n".join(told)
+    )

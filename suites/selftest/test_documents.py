@@ -1,0 +1,64 @@
+"""The commands in the documents are run as printed, and print what stands there.
+
+`UPDATE_DOCUMENTS=1 pytest suites/selftest/test_documents.py` writes new outputs into them.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from documents import ROOT, UPDATE, blocks, check, commands, fits, run
+
+DOCUMENTS = sorted(
+    path
+    for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    if "```console" in path.read_text(encoding="utf-8") and path.name != "atlas.md"
+)  # docs/atlas.md is generated whole, and suites/test_atlas_reach.py holds it
+
+
+@pytest.mark.skipif(not DOCUMENTS, reason="an installation has no documents")
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_print_what_stands_there(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    wrong = check(path)
+    assert not wrong, "\n".join(wrong)
+
+
+def test_links_lead_somewhere() -> None:
+    """Every relative link of a document names a file that is there."""
+    for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        if not path.is_file():
+            continue
+        text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        for target in re.findall(r"\]\(([^)#\s]+)", text):
+            if "://" not in target:
+                assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_a_document_that_lies_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(UPDATE, raising=False)
+    page = tmp_path / "page.md"
+    page.write_text("<!-- file: a/b.txt -->\n```text\nfour\n```\n\n"
+                    "```console\n$ cat a/b.txt\nfour\n$ echo one two\none three\n```\n")  # fmt: skip
+    (wrong,) = check(page)
+    assert "obtained:\none two" in wrong
+    monkeypatch.setenv(UPDATE, "1")
+    assert check(page) == []
+    monkeypatch.delenv(UPDATE)
+    assert "one two\n" in page.read_text()
+    assert check(page) == []
+
+
+def test_how_a_block_is_read() -> None:
+    (block,) = blocks("x\n<!-- not run: a GPU -->\n```console\n$ a \\\n  b\nc\n```\n")
+    assert (block.mark, block.word) == ("not run", "a GPU")
+    assert commands(block.body) == [("a b", "c\n")]
+    assert fits("a ... c\n...\nz\n", "a b c\nmore\nlines\nz\n")
+    assert not fits("a ... c\n", "a b d\n")
+    assert run("bash -c 'echo x; exit 3'") == "x\n(exit 3)\n"
