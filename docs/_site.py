@@ -1,4 +1,4 @@
-"""What the site has besides the pages that lie here: made when it is built, so that it is current."""
+"""What the site has besides the pages that lie here, made anew whenever it is built."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def _commands() -> str:
     os.environ["COLUMNS"] = "96"
     (choices,) = (a.choices for a in make_parser()._actions if getattr(a, "choices", None))
     told = [f"## bench {name}\n\n```text\n{choices[name].format_help()}```\n" for name in COMMANDS]
-    return (
-        "# Commands\n\nWhat `bench COMMAND --help` says. A command exits with 0 where all holds, with 1 "
-        "where a check failed, and with 2 where the input was wrong.\n\n" + "\n".join(told)
+    head = (
+        "# Commands\n\nWhat `bench COMMAND --help` says. A command exits with 0 where all holds, with "
+        "1 where a check failed, and with 2 where the input was wrong.\n"
     )
+    return "\n".join([head, *told])

@@ -44,8 +44,8 @@ def test_a_document_that_lies_is_caught(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(UPDATE, raising=False)
     page = tmp_path / "page.md"
-    page.write_text("<!-- file: a/b.txt -->\n```text\nfour\n```\n\n"
-                    "```console\n$ cat a/b.txt\nfour\n$ echo one two\none three\n```\n")  # fmt: skip
+    file = "<!-- file: a/b.txt -->\n```text\nfour\n```\n\n"
+    page.write_text(f"{file}```console\n$ cat a/b.txt\nfour\n$ echo one two\none three\n```\n")
     (wrong,) = check(page)
     assert "obtained:\none two" in wrong
     monkeypatch.setenv(UPDATE, "1")
