@@ -39,7 +39,7 @@ def _commands() -> str:
     (choices,) = (a.choices for a in make_parser()._actions if getattr(a, "choices", None))
     told = [f"## bench {name}\n\n```text\n{choices[name].format_help()}```\n" for name in COMMANDS]
     head = (
-        "# Commands\n\nWhat `bench COMMAND --help` says. A command exits with 0 where all holds, with "
-        "1 where a check failed, and with 2 where the input was wrong.\n"
+        "# Commands\n\nWhat `bench COMMAND --help` says. A command exits with 0 where all holds, "
+        "with 1 where a check failed, and with 2 where the input was wrong.\n"
     )
     return "\n".join([head, *told])
