@@ -21,7 +21,7 @@ from typing import Any
 from uuid import uuid4
 
 from bench.ab.rounds import CLOCKS, LAUNCHES, ROUNDS, WIDTH, Rounds, Step, take_rounds
-from bench.baselines import Accelerator, Machine, Record, Run, Thresholds, Verdict, compare
+from bench.baselines import Record, StoredRun, Thresholds, Verdict, compare
 from bench.files import OWN_RESULTS, write_atomically
 from bench.measure import Session, StepTime
 from bench.training.cases import Case, StepOptions
@@ -106,13 +106,9 @@ def compare_once(
 
 
 def _verdicts(taken: Rounds) -> list[Verdict]:
-    here = machine()
-    gpu = here.pop("accelerator")
-    here["instruction_sets"] = frozenset(here["instruction_sets"])
-    place = Machine(**here, accelerator=Accelerator(**gpu) if gpu else None)
     token = {"interleaved": uuid4().hex, "launches": taken.launches}
 
-    def run(name: str, steps: Sequence[StepTime]) -> Run:
+    def run(name: str, steps: Sequence[StepTime]) -> StoredRun:
         metrics: dict[str, Any] = {
             f"{phase}_seconds": tuple(getattr(step, f"{key}_seconds") for step in steps)
             for phase, key in (
@@ -121,7 +117,7 @@ def _verdicts(taken: Rounds) -> list[Verdict]:
             )
         }  # fmt: skip
         record = Record(CASE.id, "ab", CASE.model, "same", 8, "fp32", "ok", metrics, token)
-        return Run(name, versions(), place, {CASE.id: record})
+        return StoredRun(name, versions(), machine(), {CASE.id: record})
 
     pair = run("baseline", taken.baseline), run("contender", taken.contender)
     return compare(*pair, Thresholds())
@@ -174,7 +170,7 @@ def _document(found: Sequence[Comparison]) -> str:
     head = {
         "about": "interleaved comparisons of one case with itself and with injected slowdowns",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine(),
+        "machine": machine().to_dict(),
         "versions": versions(),
         "case": CASE.id,
         "settings": {
@@ -193,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="JSON file (default: in results/experiments/)")
     options = parser.parse_args(arguments)
     folder = OWN_RESULTS / "experiments"
-    path = options.output or folder / f"side-by-side-{machine()['id']}.json"
+    path = options.output or folder / f"side-by-side-{machine().id}.json"
     summary = run_experiment(options.comparisons, path)
     print(json.dumps(summary, indent=1))
     return 0 if all(each["met"] for each in summary.values()) else 1

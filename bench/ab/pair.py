@@ -10,7 +10,8 @@ from uuid import uuid4
 
 from bench.ab.environments import Environment
 from bench.ab.rounds import LAUNCHES, ROUNDS, Rounds, Step, take_rounds
-from bench.baselines import KEY, SCHEMA, Run, parse_run, seal
+from bench.baselines import KEY, StoredRun, seal
+from bench.baselines.runs import parse_machine, parse_record
 from bench.errors import BenchError
 from bench.measure.outcome import StepTime
 from bench.scenarios.subjects import Request
@@ -44,14 +45,19 @@ class Plan:
 
 @dataclass(frozen=True)
 class Pair:
-    """What was measured, as stored runs hold it (`write_run` takes these), and read back."""
+    """What was measured on both sides."""
 
-    documents: tuple[dict[str, Any], dict[str, Any]]
+    baseline: StoredRun
+    contender: StoredRun
 
     @property
-    def runs(self) -> tuple[Run, Run]:
-        baseline, contender = (parse_run(each, each[KEY]["name"]) for each in self.documents)
-        return baseline, contender
+    def runs(self) -> tuple[StoredRun, StoredRun]:
+        return self.baseline, self.contender
+
+    @property
+    def documents(self) -> list[dict[str, Any]]:
+        """Both runs as files hold them: `write_run` takes these."""
+        return [seal({**_EMPTY, KEY: run.table()}) for run in self.runs]
 
 
 def measure(
@@ -78,8 +84,7 @@ def measure(
         for mine, record in zip(records, found, strict=True):
             if record is not None:
                 mine[key] = record
-    first, second = (_document(*each) for each in zip(sides, records, strict=True))
-    return Pair((first, second))
+    return Pair(*(_run(*each) for each in zip(sides, records, strict=True)))
 
 
 class _Failed(Exception):
@@ -121,13 +126,15 @@ def _step(side: Environment) -> Step:
     return step
 
 
-def _document(side: Environment, records: Mapping[str, Any]) -> dict[str, Any]:
-    body = {
-        "schema": SCHEMA,
-        "name": side.label,
-        "versions": side.versions,
-        "machine": side.machine,
-        "seed": 0,
-        "records": records,
-    }
-    return seal({"benchmarks": [], "machine_info": {}, "commit_info": {}, KEY: body})
+# What pytest-benchmark writes beside the records.
+_EMPTY: dict[str, Any] = {"benchmarks": [], "machine_info": {}, "commit_info": {}}
+
+
+def _run(side: Environment, records: Mapping[str, Any]) -> StoredRun:
+    where = f"{side.option} {side.label}"
+    return StoredRun(
+        side.label,
+        side.versions,
+        parse_machine(side.machine, f"{where}: machine"),
+        {key: parse_record(key, record, where) for key, record in records.items()},
+    )

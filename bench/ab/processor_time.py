@@ -19,7 +19,7 @@ class ProcessorClock(worker._CpuClock):
     """Reads the process's processor time at each mark."""
 
     def mark(self, phase: str) -> None:
-        self._readings.append(time.process_time())
+        self._readings.append((phase, time.process_time()))
 
 
 worker._CpuClock = ProcessorClock  # type: ignore[misc]

@@ -77,7 +77,7 @@ class Side:
         self._session.memory_limit_bytes = limits["memory_bytes"]
         self._session.time_limit_seconds = limits["seconds"]
         _ = self._session.devices  # waits for the imports, and says so where one fails
-        return {"keys": list(subjects), "machine": machine(), "broken": broken}
+        return {"keys": list(subjects), "machine": machine().to_dict(), "broken": broken}
 
     def do_prepare(self, key: str) -> bool:
         """What the case adapts, by the ledger and as this environment's PEFT injects it; then
@@ -129,7 +129,7 @@ class Side:
         recorder.detail |= detail
         if rounds:
             recorder.times([StepTime(**each) for each in rounds])
-        return recorder.to_dict()
+        return recorder.record().to_dict()
 
     def close(self) -> None:
         """End the worker and the session."""

@@ -13,11 +13,9 @@ from bench.baselines.runs import (
     KEY,
     OUTCOMES,
     SCHEMA,
-    Accelerator,
-    Machine,
     Record,
-    Run,
     Selection,
+    StoredRun,
     digest,
     load_run,
     parse_run,
@@ -25,6 +23,7 @@ from bench.baselines.runs import (
 )
 from bench.baselines.storage import find_runs, load_stored, write_run
 from bench.baselines.verdicts import FAILING, VERDICTS, Verdict, compare
+from bench.training.machine import Accelerator, Machine
 
 __all__ = [
     "FAILING",
@@ -37,8 +36,8 @@ __all__ = [
     "Machine",
     "Metric",
     "Record",
-    "Run",
     "Selection",
+    "StoredRun",
     "Thresholds",
     "Verdict",
     "all_thresholds",

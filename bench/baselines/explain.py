@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from bench.baselines.metrics import ALLOCATED, RESERVED, TIME, Metric
-from bench.baselines.runs import Record, Run
+from bench.baselines.runs import Record, StoredRun
 from bench.units import format_count, one_line
 
 CLUES = 3
@@ -24,7 +24,11 @@ COUNTED = (
 
 
 def explain(
-    baseline: Run, contender: Run, before: Record, after: Record, metric: Metric | None = None
+    baseline: StoredRun,
+    contender: StoredRun,
+    before: Record,
+    after: Record,
+    metric: Metric | None = None,
 ) -> str:
     """The differences recorded between two results of one case, the most specific first, as far as
     they can be the cause of a difference in `metric` (None: in how the case ended)."""
@@ -65,7 +69,7 @@ def _involved(record: Record, metric: Metric | None) -> frozenset[str]:
 
 
 def version_changes(
-    baseline: Run, contender: Run, involved: Collection[str] | None = None
+    baseline: StoredRun, contender: StoredRun, involved: Collection[str] | None = None
 ) -> list[str]:
     """`peft 0.20.0 -> 0.21.2` for every library (of those involved) whose version differs."""
     names = [

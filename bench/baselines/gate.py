@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.baselines.metrics import METRICS, Thresholds
-from bench.baselines.runs import Run
+from bench.baselines.runs import StoredRun
 from bench.baselines.verdicts import FAILING, NEW, VERDICTS, Verdict
 from bench.errors import BenchError, UnknownName
 from bench.files import read_toml, write_output
@@ -58,7 +58,7 @@ def gate(verdicts: Iterable[Verdict], allow: Iterable[str] = ()) -> list[Verdict
     ]
 
 
-def require_common(baseline: Run, contender: Run, verdicts: Iterable[Verdict]) -> None:
+def require_common(baseline: StoredRun, contender: StoredRun, verdicts: Iterable[Verdict]) -> None:
     """BenchError where nothing was compared: no case of the contender is in the baseline, and none
     of the baseline's was asked for."""
     if all(verdict.verdict == NEW for verdict in verdicts):
@@ -90,8 +90,8 @@ def write_verdicts(
     path: Path | str,
     verdicts: Sequence[Verdict],
     failing: Sequence[Verdict],
-    baseline: Run,
-    contender: Run,
+    baseline: StoredRun,
+    contender: StoredRun,
 ) -> None:
     """Write the machine-readable verdict file (BenchError, as `write_output`).
 
@@ -131,7 +131,7 @@ def as_json(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _origin(run: Run) -> dict[str, Any]:
+def _origin(run: StoredRun) -> dict[str, Any]:
     return {
         "name": run.name,
         "path": str(run.path) if run.path else None,

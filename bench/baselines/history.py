@@ -30,7 +30,7 @@ from statistics import median
 
 from bench.baselines.explain import version_changes
 from bench.baselines.metrics import DEFAULT_THRESHOLDS, EXACT, Metric, metric_named
-from bench.baselines.runs import Run
+from bench.baselines.runs import StoredRun
 from bench.errors import BenchError
 from bench.statistics import summarize
 
@@ -81,7 +81,7 @@ class Series:
     steps: tuple[Step, ...]
 
 
-def histories(runs: Sequence[Run], metric: str, case: str = "*") -> list[Series]:
+def histories(runs: Sequence[StoredRun], metric: str, case: str = "*") -> list[Series]:
     """The metric's series of every case that fits the pattern, those with steps first.
 
     `runs` in order, of one machine. Raises BenchError for a metric that is not known or is text,
@@ -90,7 +90,7 @@ def histories(runs: Sequence[Run], metric: str, case: str = "*") -> list[Series]
     named = metric_named(metric)
     if named.unit == "text":
         raise BenchError(f"{metric} is no number: it has no history to plot")
-    found: dict[str, list[tuple[Run, Point]]] = {}
+    found: dict[str, list[tuple[StoredRun, Point]]] = {}
     for run in runs:
         for record in run.records.values():
             value = record.metrics.get(metric)
@@ -102,7 +102,7 @@ def histories(runs: Sequence[Run], metric: str, case: str = "*") -> list[Series]
     return sorted(series, key=lambda one: -len(one.steps))
 
 
-def _point(run: Run, value: object) -> Point:
+def _point(run: StoredRun, value: object) -> Point:
     if isinstance(value, tuple):
         summary = summarize(value)
         ordered = sorted(value)
@@ -112,7 +112,7 @@ def _point(run: Run, value: object) -> Point:
     return Point(run.label, value, value, value, run.commit)
 
 
-def _series(case: str, metric: Metric, found: Sequence[tuple[Run, Point]]) -> Series:
+def _series(case: str, metric: Metric, found: Sequence[tuple[StoredRun, Point]]) -> Series:
     values = [point.value for _, point in found]
     starts = (
         [i for i, value in enumerate(values) if i and value != values[i - 1]]
@@ -139,7 +139,7 @@ def _series(case: str, metric: Metric, found: Sequence[tuple[Run, Point]]) -> Se
     )
 
 
-def _between(old: Run, new: Run) -> str:
+def _between(old: StoredRun, new: StoredRun) -> str:
     commits = f", commits {old.commit} to {new.commit}" if old.commit and new.commit else ""
     return f"{old.label} and {new.label}{commits}"
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from bench.baselines.runs import Record, Selection, StoredRun
 from bench.formulas import Parameters
 from bench.scenarios.subjects import Subject
 from bench.statistics import instability
@@ -18,8 +19,6 @@ from bench.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from bench.measure import Measurement, StepTime
-
-SCHEMA = 1
 
 WAITING = 0.05
 """Share of the time that other processes may take: no more than a verdict on time tolerates."""
@@ -97,18 +96,19 @@ class Recorder:
             said += f", {format_seconds(median(self.metrics['step_seconds']))} a step"
         return said
 
-    def to_dict(self) -> dict[str, Any]:
-        """The record as a stored run holds it."""
-        return {
-            "suite": self.suite,
-            "model": self.subject.model.label,
-            "scenario": self.subject.name,
-            "rank": self.subject.adapter.r,
-            "precision": self.subject.precision,
-            "outcome": self.outcome,
-            "metrics": self.metrics,
-            "detail": self.detail,
-        }
+    def record(self, key: str = "") -> Record:
+        """The record as it stands, under the id `key`."""
+        return Record(
+            id=key,
+            suite=self.suite,
+            model=self.subject.model.label,
+            scenario=self.subject.name,
+            rank=self.subject.adapter.r,
+            precision=self.subject.precision,
+            outcome=self.outcome,
+            metrics=self.metrics,
+            detail=self.detail,
+        )
 
 
 def _disturbance(rounds: Sequence[StepTime]) -> str:
@@ -159,19 +159,15 @@ class RunLog:
     deselected: list[str] = field(default_factory=list)
     interrupted: bool = False
 
-    def table(self, name: str, seed: int = 0) -> dict[str, Any]:
-        """The `lora_bench` table of a stored run (without its digest)."""
-        return {
-            "schema": SCHEMA,
-            "name": name,
-            "versions": versions(),
-            "machine": machine(),
-            "seed": seed,
-            "selection": {
-                "arguments": list(self.arguments),
-                "only": {name: list(values) for name, values in self.only.items()},
-                "deselected": sorted(self.deselected),
-            },
-            **({"detail": {"interrupted": True}} if self.interrupted else {}),
-            "records": {key: self.records[key].to_dict() for key in sorted(self.records)},
-        }
+    def run(self, name: str, seed: int = 0) -> StoredRun:
+        """The run as it stands, called `name`."""
+        only = {option: tuple(values) for option, values in self.only.items()}
+        return StoredRun(
+            name,
+            versions(),
+            machine(),
+            {key: recorder.record(key) for key, recorder in self.records.items()},
+            seed,
+            Selection(self.arguments, frozenset(self.deselected), only),
+            interrupted=self.interrupted,
+        )

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from bench.baselines.metrics import EXACT, TIME, Metric, metric_named
 from bench.errors import BenchError, UnknownName, check_keys
-from bench.training.machine import INSTRUCTION_SETS
+from bench.training.machine import INSTRUCTION_SETS, Accelerator, Machine
 
 KEY = "lora_bench"
 SCHEMA = 1
@@ -28,39 +28,6 @@ MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """From an older schema version to the next: takes and returns a `lora_bench` table."""
 
 Value = int | float | str | tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Accelerator:
-    """A GPU or its like. memory_bytes: of one."""
-
-    name: str
-    count: int
-    memory_bytes: int
-    driver: str | None = None
-    cuda: str | None = None
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where a run was measured. threads: those that torch computed with.
-
-    processor: its name, which many share; model: its family, model and stepping;
-    instruction_sets: those of `bench.training.machine.INSTRUCTION_SETS` that it has. None where an
-    older run does not say. cpu_limit, memory_limit_bytes: of a container, None without one.
-    """
-
-    id: str
-    system: str
-    processor: str
-    cpu_count: int
-    memory_bytes: int
-    threads: int
-    accelerator: Accelerator | None = None
-    model: str | None = None
-    instruction_sets: frozenset[str] | None = None
-    cpu_limit: float | None = None
-    memory_limit_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -116,9 +83,13 @@ class Record:
     metrics: Mapping[str, Value] = field(default_factory=dict)
     detail: Mapping[str, Any] = field(default_factory=dict)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The record as a stored run holds it, under its id."""
+        return {key: value for key, value in vars(self).items() if key != "id"}
+
 
 @dataclass(frozen=True)
-class Run:
+class StoredRun:
     """A stored run. datetime and commit as pytest-benchmark wrote them, if it did.
 
     interrupted: it was ended (by Ctrl-C, or -x) before its last case, and holds those before.
@@ -140,6 +111,24 @@ class Run:
     def label(self) -> str:
         """What tells this run from others: its file's number and name, or its name."""
         return self.path.stem if self.path else self.name
+
+    def table(self) -> dict[str, Any]:
+        """The `lora_bench` table of the file, which `parse_run` reads; `seal` adds the digest."""
+        selection = self.selection
+        return {
+            "schema": SCHEMA,
+            "name": self.name,
+            "versions": dict(self.versions),
+            "machine": self.machine.to_dict(),
+            "seed": self.seed,
+            "selection": {
+                "arguments": list(selection.arguments),
+                "only": {name: list(values) for name, values in selection.only.items()},
+                "deselected": sorted(selection.deselected),
+            },
+            **({"detail": {"interrupted": True}} if self.interrupted else {}),
+            "records": {key: self.records[key].to_dict() for key in sorted(self.records)},
+        }
 
 
 def digest(document: Mapping[str, Any]) -> str:
@@ -174,7 +163,7 @@ def _finite(value: Any) -> Any:
     return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def load_run(path: Path | str) -> Run:
+def load_run(path: Path | str) -> StoredRun:
     """The run stored in `path`.
 
     BenchError, with the file's name and the reason, for a file that is missing, truncated,
@@ -195,7 +184,7 @@ def load_run(path: Path | str) -> Run:
     return parse_run(document, str(path), Path(path))
 
 
-def parse_run(document: Any, where: str, path: Path | None = None) -> Run:
+def parse_run(document: Any, where: str, path: Path | None = None) -> StoredRun:
     """The run in a parsed document; BenchError, naming `where`, as `load_run`."""
     body = _body(document, where)
     records = _table(body["records"], f"{where}: records")
@@ -207,16 +196,16 @@ def parse_run(document: Any, where: str, path: Path | None = None) -> Run:
     only = _table(selection.get("only", {}), f"{where}: selection: only")
     check_keys(only, f"{where}: selection: only", ("model", "scenario", "rank", "precision"))
     versions = _table(body["versions"], f"{where}: versions")
-    return Run(
+    return StoredRun(
         name=_word(body["name"], f"{where}: name"),
         versions={
             _word(name, f"{where}: versions"): _word(version, f"{where}: versions: {name}")
             for name, version in versions.items()
         },
-        machine=_machine(
+        machine=parse_machine(
             _with_processor(body["machine"], document.get("machine_info")), f"{where}: machine"
         ),
-        records={key: _record(key, record, where) for key, record in records.items()},
+        records={key: parse_record(key, record, where) for key, record in records.items()},
         seed=_whole(body["seed"], f"{where}: seed"),
         selection=Selection(
             tuple(_words(selection.get("arguments", []), f"{where}: selection: arguments")),
@@ -266,7 +255,8 @@ def _body(document: Any, where: str) -> dict[str, Any]:
     return body
 
 
-def _machine(data: Any, where: str) -> Machine:
+def parse_machine(data: Any, where: str) -> Machine:
+    """The machine of a document; BenchError, naming `where`."""
     keys = ("id", "system", "processor", "cpu_count", "memory_bytes", "threads", "accelerator")
     more = ("model", "instruction_sets", "cpu_limit", "memory_limit_bytes")
     check_keys(data, where, (*keys, *more), keys)
@@ -327,7 +317,8 @@ def _with_processor(machine: Any, info: Any) -> Any:
     }
 
 
-def _record(key: str, data: Any, file: str) -> Record:
+def parse_record(key: str, data: Any, file: str) -> Record:
+    """One record of a document; BenchError, naming `file` and `key`, as `load_run`."""
     where = f"{file}: {_word(key, f'{file}: records')}"
     required = ("suite", "model", "scenario", "outcome", "metrics")
     check_keys(data, where, (*required, "rank", "precision", "detail"), required)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.baselines.runs import Run, load_run, seal
+from bench.baselines.runs import StoredRun, load_run, seal
 from bench.errors import BenchError
 from bench.files import saving
 
@@ -58,7 +58,7 @@ def find_runs(storage: Path | str, selector: str | None = None) -> list[Path]:
     raise BenchError(f"no stored run in {storage} matches {selector!r}; there are: {there}")
 
 
-def load_stored(storage: Path | str, selector: str | None = None) -> Run:
+def load_stored(storage: Path | str, selector: str | None = None) -> StoredRun:
     """The one run that `selector` means, as `find_runs` reads it: the newest match. Without a
     selector, the latest run that was not interrupted.
 
@@ -72,7 +72,7 @@ def load_stored(storage: Path | str, selector: str | None = None) -> Run:
             )
         return load_run(found[-1])
     find_runs(storage)  # there is one
-    latest: dict[Path, Run] = {}
+    latest: dict[Path, StoredRun] = {}
     for path in reversed(find_runs(storage, "*")):
         if path.parent not in latest and not (run := load_run(path)).interrupted:
             latest[path.parent] = run

@@ -27,13 +27,14 @@ from dataclasses import dataclass
 
 from bench.baselines.explain import explain, workload_change
 from bench.baselines.metrics import ALLOCATED, EXACT, METRICS, TIME, Metric, Thresholds
-from bench.baselines.runs import Machine, Record, Run, Selection
+from bench.baselines.runs import Record, Selection, StoredRun
 from bench.statistics import (
     MINIMUM_LAUNCHES,
     MINIMUM_ROUNDS,
     launch_interval,
     ratio_interval,
 )
+from bench.training.machine import Machine
 from bench.units import format_bytes
 
 IMPROVED, UNCHANGED, REGRESSED, CHANGED = "improved", "unchanged", "regressed", "changed"
@@ -67,8 +68,8 @@ class Verdict:
 
 
 def compare(
-    baseline: Run,
-    contender: Run,
+    baseline: StoredRun,
+    contender: StoredRun,
     thresholds: Thresholds = Thresholds(),  # noqa: B008 (frozen)
     selection: Selection | None = None,
 ) -> list[Verdict]:
@@ -94,7 +95,7 @@ def compare(
     return verdicts
 
 
-def _whereabouts(gone: Record, baseline: Run, contender: Run) -> str:
+def _whereabouts(gone: Record, baseline: StoredRun, contender: StoredRun) -> str:
     """Whether a new case measures what a vanished one did."""
 
     def facts(record: Record) -> tuple[object, ...]:
@@ -107,7 +108,7 @@ def _whereabouts(gone: Record, baseline: Run, contender: Run) -> str:
 
 
 def _compare_records(
-    baseline: Run, contender: Run, before: Record, after: Record, thresholds: Thresholds
+    baseline: StoredRun, contender: StoredRun, before: Record, after: Record, thresholds: Thresholds
 ) -> Iterator[Verdict]:
     if {before.outcome, after.outcome} != {"ok"}:
         why = explain(baseline, contender, before, after)

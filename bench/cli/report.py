@@ -13,7 +13,7 @@ from bench.cli.output import json_lines, put, save_figure, say, stored_runs, wri
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
-    from bench.baselines import Run
+    from bench.baselines import StoredRun
 
 HELP = "stored runs as a comparison table, a page, or plots"
 
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _text(runs: Sequence[Run], baseline: Run | None, format: str, to_file: bool) -> str:
+def _text(runs: Sequence[StoredRun], baseline: StoredRun | None, format: str, to_file: bool) -> str:
     from bench.reports import comparison_report, comparison_rows, comparison_table
 
     if format == "html":
@@ -66,7 +66,7 @@ def _text(runs: Sequence[Run], baseline: Run | None, format: str, to_file: bool)
     return written(comparison_report(runs, baseline), format, to_file)
 
 
-def _page(runs: Sequence[Run], baseline: Run | None) -> str:
+def _page(runs: Sequence[StoredRun], baseline: StoredRun | None) -> str:
     from bench.baselines import compare, gate
     from bench.reports.page import page
     from bench.reports.reached import run_trees
@@ -77,7 +77,7 @@ def _page(runs: Sequence[Run], baseline: Run | None) -> str:
     )
 
 
-def _plots(runs: Sequence[Run], folder: Path) -> None:
+def _plots(runs: Sequence[StoredRun], folder: Path) -> None:
     """One file a plot and format. BenchError where the runs have figures for none."""
     from bench.reports.plots import FORMATS as PICTURES
     from bench.reports.plots import plot_format, run_figures

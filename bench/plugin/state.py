@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from bench.baselines import Run, Thresholds, Verdict
+from bench.baselines import StoredRun, Thresholds, Verdict
 from bench.baselines.runlog import Progress, RunLog
 from bench.scenarios.subjects import Subjects
 
 LOG = pytest.StashKey[RunLog]()
 PROGRESS = pytest.StashKey[Progress]()
 SUBJECTS = pytest.StashKey[Subjects]()
-RUN = pytest.StashKey[Run]()
+RUN = pytest.StashKey[StoredRun]()
 REFUSED = pytest.StashKey[int]()
 SAVE = pytest.StashKey[str | None]()
-BASELINE = pytest.StashKey[Run | None]()
+BASELINE = pytest.StashKey[StoredRun | None]()
 THRESHOLDS = pytest.StashKey[Thresholds]()
 VERDICTS = pytest.StashKey[list[Verdict]]()
 MEASURED = pytest.StashKey[list[str]]()  # keys of the measured subjects, in the run's order
@@ -53,4 +53,4 @@ def storage_folder(config: pytest.Config) -> Path:
     from bench.training.machine import machine
 
     project = config.invocation_params.dir if INSTALLED else config.rootpath
-    return project / "results" / str(machine()["id"])
+    return project / "results" / machine().id

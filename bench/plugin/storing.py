@@ -39,7 +39,7 @@ def pytest_benchmark_update_machine_info(
     """pytest-benchmark's own machine info knows no accelerator."""
     from bench.training.machine import machine
 
-    machine_info["bench"] = machine()
+    machine_info["bench"] = machine().to_dict()
 
 
 def _document(session: pytest.Session) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def _document(session: pytest.Session) -> dict[str, Any]:
         machine_info=machine_info, commit_info=commit_info,
     )  # fmt: skip
     hook.pytest_benchmark_update_json(config=config, benchmarks=benchmarks, output_json=document)
-    document[KEY] = log.table(config.stash[SAVE] or "this run")
+    document[KEY] = log.run(config.stash[SAVE] or "this run").table()
     parsed: dict[str, Any] = json.loads(safe_dumps(document))
     return parsed
 

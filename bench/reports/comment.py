@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench.baselines import FAILING, Run, Verdict, count_verdicts
+from bench.baselines import FAILING, StoredRun, Verdict, count_verdicts
 from bench.baselines.verdicts import UNCHANGED
 from bench.reports.layout import Report, Table, markdown_cell, markdown_table
 from bench.reports.tables import describe
@@ -21,8 +21,8 @@ _MOST_FAILING, _MOST_OTHERS = 20, 12
 def comment(
     verdicts: Sequence[Verdict],
     failing: Sequence[Verdict],
-    baseline: Run,
-    contender: Run,
+    baseline: StoredRun,
+    contender: StoredRun,
     allowed: Sequence[str] = (),
 ) -> str:
     """GitHub's Markdown in at most 59 lines. allowed: the allowances that were given, each as
@@ -52,8 +52,8 @@ def _rows(
     verdicts: Sequence[Verdict],
     most: int,
     failing: Sequence[Verdict],
-    baseline: Run,
-    contender: Run,
+    baseline: StoredRun,
+    contender: StoredRun,
 ) -> list[str]:
     """A Markdown table of the first `most` lines that the verdict table has for these."""
     report: Report = verdict_report(verdicts, failing, baseline, contender)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench.baselines import Run
+from bench.baselines import StoredRun
 from bench.baselines.history import Series
 from bench.reports.layout import BAD, EMPTY, GOOD, Report, Table
 from bench.units import counted, format_change, format_quantity, one_line
 
 
 def history_report(
-    series: Sequence[Series], shown: Sequence[Series], runs: Sequence[Run], interrupted: int = 0
+    series: Sequence[Series],
+    shown: Sequence[Series],
+    runs: Sequence[StoredRun],
+    interrupted: int = 0,
 ) -> Report:
     """A row a step, or a case without one; `series` are all, `shown` those of the table.
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.baselines import Run, Verdict
+from bench.baselines import StoredRun, Verdict
 from bench.errors import BenchError
 from bench.reports.columns import Column, columns_of, model_title
 from bench.reports.reached import ModelTree
@@ -28,8 +28,8 @@ _TEMPLATE = Path(__file__).parent / "template"
 
 
 def page(
-    runs: Sequence[Run],
-    baseline: Run | None = None,
+    runs: Sequence[StoredRun],
+    baseline: StoredRun | None = None,
     *,
     verdicts: Sequence[Verdict] = (),
     failing: Sequence[Verdict] = (),
@@ -73,7 +73,10 @@ def page(
 
 
 def _verdicts(
-    verdicts: Sequence[Verdict], failing: Sequence[Verdict], baseline: Run, contender: Run
+    verdicts: Sequence[Verdict],
+    failing: Sequence[Verdict],
+    baseline: StoredRun,
+    contender: StoredRun,
 ) -> dict[str, Any]:
     report = verdict_report(verdicts, failing, baseline, contender)
     result, _, counts = report.caption[-1].partition(": ")
@@ -155,7 +158,7 @@ def _notes(rows: Sequence[Row]) -> list[str]:
 # --- predictions, machine -------------------------------------------------------------------------
 
 
-def _predictions(runs: Sequence[Run]) -> list[dict[str, str]]:
+def _predictions(runs: Sequence[StoredRun]) -> list[dict[str, str]]:
     found = []
     for run in runs:
         measured: dict[tuple[object, ...], object] = {
@@ -180,7 +183,7 @@ def _predictions(runs: Sequence[Run]) -> list[dict[str, str]]:
     return found
 
 
-def _facts(run: Run) -> list[tuple[str, str]]:
+def _facts(run: StoredRun) -> list[tuple[str, str]]:
     machine = run.machine
     facts: list[tuple[str, object]] = [
         ("run", run.label),

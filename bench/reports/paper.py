@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 from collections.abc import Sequence
 
-from bench.baselines import Run
+from bench.baselines import StoredRun
 from bench.errors import BenchError
 from bench.reports.columns import Column, columns_of, model_title, remark
 from bench.reports.layout import latex_text
@@ -18,7 +18,7 @@ PREAMBLE = r"""% Needs \usepackage{booktabs,siunitx} and, for bold numbers in su
 _LEFT_OUT = ("model", "remark")  # the table's title, and its notes
 
 
-def paper(runs: Sequence[Run], baseline: Run | None = None) -> str:
+def paper(runs: Sequence[StoredRun], baseline: StoredRun | None = None) -> str:
     """LaTeX: one `table` a model, of the measured cases, or of all where none was measured.
 
     A number is bold where no other case of its precision is better: times of unstable cases take

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from bench.baselines import Run
+    from bench.baselines import StoredRun
     from bench.baselines.history import Series
 
 FORMATS = ("svg", "png")
@@ -74,7 +74,7 @@ def _plain(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def run_figures(runs: Sequence[Run]) -> Iterator[tuple[str, Figure]]:
+def run_figures(runs: Sequence[StoredRun]) -> Iterator[tuple[str, Figure]]:
     """Every plot that the runs have figures for, with a name for its file. Raises BenchError where
     they have figures for none."""
     rows, footer = comparison_rows(runs), " ".join(describe(run) for run in runs)
@@ -97,7 +97,7 @@ def run_figures(runs: Sequence[Run]) -> Iterator[tuple[str, Figure]]:
         raise BenchError(f"{', '.join(run.label for run in runs)}: no figures for any plot")
 
 
-def _measured_bars(runs: Sequence[Run], model: str) -> dict[str, list[MemoryBar]]:
+def _measured_bars(runs: Sequence[StoredRun], model: str) -> dict[str, list[MemoryBar]]:
     """By precision: what each measured case's peak was made of."""
     found: dict[str, list[MemoryBar]] = {}
     for record in (record for run in runs for record in run.records.values()):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bench.baselines import Record, Run
+from bench.baselines import Record, StoredRun
 from bench.errors import BenchError
 from bench.models.modules import OTHER, layer_of
 from bench.units import format_count, one_line
@@ -92,7 +92,7 @@ def strips(ledger: Ledger) -> list[Strip]:
     return [*found, Strip("outside the layers", 1, rest)] if rest else found
 
 
-def run_trees(run: Run) -> list[ModelTree]:
+def run_trees(run: StoredRun) -> list[ModelTree]:
     """What every measured scenario of the run adapts, or every counted one where none was measured:
     matched again on the registered models with the installed libraries.
 

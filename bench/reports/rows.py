@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from bench.baselines import VERDICTS, Record, Run, Verdict, compare
+from bench.baselines import VERDICTS, Record, StoredRun, Verdict, compare
 from bench.statistics import summarize
 from bench.units import (
     one_line,
@@ -57,7 +57,7 @@ class Row:
     unstable: str | None = _column("unstable")
 
 
-def comparison_table(runs: Sequence[Run], baseline: Run | None = None) -> pd.DataFrame:
+def comparison_table(runs: Sequence[StoredRun], baseline: StoredRun | None = None) -> pd.DataFrame:
     """Every row of the runs as a data frame: raw numbers, with units in the column names."""
     import pandas as pd
 
@@ -74,7 +74,7 @@ def comparison_table(runs: Sequence[Run], baseline: Run | None = None) -> pd.Dat
     return frame.rename(columns=headers)
 
 
-def comparison_rows(runs: Sequence[Run], baseline: Run | None = None) -> list[Row]:
+def comparison_rows(runs: Sequence[StoredRun], baseline: StoredRun | None = None) -> list[Row]:
     """The rows: one for each model, geometry, scenario, rank and precision of each run.
 
     Figures that do not depend on the precision (layers, parameters) come from the case itself
@@ -83,7 +83,7 @@ def comparison_rows(runs: Sequence[Run], baseline: Run | None = None) -> list[Ro
     return [row for run in runs for row in _rows_of_run(run, baseline)]
 
 
-def _rows_of_run(run: Run, baseline: Run | None) -> list[Row]:
+def _rows_of_run(run: StoredRun, baseline: StoredRun | None) -> list[Row]:
     verdicts: dict[str, list[Verdict]] = {}
     for verdict in compare(baseline, run) if baseline else ():
         verdicts.setdefault(verdict.record, []).append(verdict)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bench.baselines import METRICS, VERDICTS, Run, Verdict
+from bench.baselines import METRICS, VERDICTS, StoredRun, Verdict
 from bench.baselines.explain import version_changes
 from bench.reports.layout import BAD, EMPTY, GOOD, Report, Table
 from bench.reports.verdicts import verdict_report
@@ -12,7 +12,7 @@ from bench.units import format_bytes, format_change, format_seconds
 
 
 def sides_report(
-    verdicts: list[Verdict], failing: list[Verdict], baseline: Run, contender: Run
+    verdicts: list[Verdict], failing: list[Verdict], baseline: StoredRun, contender: StoredRun
 ) -> Report:
     """What the upgrade is, what it changed, and every case's time and memory on both sides."""
     report = verdict_report(verdicts, failing, baseline, contender)
@@ -26,7 +26,7 @@ def sides_report(
     )
 
 
-def _case_table(verdicts: list[Verdict], baseline: Run, contender: Run) -> Table:
+def _case_table(verdicts: list[Verdict], baseline: StoredRun, contender: StoredRun) -> Table:
     rows, styles = [], []
     for key in dict.fromkeys((*baseline.records, *contender.records)):
         mine = [each for each in verdicts if each.record == key]

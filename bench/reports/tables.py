@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from bench.baselines import Machine, Run
+from bench.baselines import Machine, StoredRun
 from bench.reports.layout import BAD, EMPTY, GOOD, NOTED, Report, Table
 from bench.reports.rows import PHASES, Row, comparison_rows
 from bench.units import (
@@ -30,7 +30,7 @@ STYLES = {
 
 
 def comparison_report(
-    runs: Sequence[Run], baseline: Run | None = None, *, phases: bool = True
+    runs: Sequence[StoredRun], baseline: StoredRun | None = None, *, phases: bool = True
 ) -> Report:
     """The table for people: one for each model, measured cases only where there are any.
 
@@ -94,7 +94,7 @@ def _named(row: Row) -> str:
     return one_line(f"{row.scenario}{rank}{f' {row.precision}' if row.precision else ''}")
 
 
-def describe(run: Run) -> str:
+def describe(run: StoredRun) -> str:
     """Where a run's figures come from, in one line: machine, threads, versions, batch × length."""
     parts = [_machine(run.machine), ", ".join(f"{k} {v}" for k, v in run.versions.items())]
     workloads = dict.fromkeys(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bench.baselines import FAILING, METRICS, VERDICTS, Run, Verdict, as_json, count_verdicts
+from bench.baselines import FAILING, METRICS, VERDICTS, StoredRun, Verdict, as_json, count_verdicts
 from bench.baselines.storage import SAVE_HINT
 from bench.baselines.verdicts import INCOMPARABLE, NEW, UNCHANGED
 from bench.reports.layout import BAD, EMPTY, GOOD, NOTED, Report, Table
@@ -42,8 +42,8 @@ def ranked(verdicts: Iterable[Verdict]) -> list[Verdict]:
 def verdict_report(
     verdicts: Sequence[Verdict],
     failing: Sequence[Verdict],
-    baseline: Run,
-    contender: Run,
+    baseline: StoredRun,
+    contender: StoredRun,
     save_command: str = SAVE_HINT,
 ) -> Report:
     """What changed, regressions first. Failing verdicts are all listed; the unchanged counted.

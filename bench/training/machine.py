@@ -7,6 +7,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -47,48 +48,84 @@ def versions() -> dict[str, str]:
     return found
 
 
+@dataclass(frozen=True)
+class Accelerator:
+    """A GPU or its like. memory_bytes: of one."""
+
+    name: str
+    count: int
+    memory_bytes: int
+    driver: str | None = None
+    cuda: str | None = None
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run was measured. `id` names its folder under `results/`; threads: those that torch
+    computed with.
+
+    processor: its name, which many share; model: its family, model and stepping;
+    instruction_sets: those of INSTRUCTION_SETS that it has, and what overrides them. None where an
+    older run does not say. cpu_limit, memory_limit_bytes: of a container, None without one.
+    """
+
+    id: str
+    system: str
+    processor: str
+    cpu_count: int
+    memory_bytes: int
+    threads: int
+    accelerator: Accelerator | None = None
+    model: str | None = None
+    instruction_sets: frozenset[str] | None = None
+    cpu_limit: float | None = None
+    memory_limit_bytes: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a stored run holds it."""
+        sets = self.instruction_sets
+        return {**asdict(self), "instruction_sets": None if sets is None else sorted(sets)}
+
+
 @cache
-def accelerator() -> dict[str, Any] | None:
-    """Name, count, memory (bytes), driver and CUDA version of the GPUs; None without any."""
+def accelerator() -> Accelerator | None:
+    """The GPUs here; None without any."""
     import torch
 
     if not torch.cuda.is_available():
         return None
     first = torch.cuda.get_device_properties(0)
-    return {
-        "name": first.name,
-        "count": torch.cuda.device_count(),
-        "memory_bytes": first.total_memory,
-        "driver": _driver(),
-        "cuda": str(torch.version.cuda),
-    }
+    return Accelerator(
+        name=first.name,
+        count=torch.cuda.device_count(),
+        memory_bytes=first.total_memory,
+        driver=_driver(),
+        cuda=str(torch.version.cuda),
+    )
 
 
-def machine(threads: int = MEASURING_THREADS) -> dict[str, Any]:
-    """What the stored run says of the machine. `id` names its folder under `results/`; whether two
-    runs come from one machine the rest decides too."""
+def machine(threads: int = MEASURING_THREADS) -> Machine:
+    """This machine. Whether two runs come from one machine not the id alone decides."""
     import psutil
 
     gpu = accelerator()
-    kind = re.sub(r"[^a-z0-9]+", "-", gpu["name"].lower()) if gpu else "cpu"
+    kind = re.sub(r"[^a-z0-9]+", "-", gpu.name.lower()) if gpu else "cpu"
     cores = os.cpu_count() or 1
     facts = _processor()
     sets = set(facts.get("flags", facts.get("Features", "")).split()) & INSTRUCTION_SETS
-    return {
-        "id": f"{platform.system().lower()}-{platform.machine()}-{kind}-{cores}cores",
-        "system": platform.system(),
-        "processor": facts.get("model name") or platform.processor() or platform.machine(),
-        "model": " ".join(f"{_MODEL[key]} {facts[key]}" for key in _MODEL if key in facts) or None,
-        "instruction_sets": [
-            *sorted(sets),
-            *(f"{name}={os.environ[name]}" for name in _OVERRIDES if name in os.environ),
-        ],
-        "cpu_count": cores,
-        "memory_bytes": psutil.virtual_memory().total,
-        "threads": threads,
-        "accelerator": gpu,
+    overrides = {f"{name}={os.environ[name]}" for name in _OVERRIDES if name in os.environ}
+    return Machine(
+        id=f"{platform.system().lower()}-{platform.machine()}-{kind}-{cores}cores",
+        system=platform.system(),
+        processor=facts.get("model name") or platform.processor() or platform.machine(),
+        cpu_count=cores,
+        memory_bytes=psutil.virtual_memory().total,
+        threads=threads,
+        accelerator=gpu,
+        model=" ".join(f"{_MODEL[key]} {facts[key]}" for key in _MODEL if key in facts) or None,
+        instruction_sets=frozenset(sets | overrides),
         **limits(cores),
-    }
+    )
 
 
 def _processor() -> Mapping[str, str]:
@@ -101,9 +138,7 @@ def _processor() -> Mapping[str, str]:
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
-def limits(
-    cores: int, root: Path = CGROUPS, groups: Path = GROUPS_OF
-) -> dict[str, float | int | None]:
+def limits(cores: int, root: Path = CGROUPS, groups: Path = GROUPS_OF) -> Mapping[str, Any]:
     """What a container, or whoever started this process, lets it have of the machine: processors
     (a share of time, or those that it may run on) and bytes; None where that is everything.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bench.baselines import KEY, Run, Selection, digest, load_run, parse_run, runs, seal
+from bench.baselines import KEY, Selection, StoredRun, digest, load_run, parse_run, runs, seal
 from bench.errors import BenchError
 
 QUERY = "suites/test_counts.py::test_counts[opt-350m-query]"
@@ -83,7 +83,9 @@ def sample(name: str = "first", **changes: Any) -> dict[str, Any]:
     }
 
 
-def run_with(edit: Callable[[dict[str, Any]], None] = lambda body: None, name: str = "new") -> Run:
+def run_with(
+    edit: Callable[[dict[str, Any]], None] = lambda body: None, name: str = "new"
+) -> StoredRun:
     """The sample as a Run after `edit` has changed its lora_bench table."""
     document = sample(name)
     edit(document[KEY])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from test_reports import case, run_of
 
-from bench.baselines import Run, compare, gate
+from bench.baselines import StoredRun, compare, gate
 from bench.errors import BenchError
 from bench.reports.reached import SAVED, Branch, ModelTree, ScenarioTree, folded_tree, run_trees
 
@@ -34,7 +34,7 @@ def measured(scenario: str, precision: str, ms: float, mib: float, **more: Any) 
     return case("opt", precision, scenario=scenario, metrics=metrics) | more
 
 
-def sample_run(name: str = "mine", peaks: tuple[float, float] = (40, 30)) -> Run:
+def sample_run(name: str = "mine", peaks: tuple[float, float] = (40, 30)) -> StoredRun:
     return run_of(
         measured("query", "fp32", 20, peaks[0]),
         measured("value", "fp32", 30, peaks[1]),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.baselines import Accelerator, Record, Run, load_run
+from bench.baselines import Accelerator, Record, StoredRun, load_run
 from bench.baselines.storage import RUN_FILE
 from bench.measure import Session
 from bench.scenarios.subjects import Request, select
@@ -89,7 +89,7 @@ def stored_gpu_runs() -> list[Path]:
     ]
 
 
-def measured_cases(runs: Iterable[Run]) -> list[tuple[Accelerator, Record]]:
+def measured_cases(runs: Iterable[StoredRun]) -> list[tuple[Accelerator, Record]]:
     """Full-size cases that a GPU measured, with that GPU."""
     return [
         (run.machine.accelerator, record)

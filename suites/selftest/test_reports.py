@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from test_baselines import MIB, QUERY, STEP, STEP_NF4, run_with, sample
 
-from bench.baselines import KEY, Run, compare, gate, parse_run, seal, write_run
+from bench.baselines import KEY, StoredRun, compare, gate, parse_run, seal, write_run
 from bench.cli import main
 from bench.reports import (
     Report,
@@ -51,7 +51,7 @@ def case(model: str, precision: str | None, **record: Any) -> dict[str, Any]:
     } | record
 
 
-def run_of(*cases: dict[str, Any], name: str = "mine", **machine: Any) -> Run:
+def run_of(*cases: dict[str, Any], name: str = "mine", **machine: Any) -> StoredRun:
     document = sample(
         name, records={f"suites/test_x.py::test[{i}]": c for i, c in enumerate(cases)}
     )
@@ -314,7 +314,7 @@ def test_latex_has_booktabs_and_no_bare_symbols() -> None:
     assert text.count(r"\begin{") == text.count(r"\end{") == 2
 
 
-def many() -> Run:
+def many() -> StoredRun:
     names = ("fp32", "bf16", "fp16", "int8", "nf4")
     metrics = {
         "adapted_layers": 120,
@@ -511,7 +511,7 @@ def test_report_writes_every_format(results: Path, capsys: pytest.CaptureFixture
 def test_a_file_is_written_whole_and_nothing_is_printed(
     results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    target = results / "tables" / "table.md"
+    target = results / "table.md"
     assert main(["report", "new", "--output", str(target)]) == 0
     assert target.read_text(encoding="utf-8").startswith("## LoRA target modules\n")
     assert capsys.readouterr().out == ""
