@@ -11,7 +11,7 @@ import pytest
 from test_baselines import MIB
 from test_reports import case, run_of
 
-from bench.baselines import Run, compare, gate
+from bench.baselines import StoredRun, compare, gate
 from bench.cli.output import json_lines
 from bench.reports import comparison_report, comparison_rows, comparison_table, latex, markdown
 from bench.reports import terminal as in_terminal
@@ -33,7 +33,7 @@ def measured(scenario: str, precision: str, ms: float, mib: float, **more: Any) 
     return case("opt_350m", precision, scenario=scenario, metrics=metrics) | more
 
 
-def run(name: str = "after", step: float = 20, peak: float = 40) -> Run:
+def run(name: str = "after", step: float = 20, peak: float = 40) -> StoredRun:
     unstable = {"detail": {"batch_size": 2, "seq_len": 64, "unstable": "drift over 10 %"}}
     return run_of(
         measured("query|value", "fp32", step, peak),
