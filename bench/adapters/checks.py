@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bench.errors import BenchError, UnknownName
 from bench.tasks import BY_TYPE
-
-if TYPE_CHECKING:
-    from bench.adapters.config import AdapterConfig
 
 BIASES = ("none", "all", "lora_only")
 ALL_LINEAR = "all-linear"
@@ -94,62 +91,60 @@ _OPTIONAL = {"target_modules", "exclude_modules", "layers_pattern", "layers_to_t
              "trainable_token_indices", "alora_invocation_tokens", *NESTED}  # fmt: skip
 
 
-def check_adapter(config: AdapterConfig) -> None:
-    """Raise BenchError, naming the field, for a value that cannot be."""
+def check_fields(given: Mapping[str, Any]) -> None:
+    """Raise BenchError, naming the field, for a value that cannot be. `given` holds every field."""
     for name, (fits, wanted) in _TYPES.items():
-        value = getattr(config, name)
+        value = given[name]
         if not fits(value) and not (value is None and name in _OPTIONAL):
             raise BenchError(f"{name} must be {wanted}, not {_plain(value)!r}")
-    if config.bias not in BIASES:
-        raise UnknownName("bias", str(config.bias), BIASES)
-    if config.task_type is not None and config.task_type not in BY_TYPE:
-        raise UnknownName("task type", str(config.task_type), BY_TYPE, "(PEFT has no other)")
-    init = config.init_lora_weights
+    if given["bias"] not in BIASES:
+        raise UnknownName("bias", str(given["bias"]), BIASES)
+    if given["task_type"] is not None and given["task_type"] not in BY_TYPE:
+        raise UnknownName("task type", str(given["task_type"]), BY_TYPE, "(PEFT has no other)")
+    init = given["init_lora_weights"]
     known = init in INITIALISATIONS or re.fullmatch(r"pissa_niter_\d+", str(init))
     if isinstance(init, str) and not known:
         raise UnknownName("init_lora_weights", init, INITIALISATIONS)
-    if config.target_modules in ((), "") and not config.target_parameters:
+    if given["target_modules"] in ((), "") and not given["target_parameters"]:
         raise BenchError("target_modules is empty: name at least one module")
-    for name, pattern in _regular_expressions(config):
+    for name, pattern in _regular_expressions(given):
         try:
             re.compile(pattern)
         except re.error as error:
             raise BenchError(f"{name} {pattern!r} is not a regular expression: {error}") from None
-    _check_together(config)
-    _check_counts(config.monteclora_config, "monteclora_config", "num_samples")
-    _check_counts(config.use_bdlora, "use_bdlora", "nblocks")
+    _check_together(given)
+    _check_counts(given["monteclora_config"], "monteclora_config", "num_samples")
+    _check_counts(given["use_bdlora"], "use_bdlora", "nblocks")
 
 
-def _regular_expressions(config: AdapterConfig) -> Iterable[tuple[str, str]]:
+def _regular_expressions(given: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     """(field, pattern) of everything that PEFT matches as a regular expression, lists of target
     modules left out: those are compared as names."""
     for name in ("target_modules", "exclude_modules"):
-        value = getattr(config, name)
+        value = given[name]
         if isinstance(value, str) and value != ALL_LINEAR:
             yield name, value
-    layers = config.layers_pattern or ()
+    layers = given["layers_pattern"] or ()
     for name, patterns in (
         ("layers_pattern", (layers,) if isinstance(layers, str) else layers),
-        ("modules_to_save", config.modules_to_save),
-        ("rank_pattern", config.rank_pattern),
-        ("alpha_pattern", config.alpha_pattern),
+        ("modules_to_save", given["modules_to_save"]),
+        ("rank_pattern", given["rank_pattern"]),
+        ("alpha_pattern", given["alpha_pattern"]),
     ):
         yield from ((name, pattern) for pattern in patterns)
 
 
-def _check_together(config: AdapterConfig) -> None:
-    if isinstance(config.target_modules, str) and (
-        config.layers_to_transform is not None or config.layers_pattern
+def _check_together(given: Mapping[str, Any]) -> None:
+    if isinstance(given["target_modules"], str) and (
+        given["layers_to_transform"] is not None or given["layers_pattern"]
     ):
         raise BenchError(
             "layers_to_transform and layers_pattern need a list of target_modules, not a regex"
         )
-    if config.layers_pattern and config.layers_to_transform is None:
+    if given["layers_pattern"] and given["layers_to_transform"] is None:
         raise BenchError("layers_pattern needs layers_to_transform beside it")
-    if config.lora_bias and config.use_dora:
+    if given["lora_bias"] and given["use_dora"]:
         raise BenchError("lora_bias does not go with use_dora")
-    if len(config.variants) > 1:
-        raise BenchError(f"{' and '.join(config.variants)} do not go together")
 
 
 def _check_counts(nested: Mapping[str, Any] | None, where: str, key: str) -> None:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from bench.adapters.checks import ALL_LINEAR, BIASES, NESTED, check_adapter
+from bench.adapters.checks import ALL_LINEAR, BIASES, NESTED, check_fields
 from bench.errors import BenchError, UnknownName
 from bench.files import read_json
 from bench.tasks import heads_of
@@ -79,7 +79,9 @@ class AdapterConfig:
     alora_invocation_tokens: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        check_adapter(self)
+        check_fields(vars(self))
+        if len(self.variants) > 1:
+            raise BenchError(f"{' and '.join(self.variants)} do not go together")
 
     @property
     def variants(self) -> tuple[str, ...]:
