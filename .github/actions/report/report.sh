@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Verdicts as a sticky comment and as the job summary. Everything that comes from the pull request
+# (labels, names) is data: it reaches commands as whole arguments only.
+set -euo pipefail
+body=$(mktemp)
+options=()
+if [ -s "${GITHUB_EVENT_PATH:-}" ]; then
+  while IFS= read -r label; do
+    options+=(--allow "$label")
+  done < <(jq -r '.pull_request.labels[]?.name | select(startswith("allow-lora: ")) | ltrimstr("allow-lora: ")' "$GITHUB_EVENT_PATH")
+fi
+status=0
+python -m lora_target_bench compare "$BASELINE" "$CONTENDER" --format comment "${options[@]}" > "$body" || status=$?
+[ "$status" -le 1 ] || exit "$status"  # wrong input: said on standard error, nothing is posted
+cat "$body" >> "${GITHUB_STEP_SUMMARY:-/dev/null}"
+number=$(jq -r '.pull_request.number // empty' "${GITHUB_EVENT_PATH:-/dev/null}" 2>/dev/null || true)
+if [ -n "${GH_TOKEN:-}" ] && [ -n "$number" ]; then
+  marker=$(head -n 1 "$body")
+  old=$(gh api --paginate "repos/$GITHUB_REPOSITORY/issues/$number/comments" \
+    | jq -r --arg marker "$marker" '.[] | select(.body | startswith($marker)) | .id' | head -n 1)
+  if [ -n "$old" ]; then
+    gh api --method PATCH "repos/$GITHUB_REPOSITORY/issues/comments/$old" --field body=@"$body" > /dev/null
+  else
+    gh api "repos/$GITHUB_REPOSITORY/issues/$number/comments" --field body=@"$body" > /dev/null
+  fi
+fi
+exit "$status"
