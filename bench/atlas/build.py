@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
@@ -110,12 +111,30 @@ def build_model(model_type: str, changes: Mapping[str, Any] | None = None) -> tu
     if loader is None:
         raise Unbuildable("no model class takes this configuration")
     loader = getattr(loader, "from_config", loader)
-    with torch.device("meta"), warnings.catch_warnings():
+    with torch.device("meta"), _numbers_to_read(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return loader(config), auto_class
         except Exception as error:  # any line of 400 modelling files
             raise Unbuildable(explain(error)) from error
+
+
+@contextlib.contextmanager
+def _numbers_to_read() -> Iterator[None]:
+    """`torch.linspace` off the meta device: transformers before 4.53 spaces the rates of stochastic
+    depth with it, and reads them off."""
+    import torch
+
+    original = torch.linspace
+
+    def linspace(*given: Any, **options: Any) -> Any:
+        return original(*given, **{"device": "cpu", **options})
+
+    torch.linspace = linspace
+    try:
+        yield
+    finally:
+        torch.linspace = original
 
 
 def default_config(model_type: str) -> Any:

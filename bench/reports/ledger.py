@@ -109,14 +109,8 @@ def ledger_text(
     lines += [f"  {red}{dead}{plain}" for dead in ledger.dead_fields]
     if ledger.saved:
         lines.append(f"  trained whole: {', '.join(ledger.saved)}")
-    if len(ledger.stacks) > 1:
-        lines += _stack_lines(ledger, parameters)
-    beside = any(r.stack not in ledger.table.main_stacks for r in ledger.stacks)
-    where = " that text feeds" if beside else ""
-    lines.append(
-        f"  adapted {ledger.adapted_layers} modules: {ledger.weight_coverage:.1%} of the linear "
-        f"weights, {ledger.layer_coverage:.0%} of the layers{where}"
-    )
+    if not ledger.refusals:
+        lines += _coverage_lines(ledger, parameters)
     if parameters:
         lines.append(
             f"  trainable {parameters.trainable:,} of {parameters.total:,} ({parameters.share:.4%})"
@@ -134,6 +128,17 @@ def ledger_text(
         word = fails if hazard.code in failing else f"hazard {hazard.code}"
         lines.append(f"  {word}: {hazard.reason}")
     return "\n".join(lines)
+
+
+def _coverage_lines(ledger: Ledger, parameters: Parameters | None) -> Iterator[str]:
+    if len(ledger.stacks) > 1:
+        yield from _stack_lines(ledger, parameters)
+    beside = any(reach.stack not in ledger.table.main_stacks for reach in ledger.stacks)
+    where = " that text feeds" if beside else ""
+    yield (
+        f"  adapted {ledger.adapted_layers} modules: {ledger.weight_coverage:.1%} of the linear "
+        f"weights, {ledger.layer_coverage:.0%} of the layers{where}"
+    )
 
 
 def _groups(ledger: Ledger) -> Iterator[tuple[str, list[Entry]]]:

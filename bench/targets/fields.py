@@ -6,8 +6,10 @@ Source: peft 0.21 `tuners/tuners_utils.py` (`inject_adapter`), `utils/other.py`.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from bench.targets.experts import new_name
 from bench.targets.filters import Filter, ends_in
@@ -57,20 +59,63 @@ def _saved(ledger: Ledger) -> Iterator[DeadField]:
 
 
 def _excluded(ledger: Ledger) -> Iterator[DeadField]:
+    """Exclusions that hold out no module which would be adapted without them."""
     field, excluded = "exclude_modules", ledger.adapter.exclude_modules or ()
+    if not excluded:
+        return
+    without = _without_exclusion(ledger)
     if isinstance(excluded, str):
-        if not any(re.fullmatch(excluded, name) for name in ledger.table.by_name):
-            yield DeadField(field, excluded, "fits no module's whole name")
+        if not any(re.fullmatch(excluded, name) for name in without):
+            reason = "fits no whole name of a module that would be adapted"
+            yield DeadField(field, excluded, reason, _found_within(excluded, without))
         return
     parameters = [item.name for item in ledger.adapted if item.parameter is not None]
     for entry in excluded:
+        if any(ends_in(name, entry) for name in without):
+            continue
         named = [name for name in ledger.table.by_name if ends_in(name, entry)]
         through = [p for p in parameters if ends_in(p, entry) or p.startswith(_below(named))]
+        inside = [name for name in without if name.startswith(_below(named))]
         if through:
             reason = f"excludes modules only: {through[0]}, a parameter, is adapted all the same"
             yield DeadField(field, entry, reason)
-        elif not named:
-            yield DeadField(field, entry, "no module is called so", _leaf(ledger, entry))
+        elif inside:
+            reason = (
+                f"a list holds endings of names, and {len(inside)} modules inside {named[0]} are "
+                "adapted all the same"
+            )
+            yield DeadField(field, entry, reason, _as_regex(excluded, entry))
+        elif named:
+            yield DeadField(field, entry, "no module that would be adapted is called so")
+        else:
+            leaf = _leaf(ledger, entry)
+            instead = leaf or _found_within(entry, without)
+            yield DeadField(field, entry, "no module is called so", instead)
+
+
+def _without_exclusion(ledger: Ledger) -> list[str]:
+    """The modules that would be adapted if nothing were excluded."""
+    from bench.targets.matching import match
+
+    adapted = match(ledger.table, replace(ledger.adapter, exclude_modules=None)).adapted
+    return [item.name for item in adapted if item.module is not None]
+
+
+def _as_regex(excluded: tuple[str, ...], container: str) -> str:
+    """The exclusions as one regular expression, with everything inside the container."""
+    ends = "|".join(re.escape(entry) for entry in excluded if entry != container)
+    inside = rf".*\b{re.escape(container)}\..*"
+    return f"the string {json.dumps(rf'(.*[.])?({ends})|{inside}' if ends else inside)}"
+
+
+def _found_within(written: str, names: list[str]) -> str:
+    """The expression that fits what holds `written` somewhere in its name; "" where none does."""
+    body = written.removeprefix("^").removesuffix("$")
+    try:
+        found = re.compile(body).search
+    except re.error:
+        return ""
+    return f"the string {json.dumps(f'.*{body}.*')}" if any(map(found, names)) else ""
 
 
 def _below(names: list[str]) -> tuple[str, ...]:

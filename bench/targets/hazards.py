@@ -97,7 +97,7 @@ def coverage_text(ledger: Ledger) -> str:
     reached = {name for item in ledger.adapted for name in (item.name, owner_of(item))}
     rest: Counter[str] = Counter()
     for m in ledger.table.modules:
-        if m.kind in (LINEAR, CONV1D) and m.name not in reached:
+        if m.kind in (LINEAR, CONV1D) and m.name not in {*reached, ledger.table.output_embedding}:
             rest[m.leaf] += m.weight_elements
     for p in ledger.table.expert_parameters:
         if p.name not in reached:

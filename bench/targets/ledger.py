@@ -110,7 +110,6 @@ class Ledger:
         refusals: reasons for which PEFT raises on this configuration; empty when it injects.
         hazards: see Hazard.
         dead_fields: entries of the other fields that change nothing; PEFT ignores them.
-        ways_out: what to write where PEFT refuses, beginning with the entry at fault.
     """
 
     table: ModuleTable = field(repr=False)
@@ -122,7 +121,6 @@ class Ledger:
     hazards: tuple[Hazard, ...] = ()
     tied: tuple[str, ...] = ()
     dead_fields: tuple[DeadField, ...] = ()
-    ways_out: tuple[str, ...] = ()
 
     @property
     def adapted_layers(self) -> int:
@@ -136,6 +134,13 @@ class Ledger:
     @cached_property
     def dead_entries(self) -> tuple[str, ...]:
         return tuple(entry.entry for entry in self.entries if entry.dead)
+
+    @cached_property
+    def ways_out(self) -> tuple[str, ...]:
+        """What to write where PEFT refuses what entries reach, beginning with those at fault."""
+        from bench.targets.causes import ways_out
+
+        return ways_out(self) if self.refusals else ()
 
     def reach(self, names: Iterable[str]) -> tuple[Reach, ...]:
         """The stacks that hold modules or parameters of these names, in the model's order."""

@@ -11,6 +11,9 @@ from bench.models.roles import FUSED, UNKNOWN, role_of, serves
 from bench.targets.experts import new_name
 from bench.targets.filters import ends_in
 from bench.targets.ledger import RoleOf
+from bench.targets.names import endings_of
+
+_NEAR = 0.8
 
 
 def suggest(table: ModuleTable, entry: str, role: RoleOf = role_of) -> str:
@@ -25,18 +28,49 @@ def suggest(table: ModuleTable, entry: str, role: RoleOf = role_of) -> str:
     return ""
 
 
+def suggest_parameters(table: ModuleTable, entry: str) -> str:
+    """What to write instead of a dead entry of target_parameters: parameters that do its work, the
+    nearest, or the modules that target_modules reaches; "" if there is none."""
+    wanted = role_of(entry)
+    if wanted != UNKNOWN:
+        offers = [*_parameters(table, (wanted, *FUSED.get(wanted, ())), role_of)]
+        if not offers and (modules := [*_modules(table, (wanted,), role_of)]):
+            return f"in target_modules: {', '.join(dict.fromkeys(modules))}"
+        if offers:
+            return ", ".join(dict.fromkeys(offers))
+    return _nearest_parameter(table, entry)
+
+
 def nearest(written: str, names: Iterable[str]) -> str:
     """The one of `names` that `written` is most likely a slip of; "" if none is near."""
     by_lower = {name.lower(): name for name in names}
-    found = get_close_matches(written.lower(), by_lower, n=1, cutoff=0.7)
+    found = get_close_matches(written.lower(), by_lower, n=1, cutoff=_NEAR)
     return by_lower[found[0]] if found else ""
 
 
 def _nearest_leaf(table: ModuleTable, entry: str) -> str:
+    """The nearest module by name, or the nearest experts' weight where that is nearer."""
     leaves = Counter(m.leaf for m in table.modules)
     usable = {m.leaf for m in table.modules if m.kind != OTHER}
-    leaf = nearest(entry.rpartition(".")[2], usable)
-    return f"{leaf} ({leaves[leaf]} modules)" if leaf else ""
+    bare = {p.name.rpartition(".")[2] for p in table.expert_parameters}
+    leaf = nearest(entry.rpartition(".")[2], usable | bare)
+    if leaf in usable:
+        return f"{leaf} ({leaves[leaf]} modules)"
+    return _nearest_parameter(table, entry) if leaf else ""
+
+
+def _nearest_parameter(table: ModuleTable, entry: str) -> str:
+    every = [p.name for p in table.parameters]
+    names: dict[str, list[str]] = {}
+    for p in table.expert_parameters:
+        names.setdefault(p.name.rpartition(".")[2], []).append(p.name)
+    leaf = nearest(entry.rpartition(".")[2], names)
+    found = endings_of(names[leaf], every, 3) if leaf else {}
+    return ", ".join(_as_parameter(ending, n) for ending, n in found.items())
+
+
+def _as_parameter(ending: str, layers: int) -> str:
+    return f'target_parameters=["{ending}"] ({layers} layers)'
 
 
 def _modules(table: ModuleTable, roles: Iterable[str], role: RoleOf) -> Iterator[str]:
@@ -50,7 +84,7 @@ def _modules(table: ModuleTable, roles: Iterable[str], role: RoleOf) -> Iterator
             work = does.replace("_", "-")
             if new_name(table, leaf):
                 continue  # PEFT would take it for the experts' old name
-            exact = _exact(names, every, 1)
+            exact = endings_of(names, every)
             for ending, n in exact.items():
                 yield f"{ending} ({work}, {n} modules)"
             if not exact:
@@ -62,22 +96,5 @@ def _parameters(table: ModuleTable, roles: Iterable[str], role: RoleOf) -> Itera
     every = [p.name for p in table.parameters]
     for wanted in roles:
         names = [p.name for p in table.expert_parameters if serves(role(p.name), wanted)]
-        for ending, n in _exact(names, every, 3).items():
-            yield f'target_parameters=["{ending}"] ({n} layers)'
-
-
-def _exact(names: list[str], every: list[str], least: int) -> dict[str, int]:
-    """The shortest endings, of `least` segments or more, that reach all of `names` and no other of
-    `every`, each with how many it reaches; empty where only layer numbers tell them apart."""
-    for size in range(least, 7):
-        endings = Counter(_ending(name, size) for name in names)
-        if all(sum(ends_in(name, e) for name in every) == n for e, n in endings.items()):
-            return dict(endings)
-    return {}
-
-
-def _ending(name: str, size: int) -> str:
-    """The last `size` segments of a name, without a layer's number and what stands before it."""
-    segments = name.split(".")[-size:]
-    numbers = [at for at, segment in enumerate(segments[:-1]) if segment.isdigit()]
-    return ".".join(segments[numbers[-1] + 1 if numbers else 0 :])
+        for ending, n in endings_of(names, every, 3).items():
+            yield _as_parameter(ending, n)
