@@ -70,7 +70,10 @@ PUBLISHED = {
 @pytest.mark.parametrize("model_type", PUBLISHED)
 def test_totals_are_the_published_ones(model_type: str, stored: str) -> None:
     published, _ = PUBLISHED[model_type]
-    total = load_atlas(find_atlas(stored)).types[model_type].parameters
+    types = load_atlas(find_atlas(stored)).types
+    if model_type not in types:
+        pytest.skip(f"transformers {stored} has no {model_type}")
+    total = types[model_type].parameters
     assert f"{total / 1e9:.{len(published.partition('.')[2])}f}" == published
 
 
