@@ -15,6 +15,8 @@ from bench.tasks import BY_TYPE
 
 BIASES = ("none", "all", "lora_only")
 ALL_LINEAR = "all-linear"
+NO_TARGETS = "dummy-target-modules"
+"""PEFT's own value for a configuration that adapts no module, and trains whole ones only."""
 INITIALISATIONS = ("gaussian", "eva", "olora", "pissa", "pissa_niter_4", "corda", "loftq",
                    "orthogonal", "lora_ga", "mica")  # fmt: skip
 NESTED = ("kasa_config", "monteclora_config", "use_bdlora", "velora_config", "eva_config")
@@ -107,9 +109,9 @@ def check_fields(given: Mapping[str, Any]) -> None:
         raise UnknownName("init_lora_weights", init, INITIALISATIONS)
     if given["target_modules"] in ((), "") and not given["target_parameters"]:
         raise BenchError("target_modules is empty: name at least one module")
-    for name, pattern in _regular_expressions(given):
+    for name, pattern, wrapped in _regular_expressions(given):
         try:
-            re.compile(pattern)
+            re.compile(wrapped)
         except re.error as error:
             raise BenchError(f"{name} {pattern!r} is not a regular expression: {error}") from None
     _check_together(given)
@@ -117,13 +119,14 @@ def check_fields(given: Mapping[str, Any]) -> None:
     _check_counts(given["use_bdlora"], "use_bdlora", "nblocks")
 
 
-def _regular_expressions(given: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    """(field, pattern) of everything that PEFT matches as a regular expression, lists of target
-    modules left out: those are compared as names."""
+def _regular_expressions(given: Mapping[str, Any]) -> Iterable[tuple[str, str, str]]:
+    """(field, pattern, what PEFT compiles of it) of everything that PEFT matches as a regular
+    expression, lists of target modules left out: those are compared as names."""
     for name in ("target_modules", "exclude_modules"):
         value = given[name]
         if isinstance(value, str) and value != ALL_LINEAR:
-            yield name, value
+            yield name, value, value
+    # PEFT puts the others into larger expressions, where a global flag such as (?i) cannot stand.
     layers = given["layers_pattern"] or ()
     for name, patterns in (
         ("layers_pattern", (layers,) if isinstance(layers, str) else layers),
@@ -131,7 +134,7 @@ def _regular_expressions(given: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         ("rank_pattern", given["rank_pattern"]),
         ("alpha_pattern", given["alpha_pattern"]),
     ):
-        yield from ((name, pattern) for pattern in patterns)
+        yield from ((name, pattern, rf"(.*\.)?({pattern})$") for pattern in patterns)
 
 
 def _check_together(given: Mapping[str, Any]) -> None:

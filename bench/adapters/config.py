@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from bench.adapters.checks import ALL_LINEAR, BIASES, NESTED, check_fields
+from bench.adapters.checks import ALL_LINEAR, BIASES, NESTED, NO_TARGETS, check_fields
 from bench.errors import BenchError, UnknownName
 from bench.files import read_json
 from bench.tasks import heads_of
 
-__all__ = ["ALL_LINEAR", "BIASES", "AdapterConfig"]
+__all__ = ["ALL_LINEAR", "BIASES", "NO_TARGETS", "AdapterConfig"]
 
 # Fields of an adapter_config.json that change neither what is adapted nor how many parameters it
 # takes: bookkeeping (a saved config always says inference_mode), and initialisations of the same
@@ -102,6 +102,11 @@ class AdapterConfig:
     def saved_modules(self) -> tuple[str, ...]:
         """`modules_to_save` with the heads that the task type adds, as PEFT extends it."""
         return self.modules_to_save + heads_of(self.task_type)
+
+    @property
+    def later_heads(self) -> tuple[str, ...]:
+        """The heads that PEFT looks for once more, after all else is in place."""
+        return heads_of(self.task_type)
 
     @property
     def guarded_modules(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 
-from bench.adapters.config import AdapterConfig
+from bench.adapters.config import NO_TARGETS, AdapterConfig
 from bench.formulas.lora import bias_term, module_matrices, parameter_matrices, saved_term
 from bench.models.modules import (
     CONV1D,
@@ -207,10 +207,14 @@ def extras_of(table: ModuleTable) -> Iterator[Extra]:
     for task, kept in product((*heads, None), saved):
         for tying in (False, True) if kept and table.tied else (False,):
             adapter = AdapterConfig(
-                ("-",), modules_to_save=kept, task_type=task, ensure_weight_tying=tying, bias="all"
+                NO_TARGETS,
+                modules_to_save=kept,
+                task_type=task,
+                ensure_weight_tying=tying,
+                bias="all",
             )
             ledger = match(table, adapter)
-            elements = saved_term(ledger, 0).trained if ledger.saved else 0
+            elements = saved_term(ledger).trained if ledger.saved else 0
             # Without its head a task model trains on random outputs; with tied copies few do.
             score = 1.0 * bool(heads and not task) + (2 + len(kept) % 2) * bool(kept)
             yield Extra(

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from bench.adapters.config import AdapterConfig
+from bench.adapters.config import NO_TARGETS, AdapterConfig
 from bench.errors import BenchError
 from bench.explain.candidates import EntrySet, Extra, entry_sets, extras_of, model_entries
 from bench.formulas.lora import lora_parameters
@@ -52,7 +52,7 @@ class Found:
     def describe(self) -> str:
         adapter = self.adapter
         parts = [f"r {adapter.r}"]
-        if adapter.target_modules and adapter.target_modules != ("-",):
+        if adapter.target_modules and adapter.target_modules != NO_TARGETS:
             parts.append(", ".join(adapter.target_modules))
         if adapter.target_parameters:
             parts.append("target_parameters " + ", ".join(adapter.target_parameters))

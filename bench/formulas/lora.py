@@ -22,7 +22,7 @@ and OLoRA cut both matrices out of W and so have no more than min(in, out) ranks
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -36,10 +36,10 @@ from bench.models.modules import (
     LINEAR,
     MULTIHEAD,
     Module,
-    ModuleTable,
     Parameter,
 )
 from bench.targets import Adapted, Ledger
+from bench.targets.ledger import adapter_of
 from bench.targets.refusals import block_diagonal, owner_of
 from bench.targets.tying import token_layers
 
@@ -120,8 +120,6 @@ def lora_parameters(ledger: Ledger) -> Parameters:
     table, adapter = ledger.table, ledger.adapter
     _check_known(ledger)
     free = _free(ledger)
-    outside = {a.name for a in free}
-    wrapped = [a for a in ledger.adapted if a.name not in outside]
 
     parts = [(a, adapted_matrices(adapter, a)) for a in free]
     a_elements = sum(m.a for _, m in parts)
@@ -129,7 +127,7 @@ def lora_parameters(ledger: Ledger) -> Parameters:
     frozen = b_elements if adapter.init_lora_weights == "mica" else 0
     terms = [Term("lora", a_elements + b_elements - frozen, a_elements + b_elements, len(parts))]
     if ledger.saved:
-        terms.append(saved_term(ledger, sum(_all_added(adapter, a) for a in wrapped)))
+        terms.append(saved_term(ledger, {a.name: _all_added(adapter, a) for a in ledger.adapted}))
     if adapter.trainable_token_indices:
         terms.append(_token_term(ledger))
     if adapter.bias != "none":
@@ -186,6 +184,10 @@ def _all_added(adapter: AdapterConfig, item: Adapted) -> int:
 
 def _check_known(ledger: Ledger) -> None:
     adapter = ledger.adapter
+    modules = {item.name for item in ledger.adapted if item.module is not None}
+    for item in ledger.adapted:
+        if item.parameter is not None and owner_of(item) in modules:
+            raise BenchError(f"no closed form for {item.name}: a parameter of an adapted module")
     if adapter.init_lora_weights == "eva" and (adapter.eva_config or {}).get("rho", 2.0) != 1:
         raise BenchError(
             "no closed form for init_lora_weights='eva': it hands ranks from layer to layer as the "
@@ -211,45 +213,36 @@ def _check_known(ledger: Ledger) -> None:
         raise BenchError(f"no closed form for {both[0]}: trained whole and by tokens")
 
 
-def _outermost(ledger: Ledger) -> tuple[str, ...]:
-    """The saved modules that lie in no other saved module."""
-    saved = ledger.saved
-    return tuple(s for s in saved if not any(s.startswith(o + ".") for o in saved))
-
-
 def _free(ledger: Ledger) -> list[Adapted]:
-    """The adapted layers outside the saved modules."""
-    if not ledger.saved:
-        return list(ledger.adapted)
-    inside = tuple(name + "." for name in _outermost(ledger))
-    return [a for a in ledger.adapted if not f"{a.name}.".startswith(inside)]
+    """The adapted layers outside the saved modules, whose adapters train where they are."""
+    frozen = ledger.copies.frozen
+    return [item for item in ledger.adapted if adapter_of(item.name) not in frozen]
 
 
-def _copy(table: ModuleTable, name: str) -> int:
-    """Elements of a copy of one module: what it shares with itself is shared in the copy too."""
-    return sum({p.same_as or p.name: p.elements for p in table.below(name)}.values())
-
-
-def saved_term(ledger: Ledger, nested: int) -> Term:
-    """`modules_to_save`: trained copies of modules, with `nested` elements of adapters in them.
+def saved_term(ledger: Ledger, adapters: Mapping[str, int] | None = None) -> Term:
+    """`modules_to_save`: trained copies of modules.
 
     PEFT's copy of a module around an adapted layer holds a trained copy of the adapter as well, and
-    the adapter inside the frozen original stays where it is. A saved module inside a saved one is
-    copied a second time, and the first copy is frozen.
+    the adapter inside the frozen original stays where it is. A module saved inside a saved one is
+    copied once more. `adapters` gives the elements of each adapted layer's adapter.
     """
-    table, outer = ledger.table, _outermost(ledger)
-    copies = sum(_copy(table, name) for name in outer if name not in ledger.tied)
-    again = sum(_copy(table, name) for name in ledger.saved if name not in outer)
-    return Term("modules_to_save", copies + nested, copies + 2 * nested + again, len(outer))
+    copies = ledger.copies
+    inside = {adapter_of(name): elements for name, elements in (adapters or {}).items()}
+    elements = {p.name: p.elements for p in ledger.table.parameters} | inside
+    trained = sum(n * elements.get(name, 0) for name, n in copies.trained.items())
+    made = sum(n * elements.get(name, 0) for name, n in copies.made.items())
+    kept = sum(n for name, n in inside.items() if name in copies.frozen)
+    return Term("modules_to_save", trained, made + kept, len(ledger.saved))
 
 
 def bias_term(ledger: Ledger) -> Term:
     """`bias`: the base model's own biases that train; nothing is added.
 
     "all" reaches every parameter called `bias`, "lora_only" those of the adapted layers and of the
-    modules that hold an adapted parameter.
+    modules that hold an adapted parameter. A saved module's original is frozen, and with it what it
+    shares with others.
     """
-    everything, adapted = ledger.adapter.bias == "all", _free(ledger)
+    everything, adapted = ledger.adapter.bias == "all", ledger.adapted
     names = {f"{owner_of(a)}.bias" for a in adapted}
     # LoRA on a MultiheadAttention adapts its out_proj as a layer of its own; in_proj_bias is
     # called otherwise and is never reached.
@@ -259,11 +252,7 @@ def bias_term(ledger: Ledger) -> Term:
         for p in ledger.table.parameters
         if p.name in names or (everything and p.name.rpartition(".")[2] == "bias")
     }
-    # A saved module's original is frozen, and with it what it shares with others.
-    inside = tuple(name + "." for name in _outermost(ledger))
-    for p in ledger.table.parameters:
-        if p.name.startswith(inside):
-            chosen.pop(p.same_as or p.name, None)
+    chosen = {name: n for name, n in chosen.items() if name not in ledger.copies.frozen}
     return Term("bias", sum(chosen.values()), 0, len(chosen))
 
 

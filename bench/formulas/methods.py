@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bench.adapters.config import BIASES, AdapterConfig
+from bench.adapters.config import BIASES, NO_TARGETS, AdapterConfig
 from bench.errors import BenchError, UnknownName
 from bench.formulas import prompts, settings
 from bench.formulas.kinds import METHODS, Kind, Settings
@@ -108,8 +108,7 @@ def method_ledger(table: ModuleTable, method: Method, role: RoleOf = lambda name
     # PEFT translates the expert names of transformers 4 for LoRA alone.
     table = replace(table, moe_conversion="") if table.moe_conversion else table
     if kind.name == "full" or kind.name in prompts.METHODS:
-        adapter = _adapter(method, ())
-        return Ledger(table, adapter, (), (), match(table, adapter, role).saved)
+        return match(table, _adapter(method, NO_TARGETS), role)
     targets = method.common.get("target_modules")
     if targets is None and kind.name == "trainable-tokens":
         targets = (table.input_embedding or "embed_tokens",)
@@ -164,7 +163,7 @@ def _adapter(method: Method, targets: Any = None) -> AdapterConfig:
     if "modules_to_save" not in method.kind.common:
         common.pop("task_type", None)  # PEFT has nowhere to put the task's heads
     if targets is not None:
-        common["target_modules"] = targets or ("-",)
+        common["target_modules"] = targets
     bias = method.common.get("bias", "none")
     return AdapterConfig(bias="lora_only" if bias == method.kind.bias else bias, **common)
 
@@ -172,7 +171,7 @@ def _adapter(method: Method, targets: Any = None) -> AdapterConfig:
 def _with_common(ledger: Ledger, method: Method, own: Term) -> Parameters:
     terms = [own]
     if ledger.saved:
-        terms.append(saved_term(ledger, 0))
+        terms.append(saved_term(ledger))
     if ledger.adapter.bias != "none":
         terms.append(bias_term(ledger))
     return Parameters(tuple(terms), ledger.table.total_parameters)

@@ -6,6 +6,7 @@ Never imports the formulas, and the formulas never import this: their agreement 
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -122,7 +123,7 @@ def _get_peft_model(model: nn.Module, config: PeftConfig) -> PeftModel:
         try:
             return get_peft_model(model, config)
         except (ValueError, TypeError, KeyError, AttributeError, LookupError, RuntimeError,
-                NotImplementedError) as error:  # fmt: skip
+                NotImplementedError, re.error) as error:  # fmt: skip
             raise BenchError(f"PEFT refuses the configuration: {error}") from error
 
 
@@ -156,18 +157,21 @@ def count(peft_model: PeftModel) -> Count:
     adapted: list[str] = []
     saved: list[str] = []
     for path, module in peft_model.get_base_model().named_modules():
-        if ".modules_to_save." in path or ".base_layer.out_proj" in path:
+        if isinstance(module, ModulesToSaveWrapper):
+            at = re.sub(r"(^|\.)(modules_to_save\.default|original_module)(?=\.|$)", "", path)
+            saved.append(re.sub(r"\.base_layer(?=\.)", "", at).removeprefix("."))
+            continue
+        if ".modules_to_save." in f".{path}" or ".base_layer.out_proj" in path:
             continue  # the trained copy; MultiheadAttention's second adapter
         # Two parameters of one module are wrapped inside each other.
-        name = path.replace(".base_layer", "").replace(".original_module", "")
+        name = re.sub(r"(^|\.)(base_layer|original_module)(?=\.|$)", "", path).removeprefix(".")
         if isinstance(module, ParamWrapper):
             adapted.append(f"{name}.{module.parameter_name}")
         elif isinstance(module, LoraLayer):
             adapted.append(name)
-        elif isinstance(module, ModulesToSaveWrapper):
-            saved.append(name)
     trainable, total = peft_model.get_nb_trainable_parameters()
-    return Count(tuple(adapted), tuple(saved), trainable, total)
+    # A module inside a saved one is saved once in the copy, and with a task head in the original.
+    return Count(tuple(adapted), tuple(filter(None, dict.fromkeys(saved))), trainable, total)
 
 
 def _on_meta(model: nn.Module) -> bool:

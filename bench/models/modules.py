@@ -108,13 +108,18 @@ class ModuleTable:
         modules: in `named_modules()` order, shared modules once, the root left out.
         parameters: in `named_parameters(remove_duplicate=False)` order.
         input_embedding, output_embedding: names of those modules, "" where there is none.
-        tied: names of the modules whose weight is the input embedding's.
+        tied: names of the modules that PEFT takes for tied to the input embedding: by what their
+            class declares and the configuration says.
         moe_conversion: the family by which PEFT rewrites transformers-4 expert names, or "".
         ties_unknown: the model names tied weights but not its input embedding: PEFT then raises
             whatever the targets.
         repeated: (further name, first name) of modules that are registered twice.
         base_model: name of the module that holds the pretrained model without a head, or "".
         stacks: the towers of layers, in the model's order; at least one.
+        says_tied: whether the configuration says that embeddings are tied, whatever the class does
+            of it; PEFT asks for trainable tokens.
+        pretrained: whether the model is one of transformers' own kind.
+        generates: whether it has the methods that PEFT's CAUSAL_LM and SEQ_2_SEQ_LM wrap.
     """
 
     model_type: str
@@ -129,6 +134,9 @@ class ModuleTable:
     repeated: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     base_model: str = ""
     stacks: tuple[Stack, ...] = ()
+    says_tied: bool = True
+    pretrained: bool = True
+    generates: bool = True
 
     def __post_init__(self) -> None:
         holders = [m.name for m in self.modules if m.kind in (LINEAR, CONV1D)]
@@ -295,13 +303,6 @@ def read_table(model: nn.Module) -> ModuleTable:
     base_model = str(getattr(model, "base_model_prefix", ""))
     base_model = base_model if base_model in seen else ""
     input_embedding = embedding("get_input_embeddings")
-    shared = {p.name: p.same_as or p.name for p in parameters}
-    weight = shared.get(f"{input_embedding}.weight")
-    tied = tuple(
-        name.removesuffix(".weight")
-        for name, first in shared.items()
-        if weight and first == weight and name != f"{input_embedding}.weight"
-    )
     modules = tuple(_read_module(name, module) for name, module in named)
     output_embedding = embedding("get_output_embeddings")
     width = next((m.out_features for m in modules if m.name == input_embedding), 0)
@@ -317,12 +318,15 @@ def read_table(model: nn.Module) -> ModuleTable:
         parameters=tuple(parameters),
         input_embedding=input_embedding,
         output_embedding=output_embedding,
-        tied=tied,
+        tied=_tied(model, input_embedding, parameters),
         moe_conversion=_moe_conversion(model_type),
         ties_unknown=_ties_unknown(model),
         repeated=repeated,
         base_model=base_model,
         stacks=read_stacks(model, widths, base=base_model, head=output_embedding, width=width),
+        says_tied=_says_tied(model),
+        pretrained=_is_pretrained(model),
+        generates=hasattr(model, "prepare_inputs_for_generation"),
     )
 
 
@@ -372,6 +376,44 @@ def _logical_shape(model: nn.Module, name: str, tensor: Any) -> tuple[int, ...]:
         if hasattr(layer, "out_features"):
             return (layer.out_features, layer.in_features)
     return tuple(tensor.shape)
+
+
+def _says_tied(model: nn.Module) -> bool:
+    config: Any = getattr(model, "config", None)
+    values = config.to_dict() if hasattr(config, "to_dict") else {}
+    return bool(values.get("tie_word_embeddings", False))
+
+
+def _is_pretrained(model: nn.Module) -> bool:
+    from transformers import PreTrainedModel
+
+    return isinstance(model, PreTrainedModel)
+
+
+def _tied(model: nn.Module, input_embedding: str, parameters: list[Parameter]) -> tuple[str, ...]:
+    """The modules that PEFT makes follow the input embedding, in the parameters' order.
+
+    Source: peft 0.21 `utils/other.py` (`_get_module_names_tied_with_embedding`).
+    """
+    keys = getattr(model, "_tied_weights_keys", None)
+    if not keys or getattr(getattr(model, "config", None), "tie_word_embeddings", None) is False:
+        return ()
+    if isinstance(keys, dict):
+        declared: dict[str, str] = {}
+        for name, module in model.named_modules():
+            inside = getattr(module, "_tied_weights_keys", None)
+            prefix = f"{name}." if name else ""
+            if isinstance(inside, dict):
+                declared |= {f"{prefix}{k}": f"{prefix}{v}" for k, v in inside.items()}
+        first = {p.name: p.same_as or p.name for p in parameters}
+        own = {f for n, f in first.items() if n.rpartition(".")[0] == input_embedding}
+        keys = [k for k, v in declared.items() if input_embedding and first.get(v) in own]
+    names = {key.rpartition(".")[0] for key in keys}
+    return tuple(
+        dict.fromkeys(
+            owner for p in parameters for owner in [p.name.rpartition(".")[0]] if owner in names
+        )
+    )
 
 
 def _ties_unknown(model: nn.Module) -> bool:

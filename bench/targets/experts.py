@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from bench.adapters.config import ALL_LINEAR, AdapterConfig
 from bench.models.modules import ModuleTable
@@ -23,28 +24,39 @@ _EXPERT_NAMES: dict[str, dict[str, str]] = {
 _FUSED_EXPERTS = {"mixtral": ("w1", "w3"), "qwen2_moe": ("gate_proj", "up_proj")}
 
 
+@dataclass(frozen=True)
+class Translated:
+    """What a configuration became.
+
+    Attributes:
+        targets: the remaining target modules.
+        parameters: the target parameters.
+        aliases: what each of the user's entries became, where it became something else.
+        ranks: rank patterns that the translation adds.
+    """
+
+    targets: tuple[str, ...] | str | None
+    parameters: tuple[str, ...]
+    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    ranks: Mapping[str, int] = field(default_factory=dict)
+
+
 def translate_experts(
     table: ModuleTable, adapter: AdapterConfig, refusals: list[str]
-) -> tuple[
-    tuple[str, ...] | str | None, dict[str, tuple[str, ...]], tuple[str, ...], dict[str, int]
-]:
-    """PEFT's translation of transformers-4 expert names.
-
-    Returns the remaining targets, what each user's entry became, the target parameters, and rank
-    patterns that the translation adds.
-    """
+) -> Translated:
+    """PEFT's translation of transformers-4 expert names."""
     targets, parameters = adapter.target_modules, adapter.target_parameters
     names = _EXPERT_NAMES.get(table.moe_conversion)
     if not names or not hasattr(targets, "__len__"):
         if names and targets is None:
             targets = ()  # PEFT turns None into an empty set here, so no default applies
-        return targets, {}, parameters, {}
+        return Translated(targets, parameters)
     aliases: dict[str, tuple[str, ...]] = {}
     whole = ""
     if isinstance(targets, str):
         whole, targets = targets, tuple(sorted(_leaf_names(table, adapter, targets, names)))
         if not targets:
-            return whole, {}, parameters, {}
+            return Translated(whole, parameters)
     assert targets is not None
     kept: list[str] = []
     added: list[str] = []
@@ -70,7 +82,7 @@ def translate_experts(
         )
     if whole:
         aliases = {whole: tuple(kept) + tuple(added)}
-    return tuple(kept), aliases, tuple(dict.fromkeys((*parameters, *added))), ranks
+    return Translated(tuple(kept), tuple(dict.fromkeys((*parameters, *added))), aliases, ranks)
 
 
 def new_name(table: ModuleTable, old: str) -> str:

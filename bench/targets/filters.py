@@ -12,19 +12,28 @@ Source: peft 0.21 `tuners/tuners_utils.py` (`check_target_module_exists`).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from bench.adapters.config import ALL_LINEAR, AdapterConfig
 from bench.errors import BenchError
 from bench.models.modules import CONV1D, LINEAR, ModuleTable, Parameter
 from bench.tasks import heads_of
 
+_CONDENSED_FROM = 20
+
 
 class Filter:
-    """Which of the names that an entry fits are kept: exclusion, saved modules, layer indices."""
+    """Which of the names that an entry fits are kept: exclusion, saved modules, layer indices.
 
-    def __init__(self, adapter: AdapterConfig) -> None:
+    `targets` are the entries as PEFT has them at that point, the configuration's own if not given.
+    """
+
+    def __init__(
+        self, adapter: AdapterConfig, targets: tuple[str, ...] | str | None = None
+    ) -> None:
         self.adapter = adapter
+        entries = adapter.target_modules if targets is None else targets
+        self.entries = frozenset(() if isinstance(entries, str) else entries or ())
         self.guards = [re.compile(rf"(^|.*\.){m}($|\..*)") for m in adapter.guarded_modules]
         indices = adapter.layers_to_transform
         self.indices = None if indices is None or indices == () else (
@@ -56,14 +65,24 @@ class Filter:
 
     def in_layers(self, name: str) -> bool:
         """Whether layers_to_transform keeps a module that an entry fits by its ending."""
-        if self.indices is None or name in (self.adapter.target_modules or ()):
+        if self.indices is None or name in self.entries:
             return True
         return self.layer_index(name) in self.indices
 
-    def matches(self, entry: str, name: str) -> bool:
-        if name == entry:
-            return self.keeps(name)
-        return name.endswith(f".{entry}") and self.keeps(name) and self.in_layers(name)
+    def reaches(self, name: str) -> bool:
+        """Whether one of the entries of a list adapts the module called `name`."""
+        fits = any(ending in self.entries for ending in endings(name))
+        return fits and self.keeps(name) and self.in_layers(name)
+
+
+def endings(name: str) -> Iterator[str]:
+    """The name's last segment, its last two, … and the whole name."""
+    at = len(name)
+    while at >= 0:
+        at = name.rfind(".", 0, at)
+        yield name[at + 1 :]
+        if at < 0:
+            return
 
 
 def ends_in(name: str, entry: str) -> bool:
@@ -84,11 +103,31 @@ def matching_pattern(table: ModuleTable, adapter: AdapterConfig, pattern: str) -
                 f"target_modules {pattern!r} is not a regular expression: {error}"
             ) from None
         return (m.name for m in table.modules if compiled.fullmatch(m.name))
-    skipped = table.output_embedding
-    if not skipped and adapter.task_type == "SEQ_CLS":
+    skipped = table.output_embedding if table.pretrained else ""
+    if not skipped and table.pretrained and adapter.task_type == "SEQ_CLS":
         heads = reversed(heads_of("SEQ_CLS"))  # PEFT asks for `score` first
         skipped = next((name for name in heads if name in table.by_name), "")
     return (m.name for m in table.modules if m.kind in (LINEAR, CONV1D) and m.name != skipped)
+
+
+def condense(table: ModuleTable, targets: tuple[str, ...]) -> tuple[str, ...]:
+    """A list of twenty entries or more as PEFT shortens it: to the endings that tell what it
+    reaches from the model's other modules. What was a full name is one no longer.
+
+    Source: peft 0.21 `tuners/tuners_utils.py` (`_find_minimal_target_modules`).
+    """
+    given = set(targets)
+    if len(given) < _CONDENSED_FROM:
+        return targets
+    others = [m.name for m in table.modules if given.isdisjoint(endings(m.name))]
+    taken = {ending for name in others for ending in endings(name)}
+    kept: set[str] = set()
+    for name in sorted(given, key=lambda name: list(endings(name))):
+        covered = kept & set(list(endings(name))[:-1])
+        free = (e for e in endings(name) if e not in kept and e not in taken)
+        if not covered and (shortest := next(free, None)):
+            kept.add(shortest)
+    return tuple(sorted(kept)) if kept and len(kept) < len(given) else targets
 
 
 def match_parameters(

@@ -81,6 +81,27 @@ class Hazard:
     reason: str
 
 
+def adapter_of(name: str) -> str:
+    """What `Copies` calls the adapter of an adapted layer or parameter."""
+    return f"{name}.lora_"
+
+
+@dataclass(frozen=True)
+class Copies:
+    """The tensors that saving modules whole adds, by the name of what they are copies of: a base
+    parameter, or `adapter_of` an adapted layer for all of its adapter.
+
+    Attributes:
+        made: how many copies there are of each.
+        trained: how many of them train; a copy inside which another was made does not.
+        frozen: the originals, parameters and adapters, that train no more.
+    """
+
+    made: Mapping[str, int] = field(default_factory=dict)
+    trained: Mapping[str, int] = field(default_factory=dict)
+    frozen: frozenset[str] = frozenset()
+
+
 @dataclass(frozen=True)
 class Reach:
     """What is reached of one stack: modules and parameters, the layers that hold them, and the
@@ -109,6 +130,7 @@ class Ledger:
         tied: those of `saved` whose copy is the input embedding's (ensure_weight_tying).
         refusals: reasons for which PEFT raises on this configuration; empty when it injects.
         hazards: see Hazard.
+        copies: the tensors that the saved modules add.
         dead_fields: entries of the other fields that change nothing; PEFT ignores them.
     """
 
@@ -120,6 +142,7 @@ class Ledger:
     refusals: tuple[str, ...] = ()
     hazards: tuple[Hazard, ...] = ()
     tied: tuple[str, ...] = ()
+    copies: Copies = field(default_factory=Copies, repr=False)
     dead_fields: tuple[DeadField, ...] = ()
 
     @property

@@ -1,9 +1,16 @@
 """`match`: the ledger of a configuration on a model, read off a module table.
 
-In the order of PEFT's own injection: expert names are translated, tied weights rewritten, defaults
-filled in, entries matched, refusals found.
+In the phases of PEFT's own injection, each from what the one before left:
 
-Source: peft 0.21 `tuners/tuners_utils.py`; the suites compare every answer with a real injection.
+1. normalise: expert names are translated (`experts`), entries that name tied weights rewritten
+   (`tying`), defaults filled in, long lists condensed (`filters`);
+2. match: modules by entries, exclusion and layer numbers, then parameters;
+3. inject: an adapter of its rank for each;
+4. save: the modules that are trained whole, found on the injected model (`saving`);
+5. describe: what each of the user's own entries reached, and what it did not.
+
+Source: peft 0.21 `tuners/tuners_utils.py` (`inject_adapter`); the suites compare every answer with
+a real injection.
 """
 
 from __future__ import annotations
@@ -13,23 +20,28 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
-from bench.adapters.config import AdapterConfig
-from bench.models.modules import LINEAR, ModuleTable, layer_of
+from bench.adapters.config import NO_TARGETS, AdapterConfig
+from bench.models.modules import LINEAR, Module, ModuleTable, Parameter, layer_of
 from bench.models.roles import UNKNOWN, role_of
 from bench.targets.causes import find_cause
-from bench.targets.experts import translate_experts
+from bench.targets.experts import Translated, translate_experts
 from bench.targets.fields import find_dead_fields
-from bench.targets.filters import Filter, match_parameters, matching_pattern
+from bench.targets.filters import (
+    Filter,
+    condense,
+    endings,
+    match_parameters,
+    matching_pattern,
+)
 from bench.targets.hazards import find_hazards
 from bench.targets.ledger import Adapted, Entry, Ledger, RoleOf
-from bench.targets.refusals import (
-    layer_refusals,
-    saved_refusals,
-    token_refusals,
-    unsupported,
-)
+from bench.targets.refusals import layer_refusals, owner_of, token_refusals, unsupported
+from bench.targets.saving import save
 from bench.targets.suggestions import suggest
-from bench.targets.tying import tie
+from bench.targets.tying import Targets, Tying, tie
+
+# The task types for which PEFT wraps the model's own generation.
+_GENERATING = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
 
 
 def match(table: ModuleTable, adapter: AdapterConfig, role: RoleOf = role_of) -> Ledger:
@@ -39,64 +51,124 @@ def match(table: ModuleTable, adapter: AdapterConfig, role: RoleOf = role_of) ->
     """
     if adapter.layer_replication:
         table = table.replicate(adapter.layer_replication)
-    refusals: list[str] = []
-    if table.ties_unknown:
-        refusals.append(f"PEFT cannot find the input embedding that {table.class_name} ties to")
-    targets, aliases, wanted_parameters, ranks = translate_experts(table, adapter, refusals)
-    tying = tie(table, adapter, targets)
-    asked, adapter = adapter, tying.adapter
-    targets = _default_targets(table, adapter, tying.targets, refusals)
-    inside = Filter(adapter)
-    lists: dict[str, list[str]] = {}
-    reached: dict[str, None] = {}
-
-    if isinstance(targets, str):
-        names = matching_pattern(table, adapter, targets)
-        reached.update(dict.fromkeys(name for name in names if inside.keeps(name)))
-        lists[targets] = list(reached)
-    elif targets:
-        for entry in targets:
-            hits = [m.name for m in table.modules if inside.matches(entry, m.name)]
-            lists[entry] = hits
-            reached.update(dict.fromkeys(hits))
-    if tying.adapted:
-        reached = {n: None for n in (*reached, *tying.adapted) if n in table.by_name}
-        lists |= {entry: list(names) for entry, names in tying.replaced}
-        if isinstance(asked.target_modules, str):
-            lists[asked.target_modules] = list(reached)
-        if table.input_embedding not in reached:
-            refusals.append(f"{table.input_embedding} is excluded: nothing to tie an adapter to")
-    modules = [m for m in table.modules if m.name in reached]
-    refusals += unsupported(table, modules)
-
-    parameters, by_parameter = match_parameters(table, wanted_parameters)
-    lists |= by_parameter
-    if not modules and not parameters:
+    refusals = _class_refusals(table, adapter)
+    translated = translate_experts(table, adapter, refusals)
+    tying = tie(table, adapter, translated.targets)
+    targets = _default_targets(table, tying.adapter, tying.targets, refusals)
+    reached = _reach(table, tying, targets, refusals)
+    parameters, by_parameter = match_parameters(table, translated.parameters)
+    if not reached and not parameters and targets != NO_TARGETS:
         refusals.append("nothing matches: PEFT raises when no entry reaches anything")
-    # A tied linear layer takes over the matrices of the embedding, whatever its own rank would be.
+    adapted = _inject(table, tying, translated.ranks, reached, parameters, role)
+    refusals += unsupported(table, reached, map(owner_of, adapted))
+    refusals += layer_refusals(tying.adapter, adapted, later=tying.adapted)[:1]
+    saving = save(table, tying.adapter, adapted, tying.saved)
+    refusals += saving.refusals
+    refusals += token_refusals(table, adapter, {owner_of(a) for a in adapted})
+    ledger = Ledger(
+        table,
+        adapter,
+        (),
+        adapted,
+        saving.saved,
+        tuple(dict.fromkeys(refusals)),
+        tied=saving.tied,
+        copies=saving.copies,
+    )
+    lists = _lists(translated, tying, targets, reached) | by_parameter
+    return _describe(ledger, translated, targets, lists, role)
+
+
+def _class_refusals(table: ModuleTable, adapter: AdapterConfig) -> list[str]:
+    """What PEFT asks of the model's class, whatever the targets are."""
+    found = []
+    if table.ties_unknown:
+        found.append(f"PEFT cannot find the input embedding that {table.class_name} ties to")
+    if adapter.task_type in _GENERATING and not table.generates:
+        found.append(
+            f"{table.class_name} does not generate: PEFT serves it with no task type or another "
+            f"one, not with {adapter.task_type}"
+        )
+    return found
+
+
+def _reach(table: ModuleTable, tying: Tying, targets: Targets, refusals: list[str]) -> list[Module]:
+    """The modules that get an adapter, in the model's order."""
+    if isinstance(targets, str):
+        inside = Filter(tying.adapter)
+        names = {n for n in matching_pattern(table, tying.adapter, targets) if inside.keeps(n)}
+    else:
+        inside = Filter(tying.adapter, condense(table, targets or ()))
+        names = {m.name for m in table.modules if inside.reaches(m.name)}
+    if tying.adapted:
+        names |= {name for name in tying.adapted if name in table.by_name}
+        if table.input_embedding not in names:
+            refusals.append(f"{table.input_embedding} is excluded: nothing to tie an adapter to")
+    return [m for m in table.modules if m.name in names]
+
+
+def _inject(  # noqa: PLR0917
+    table: ModuleTable,
+    tying: Tying,
+    ranks: Mapping[str, int],
+    modules: list[Module],
+    parameters: list[Parameter],
+    role: RoleOf,
+) -> tuple[Adapted, ...]:
+    """An adapter for each, with the rank it gets."""
+    # A tied linear layer takes over the matrices of the embedding, whatever its own rank would be;
+    # PEFT finds it if it has no module around it, and keeps no matrices that are cut from a weight.
+    adapter = tying.adapter
+    cut = str(adapter.init_lora_weights).startswith(("pissa", "olora", "orthogonal"))
     lender = {
         m.name: table.input_embedding
         for m in modules
-        if m.name in tying.adapted and m.kind == LINEAR
+        if m.name in tying.adapted and m.kind == LINEAR and "." not in m.name and not cut
     }
-    adapted = [
+    of_modules = (
         Adapted(m.name, role(m.name), _rank(adapter, ranks, lender.get(m.name, m.name)), module=m)
         for m in modules
-    ] + [
+    )
+    of_parameters = (
         Adapted(p.name, role(p.name), _rank(adapter, ranks, p.name), parameter=p)
         for p in parameters
-    ]
-    refusals += layer_refusals(adapter, tuple(adapted))[:1]
-    saved = _saved(table, adapter, tying.saved)
-    refusals += saved_refusals(table, tuple(adapted), saved)
-    refusals += token_refusals(table, asked, {a.name for a in adapted})
-    tied = tuple(name for name in saved if tying.saved and name.endswith(tying.saved))
-    ledger = Ledger(table, asked, (), tuple(adapted), saved, tuple(refusals), tied=tied)
-    roles = {item.name: item.role for item in adapted}
+    )
+    return (*of_modules, *of_parameters)
+
+
+def _lists(
+    translated: Translated, tying: Tying, targets: Targets, reached: list[Module]
+) -> dict[str, list[str]]:
+    """The modules that each entry reaches, by the entry as PEFT has it after rewriting."""
+    names = [m.name for m in reached]
+    if isinstance(targets, str):
+        lists = {targets: names}
+    else:
+        lists = {entry: [] for entry in targets or ()}
+        for name in names:
+            for ending in endings(name):
+                if ending in lists:
+                    lists[ending].append(name)
+    lists |= {entry: list(modules) for entry, modules in tying.replaced}
+    if tying.adapted and isinstance(translated.targets, str):
+        lists[translated.targets] = names
+    return lists
+
+
+def _describe(
+    ledger: Ledger,
+    translated: Translated,
+    targets: Targets,
+    lists: Mapping[str, list[str]],
+    role: RoleOf,
+) -> Ledger:
+    """The ledger with an entry for each of the user's, hazards and dead fields."""
+    table, asked = ledger.table, ledger.adapter
+    roles = {item.name: item.role for item in ledger.adapted}
     entries = []
     for entry, where in _user_entries(asked, targets):
-        names = (name for e in aliases.get(entry, (entry,)) for name in lists.get(e, ()))
-        found = tuple(dict.fromkeys(names))
+        written = translated.aliases.get(entry, (entry,))
+        found = tuple(dict.fromkeys(name for e in written for name in lists.get(e, ())))
         cause = suggestion = ""
         if not found:
             cause, suggestion = find_cause(table, asked, entry, where)
@@ -114,7 +186,8 @@ def match(table: ModuleTable, adapter: AdapterConfig, role: RoleOf = role_of) ->
             )
         )
     ledger = replace(ledger, entries=tuple(entries))
-    doubled = [a for a in adapted if ranks and a.r != _rank(adapter, {}, a.name)]
+    ranks = translated.ranks
+    doubled = [a for a in ledger.adapted if ranks and a.r != _rank(asked, {}, a.name)]
     return replace(
         ledger,
         hazards=tuple(find_hazards(ledger, role, doubled)),
@@ -123,11 +196,8 @@ def match(table: ModuleTable, adapter: AdapterConfig, role: RoleOf = role_of) ->
 
 
 def _default_targets(
-    table: ModuleTable,
-    adapter: AdapterConfig,
-    targets: tuple[str, ...] | str | None,
-    refusals: list[str],
-) -> tuple[str, ...] | str | None:
+    table: ModuleTable, adapter: AdapterConfig, targets: Targets, refusals: list[str]
+) -> Targets:
     if targets is not None:
         return targets
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
@@ -145,19 +215,12 @@ def _rank(adapter: AdapterConfig, added: Mapping[str, int], name: str) -> int:
     return adapter.r
 
 
-def _saved(table: ModuleTable, adapter: AdapterConfig, tied: tuple[str, ...]) -> tuple[str, ...]:
-    # PEFT compares plain endings here, without a dot: "classifier" saves "pre_classifier" too.
-    wanted = (*adapter.saved_modules, *tied)
-    names = [m.name for m in table.modules] + [name for name, _ in table.repeated]
-    return tuple(name for name in names if wanted and name.endswith(wanted))
-
-
-def _user_entries(
-    adapter: AdapterConfig, targets: tuple[str, ...] | str | None
-) -> list[tuple[str, str]]:
+def _user_entries(adapter: AdapterConfig, targets: Targets) -> list[tuple[str, str]]:
     given = adapter.target_modules
     if given is None:
         given = targets or ()
+    if given == NO_TARGETS:
+        given = ()
     modules = [given] if isinstance(given, str) else list(given)
     return [(e, "target_modules") for e in modules] + [
         (e, "target_parameters") for e in adapter.target_parameters

@@ -6,7 +6,7 @@ answer against a real injection.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError
@@ -25,7 +25,6 @@ from bench.targets.tying import token_layers
 
 _MAMBA = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
 _ANY_LINEAR = (LINEAR, CONV1D)
-_LISTS = ("ModuleList", "ModuleDict", "ParameterList", "ParameterDict")
 _FROM_THE_WEIGHT = ("olora", "pissa", "orthogonal", "lora_ga")
 _TWICE = (
     "{} is adapted through target_modules already; with target_modules=[] PEFT adapts parameters "
@@ -43,19 +42,27 @@ _VARIANT_KINDS = {
 }
 
 
-def layer_refusals(adapter: AdapterConfig, adapted: tuple[Adapted, ...]) -> list[str]:
-    """The reasons for which PEFT raises on one of the adapted layers, the first of each layer."""
+def layer_refusals(
+    adapter: AdapterConfig, adapted: tuple[Adapted, ...], later: tuple[str, ...] = ()
+) -> list[str]:
+    """The reasons for which PEFT raises on one of the adapted layers, the first of each layer.
+
+    `later` are the modules that PEFT adapts after the parameters: tied ones.
+    """
     plain = not (adapter.variants or adapter.lora_bias) and adapter.init_lora_weights is True
     found = []
     modules = {item.name: item.module for item in adapted if item.module is not None}
+    owners = {owner_of(item) for item in adapted} if len(modules) < len(adapted) else set()
     transposed = len(modules) < len(adapted) and _weights_lie_transposed(adapter, modules)
     for item in adapted:
         if plain and item.module is not None and item.module.kind in _ANY_LINEAR:
             continue  # nothing here concerns it: the common case, kept fast
         if item.module is not None:
             reasons = _module(adapter, item)
-        elif owner_of(item) in modules:
+        elif owner_of(item) in modules and owner_of(item) not in later:
             reasons = iter([_TWICE.format(owner_of(item))])
+        elif inside := next((o for o in around(owner_of(item)) if o in owners), ""):
+            reasons = iter([f"lies in {inside}, which is wrapped: PEFT finds it no more"])
         else:
             reasons = _parameter(adapter, item, transposed)
         found += [f"{item.name}: {reason}" for reason in reasons][:1]
@@ -88,25 +95,16 @@ def _weights_lie_transposed(adapter: AdapterConfig, modules: Mapping[str, Module
     return needs[-1] if needs else adapter.fan_in_fan_out
 
 
+def around(name: str) -> Iterator[str]:
+    """The modules that hold the module called `name`, the nearest first."""
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
+
+
 def owner_of(item: Adapted) -> str:
     """The module that PEFT wraps: the adapted one, or the one that holds the parameter."""
     return item.name if item.module is not None else item.name.rpartition(".")[0]
-
-
-def saved_refusals(
-    table: ModuleTable, adapted: tuple[Adapted, ...], saved: tuple[str, ...]
-) -> list[str]:
-    """The reasons for which PEFT trains no copy of a saved module: it is wrapped, a bare container,
-    or held as integers; the first of each."""
-    wrapped = [name for name in map(owner_of, adapted) if name in saved] if saved else []
-    found = [
-        f"{name} is adapted and named in modules_to_save: PEFT cannot save an adapted module"
-        for name in wrapped[:1]
-    ]
-    containers = [n for n in saved if n in table.by_name and table.by_name[n].class_name in _LISTS]
-    found += [f"{n} is a {table.by_name[n].class_name}, and has no copy" for n in containers[:1]]
-    copies = quantized_copies(table, saved)
-    return found + [f"{n} is quantized, and cannot be trained whole" for n in copies[:1]]
 
 
 def _module(adapter: AdapterConfig, item: Adapted) -> Iterator[str]:
@@ -165,16 +163,19 @@ def block_diagonal(adapter: AdapterConfig, name: str) -> tuple[bool, bool]:
     return on_a, on_b
 
 
-def unsupported(table: ModuleTable, modules: list[Module]) -> list[str]:
-    """The reason for which PEFT raises on a kind of module, or on Mamba's fused ones; the first."""
+def unsupported(table: ModuleTable, modules: list[Module], owners: Iterable[str] = ()) -> list[str]:
+    """The reason for which PEFT raises on a kind of module, or on Mamba's fused ones; the first.
+
+    `owners` are the modules that hold an adapted parameter.
+    """
     refusals = [
         f"{m.name} is a {m.class_name}, which LoRA cannot adapt" for m in modules if m.kind == OTHER
     ]
     if table.model_type in _MAMBA:
         refusals += [
-            f"{m.name}: PEFT refuses out_proj and conv1d on {table.model_type}"
-            for m in modules
-            if m.leaf in ("out_proj", "conv1d")
+            f"{name}: PEFT refuses out_proj and conv1d on {table.model_type}"
+            for name in (*(m.name for m in modules), *owners)
+            if name.rpartition(".")[2] in ("out_proj", "conv1d")
         ]
     return refusals[:1]
 
@@ -201,4 +202,5 @@ def token_refusals(table: ModuleTable, adapter: AdapterConfig, adapted: set[str]
     both = [
         x.name for x in layers if x.name in adapted and (not x.follows or x.name.endswith(named))
     ]
+    both += [name for name in sorted(adapted) if named and name.endswith(named)][: not both]
     return [f"{name} is adapted and has trainable tokens: PEFT takes one of them" for name in both]

@@ -46,16 +46,22 @@ def tie(table: ModuleTable, adapter: AdapterConfig, targets: Targets) -> Tying:
     if not (adapter.ensure_weight_tying and table.tied):
         return unchanged
     if any(name.rpartition(".")[2] in _NAMES for name in adapter.saved_modules):
-        kept, _ = _take_out(adapter.saved_modules, table)
-        if table.input_embedding not in kept:
-            kept = (*kept, table.input_embedding)
+        wanted = tuple(dict.fromkeys((*adapter.saved_modules, table.input_embedding)))
+        kept, _ = _take_out(wanted, table)
         # The heads of the task type come back by themselves.
         return replace(unchanged, adapter=replace(adapter, modules_to_save=kept), saved=table.tied)
     if isinstance(targets, str):
         if not any(re.fullmatch(targets, name) for name in _NAMES):
             return unchanged
-        embedding = re.escape(table.input_embedding)
-        return replace(unchanged, targets=rf"(?:{targets}|^{embedding}$)", adapted=table.tied)
+        whole = rf"(?:{targets}|^{re.escape(table.input_embedding)}$)"
+        try:
+            re.compile(whole)
+        except re.error as error:
+            raise BenchError(
+                f"target_modules {targets!r}: PEFT puts it into a larger expression for "
+                f"ensure_weight_tying, where it is none: {error}"
+            ) from None
+        return replace(unchanged, targets=whole, adapted=table.tied)
     if any(name.rpartition(".")[2] in _NAMES for name in targets or ()):
         kept, replaced = _take_out(targets or (), table)
         kept = tuple(dict.fromkeys((*kept, table.input_embedding)))
@@ -110,9 +116,9 @@ def token_layers(table: ModuleTable, adapter: AdapterConfig) -> tuple[TokenLayer
         or any(name.endswith(key) or key in name.split(".") for name in table.tied)
     ]
     together = len({asked[key] for key in shared}) < 2
-    if table.tied and not together and adapter.ensure_weight_tying:
+    if table.says_tied and not together and adapter.ensure_weight_tying:
         raise BenchError("trainable_token_indices: tied modules need the same indices")
-    if table.tied and together and len(shared) > 1:
+    if table.says_tied and together and len(shared) > 1:
         asked = {key: value for key, value in asked.items() if key not in table.tied}
     layers: dict[str, TokenLayer] = {}
     for key, indices in asked.items():
@@ -130,7 +136,7 @@ def token_layers(table: ModuleTable, adapter: AdapterConfig) -> tuple[TokenLayer
                 )
             width = module.out_features if module.kind == EMBEDDING else module.in_features
             layers.setdefault(module.name, TokenLayer(module.name, len(indices), width))
-    if embedding in layers and (together or adapter.ensure_weight_tying):
+    if table.says_tied and embedding in layers and (together or adapter.ensure_weight_tying):
         for name in table.tied:
             layers.setdefault(name, TokenLayer(name, 0, 0, follows=True))
     return tuple(layers.values())
