@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from hypothesis import reject
 from hypothesis import strategies as st
+from random_adapters import random_adapter
 
 from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError
-from bench.measure.counting import Count, count, inject
 from bench.models.architectures import Model
+from bench.models.modules import read_table
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,12 +42,6 @@ class Drawn:
     label: str
     build: Callable[[], nn.Module]
     names: tuple[str, ...]
-    embeddings: tuple[str, ...] = ()
-    savable: tuple[str, ...] = ()
-    parameters: tuple[str, ...] = ()
-    layers: int = 1
-    vocabulary: int = 0
-    tasks: tuple[str | None, ...] = (None,)
     shown: dict[str, object] = field(default_factory=dict)
 
 
@@ -68,9 +63,9 @@ def models(draw: st.DrawFn, kinds: tuple[str, ...] = KINDS) -> Drawn:
     return _BUILDERS.get(kind, _decoder)(draw, kind)
 
 
-def _drawn(kind: str, config: dict[str, object], auto_class: str, **more: object) -> Drawn:
+def _drawn(kind: str, config: dict[str, object], auto_class: str, names: tuple[str, ...]) -> Drawn:
     model = Model(kind, {"model_type": kind, **COMMON, **config}, auto_class)
-    return Drawn(kind, model.build, shown=config, **more)  # type: ignore[arg-type]
+    return Drawn(kind, model.build, names, config)
 
 
 def _decoder(draw: st.DrawFn, kind: str) -> Drawn:
@@ -86,7 +81,6 @@ def _decoder(draw: st.DrawFn, kind: str) -> Drawn:
         config["intermediate_size"] = draw(WIDTHS)
         config["num_key_value_heads"] = draw(st.sampled_from([1, heads]))
     attention = ("q_proj", "k_proj", "v_proj", "o_proj")
-    parameters: tuple[str, ...] = ()
     names = {
         "llama": (*attention, "gate_proj", "up_proj", "down_proj"),
         "mixtral": attention,
@@ -98,7 +92,6 @@ def _decoder(draw: st.DrawFn, kind: str) -> Drawn:
         config |= {"attention_bias": draw(st.booleans()), "mlp_bias": draw(st.booleans())}
     elif kind == "mixtral":
         config["num_local_experts"] = draw(st.integers(2, 3))
-        parameters = ("experts.gate_up_proj", "experts.down_proj")
     elif kind == "opt":
         config |= {
             "ffn_dim": draw(WIDTHS),
@@ -107,12 +100,7 @@ def _decoder(draw: st.DrawFn, kind: str) -> Drawn:
             "enable_bias": draw(st.booleans()),
             "max_position_embeddings": 16,
         }
-    return _drawn(
-        kind, config, "AutoModelForCausalLM", names=names, layers=layers, vocabulary=vocabulary,
-        embeddings=("embed_tokens", "lm_head"),
-        savable=("embed_tokens", "lm_head", names[0], "attn"),
-        parameters=parameters, tasks=(None, "CAUSAL_LM"),
-    )  # fmt: skip
+    return _drawn(kind, config, "AutoModelForCausalLM", names)
 
 
 def _gpt2(draw: st.DrawFn, kind: str) -> Drawn:
@@ -121,11 +109,7 @@ def _gpt2(draw: st.DrawFn, kind: str) -> Drawn:
         "n_embd": draw(WIDTHS), "n_layer": layers, "n_head": 1, "n_inner": draw(WIDTHS),
         "vocab_size": 24, "n_positions": 16, "tie_word_embeddings": draw(st.booleans()),
     }  # fmt: skip
-    return _drawn(
-        kind, config, "AutoModelForCausalLM", names=("c_attn", "c_proj", "mlp.c_proj", "c_fc"),
-        layers=layers, vocabulary=24, embeddings=("wte", "lm_head", "wpe"),
-        savable=("lm_head", "wte"),
-    )  # fmt: skip
+    return _drawn(kind, config, "AutoModelForCausalLM", ("c_attn", "c_proj", "mlp.c_proj", "c_fc"))
 
 
 def _encoder(draw: st.DrawFn, kind: str) -> Drawn:
@@ -142,7 +126,6 @@ def _encoder(draw: st.DrawFn, kind: str) -> Drawn:
     )
     width, inner = draw(WIDTHS), draw(WIDTHS)
     labels = 2 if task == "QUESTION_ANS" else draw(st.integers(1, 5))
-    head = {"QUESTION_ANS": "qa_outputs", None: "embeddings"}.get(task, "classifier")
     if kind == "bert":
         config: dict[str, object] = {
             "hidden_size": width, "intermediate_size": inner, "num_hidden_layers": layers,
@@ -156,10 +139,7 @@ def _encoder(draw: st.DrawFn, kind: str) -> Drawn:
             "vocab_size": 24, "max_position_embeddings": 16, "num_labels": labels,
         }  # fmt: skip
         names = ("q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2", "pre_classifier")
-    return _drawn(
-        kind, config, auto_class, names=names, layers=layers, vocabulary=24,
-        embeddings=("word_embeddings",), savable=(head, "word_embeddings"), tasks=(None, task),
-    )  # fmt: skip
+    return _drawn(kind, config, auto_class, names)
 
 
 def _t5(draw: st.DrawFn, kind: str) -> Drawn:
@@ -169,10 +149,7 @@ def _t5(draw: st.DrawFn, kind: str) -> Drawn:
         "d_ff": draw(WIDTHS), "num_layers": layers, "num_decoder_layers": draw(st.integers(1, 2)),
         "vocab_size": 24, "feed_forward_proj": draw(st.sampled_from(["relu", "gated-gelu"])),
     }  # fmt: skip
-    return _drawn(
-        kind, config, "AutoModelForSeq2SeqLM", names=("q", "k", "v", "o", "wo"), layers=layers,
-        vocabulary=24, savable=("lm_head",), tasks=(None, "SEQ_2_SEQ_LM"),
-    )  # fmt: skip
+    return _drawn(kind, config, "AutoModelForSeq2SeqLM", ("q", "k", "v", "o", "wo"))
 
 
 def _vit(draw: st.DrawFn, kind: str) -> Drawn:
@@ -181,10 +158,8 @@ def _vit(draw: st.DrawFn, kind: str) -> Drawn:
         "num_hidden_layers": draw(st.integers(1, 2)), "image_size": 8, "patch_size": 4,
         "num_labels": draw(st.integers(1, 5)), "qkv_bias": draw(st.booleans()),
     }  # fmt: skip
-    return _drawn(
-        kind, config, "AutoModelForImageClassification", savable=("classifier",),
-        names=("q_proj", "v_proj", "o_proj", "fc1", "projection"),
-    )  # fmt: skip
+    names = ("q_proj", "v_proj", "o_proj", "fc1", "projection")
+    return _drawn(kind, config, "AutoModelForImageClassification", names)
 
 
 def _plain(draw: st.DrawFn, kind: str) -> Drawn:
@@ -212,7 +187,7 @@ def _plain(draw: st.DrawFn, kind: str) -> Drawn:
 
     shape = {"width": width, "inner": inner, "kernel": kernel, "groups": groups, "bias": bias}
     names = ("conv1", "conv2", "conv3", "turned", "dense", "mixer")
-    return Drawn(kind, build, names, ("rows",), ("dense", "conv1"), shown=shape)
+    return Drawn(kind, build, names, shape)
 
 
 _BUILDERS = {
@@ -221,101 +196,12 @@ _BUILDERS = {
 }  # fmt: skip
 
 
-def _sometimes(
-    draw: st.DrawFn, strategy: st.SearchStrategy, other: object, odds: int = 4
-) -> object:
-    """`other` most of the time, so that a configuration sets few fields at once."""
-    return draw(strategy) if draw(st.integers(1, odds)) == odds else other
-
-
-@st.composite
-def adapters(draw: st.DrawFn, model: Drawn) -> AdapterConfig:
-    """A LoRA configuration over the fields that reach, and those that must change nothing."""
-    entries = st.lists(st.sampled_from(model.names), min_size=1, max_size=4, unique=True)
-    targets: tuple[str, ...] | str = tuple(draw(entries))
-    if model.embeddings and draw(st.integers(1, 4)) == 4:
-        targets = (*targets, draw(st.sampled_from(model.embeddings)))
-    if draw(st.integers(1, 6)) == 6:
-        targets = draw(
-            st.sampled_from(
-                ["all-linear", rf".*\.({'|'.join(targets)})", rf"(.*\.)?({'|'.join(targets)})"]
-            )
-        )
-    r = draw(st.integers(1, 12))
-    # Position tables have 16 rows; on the meta device PEFT does not see an index beyond the last.
-    last = max(min(model.vocabulary, 16) - 1, 0)
-    tokens = st.lists(st.integers(0, last), max_size=3, unique=True)
-    few = st.sampled_from(model.names)
-    fields: dict[str, object] = {
-        "bias": draw(st.sampled_from(["none", "none", "all", "lora_only"])),
-        "use_rslora": draw(st.booleans()),
-        "lora_alpha": draw(st.sampled_from([8, 32])),
-        "rank_pattern": _sometimes(draw, st.dictionaries(few, st.integers(1, 9), max_size=2), {}),
-        "alpha_pattern": _sometimes(draw, st.dictionaries(few, st.just(4), max_size=1), {}),
-        "init_lora_weights": _sometimes(
-            draw, st.sampled_from([False, "gaussian", "orthogonal", "pissa", "olora", "mica"]), True
-        ),
-        "modules_to_save": _sometimes(
-            draw, st.lists(st.sampled_from(model.savable), unique=True).map(tuple), (), 3
-        ) if model.savable else (),
-        "ensure_weight_tying": draw(st.booleans()),
-        "exclude_modules": _sometimes(
-            draw, st.sampled_from([(model.names[0],), r".*\.0\..*"]), None
-        ),
-        "task_type": draw(st.sampled_from(model.tasks)),
-    }  # fmt: skip
-    variant = _sometimes(draw, st.sampled_from(sorted(_VARIANTS)), None, 2)
-    if variant:
-        fields |= _VARIANTS[str(variant)]
-    if not isinstance(targets, str):
-        fields["layers_to_transform"] = _sometimes(
-            draw, st.lists(st.integers(0, model.layers - 1), unique=True).map(tuple), None
-        )
-    if model.parameters and draw(st.booleans()):
-        fields["target_parameters"] = tuple(
-            draw(st.lists(st.sampled_from(model.parameters), unique=True))
-        )
-    if model.vocabulary:
-        fields["trainable_token_indices"] = _sometimes(
-            draw,
-            tokens.map(tuple)
-            | st.dictionaries(st.sampled_from(model.embeddings or ("lm_head",)), tokens.map(tuple),
-                              min_size=1),
-            None,
-        )  # fmt: skip
-    if draw(st.integers(1, 6)) == 6:
-        spans = st.integers(0, model.layers - 1).flatmap(
-            lambda start: st.integers(start + 1, model.layers).map(lambda end: (start, end))
-        )
-        fields["layer_replication"] = tuple(draw(st.lists(spans, min_size=1, max_size=2)))
-    return AdapterConfig(targets, r=r, **fields)  # type: ignore[arg-type]
-
-
 @st.composite
 def examples(draw: st.DrawFn, kinds: tuple[str, ...] = KINDS) -> Example:
     """A random model with a random configuration that `AdapterConfig` accepts."""
     model = draw(models(kinds))
+    random = draw(st.randoms(use_true_random=False))
     try:
-        return Example(model, draw(adapters(model)))
+        return Example(model, random_adapter(random, read_table(model.build())))
     except BenchError:  # two variants at once
         reject()
-
-
-_VARIANTS: dict[str, dict[str, object]] = {
-    "dora": {"use_dora": True},
-    "bias in B": {"lora_bias": True},
-    "kasa": {"kasa_config": {}},
-    "velora": {"velora_config": {}},
-    "alora": {"alora_invocation_tokens": (1, 2)},
-    "block-diagonal": {"use_bdlora": {"target_modules_bd_a": ["q_proj", "dense", "fc1"],
-                                      "target_modules_bd_b": ["v_proj", "o_proj", "fc2"],
-                                      "nblocks": 2, "match_strict": False}},
-}  # fmt: skip
-
-
-def counted_or_refused(network: nn.Module, adapter: AdapterConfig) -> tuple[Count | None, str]:
-    """What PEFT makes of a configuration: its counts, or its refusal."""
-    try:
-        return count(inject(network, adapter)), ""
-    except BenchError as error:
-        return None, str(error)

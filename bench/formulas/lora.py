@@ -45,6 +45,7 @@ from bench.targets.tying import token_layers
 
 _MONTECLORA_SAMPLES = 8
 _CUT_FROM_WEIGHT = ("pissa", "olora")
+_TOKEN_BASE = "token_adapter.base_layer"
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def lora_parameters(ledger: Ledger) -> Parameters:
     """
     table, adapter = ledger.table, ledger.adapter
     _check_known(ledger)
-    free = _free(ledger)
+    free = free_layers(ledger)
 
     parts = [(a, adapted_matrices(adapter, a)) for a in free]
     a_elements = sum(m.a for _, m in parts)
@@ -209,11 +210,13 @@ def _check_known(ledger: Ledger) -> None:
     if adapter.use_bdlora is not None and cut:
         raise BenchError(f"no closed form for {adapter.init_lora_weights!r} with use_bdlora")
     tokens = {layer.name for layer in token_layers(ledger.table, adapter)}
+    if tokens and adapter.later_heads and _TOKEN_BASE.endswith(adapter.saved_modules):
+        raise BenchError("no closed form for a base_layer saved under trainable tokens")
     if both := sorted(tokens & {*ledger.saved}):
         raise BenchError(f"no closed form for {both[0]}: trained whole and by tokens")
 
 
-def _free(ledger: Ledger) -> list[Adapted]:
+def free_layers(ledger: Ledger) -> list[Adapted]:
     """The adapted layers outside the saved modules, whose adapters train where they are."""
     frozen = ledger.copies.frozen
     return [item for item in ledger.adapted if adapter_of(item.name) not in frozen]

@@ -9,11 +9,17 @@ from bench.adapters.config import BIASES, NO_TARGETS, AdapterConfig
 from bench.errors import BenchError, UnknownName
 from bench.formulas import prompts, settings
 from bench.formulas.kinds import METHODS, Kind, Settings
-from bench.formulas.lora import adapted_matrices, bias_term, lora_parameters, saved_term
+from bench.formulas.lora import (
+    adapted_matrices,
+    bias_term,
+    free_layers,
+    lora_parameters,
+    saved_term,
+)
 from bench.formulas.terms import Parameters, Term
 from bench.models.modules import CONV1D, EMBEDDING, LINEAR, Module, ModuleTable
 from bench.targets import Ledger, match
-from bench.targets.ledger import RoleOf
+from bench.targets.ledger import RoleOf, adapter_of
 from bench.targets.refusals import unsupported
 
 _WITHOUT_DEFAULT = ("total_step", "num_virtual_tokens")
@@ -216,11 +222,16 @@ def _lora(ledger: Ledger, *, frozen_a: bool) -> Parameters:
     for item in ledger.adapted:
         if item.module is None or item.module.kind not in (LINEAR, CONV1D):
             raise BenchError(f"{item.name}: no closed form for lora-fa on this kind of layer")
-    a = sum(adapted_matrices(ledger.adapter, item).a for item in ledger.adapted)
-    own, *others = counted.terms
-    return Parameters(
-        (Term("lora-fa", own.trained - a, own.added, own.modules), *others), counted.base
-    )
+    # Every A is frozen: where it is, and in the copies of saved modules.
+    a = {item.name: adapted_matrices(ledger.adapter, item).a for item in ledger.adapted}
+    copies = ledger.copies.trained
+    frozen = {
+        "lora": sum(a[item.name] for item in free_layers(ledger)),
+        "modules_to_save": sum(n * copies.get(adapter_of(name), 0) for name, n in a.items()),
+    }
+    terms = (replace(t, trained=t.trained - frozen.get(t.name, 0)) for t in counted.terms)
+    own, *others = terms
+    return Parameters((replace(own, name="lora-fa"), *others), counted.base)
 
 
 def _tokens(ledger: Ledger, method: Method, values: Settings) -> Parameters:

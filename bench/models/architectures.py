@@ -7,7 +7,6 @@ or the id of a model on the Hugging Face Hub, works everywhere a registered name
 
 from __future__ import annotations
 
-import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -354,8 +353,7 @@ def _from_hub(name: str, known: Mapping[str, Path]) -> dict[str, Any]:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        offline = bool(os.environ.get("HF_HUB_OFFLINE"))
-        path = hf_hub_download(name, "config.json", local_files_only=offline)
+        path = hf_hub_download(name, "config.json")  # HF_HUB_OFFLINE is the hub client's to read
     except HFValidationError:
         raise UnknownName("architecture", name, known) from None
     except Exception as error:  # the hub client has dozens of network errors

@@ -1,0 +1,256 @@
+"""What PEFT does between reading a configuration and counting, with its own answer each time."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+from agreement import disagreement
+from small_types import SmallType, small_types
+
+from bench.adapters.config import NO_TARGETS, AdapterConfig
+from bench.errors import BenchError
+from bench.formulas import lora_parameters
+from bench.formulas.methods import method, method_parameters
+from bench.measure.counting import count, count_lora_fa, inject
+from bench.models.modules import read_table
+from bench.scenarios.subjects import load_model
+from bench.targets import match
+
+
+@cache
+def small(label: str) -> SmallType:
+    return next(t for t in small_types() if t.label == label)
+
+
+def both(label: str, adapter: AdapterConfig) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(trainable, total) in closed form, and as PEFT counts them."""
+    model = small(label)
+    formula = lora_parameters(match(model.table, adapter))
+    counted = count(inject(model.build(), adapter))
+    return (formula.trainable, formula.total), (counted.trainable, counted.total)
+
+
+def agrees(label: str, adapter: AdapterConfig, kind: str = "injected") -> None:
+    model = small(label)
+    assert disagreement(model.build(), model.table, adapter) == (kind, "")
+
+
+def opt_names(leaf: str, layers: int = 24) -> tuple[str, ...]:
+    return tuple(f"model.decoder.layers.{n}.self_attn.{leaf}" for n in range(layers))
+
+
+def test_many_full_names_obey_layer_numbers() -> None:
+    """48 full names are condensed to two endings, which layers_to_transform then filters: layer 0
+    alone, 2 modules × 8 × (1,024 + 1,024). Nineteen full names are reached whatever it says."""
+    model = load_model("opt-350m")
+    many = AdapterConfig(
+        (*opt_names("q_proj"), *opt_names("v_proj")), r=8, layers_to_transform=(0,)
+    )
+    counted = count(inject(model.build(), many))
+    assert counted.trainable == 2 * 8 * (1024 + 1024) == 32_768
+    assert lora_parameters(match(model.table, many)).trainable == 32_768
+    few = AdapterConfig(opt_names("q_proj", 19), r=8, layers_to_transform=(0,))
+    assert lora_parameters(match(model.table, few)).trainable == 19 * 8 * 2048
+    assert count(inject(model.build(), few)).trainable == 19 * 8 * 2048
+    twenty = AdapterConfig(opt_names("q_proj", 20), r=8, layers_to_transform=(0,))
+    expected = count(inject(model.build(), twenty)).trainable
+    assert lora_parameters(match(model.table, twenty)).trainable == expected
+
+
+def test_what_many_names_reach_is_told_by_entry() -> None:
+    table = load_model("opt-350m").table
+    adapter = AdapterConfig((*opt_names("q_proj"), "nothing"), layers_to_transform=(3,))
+    reached = [e.entry for e in match(table, adapter).entries if not e.dead]
+    assert reached == ["model.decoder.layers.3.self_attn.q_proj"]
+
+
+@pytest.mark.parametrize("pattern", ["layers", ("h", "layers"), ("layers", "nowhere"), ()])
+@pytest.mark.parametrize("indices", [0, 2, (0, 2), (1, 2)])
+def test_layer_numbers_after_a_pattern(
+    pattern: tuple[str, ...] | str, indices: tuple[int, ...] | int
+) -> None:
+    """The first and the last layer too, and the number behind the list's own name."""
+    adapter = AdapterConfig(("q_proj", "down_proj"), layers_to_transform=indices,
+                            layers_pattern=pattern)  # fmt: skip
+    agrees("llama-CausalLM", adapter)
+    numbers = {indices} if isinstance(indices, int) else {*indices}
+    reached = {a.name.split(".")[2] for a in match(small("llama-CausalLM").table, adapter).adapted}
+    assert reached == {str(n) for n in numbers}
+
+
+@pytest.mark.parametrize(
+    ("label", "targets", "saved"),
+    [
+        ("t5-Seq2SeqLM", ("q",), ("dropout",)),
+        ("llama-CausalLM", ("q_proj",), ("default",)),
+        ("llama-CausalLM", ("q_proj",), ("lora_A",)),
+        ("llama-CausalLM", ("q_proj",), ("vector",)),
+        ("llama-CausalLM", ("q_proj",), ("q_proj",)),
+        ("llama-CausalLM", ("q_proj",), ("layers",)),
+    ],
+)
+def test_refused_after_injection(label: str, targets: tuple, saved: tuple) -> None:
+    """What is to be saved is looked for on the injected model, parts of adapters included."""
+    agrees(label, AdapterConfig(targets, modules_to_save=saved), "refused")
+
+
+@pytest.mark.parametrize("task", [None, "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"])
+@pytest.mark.parametrize(
+    "saved",
+    [
+        ("base_layer",),
+        ("decoder", "layers.0"),
+        ("decoder", "layers.0", "layers.0.self_attn"),
+        ("layers.0", "layers.0.self_attn"),
+        ("layers.0", "layers.0.self_attn.k_proj"),
+        ("layers.0.self_attn", "layers.0.self_attn.k_proj", "layers.0"),
+        ("decoder", "k_proj"),
+        ("ecoder", "ayers.0"),  # endings that keep no adapter out
+        ("ecoder", "ayers.1.fc2", "ayers.1"),
+        ("embed_tokens",),
+    ],
+    ids="-".join,
+)
+@pytest.mark.parametrize("bias", ["none", "all", "lora_only"])
+def test_saved_inside_saved(saved: tuple[str, ...], task: str | None, bias: str) -> None:
+    """A module in a saved one, its children's children, the adapters inside, task heads' second
+    look: PEFT's counts."""
+    adapter = AdapterConfig(("q_proj", "fc1", "lm_head"), r=3, modules_to_save=saved,
+                            task_type=task, bias=bias)  # fmt: skip
+    agrees("opt-CausalLM", adapter)
+
+
+@pytest.mark.parametrize("variant", [{"use_dora": True}, {"init_lora_weights": "mica"}])
+def test_variants_inside_saved(variant: dict) -> None:
+    adapter = AdapterConfig("all-linear", modules_to_save=("elf_attn", "layers.0.fc1"), **variant)
+    agrees("opt-CausalLM", adapter)
+
+
+def test_coverage_leaves_saved_containers_out() -> None:
+    """Phi-3's feed-forward saved, as a container or as its two projections: attention is all that
+    is left to adapt, and all of it is."""
+    table = small("phi3-CausalLM").table
+    coverage = [
+        match(table, AdapterConfig(("qkv_proj", "o_proj"), modules_to_save=saved)).weight_coverage
+        for saved in (("mlp",), ("gate_up_proj", "down_proj"))
+    ]
+    assert coverage == [1.0, 1.0]
+    half = AdapterConfig(("qkv_proj", "o_proj"), modules_to_save=("layers.0.mlp",))
+    linear = sum(m.weight_elements for m in table.modules if m.kind == "linear")
+    linear -= table.by_name["lm_head"].weight_elements
+    one_mlp = sum(m.weight_elements for m in table.modules if "layers.0.mlp." in m.name)
+    attention = sum(m.weight_elements for m in table.modules if "self_attn." in m.name)
+    assert match(table, half).weight_coverage == pytest.approx(attention / (linear - one_mlp))
+
+
+@pytest.mark.parametrize("task", ["CAUSAL_LM", "SEQ_2_SEQ_LM"])
+def test_a_task_that_the_class_cannot_serve(task: str) -> None:
+    adapter = AdapterConfig(("q_proj", "query"), task_type=task)
+    for label in ("llama-SequenceClassification", "bert-SequenceClassification"):
+        agrees(label, adapter, "refused")
+        assert any(task in reason for reason in match(small(label).table, adapter).refusals)
+    agrees("llama-CausalLM", adapter)
+
+
+def test_a_flag_in_an_expression_that_fits_nothing() -> None:
+    agrees("llama-CausalLM", AdapterConfig("(?i)nothing"), "refused")
+    agrees("llama-CausalLM", AdapterConfig("(?i).*Q_PROJ"))
+    for field in ("rank_pattern", "alpha_pattern"):
+        with pytest.raises(BenchError, match=field):
+            AdapterConfig(("q_proj",), **{field: {"(?i)Q": 4}})
+    with pytest.raises(BenchError, match="modules_to_save"):
+        AdapterConfig(("q_proj",), modules_to_save=("(?i)HEAD",))
+
+
+def test_all_linear_on_a_plain_module() -> None:
+    """PEFT leaves the output embedding out on transformers' own models alone."""
+    import torch
+    from torch import nn
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(8, 8), nn.Linear(8, 4)
+
+        def get_output_embeddings(self) -> nn.Module:
+            return self.head
+
+    with torch.device("meta"):
+        network = Plain()
+    adapter = AdapterConfig("all-linear", r=2)
+    assert {a.name for a in match(read_table(network), adapter).adapted} == {"body", "head"}
+    assert disagreement(network, read_table(network), adapter) == ("injected", "")
+
+
+@pytest.mark.parametrize("says", [True, False])
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"target_modules": ("q_proj", "lm_head")},
+        {"target_modules": ("q_proj",), "modules_to_save": ("lm_head",)},
+        {"target_modules": ("q_proj",), "trainable_token_indices": (1, 2)},
+        {"target_modules": ("q_proj",), "trainable_token_indices": {"lm_head": (1,),
+                                                                    "embed_tokens": (1,)}},
+    ],
+    ids=["targets", "saved", "tokens", "tokens-twice"],
+)  # fmt: skip
+def test_tying_goes_by_the_configuration(says: bool, shared: bool, fields: dict) -> None:
+    """What the configuration says against what the weights are: PEFT asks the configuration."""
+    network = small("qwen2-CausalLM").build()
+    network.config.tie_word_embeddings = says
+    if not shared:
+        network.lm_head.weight = type(network.lm_head.weight)(network.lm_head.weight.clone())
+    adapter = AdapterConfig(ensure_weight_tying=True, **fields)
+    assert disagreement(network, read_table(network), adapter) == ("injected", "")
+
+
+def test_three_tied_tokens() -> None:
+    """Three rows on a tied model train once, 3 × 32; named for both embeddings too, and apart
+    where the two differ."""
+    for tokens, rows in (
+        ((1, 2, 3), 3),
+        ({"embed_tokens": (1, 2, 3)}, 3),
+        ({"embed_tokens": (1, 2, 3), "lm_head": (1, 2, 3)}, 3),
+        ({"embed_tokens": (1, 2, 3), "lm_head": (4,)}, 4),
+    ):
+        adapter = AdapterConfig(("q_proj",), r=1, trainable_token_indices=tokens)
+        plain = AdapterConfig(("q_proj",), r=1)
+        (trainable, _), theirs = both("qwen2-CausalLM", adapter)
+        assert trainable == theirs[0]
+        assert trainable - both("qwen2-CausalLM", plain)[0][0] == rows * 32
+
+
+def test_lora_fa_freezes_every_a() -> None:
+    """In the copies of saved modules too; no term is below zero."""
+    model = small("opt-CausalLM")
+    fields = {"r": 3, "target_modules": ["q_proj", "fc1"], "modules_to_save": ["layers.0", "fc2"]}
+    formula = method_parameters(model.table, method("lora-fa", **fields))
+    counted = count_lora_fa(model.build(), fields)
+    assert (formula.trainable, formula.total) == (counted.trainable, counted.total)
+    assert min(term.trained for term in formula.terms) >= 0
+
+
+def test_no_targets() -> None:
+    """PEFT's own value for a configuration without adapters."""
+    adapter = AdapterConfig(NO_TARGETS, modules_to_save=("lm_head",))
+    agrees("mistral-CausalLM", adapter)
+    assert match(small("mistral-CausalLM").table, adapter).entries == ()
+
+
+def test_the_hub_client_reads_its_own_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """HF_HUB_OFFLINE=0 is online: the client alone reads it."""
+    import huggingface_hub
+
+    asked: dict[str, object] = {}
+
+    def download(name: str, file: str, **options: object) -> str:
+        asked.update(options)
+        raise OSError("no connection")
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    with pytest.raises(BenchError, match="no connection"):
+        load_model("owner/name")
+    assert not asked.get("local_files_only")
