@@ -212,7 +212,8 @@ def _check_known(ledger: Ledger) -> None:
     tokens = {layer.name for layer in token_layers(ledger.table, adapter)}
     if tokens and adapter.later_heads and _TOKEN_BASE.endswith(adapter.saved_modules):
         raise BenchError("no closed form for a base_layer saved under trainable tokens")
-    if both := sorted(tokens & {*ledger.saved}):
+    whole = tuple(f"{name}." for name in ledger.saved)
+    if both := sorted(name for name in tokens if f"{name}.".startswith(whole)):
         raise BenchError(f"no closed form for {both[0]}: trained whole and by tokens")
 
 
