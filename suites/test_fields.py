@@ -10,7 +10,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from random_models import counted_or_refused
+from agreement import counted_or_refused
 
 from bench.adapters import config as adapters
 from bench.adapters.config import AdapterConfig
