@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError
+from bench.files import check_output
 from bench.reports.reached import ADAPTED, FROZEN, SAVED, Strip
 from bench.reports.rows import Row, comparison_rows
 from bench.reports.tables import describe
@@ -48,13 +49,15 @@ MOST_SERIES = 8
 
 
 def plot_format(path: Path) -> str:
-    """ "svg" or "png", by the name's ending. Raises BenchError for any other, and
-    ModuleNotFoundError where matplotlib is not installed."""
+    """ "svg" or "png", by the name's ending. Raises BenchError for any other and for
+    a file that cannot be written, ModuleNotFoundError where matplotlib is not installed."""
     form = path.suffix.lower().removeprefix(".")
     if form not in FORMATS:
         raise BenchError(f"{path}: a plot is written as {' or '.join(f'.{f}' for f in FORMATS)}")
 
-    import_module("matplotlib")  # told missing before anything is computed
+    # Told before anything is computed.
+    import_module("matplotlib")
+    check_output(path)
     return form
 
 
