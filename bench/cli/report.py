@@ -82,9 +82,9 @@ def _plots(runs: Sequence[StoredRun], folder: Path) -> None:
     from bench.reports.plots import FORMATS as PICTURES
     from bench.reports.plots import plot_format, run_figures
 
-    plot_format(folder / "plot.svg")
     if not folder.is_dir():
         raise BenchError(f"--plots {folder}: no such folder; make it first")
+    plot_format(folder / "plot.svg")
     for name, figure in run_figures(runs):
         for form in PICTURES:
             save_figure(figure, folder / f"{name}.{form}")
