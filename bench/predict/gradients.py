@@ -25,9 +25,11 @@ from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError
 from bench.predict.journal import Untraceable
 from bench.predict.values import KnownValues, tensors_in
-from bench.training.cases import TASKS, StepOptions
+from bench.tasks import AUDIO, IMAGES, TRAINED
+from bench.training.batches import Batch
 from bench.training.loading import quiet_libraries
-from bench.training.step import Batch, make_batch
+from bench.training.options import StepOptions
+from bench.training.step import make_batch
 
 if TYPE_CHECKING:
     from bench.models.architectures import Model
@@ -36,7 +38,7 @@ _FORWARDS = ("forward", "cuda_kernels_forward")
 """Where transformers 5, and 4, hand a mixer's weights to the kernels of mamba-ssm."""
 _READ = torch.ops.aten._local_scalar_dense.default
 _DRAW = torch.ops.aten.rand.default
-_LENGTH = 8
+_LENGTH = 16
 _MEL_BINS = 80
 
 
@@ -101,7 +103,7 @@ def _traced(model: Model, adapter: AdapterConfig, kinds: tuple[str, ...]) -> Gra
     reached = {_owner(name) for name in got}
     adapted = list(dict.fromkeys(filter(None, owners)))
     return Gradients(
-        fed=kinds,
+        fed=tuple(kind for kind in kinds if kind != _TASK),
         reached=sum(name in reached for name in adapted),
         without=tuple(name for name in adapted if name not in reached),
         fused=tuple(_fused(base, [name for name in adapted if name in reached])),
@@ -165,17 +167,21 @@ def _whole_autocast() -> Iterator[None]:
         torch.autocast = before
 
 
+_TASK = "task"
+
+
 def _batches(model: Model) -> list[tuple[str, ...]]:
-    """What to feed, in the order of trying: text alone wherever the model takes it."""
+    """What to feed, in the order of trying: the task's own batch, which is text alone wherever the
+    model takes text; else whatever its class asks for."""
+    task = TRAINED.get(model.task_class)
+    own = [(_TASK, {AUDIO: "audio", IMAGES: "image"}.get(task.inputs, "text"))] if task else []
     parameters = inspect.signature(_class_of(model).forward).parameters
     image = [("image",)] if "pixel_values" in parameters else []
     audio = [("audio",)] if {"input_features", "input_values"} & parameters.keys() else []
-    if "input_ids" not in parameters:
-        alone = [*image, *audio]
-        if "decoder_input_ids" in parameters or "labels" in parameters:
-            alone += [(*kinds, "text") for kinds in alone]
-        return alone or [("text",)]
-    return [("text",), *(("text", *kinds) for kinds in (*image, *audio))]
+    if "input_ids" in parameters:
+        return [*own, ("text",), *(("text", *kinds) for kinds in (*image, *audio))]
+    both = [(*kinds, "text") for kinds in (*image, *audio)]
+    return [*own, *image, *audio, *both] or [("text",)]
 
 
 def _class_of(model: Model) -> Any:
@@ -190,12 +196,12 @@ def _class_of(model: Model) -> Any:
 def _batch(model: Model, base: Any, kinds: tuple[str, ...]) -> dict[str, Any]:
     """One batch on meta: the task's own where it is known, else every input of these kinds."""
     config = base.config
-    if model.task_class in TASKS and kinds in (("text",), ("image",)):
-        options = StepOptions(batch_size=2, seq_len=_LENGTH)
+    if kinds[0] == _TASK:
         if getattr(config, "pad_token_id", None) is None:
             config.pad_token_id = 0
-        batch: Batch = make_batch(config, model.task_class, options, "meta")
-        return {**_floats(batch), **_no_cache(base)}
+        options = StepOptions(batch_size=2, seq_len=_LENGTH)
+        given: Batch = make_batch(config, model.task_class, options, "meta")
+        return {**_floats(given), **_no_cache(base)}
     taken = inspect.signature(type(base).forward).parameters
     batch = {}
     ids = (torch.arange(2 * _LENGTH, device="meta") % 7 + 10).view(2, _LENGTH)
@@ -244,7 +250,7 @@ def _loss(out: Any) -> torch.Tensor:
         found = torch.stack([t.float().sum() for t in parts]).sum()
     if not found.requires_grad:
         raise Untraceable("no adapter is on the path to the loss")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _fused(base: Any, adapted: list[str]) -> Iterator[str]:

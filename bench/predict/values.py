@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 LARGEST = 1 << 21
-"""Elements of the largest tensor whose values are followed."""
+"""Elements of the largest tensor of integers whose values are followed."""
+LARGEST_FLOATS = 1 << 12
+"""... and of floats: BART makes its mask as ones before it asks whether anything is padded."""
 _DTYPES = {torch.bool, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
 _CHECK_OF_GRADIENTS = torch.ops.aten._amp_foreach_non_finite_check_and_unscale_.default
 
@@ -143,4 +145,4 @@ def _on_meta(value: Any) -> Any:
 def _followed(tensor: torch.Tensor) -> bool:
     if tensor.requires_grad or tensor.numel() > LARGEST:
         return False
-    return tensor.dtype in _DTYPES or tensor.numel() == 1
+    return tensor.dtype in _DTYPES or tensor.numel() <= LARGEST_FLOATS
