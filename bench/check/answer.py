@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench.check.base import base_model
+from bench.check.gate import HazardGate
 from bench.errors import BenchError
 from bench.formulas import Parameters, lora_parameters
 from bench.models.architectures import Model
@@ -38,7 +40,8 @@ class Question:
     gpu: Gpu | None = None
     seq_len: int | None = None
     weights: bool = False
-    gradients: bool = False
+    gradients: bool = True
+    gate: HazardGate = field(default_factory=HazardGate)
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Checked:
     Attributes:
         path: what was asked about; `recipe.path` is the file that was read.
         kind: what it was taken for.
+        failing: codes of hazards that fail, as the gate says.
         comparison, values: of a trained adapter, where there is one (and `--weights`).
         prediction: of the file's own step; `not_predicted` says why there is none.
     """
@@ -64,6 +68,7 @@ class Checked:
     values: Values | None = None
     prediction: Prediction | None = None
     not_predicted: str = ""
+    failing: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = field(default=())
 
     @property
@@ -102,8 +107,9 @@ def check(path: Path, question: Question) -> Checked:
     if question.auto_class is None:
         model = model.for_task(recipe.fields.get("task_type"))
     adapter, notes = recipe.adapter(model)
-    subject = Subject(model, "own", adapter, None, question.optional)
-    ledger = match(model.table, adapter, model.role_of)
+    file = found.config if found.config.name == CONFIG else None
+    subject = Subject(model, "own", adapter, None, question.optional, adapter_file=file)
+    ledger = question.gate.judge(match(model.table, adapter, model.role_of))
     checked = Checked(
         path=path,
         kind=kind,
@@ -118,9 +124,12 @@ def check(path: Path, question: Question) -> Checked:
         checked = _with_weights(checked, found.weights, model, question.weights)
     elif question.weights:
         raise BenchError(f"{path}: --weights needs a trained adapter, and there are no weights")
+    if question.gradients and not ledger.refusals:
+        checked = _with_gradients(checked)
     if question.gpu is not None:
         checked = _with_prediction(checked, question)
-    return replace(checked, findings=tuple(_findings(checked)))
+    failing = question.gate.failing(checked.ledger)
+    return replace(checked, failing=failing, findings=tuple(_findings(checked, failing)))
 
 
 def _kind(found: Found, recipe: Recipe) -> str:
@@ -135,6 +144,17 @@ def _with_weights(checked: Checked, weights: Path, model: Model, values: bool) -
     if not checked.ledger.refusals:
         comparison = compare(model, checked.recipe.path, tensors)
     return replace(checked, comparison=comparison, values=read_values(weights) if values else None)
+
+
+def _with_gradients(checked: Checked) -> Checked:
+    """The hazards of a step that gives adapters no gradient; a note where it cannot be told."""
+    from bench.predict.gradients import with_gradients
+
+    try:
+        ledger = with_gradients(checked.subject.model, checked.ledger)
+    except BenchError as error:
+        return replace(checked, notes=(*checked.notes, str(error)))
+    return replace(checked, ledger=ledger)
 
 
 def _with_prediction(checked: Checked, question: Question) -> Checked:
@@ -157,15 +177,31 @@ def _with_prediction(checked: Checked, question: Question) -> Checked:
         seq_len=length,
         optimizer=step.optimizer,
         gradient_checkpointing=step.gradient_checkpointing,
+        autocast=step.autocast,
+        reentrant=step.reentrant,
+        compute_dtype=step.compute_dtype,
     )
-    try:
-        case = replace(checked.subject, precision=step.precision).case(options)
-        return replace(checked, prediction=predict(case, gpu=question.gpu))
-    except BenchError as error:
-        return replace(checked, not_predicted=str(error))
+    reasons = []
+    for left_out in _LEFT_OUT:
+        try:
+            plainer = replace(options, **{name: _PLAIN[name] for name in left_out})
+            case = replace(checked.subject, precision=step.precision).case(plainer)
+            prediction = predict(case, gpu=question.gpu)
+        except BenchError as error:
+            reasons.append(str(error))
+            continue
+        said = [name for name in left_out if getattr(options, name) != _PLAIN[name]]
+        notes = tuple(f"the file's {name} is left out of the prediction" for name in said)
+        return replace(checked, prediction=prediction, notes=(*checked.notes, *notes))
+    return replace(checked, not_predicted=reasons[0])
 
 
-def _findings(checked: Checked) -> list[Finding]:
+_LEFT_OUT = ((), ("autocast",), ("autocast", "reentrant", "compute_dtype"))
+"""What is left out of the step, in turn, where it cannot be predicted with it."""
+_PLAIN: dict[str, Any] = {"autocast": None, "reentrant": False, "compute_dtype": None}
+
+
+def _findings(checked: Checked, failing: Collection[str]) -> list[Finding]:
     """Everything that was found, errors first, each at the line of its file."""
     recipe, ledger, optional = checked.recipe, checked.ledger, checked.subject.optional
     found = []
@@ -185,7 +221,8 @@ def _findings(checked: Checked) -> list[Finding]:
         found += _saved_findings(checked, checked.weights)
     for hazard in ledger.hazards:
         line = recipe.line("target_modules", "")
-        found.append(Finding(hazard.code, hazard.reason, recipe.path, line, error=False))
+        error = hazard.code in failing
+        found.append(Finding(hazard.code, hazard.reason, recipe.path, line, error))
     return found
 
 

@@ -29,6 +29,13 @@ def add_options(add: Add) -> None:
     add("--auto-class", metavar="CLASS", help="transformers class to build the model with")
     add("--trust-remote-code", action="store_true", help="run a model repository's own code")
     add("--optional", default="", metavar="A,B", help="entries that may reach nothing")
+    add("--fail-on", default="", metavar="HAZARD,...",
+        help="exit with 1 on these hazards too (docs/hazards.md), or on all")
+    add("--allow", default="", metavar="HAZARD,...", help="never fail on these hazards")
+    add("--minimum-coverage", type=float, metavar="SHARE",
+        help="exit with 1 when fewer of the linear weights carry an adapter, 0 to 1")
+    add("--no-gradients", action="store_false", dest="gradients",
+        help="do not look for adapters that a step gives no gradient")
     add("--weights", action="store_true",
         help="read a trained adapter's values too: never trained, NaN, norms by role")
     add("--gpu", metavar="NAME", help="predict the memory of the file's own step on this GPU")
@@ -48,6 +55,7 @@ def run(options: argparse.Namespace) -> int:
     if options.seq_len is not None and options.seq_len < 1:
         raise BenchError(f"--seq-len must be at least 1, not {options.seq_len}")
     from bench.check.answer import Question, check
+    from bench.check.gate import HazardGate
     from bench.predict.gpus import find_gpu, gpu_with_memory
     from bench.reports.check import check_annotations, check_json, check_text
 
@@ -62,6 +70,10 @@ def run(options: argparse.Namespace) -> int:
         gpu=gpu,
         seq_len=options.seq_len,
         weights=options.weights,
+        gradients=options.gradients,
+        gate=HazardGate.of_project().with_options(
+            split(options.fail_on), split(options.allow), options.minimum_coverage
+        ),
     )
     failed = False
     for number, path in enumerate(options.paths):

@@ -46,6 +46,8 @@ def add_options(add: Add) -> None:
         help="as loaded in int8, nf4, ...: which heads cannot train, and the three totals")
     add("--plot", type=Path, metavar="FILE",
         help="draw what is reached, layers by projections (.svg or .png)")
+    add("--gradients", action="store_true",
+        help="list adapters that a step gives no gradient: they match, and train nothing")
     add("--method", metavar="M", help="another PEFT method: ia3, vera, prefix_tuning, full, ...")
     add("--set", **REPEATABLE, metavar="FIELD=VALUE", dest="settings",
         help="a field of that method's PEFT config, a list as A,B; repeatable")
@@ -78,6 +80,10 @@ def run(options: argparse.Namespace) -> int:
     for number, name in enumerate(options.models):
         subject = asked_subject(options, name)
         ledger = gate.judge(match(subject.model.table, subject.adapter, subject.model.role_of))
+        if options.gradients and not ledger.refusals:
+            from bench.predict.gradients import with_gradients
+
+            ledger = with_gradients(subject.model, ledger)
         parameters = None if ledger.refusals else lora_parameters(ledger)
         failing = gate.failing(ledger)
         if options.json:
@@ -114,6 +120,7 @@ _LORA_ONLY = {
     "allow": "hazards are LoRA's",
     "minimum_coverage": "coverage is LoRA's",
     "precision": "the counts are the same in every precision; leave it out",
+    "gradients": "the step that is traced has LoRA's adapters; leave it out",
 }  # fmt: skip
 
 

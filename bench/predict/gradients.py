@@ -15,7 +15,7 @@ import textwrap
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +25,7 @@ from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError
 from bench.predict.journal import Untraceable
 from bench.predict.values import KnownValues, tensors_in
+from bench.targets.ledger import Hazard, Ledger
 from bench.tasks import AUDIO, IMAGES, TRAINED
 from bench.training.batches import Batch
 from bench.training.loading import quiet_libraries
@@ -87,21 +88,19 @@ def trace_gradients(model: Model, adapter: AdapterConfig) -> Gradients:
 
 
 def _traced(model: Model, adapter: AdapterConfig, kinds: tuple[str, ...]) -> Gradients:
-    from bench.measure.counting import inject
-
     base = model.build().bfloat16()
-    peft_model = inject(base, adapter).train()
-    got: set[str] = set()
-    for name, parameter in peft_model.named_parameters():
+    peft_model = _injected(base, adapter).train()
+    owners = _owners(base)
+    got: set[int] = set()
+    for parameter in peft_model.parameters():
         if parameter.requires_grad:
-            parameter.register_post_accumulate_grad_hook(_noting(got, name))
+            parameter.register_post_accumulate_grad_hook(lambda p: got.add(id(p)))
     with _Followed(), warnings.catch_warnings(), _whole_autocast():
         warnings.simplefilter("ignore")
         batch = _batch(model, base, kinds)
         _loss(peft_model(**batch)).backward()
-    owners = [_owner(n) for n, p in peft_model.named_parameters() if p.requires_grad]
-    reached = {_owner(name) for name in got}
-    adapted = list(dict.fromkeys(filter(None, owners)))
+    reached = {owners[key] for key in got & owners.keys()}
+    adapted = list(dict.fromkeys(owners.values()))
     return Gradients(
         fed=tuple(kind for kind in kinds if kind != _TASK),
         reached=sum(name in reached for name in adapted),
@@ -110,18 +109,34 @@ def _traced(model: Model, adapter: AdapterConfig, kinds: tuple[str, ...]) -> Gra
     )
 
 
-def _noting(got: set[str], name: str) -> Any:
-    return lambda _: got.add(name)
+def _injected(base: Any, adapter: AdapterConfig) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")
+        try:
+            return get_peft_model(base, LoraConfig(**adapter.to_dict()))
+        except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
+            raise BenchError(f"PEFT refuses the configuration: {error}") from error
 
 
-_ADAPTER_PART = re.compile(r"\.(base_layer\.)*lora_\w+(\..*)?$")
+def _owners(base: Any) -> dict[int, str]:
+    """The adapted module, or parameter of experts, that each trainable matrix belongs to."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    found: dict[int, str] = {}
+    for name, module in base.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            parameter = getattr(module, "parameter_name", "")
+            label = ".".join(filter(None, (name.replace(".base_layer", ""), parameter)))
+            for held in module.adapter_layer_names:
+                found |= {id(p): label for p in _parameters(getattr(module, held, None))
+                          if p.requires_grad}  # fmt: skip
+    return found
 
 
-def _owner(name: str) -> str:
-    """The adapted module of a LoRA parameter, by its name in the base model; "" for others."""
-    if not _ADAPTER_PART.search(name):
-        return ""
-    return _ADAPTER_PART.sub("", name.removeprefix("base_model.model."))
+def _parameters(held: Any) -> Iterator[Any]:
+    return held.parameters() if hasattr(held, "parameters") else iter(())
 
 
 class _Followed(TorchDispatchMode):  # type: ignore[misc]  # torch is seen untyped
@@ -295,6 +310,36 @@ def _child(node: ast.AST) -> str:
         and node.value.id == "self"
     )
     return node.attr if of_self else ""  # type: ignore[attr-defined]
+
+
+def with_gradients(model: Model, ledger: Ledger) -> Ledger:
+    """The ledger with what a step says of it among its hazards. Raises as `trace_gradients`."""
+    found = trace_gradients(model, ledger.adapter)
+    return replace(ledger, hazards=(*ledger.hazards, *gradient_hazards(found)))
+
+
+def gradient_hazards(found: Gradients) -> tuple[Hazard, ...]:
+    """What to say of adapters that train nothing, with their paths."""
+    hazards = []
+    if found.without:
+        fed = " and ".join(found.fed)
+        hazards.append(
+            Hazard(
+                "no-gradient",
+                f"{len(found.without)} of {found.adapted} adapters get no gradient in a step on "
+                f"{fed}: {grouped(found.without)}; they train nothing unless the data reach them",
+            )
+        )
+    if found.fused:
+        hazards.append(
+            Hazard(
+                "kernel-takes-weight",
+                f"{len(found.fused)} adapters get no gradient where the kernels of mamba-ssm or "
+                f"causal-conv1d are installed, which take the weight and never call the module: "
+                f"{grouped(found.fused)}",
+            )
+        )
+    return tuple(hazards)
 
 
 def grouped(names: tuple[str, ...], shown: int = 4) -> str:

@@ -231,7 +231,8 @@ def _step(document: Document, precision: str, notes: tuple[str, ...]) -> Step:
         optimizer,
         bool(checkpointing),
         precision,
-        (f"rows {rows} sequence_len, {length} tokens: all are predicted full", *more, *notes),
+        trainer.autocast(values, "bf16"),
+        notes=(f"rows {rows} sequence_len, {length} tokens: all are predicted full", *more, *notes),
     )
 
 

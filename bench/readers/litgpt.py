@@ -123,9 +123,7 @@ def _step(document: Document) -> Step:
         )
     asked = values.get("precision") or "bf16-mixed"
     precision = QUANTIZED.get(str(quantize)) or PRECISIONS.get(str(asked), "bf16")
-    if str(asked).endswith("mixed") and not quantize:
-        notes.append(f"precision {asked}: weights in fp32 under autocast, predicted in fp32 "
-                     "throughout, which takes more")  # fmt: skip
+    mixed = {"bf16-mixed": "bf16", "16-mixed": "fp16"}.get(str(asked)) if not quantize else None
     optimizer = values.get("optimizer") or "AdamW"
     name = optimizer.get("class_path") if isinstance(optimizer, dict) else optimizer
     kind = "adamw" if str(name).rpartition(".")[2] in ("AdamW", "PagedAdamW") else ""
@@ -141,7 +139,7 @@ def _step(document: Document) -> Step:
     notes.append("LitGPT's own model, whose kernels are not transformers'")
     return Step(
         train.get("micro_batch_size", 1), train.get("max_seq_length"), kind, False, precision,
-        tuple(notes),
+        mixed, notes=tuple(notes),
     )  # fmt: skip
 
 

@@ -266,7 +266,9 @@ def _step(document: Document, precision: str, notes: tuple[str, ...]) -> Step:
         optimizer,
         not values.get("disable_gradient_checkpointing"),
         precision,
-        (f"rows {rows} cutoff_len, {length} tokens: all are predicted full", *more, *notes),
+        None if values.get("pure_bf16") else trainer.autocast(values),
+        values.get("use_reentrant_gc", True) is not False,
+        notes=(f"rows {rows} cutoff_len, {length} tokens: all are predicted full", *more, *notes),
     )
 
 

@@ -239,7 +239,8 @@ def _step(document: Document, notes: tuple[str, ...]) -> Step:
         optimizer,
         values.get("gradient_checkpointing", True) is not False,
         _precision(document),
-        (*more, *notes),
+        trainer.autocast(values, "bf16"),
+        notes=(*more, *notes),
     )
 
 

@@ -33,6 +33,9 @@ class Step:
     optimizer: str | None = None
     gradient_checkpointing: bool = False
     precision: str = "bf16"
+    autocast: str | None = None
+    reentrant: bool = False
+    compute_dtype: str | None = None
     notes: tuple[str, ...] = ()
 
 

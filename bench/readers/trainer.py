@@ -5,20 +5,13 @@ Names and defaults: transformers 5.23 `training_args.py` (`TrainingArguments`).
 
 from __future__ import annotations
 
+from bench.errors import BenchError
+from bench.training.options import optimizer_name
+
 VERSION = "5.23"
 BATCH_SIZE = 8
 """`per_device_train_batch_size` where a file is silent."""
 OPTIMIZER = "adamw_torch_fused"
-
-# Their optimizer → ours. The others are said, and no memory is predicted for them.
-OPTIMIZERS = {
-    "adamw_torch": "adamw",
-    "adamw_hf": "adamw",
-    "adamw_torch_fused": "adamw-fused",
-    "adamw_8bit": "adamw-8bit",
-    "adamw_bnb_8bit": "adamw-8bit",
-    "paged_adamw_8bit": "paged-adamw-8bit",
-}
 
 STEP_KEYS = frozenset(
     ("per_device_train_batch_size", "optim", "gradient_checkpointing", "bf16", "fp16")
@@ -59,9 +52,21 @@ SAID_OF_STEP = {
 def optimizer(name: object) -> tuple[str, tuple[str, ...]]:
     """(our name of a Trainer optimizer, "" for one that is not predicted; what to say of it)."""
     asked = str(getattr(name, "value", name))
-    if ours := OPTIMIZERS.get(asked):
-        return ours, ()
-    return "", (f"optimizer {asked} is not predicted",)
+    try:
+        return optimizer_name(asked), ()
+    except BenchError as error:
+        return "", (str(error),)
+
+
+def autocast(values: object, default: str | None = None) -> str | None:
+    """The dtype that Trainer's `bf16` or `fp16` runs forward and loss under; `default` where the
+    file names neither."""
+    table = values if isinstance(values, dict) else {}
+    if halves(table, "fp16"):
+        return "fp16"
+    if halves(table, "bf16") or ("bf16" not in table and default == "bf16"):
+        return "bf16"
+    return None
 
 
 def halves(values: object, key: str) -> bool:

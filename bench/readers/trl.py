@@ -112,17 +112,15 @@ def _step(document: Document, notes: tuple[str, ...]) -> Step:
         precision = DTYPES.get(dtype, "bf16")
         if dtype not in DTYPES:
             more += (f"dtype {dtype}: the checkpoint's own, for which bf16 is predicted",)
-        autocast = trainer.halves(values, "bf16") or "bf16" not in values
-        if precision == "fp32" and autocast and not trainer.halves(values, "fp16"):
-            more += ("weights in fp32 under bf16 autocast, TRL's default: predicted in fp32 "
-                     "throughout, which takes more",)  # fmt: skip
     return Step(
         whole(document, "per_device_train_batch_size", trainer.BATCH_SIZE),
         length,
         optimizer,
         values.get("gradient_checkpointing", True) is not False,
         precision,
-        (f"rows {rows} {length} tokens: all are predicted full", *more, *notes),
+        trainer.autocast(values, "bf16"),
+        compute_dtype=DTYPES.get(dtype) if values.get("load_in_4bit") else None,
+        notes=(f"rows {rows} {length} tokens: all are predicted full", *more, *notes),
     )
 
 

@@ -23,7 +23,13 @@ def check_text(checked: Checked, *, colour: bool = False) -> str:
         f"  base model: {checked.recipe.model or 'not named'}, checked on {model.label} "
         f"({model.model_type}, {source})",
         *(f"  note: {note}" for note in checked.notes),
-        ledger_text(checked.subject, checked.ledger, checked.parameters, colour=colour),
+        ledger_text(
+            checked.subject,
+            checked.ledger,
+            checked.parameters,
+            colour=colour,
+            failing=checked.failing,
+        ),
     ]
     if checked.comparison is not None and checked.weights is not None:
         lines += _keys(checked.comparison, checked.weights.name)
@@ -76,7 +82,7 @@ def check_json(checked: Checked) -> dict[str, Any]:
     """One JSON object: what was read, the ledger as `bench targets --json` has it, the findings."""
     step = checked.recipe.step
     return {
-        **ledger_json(checked.subject, checked.ledger, checked.parameters),
+        **ledger_json(checked.subject, checked.ledger, checked.parameters, failing=checked.failing),
         "path": str(checked.path),
         "taken_for": checked.kind,
         "tool": checked.recipe.tool,

@@ -21,8 +21,10 @@ from bench.targets.refusals import owner_of, quantized_copies
 HAZARDS = {
     "experts-not-reached": "the experts of a mixture are parameters, and get no adapter",
     "frozen-head": "a task head beyond the base model stays frozen",
+    "kernel-takes-weight": "a fused kernel takes a module's weight, and its adapter trains nothing",
     "low-coverage": "only a small share of the linear weights carries an adapter",
     "mixed-kinds": "an entry meant for linear layers also reaches a convolution",
+    "no-gradient": "adapters match, and a step gives them no gradient",
     "parameters-not-reached": "projections that are parameters get no adapter",
     "part-of-the-layers": "an entry reaches some layers; other projections of the rest are frozen",
     "quantized-head": "a head to be trained whole is loaded as integers",

@@ -1,0 +1,143 @@
+"""Matched, but does it learn? What a step on the meta device says of each adapter's gradient, held
+against one real step on the CPU: every registered architecture, and more model types."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tiny_models import COMMON, MODELS, OTHERS, adapted_as, other, tiny
+
+from bench.adapters.config import AdapterConfig
+from bench.models.architectures import Model, find_model, registered
+from bench.predict.gradients import trace_gradients, weights_handed_over
+
+KERNELS = {"mamba": "mamba_inner_fn", "falcon_mamba": "mamba_inner_fn"}
+"""Module-level functions that transformers replaces by a fused kernel where one is installed."""
+
+
+def shrunk(name: str) -> Model:
+    """A registered architecture in the tiny geometry of its type."""
+    model = find_model(name)
+    known = {k: v for k, v in model.config.items() if k not in COMMON}
+    return replace(model, config={**known, **adapted_as(model.model_type)}, architecture=None)
+
+
+def subject(name: str) -> tuple[Model, AdapterConfig]:
+    if name in registered():
+        return shrunk(name), AdapterConfig("all-linear", r=2)
+    given = MODELS.get(name) or OTHERS[name]
+    model = tiny(name) if name in MODELS else other(name)
+    return model, AdapterConfig(given.targets, r=2, target_parameters=())
+
+
+def real(model: Model) -> Any:
+    import torch
+    from transformers.utils import logging
+
+    from bench.models.classes import model_class
+
+    logging.set_verbosity_error()
+    torch.manual_seed(0)
+    loader = model_class(model.auto_class)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return getattr(loader, "from_config", loader)(model.transformers_config)
+
+
+def batch_for(base: Any) -> dict[str, Any]:
+    """Two rows of what the model's forward takes: text alone where it takes text."""
+    import torch
+
+    taken = inspect.signature(type(base).forward).parameters
+    ids = torch.randint(10, 40, (2, 8))
+    batch: dict[str, Any] = {}
+    if "input_ids" in taken:
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    elif "input_features" in taken:
+        config = base.config
+        frames = 2 * config.max_source_positions
+        batch["input_features"] = torch.randn(2, config.num_mel_bins, frames)
+    else:
+        size = base.config.image_size
+        batch["pixel_values"] = torch.randn(2, 3, size, size)
+    if "decoder_input_ids" in taken:
+        batch["decoder_input_ids"] = ids
+    return batch
+
+
+def trained_modules(model: Model, adapter: AdapterConfig) -> tuple[set[str], set[str]]:
+    """(adapted modules, those of them whose matrices a real step would change)."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from peft.tuners.lora import LoraLayer
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        base = real(model)
+        peft_model = get_peft_model(base, LoraConfig(**adapter.to_dict())).train()
+        torch.manual_seed(1)
+        out = peft_model(**batch_for(base))
+        target = torch.randn_like(out.logits)
+        (out.logits * target).sum().backward()
+    adapted, trained = set(), set()
+    for name, module in base.named_modules():
+        if isinstance(module, LoraLayer):
+            # One of the two begins at zero, so that the other's first gradient is zero.
+            held = (module.lora_A, module.lora_B, module.lora_embedding_A, module.lora_embedding_B)
+            label = name.replace(".base_layer", "")
+            label = (
+                f"{label}.{module.parameter_name}" if hasattr(module, "parameter_name") else label
+            )
+            adapted.add(label)
+            weights = [w for part in held for w in part.parameters()]
+            if any(w.grad is not None and bool(w.grad.any()) for w in weights):
+                trained.add(label)
+    return adapted, trained
+
+
+@pytest.mark.parametrize("name", [*registered(), *OTHERS, "qwen2_vl", "gpt_neox", "phi", "gemma2"])
+def test_adapters_without_a_gradient_are_those_that_a_real_step_leaves_alone(name: str) -> None:
+    model, adapter = subject(name)
+    adapted, trained = trained_modules(model, adapter)
+    found = trace_gradients(model, adapter)
+    assert found.adapted == len(adapted)
+    assert set(found.without) == adapted - trained
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_fused_kernel_leaves_alone_what_it_takes_the_weight_of(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel stands in as a function of the weights that it is handed, which is all that one
+    has to know of it here: the modules themselves are not called."""
+    import importlib
+
+    model, adapter = subject(name)
+    module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
+
+    def kernel(projected: Any, *tensors: Any, **more: Any) -> Any:
+        hidden = tensors[4].shape[0]  # of out_proj's weight
+        summed = sum(t.float().mean() for t in tensors[:5] if t is not None)
+        return projected.transpose(1, 2)[..., :hidden] * summed
+
+    monkeypatch.setattr(module, KERNELS[name], kernel)
+    adapted, trained = trained_modules(model, adapter)
+    monkeypatch.undo()
+    found = trace_gradients(model, adapter)
+    assert {*found.without, *found.fused} == adapted - trained
+
+
+def test_a_module_that_is_only_called_is_handed_to_nobody() -> None:
+    class Mixer:
+        def forward(self, x: Any) -> Any:
+            y = self.in_proj(x)
+            z = fused(y, self.out_proj.weight, bias=self.gate.weight)
+            return self.out_proj(y) if z is None else self.gate(z) + self.scale.weight
+
+    fused = types.SimpleNamespace()
+    assert weights_handed_over(Mixer) == {"out_proj", "gate"}
