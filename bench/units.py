@@ -102,3 +102,13 @@ def one_line(text: object) -> str:
     """Any text on one line, without control characters: safe in a table and on a terminal."""
     joined = " ".join(str(text).split())
     return "".join(character if character.isprintable() else "?" for character in joined)
+
+
+def harmless(text: str) -> str:
+    """Text of several lines with every control character spelled out: what a terminal would obey
+    (a name from somebody else's file may hold it) it shows instead."""
+    if text.isascii() and text.replace("\n", "").isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text
+    )

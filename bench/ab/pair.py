@@ -78,6 +78,11 @@ def measure(
             progress(f"{side.option} {side.label}: {model}: {error}")
     records: tuple[Records, Records] = ({}, {})
     keys = list(dict.fromkeys((*baseline.keys, *contender.keys)))
+    if not keys:
+        raise BenchError(
+            "nothing to measure: no case of these models, scenarios and precisions in either "
+            "environment"
+        )
     for number, key in enumerate(keys, 1):
         progress(f"{number}/{len(keys)} {key}")
         found = _measure_case(key, sides, plan)

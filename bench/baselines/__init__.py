@@ -6,6 +6,7 @@ from bench.baselines.gate import (
     count_verdicts,
     gate,
     require_common,
+    unused,
     write_verdicts,
 )
 from bench.baselines.metrics import METRICS, Metric, Thresholds, metric_named
@@ -22,7 +23,7 @@ from bench.baselines.runs import (
     seal,
 )
 from bench.baselines.storage import find_runs, load_stored, write_run
-from bench.baselines.verdicts import FAILING, VERDICTS, Verdict, compare
+from bench.baselines.verdicts import FAILING, VERDICTS, Verdict, compare, left_out
 from bench.training.machine import Accelerator, Machine
 
 __all__ = [
@@ -47,12 +48,14 @@ __all__ = [
     "digest",
     "find_runs",
     "gate",
+    "left_out",
     "load_run",
     "load_stored",
     "metric_named",
     "parse_run",
     "require_common",
     "seal",
+    "unused",
     "write_run",
     "write_verdicts",
 ]

@@ -49,13 +49,20 @@ def gate(verdicts: Iterable[Verdict], allow: Iterable[str] = ()) -> list[Verdict
     return [
         verdict
         for verdict in verdicts
-        if verdict.verdict in FAILING
-        and not any(
-            kind in ("", verdict.verdict)
-            and (fnmatch.fnmatchcase(verdict.record, pattern) or verdict.metric == pattern)
-            for kind, pattern in allowances
-        )
+        if verdict.verdict in FAILING and not any(_lets_pass(each, verdict) for each in allowances)
     ]
+
+
+def unused(verdicts: Sequence[Verdict], allow: Iterable[str]) -> list[str]:
+    """Those of `allow` that let nothing pass: misspelt, or no longer needed."""
+    failing = [verdict for verdict in verdicts if verdict.verdict in FAILING]
+    return [t for t in allow if not any(_lets_pass(_allowance(t), each) for each in failing)]
+
+
+def _lets_pass(allowance: tuple[str, str], verdict: Verdict) -> bool:
+    kind, pattern = allowance
+    named = fnmatch.fnmatchcase(verdict.record, pattern) or verdict.metric == pattern
+    return kind in ("", verdict.verdict) and named
 
 
 def require_common(baseline: StoredRun, contender: StoredRun, verdicts: Iterable[Verdict]) -> None:

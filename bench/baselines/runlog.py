@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from bench.baselines.runs import Record, Selection, StoredRun
+from bench.baselines.runs import Record, Selection, StoredRun, parse_record
 from bench.formulas import Parameters
 from bench.scenarios.subjects import Subject
 from bench.statistics import instability
@@ -158,6 +158,9 @@ class RunLog:
     only: Mapping[str, Sequence[str]] = field(default_factory=dict)
     deselected: list[str] = field(default_factory=list)
     interrupted: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+    resumed: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    """Records of an interrupted run that this one goes on from."""
 
     def run(self, name: str, seed: int = 0) -> StoredRun:
         """The run as it stands, called `name`."""
@@ -166,8 +169,12 @@ class RunLog:
             name,
             versions(),
             machine(),
-            {key: recorder.record(key) for key, recorder in self.records.items()},
+            {
+                **{key: parse_record(key, raw, "resumed") for key, raw in self.resumed.items()},
+                **{key: recorder.record(key) for key, recorder in self.records.items()},
+            },
             seed,
             Selection(self.arguments, frozenset(self.deselected), only),
             interrupted=self.interrupted,
+            options=self.options,
         )

@@ -93,6 +93,8 @@ class StoredRun:
     """A stored run. datetime and commit as pytest-benchmark wrote them, if it did.
 
     interrupted: it was ended (by Ctrl-C, or -x) before its last case, and holds those before.
+    gate: how it ended, as `bench.baselines.accepted` says; None where there was none. options: what
+    decided how its cases were measured.
     """
 
     name: str
@@ -104,8 +106,11 @@ class StoredRun:
     commit: str | None = None
     dirty: bool = False
     interrupted: bool = False
+    gate: str | None = None
+    digest: str = ""
     datetime: str | None = None
     path: Path | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -115,6 +120,11 @@ class StoredRun:
     def table(self) -> dict[str, Any]:
         """The `lora_bench` table of the file, which `parse_run` reads; `seal` adds the digest."""
         selection = self.selection
+        detail: dict[str, Any] = {"options": dict(self.options)} if self.options else {}
+        if self.interrupted:
+            detail["interrupted"] = True
+        if self.gate is not None:
+            detail["gate"] = self.gate
         return {
             "schema": SCHEMA,
             "name": self.name,
@@ -126,7 +136,7 @@ class StoredRun:
                 "only": {name: list(values) for name, values in selection.only.items()},
                 "deselected": sorted(selection.deselected),
             },
-            **({"detail": {"interrupted": True}} if self.interrupted else {}),
+            **({"detail": detail} if detail else {}),
             "records": {key: self.records[key].to_dict() for key in sorted(self.records)},
         }
 
@@ -147,7 +157,7 @@ def seal(document: Mapping[str, Any]) -> dict[str, Any]:
     Raises BenchError for a document that `parse_run` would refuse, and TypeError for an object
     that is not JSON.
     """
-    sealed: dict[str, Any] = json.loads(json.dumps(_finite(document), allow_nan=False))
+    sealed: dict[str, Any] = json.loads(json.dumps(finite(document), allow_nan=False))
     if not isinstance(sealed.get(KEY), dict):
         raise BenchError(f"a run to store has no {KEY!r} table")
     sealed[KEY]["digest"] = digest(sealed)
@@ -155,12 +165,13 @@ def seal(document: Mapping[str, Any]) -> dict[str, Any]:
     return sealed
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The value with a word in the place of each number that JSON does not have."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def load_run(path: Path | str) -> StoredRun:
@@ -196,6 +207,7 @@ def parse_run(document: Any, where: str, path: Path | None = None) -> StoredRun:
     only = _table(selection.get("only", {}), f"{where}: selection: only")
     check_keys(only, f"{where}: selection: only", ("model", "scenario", "rank", "precision"))
     versions = _table(body["versions"], f"{where}: versions")
+    detail = _table(body.get("detail", {}), f"{where}: detail")
     return StoredRun(
         name=_word(body["name"], f"{where}: name"),
         versions={
@@ -217,7 +229,10 @@ def parse_run(document: Any, where: str, path: Path | None = None) -> StoredRun:
         ),
         commit=str(commit["id"])[:12] if str(commit.get("id") or "").isalnum() else None,
         dirty=commit.get("dirty") is True,
-        interrupted=_table(body.get("detail", {}), f"{where}: detail").get("interrupted") is True,
+        interrupted=detail.get("interrupted") is True,
+        gate=_word_or_none(detail.get("gate"), f"{where}: detail: gate"),
+        digest=body["digest"],
+        options=_table(detail.get("options", {}), f"{where}: detail: options"),
         datetime=_word_or_none(date, f"{where}: datetime"),
         path=path,
     )

@@ -35,15 +35,7 @@ def find_runs(storage: Path | str, selector: str | None = None) -> list[Path]:
     storage = Path(storage)
     if selector and Path(selector).is_file():
         return [Path(selector)]
-    stored = sorted(
-        (
-            path
-            for pattern in ("*.json", "*/*.json")
-            for path in storage.glob(pattern)
-            if RUN_FILE.fullmatch(path.name)
-        ),
-        key=lambda path: (_number(path), path.name, path.parent),
-    )
+    stored = stored_files(storage)
     folder, _, wanted = (selector or "").rpartition("/")
     found = [
         path
@@ -56,6 +48,13 @@ def find_runs(storage: Path | str, selector: str | None = None) -> list[Path]:
         raise BenchError(f"no stored run in {storage}: store one with {SAVE_HINT}")
     there = _listed(storage, stored[-20:])
     raise BenchError(f"no stored run in {storage} matches {selector!r}; there are: {there}")
+
+
+def stored_files(storage: Path) -> list[Path]:
+    """Every stored run in the folder and those within it, oldest number first."""
+    found = (path for pattern in ("*.json", "*/*.json") for path in storage.glob(pattern))
+    runs = (path for path in found if RUN_FILE.fullmatch(path.name))
+    return sorted(runs, key=lambda path: (_number(path), path.name, path.parent))
 
 
 def load_stored(storage: Path | str, selector: str | None = None) -> StoredRun:

@@ -43,6 +43,9 @@ FAILING = (REGRESSED, CHANGED, VANISHED, INCOMPARABLE)
 VERDICTS = (*FAILING, IMPROVED, NEW, UNCHANGED)
 """All of them, the worst first."""
 
+OWN = "own"
+"""The scenario of a configuration that a user gave, whose rank is its own."""
+
 CASE, OUTCOME = "case", "outcome"
 """What a verdict is about when it is not about one metric."""
 
@@ -80,8 +83,9 @@ def compare(
     """
     selection = contender.selection if selection is None else selection
     verdicts: list[Verdict] = []
+    other_rank = _at_another_rank(baseline, contender, selection)
     for key, before in baseline.records.items():
-        if after := contender.records.get(key):
+        if after := contender.records.get(other_rank.get(key, key)):
             verdicts += _compare_records(baseline, contender, before, after, thresholds)
         elif selection.covers(key) and selection.asks_for(before):
             verdicts.append(
@@ -90,9 +94,46 @@ def compare(
     verdicts += [
         Verdict(key, CASE, NEW, explanation="not in the baseline")
         for key in contender.records
-        if key not in baseline.records
+        if key not in baseline.records and key not in other_rank.values()
     ]
     return verdicts
+
+
+def left_out(baseline: StoredRun, contender: StoredRun) -> list[str]:
+    """The baseline's cases that the contender was not asked for: they have no verdict."""
+    asked = contender.selection
+    other_rank = _at_another_rank(baseline, contender, asked)
+    return [
+        key
+        for key, record in baseline.records.items()
+        if key not in contender.records
+        and key not in other_rank
+        and not (asked.covers(key) and asked.asks_for(record))
+    ]
+
+
+def _at_another_rank(
+    baseline: StoredRun, contender: StoredRun, selection: Selection
+) -> dict[str, str]:
+    """Cases of a user's own configuration whose rank it was that changed, not the case: the id in
+    the baseline and in the contender. Where --rank asked for another, it is another case."""
+    if "rank" in selection.only:
+        return {}
+
+    def facts(record: Record) -> tuple[object, ...]:
+        test = record.id.partition("[")[0]
+        return (test, record.model, record.scenario, record.precision)
+
+    def alone(run: StoredRun, other: StoredRun) -> dict[tuple[object, ...], str]:
+        own = [r for k, r in run.records.items() if r.scenario == OWN and k not in other.records]
+        return {
+            facts(record): record.id
+            for record in own
+            if [facts(each) for each in own].count(facts(record)) == 1
+        }
+
+    gone, came = alone(baseline, contender), alone(contender, baseline)
+    return {key: came[fact] for fact, key in gone.items() if fact in came}
 
 
 def _whereabouts(gone: Record, baseline: StoredRun, contender: StoredRun) -> str:
@@ -139,7 +180,7 @@ def _compare_outcomes(
     old: Machine, new: Machine, before: Record, after: Record, why: str
 ) -> Verdict:
     """From ok: regressed; back to ok: improved; from one failure to another: changed."""
-    obstacle = _other_machine(old, new, MEMORY)
+    obstacle = other_machine(old, new, MEMORY)
     verdict, explanation = CHANGED, why
     if before.outcome == after.outcome:
         verdict, explanation = UNCHANGED, ""
@@ -279,7 +320,7 @@ def _obstacle(metric: Metric, old: Machine, new: Machine, before: Record, after:
         return ""
     if workload := workload_change(before, after):
         return f"another workload: {workload}"
-    return _other_machine(old, new, ("accelerator",) if metric.kind == ALLOCATED else MACHINE)
+    return other_machine(old, new, ("accelerator",) if metric.kind == ALLOCATED else MACHINE)
 
 
 MEMORY = ("id", "memory", "accelerator", "memory limit")
@@ -293,7 +334,8 @@ _SAME_MEMORY = 0.01
 """A kernel keeps more or less of the same memory for itself."""
 
 
-def _other_machine(old: Machine, new: Machine, parts: Iterable[str]) -> str:
+def other_machine(old: Machine, new: Machine, parts: Iterable[str] = MACHINE) -> str:
+    """What makes these two machines; "" if they are one."""
     found: list[str] = []
     for part in parts:
         left, right = _part(old, part), _part(new, part)

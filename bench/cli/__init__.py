@@ -5,11 +5,13 @@ Exit status: 0 all holds, 1 a check failed, 2 the input was wrong.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
 from collections.abc import Sequence
 
+from bench.cli.output import harmless_output
 from bench.cli.parser import make_parser
 from bench.errors import BenchError, missing_extra
 from bench.models.quantization import quiet_bitsandbytes
@@ -17,33 +19,42 @@ from bench.models.quantization import quiet_bitsandbytes
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. Wrong input is one line on standard error."""
-    options = make_parser().parse_args(arguments)
-    quiet_bitsandbytes()
+    with harmless_output():
+        return _main(arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     try:
+        options = make_parser().parse_args(arguments)
+        quiet_bitsandbytes()
         status: int = options.run(options)
         sys.stdout.flush()
         return status
     except BenchError as error:
-        print(f"bench: error: {error}", file=sys.stderr)
-        return 2
+        return _refuse(str(error))
     except ModuleNotFoundError as error:
         if not (line := missing_extra(error)):
             raise
-        print(f"bench: error: {line}", file=sys.stderr)
-        return 2
+        return _refuse(line)
     except BrokenPipeError:  # the reader went away: `bench ... | head`
         _discard_output()
         return 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF):
             raise
         _discard_output()
-        print(f"bench: error: the output was not written: {error.strerror}", file=sys.stderr)
-        return 2
+        return _refuse(f"the output was not written: {error.strerror}")
     except KeyboardInterrupt:
         return 130
 
 
+def _refuse(line: str) -> int:
+    with contextlib.suppress(BenchError, OSError):  # where standard error is closed too
+        print(f"bench: error: {line}", file=sys.stderr)
+    return 2
+
+
 def _discard_output() -> None:
     """What is still in the buffer would fail again when the interpreter ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with contextlib.suppress(OSError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

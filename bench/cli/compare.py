@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from bench.cli.options import FORMATS, Add, add_format, add_gate
-from bench.cli.output import json_lines, put, stored_runs, written
+from bench.cli.output import csv_text, json_lines, put, stored_runs, written
 
 HELP = "verdicts on two stored runs"
 
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
         write_verdicts(options.verdict_file, verdicts, failing, baseline, contender)
     if options.format == "csv":
         table = verdict_table(verdicts, failing)
-        put(str(table.to_csv(index=False, lineterminator="\n")))
+        put(csv_text(table))
     elif options.format == "json":
         put(json_lines({**as_json(item), "fails": item in failing} for item in verdicts))
     elif options.format == "comment":
@@ -56,5 +56,6 @@ def run(options: argparse.Namespace) -> int:
 
         put(comment(verdicts, failing, baseline, contender, options.allow))
     else:
-        put(written(verdict_report(verdicts, failing, baseline, contender), options.format))
+        report = verdict_report(verdicts, failing, baseline, contender, allow=options.allow)
+        put(written(report, options.format))
     return 1 if failing else 0

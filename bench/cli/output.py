@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import shutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO
 
 from bench.errors import BenchError
 from bench.files import write_output
+from bench.units import harmless
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
     from bench.reports.layout import Report
@@ -46,12 +50,69 @@ def put(text: str, output: Path | None = None) -> None:
     if output is not None:
         write_output(output, text)
         return
-    encoding = sys.stdout.encoding or "utf-8"
     try:
-        sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+        sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
         raise BenchError("the reader of the output went away") from None
+
+
+def csv_text(table: pd.DataFrame) -> str:
+    """The table as CSV. Text that a spreadsheet would take for a formula is quoted."""
+
+    def quoted(cell: object) -> object:
+        return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
+
+    return str(table.map(quoted).to_csv(index=False, lineterminator="\n"))
+
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_COLOURS = re.compile(r"\x1b\[(?:0|31|32|33)m|\r\x1b\[K")
+"""What we write to a terminal ourselves besides text: three colours, and progress on one line."""
+
+
+class Output:
+    """A standard stream that shows control characters instead of sending them, writes what its
+    encoding cannot hold as `?`, and says so where it is closed (`>&-`): BenchError."""
+
+    def __init__(self, stream: TextIO | None, name: str) -> None:
+        self._stream = stream
+        self._name = name
+
+    def write(self, text: str) -> int:
+        """Write the text; its length."""
+        if self._stream is None:
+            raise BenchError(f"{self._name} is closed: nothing was written")
+        ours = _COLOURS.findall(text)
+        parts = [harmless(part) for part in _COLOURS.split(text)]
+        safe = "".join(part + mark for part, mark in zip(parts, [*ours, ""], strict=True))
+        encoding = self._stream.encoding or "utf-8"
+        self._stream.write(safe.encode(encoding, "replace").decode(encoding))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush it, if it is open."""
+        if self._stream is not None:
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        """Whether it is a terminal."""
+        return self._stream is not None and self._stream.isatty()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def harmless_output() -> Iterator[None]:
+    """Standard output and error as `Output`, until the end."""
+    given = sys.stdout, sys.stderr
+    sys.stdout = Output(sys.stdout, "standard output")
+    sys.stderr = Output(sys.stderr, "standard error")
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = given
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Protocol
 from bench import __version__
 from bench.cli import (
     ab,
+    accept,
     atlas,
     check,
     compare,
@@ -45,10 +46,29 @@ COMMANDS: dict[str, Command] = {
     "atlas": atlas,
     "report": report,
     "compare": compare,
+    "accept": accept,
     "history": history,
     "ab": ab,
     "published": published,
 }
+
+
+class _Once(argparse.Action):
+    """Stores a value; an option that is given twice would drop the first."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        """Keep the value, unless there is one already."""
+        given = namespace.__dict__.setdefault("_given", set())
+        if option_string is not None and self.dest in given:
+            parser.error(f"{option_string} is given twice, and takes one value")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -62,5 +82,6 @@ def make_parser() -> argparse.ArgumentParser:
         more = getattr(command, "EPILOG", None)
         sub = subparsers.add_parser(name, help=command.HELP, description=command.HELP, epilog=more)
         sub.set_defaults(run=command.run)
+        sub.register("action", None, _Once)  # what `add` makes unless it is told otherwise
         command.add_options(sub.add_argument)
     return parser

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.cli.options import FORMATS, Add, add_format
-from bench.cli.output import json_lines, put, save_figure, say, stored_runs, written
+from bench.cli.output import csv_text, json_lines, put, save_figure, say, stored_runs, written
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def _text(runs: Sequence[StoredRun], baseline: StoredRun | None, format: str, to
         return _page(runs, baseline)
     if format == "csv":
         table = comparison_table(runs, baseline)
-        return str(table.to_csv(index=False, lineterminator="\n"))
+        return csv_text(table)
     if format == "json":
         return json_lines(asdict(row) for row in comparison_rows(runs, baseline))
     if format == "latex":

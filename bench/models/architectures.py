@@ -29,6 +29,7 @@ from bench.models.quantization import (
 )
 from bench.models.roles import check_role, role_of
 from bench.tasks import BY_CLASS
+from bench.units import one_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -334,7 +335,7 @@ def find_model(
     else:
         config, folder, label = _from_hub(name, folders), None, name.rpartition("/")[2]
     chosen = auto_class or (architecture.auto_class if architecture else class_of(config))
-    return Model(label, config, chosen, architecture, folder, False, trust_remote_code)
+    return Model(one_line(label), config, chosen, architecture, folder, False, trust_remote_code)
 
 
 def read_config(path: Path) -> dict[str, Any]:

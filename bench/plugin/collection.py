@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from bench.baselines import seal
 from bench.baselines.runlog import Progress
 from bench.errors import BenchError
 from bench.files import SUITES
+from bench.plugin.resuming import begin, leave_out_finished
 from bench.plugin.state import (
     LOG,
     MEASURED,
@@ -20,7 +22,9 @@ from bench.plugin.state import (
     XDIST_REASON,
     under_xdist,
 )
+from bench.plugin.storing import run_document
 from bench.training.options import step_from
+from bench.units import harmless
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -67,6 +71,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = keep
     if dropped:
         config.hook.pytest_deselected(items=dropped)
+    leave_out_finished(config, items)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -82,6 +87,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     ]
     if config.option.collectonly or under_xdist(config):
         return
+    if config.stash[SAVE] and keys and config.option.benchmark_disable:
+        pytest.exit(
+            "error: --benchmark-disable takes one step of each measured case: nothing to store. "
+            "Leave out --benchmark-save, or the measured cases (-m 'not measured')",
+            returncode=2,
+        )
     subjects = config.stash[SUBJECTS].measured
     step = step_from(config.option)
     for subject in {subjects[key].model.label: subjects[key] for key in keys}.values():
@@ -90,7 +101,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         try:
             check_case_length(subject.case(step))
         except BenchError as error:
-            pytest.exit(f"error: --seq-len: {error}", returncode=2)
+            pytest.exit(harmless(f"error: --seq-len: {error}"), returncode=2)
+    if config.stash[SAVE]:
+        try:
+            begin(config, seal(run_document(config)))
+        except BenchError as error:
+            pytest.exit(harmless(f"error: {error}"), returncode=2)
 
 
 def _of_suites(config: pytest.Config, path: Path) -> bool:

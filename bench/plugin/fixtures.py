@@ -11,7 +11,7 @@ import pytest
 from bench.adapters.config import AdapterConfig
 from bench.baselines.runlog import Recorder
 from bench.models.architectures import Model
-from bench.plugin.state import LOG, MEASURED, PARAMETERS, SUBJECTS
+from bench.plugin.state import JOURNAL, LOG, MEASURED, PARAMETERS, SUBJECTS
 from bench.scenarios.subjects import Subject, has_gpu, load_model
 from bench.training.options import StepOptions, step_from
 
@@ -133,4 +133,7 @@ def pytest_runtest_makereport(
         recorder.reported = recorder.reported or report.when == "call" or report.failed
         if report.when == "call" and report.passed:
             recorder.outcome = "ok"
+        journal = item.config.stash[JOURNAL]
+        if journal is not None and report.when == "call":
+            journal.add(item.nodeid, recorder.record(item.nodeid).to_dict())
     return report

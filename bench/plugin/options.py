@@ -8,15 +8,22 @@ from typing import Any
 
 import pytest
 
-from bench.baselines import all_thresholds, gate, load_stored
+from bench.baselines import all_thresholds, gate
+from bench.baselines.accepted import load_baseline
 from bench.baselines.runlog import RunLog
 from bench.baselines.storage import check_name
 from bench.errors import BenchError
 from bench.files import check_output
 from bench.plugin.benchmarks import check_benchmark_options, name_to_save
+from bench.plugin.resuming import open_journal, stop_as_by_ctrl_c
 from bench.plugin.state import (
+    AUTOSAVED,
     BASELINE,
+    FAILING,
+    GATE,
+    JOURNAL,
     LOG,
+    RESUMED,
     SAVE,
     SUBJECTS,
     THRESHOLDS,
@@ -32,6 +39,7 @@ from bench.training.options import (
     check_step,
     step_from,
 )
+from bench.units import harmless
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -70,6 +78,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="tolerated change of a metric, such as step_seconds=10%%; repeatable")
     add("--allow", action="append", default=[], metavar="VERDICT[:ID]",
         help="a verdict that may pass the gate, for all cases or for a pattern of ids; repeatable")
+    add("--resume", action="store_true",
+        help="with --benchmark-save=NAME: go on with the interrupted run NAME")
     add("--verdict-file", type=Path, metavar="FILE", help="write the verdicts to this JSON file")
     # fmt: on
 
@@ -97,13 +107,17 @@ def pytest_configure(config: pytest.Config) -> None:
     load_model.cache_clear()  # a second run in this process may find other files
     config.stash[LOG] = RunLog()
     config.stash[BASELINE] = None
-    config.stash[VERDICTS] = []
+    config.stash[VERDICTS] = config.stash[FAILING] = []
+    config.stash[GATE] = config.stash[JOURNAL] = None
+    config.stash[RESUMED] = {}
+    config.stash[AUTOSAVED] = bool(option.benchmark_autosave and not option.benchmark_save)
     try:
         check_benchmark_options(config)
         # The run is stored with every record, whole or not at all: see pytest_sessionfinish.
         config.stash[SAVE] = name = name_to_save(config)
         if name is not None:
             check_name(name)
+        _check_repeated(config)
         _check_numbers(option)
         check_step(step_from(option))
         if option.verdict_file is not None:
@@ -131,15 +145,34 @@ def pytest_configure(config: pytest.Config) -> None:
             raise BenchError(f"--benchmark-save and --benchmark-compare: {XDIST_REASON}")
         if option.gate and not option.benchmark_compare:
             raise BenchError("--gate needs --benchmark-compare: there is nothing to hold against")
+        if option.resume and name is None:
+            raise BenchError(
+                "--resume needs --benchmark-save=NAME: the name of the run to go on with"
+            )
+        if not option.collectonly:
+            open_journal(config)
+            stop_as_by_ctrl_c(config)
         if option.benchmark_compare:
             selector = None if option.benchmark_compare is True else option.benchmark_compare
             storage = storage_folder(config)
-            config.stash[BASELINE] = baseline = load_stored(storage, selector)
+            config.stash[BASELINE] = baseline = load_baseline(storage, selector)
             # pytest-benchmark reads the same run, for --benchmark-compare-fail.
             option.benchmark_storage = f"file://{storage}"
             option.benchmark_compare = str(baseline.path)
     except BenchError as error:
-        pytest.exit(f"error: {error}", returncode=2)
+        pytest.exit(harmless(f"error: {error}"), returncode=2)
+
+
+_ONE = ("adapter", "target-modules", "rank", "weights", "auto-class", "budget", "verdict-file")
+
+
+def _check_repeated(config: pytest.Config) -> None:
+    """An option of one value that is given twice would drop the first. (pytest's own `addopts` may
+    be overridden.)"""
+    given = [str(argument).partition("=")[0] for argument in config.invocation_params.args]
+    for name in _ONE:
+        if given.count(f"--{name}") > 1:
+            raise BenchError(f"--{name} is given twice, and takes one value")
 
 
 def _check_numbers(option: Any) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench.baselines import StoredRun, Thresholds, Verdict
+from bench.baselines.journal import Journal
 from bench.baselines.runlog import Progress, RunLog
 from bench.scenarios.subjects import Subjects
 
@@ -18,9 +20,14 @@ RUN = pytest.StashKey[StoredRun]()
 REFUSED = pytest.StashKey[int]()
 SAVE = pytest.StashKey[str | None]()
 BASELINE = pytest.StashKey[StoredRun | None]()
+AUTOSAVED = pytest.StashKey[bool]()  # the run has pytest-benchmark's name, not one of the user's
+GATE = pytest.StashKey[str | None]()  # how it ended, as bench.baselines.accepted says
+FAILING = pytest.StashKey[list[Verdict]]()
 THRESHOLDS = pytest.StashKey[Thresholds]()
 VERDICTS = pytest.StashKey[list[Verdict]]()
 MEASURED = pytest.StashKey[list[str]]()  # keys of the measured subjects, in the run's order
+JOURNAL = pytest.StashKey[Journal | None]()
+RESUMED = pytest.StashKey[dict[str, Any]]()  # the document of the run to go on with
 LINES = pytest.StashKey[list[str]]()
 
 # Fixture name → the subjects that parametrize it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,29 @@ import pytest
 
 from bench.baselines import (
     KEY,
+    StoredRun,
     compare,
     gate,
+    load_run,
     parse_run,
     require_common,
     seal,
     write_run,
     write_verdicts,
 )
+from bench.baselines.accepted import FAILED, FIRST, PASSED, no_baseline
+from bench.baselines.storage import stored_files
 from bench.errors import BenchError
+from bench.plugin.resuming import options_of
 from bench.plugin.state import (
+    AUTOSAVED,
     BASELINE,
+    FAILING,
+    GATE,
+    JOURNAL,
     LINES,
     LOG,
+    RESUMED,
     RUN,
     SAVE,
     SUBJECTS,
@@ -31,6 +42,7 @@ from bench.plugin.state import (
     VERDICTS,
     storage_folder,
 )
+from bench.units import counted, harmless, one_line
 
 
 def pytest_benchmark_update_machine_info(
@@ -42,13 +54,14 @@ def pytest_benchmark_update_machine_info(
     machine_info["bench"] = machine().to_dict()
 
 
-def _document(session: pytest.Session) -> dict[str, Any]:
+def run_document(config: pytest.Config) -> dict[str, Any]:
+    """What is stored of this run, as far as it is known."""
     import json
 
     from pytest_benchmark.utils import safe_dumps
 
-    config = session.config
     log = config.stash[LOG]
+    log.options = options_of(config)
     log.arguments = tuple(_relative(config, a) for a in config.args)
     log.only = _only(config)
     hook = config.hook
@@ -87,7 +100,7 @@ def _relative(config: pytest.Config, argument: str) -> str:
     path, colons, rest = argument.partition("::")
     full = (config.invocation_params.dir / path).resolve()
     inside = full.is_relative_to(config.rootpath)
-    return (str(full.relative_to(config.rootpath)) if inside else path) + colons + rest
+    return one_line((str(full.relative_to(config.rootpath)) if inside else path) + colons + rest)
 
 
 @pytest.hookimpl(trylast=True)
@@ -101,26 +114,58 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     log.interrupted = bool(cut or session.shouldfail or session.shouldstop)
     # The case that was cut is not a failed one.
     log.records = {key: record for key, record in log.records.items() if record.reported}
-    if not log.records:
+    if not log.records and not log.resumed:
         return
-    document = _document(session)
+    if log.resumed and session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
+        session.exitstatus = pytest.ExitCode.OK  # the run to go on with had done all
+    document = run_document(config)
+    document["benchmarks"] += config.stash[RESUMED].get("benchmarks", [])
     config.stash[RUN] = run = parse_run(seal(document), "this run")
     try:
-        if name := config.stash[SAVE]:
-            _save(config, name, document)
-        baseline = config.stash[BASELINE]
-        if baseline is not None:
-            verdicts = compare(baseline, run, config.stash[THRESHOLDS])
-            config.stash[VERDICTS] = verdicts
-            if config.option.gate:
-                require_common(baseline, run, verdicts)
-            failing = gate(verdicts, config.option.allow)
-            if config.option.verdict_file:
-                write_verdicts(config.option.verdict_file, verdicts, failing, baseline, run)
-            if failing and config.option.gate and session.exitstatus == 0:
-                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        try:
+            _judge(config, run)
+        finally:
+            if name := config.stash[SAVE]:
+                document[KEY] = replace(run, gate=_gate_result(session, run), name=name).table()
+                _save(config, name, document)
     except BenchError as error:
-        pytest.exit(f"error: {error}", returncode=2)
+        config.stash[GATE] = FAILED
+        pytest.exit(harmless(f"error: {error}"), returncode=2)
+    if config.stash[FAILING] and config.option.gate and session.exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _judge(config: pytest.Config, run: StoredRun) -> None:
+    """Hold the run against the baseline, if there is one, and write the verdict file."""
+    baseline, option = config.stash[BASELINE], config.option
+    if baseline is None:
+        return
+    config.stash[GATE] = FAILED  # until all is known
+    verdicts = compare(baseline, run, config.stash[THRESHOLDS])
+    config.stash[VERDICTS] = verdicts
+    require_common(baseline, run, verdicts)
+    config.stash[FAILING] = failing = gate(verdicts, option.allow)
+    config.stash[GATE] = FAILED if failing else PASSED if option.gate else None
+    if option.verdict_file:
+        write_verdicts(option.verdict_file, verdicts, failing, baseline, run)
+
+
+def _gate_result(session: pytest.Session, run: StoredRun) -> str | None:
+    """What the stored run says of its gate: a run in which a test failed has not passed it."""
+    result = session.config.stash[GATE]
+    if result == FAILED or session.exitstatus != 0 or run.interrupted:
+        return FAILED
+    if result is None and session.config.stash[BASELINE] is None and _is_first(session.config):
+        return FIRST
+    return result
+
+
+def _is_first(config: pytest.Config) -> bool:
+    """Whether no run of this folder may be a baseline yet, and this one was given its name."""
+    if config.option.benchmark_disable or config.stash[AUTOSAVED]:
+        return False
+    folder = storage_folder(config)
+    return not any(not no_baseline(load_run(path)) for path in stored_files(folder))
 
 
 def _save(config: pytest.Config, name: str, document: dict[str, Any]) -> None:
@@ -131,7 +176,24 @@ def _save(config: pytest.Config, name: str, document: dict[str, Any]) -> None:
     except BenchError as error:
         kept = write_run(Path(tempfile.mkdtemp(prefix="lora-target-bench-")), name, document)
         raise BenchError(f"{error}; the run is kept in {kept}") from error
+    journal = config.stash[JOURNAL]
+    if journal is not None:
+        journal.close(done=True)
+        if journal.left is not None:
+            left = _shown(config, journal.left)
+            _say(config, f"an earlier run of this name was killed: its cases are {left}")
+    if taken := config.stash[LOG].resumed:
+        before = Path(config.stash[RESUMED]["path"]).stem
+        _say(config, f"{counted(len(taken), 'case')} taken over from {before}, not measured again")
+    stored = load_run(path)
+    config.stash[RUN] = stored
     _say(config, f"stored run: {_shown(config, path)}")
+    if why := no_baseline(stored):
+        _say(
+            config,
+            f"no later run is held against it: {why}. Where its figures are right: "
+            f"bench accept {path.stem} --reason WHY",
+        )
 
 
 def _save_command(config: pytest.Config) -> str:
@@ -149,7 +211,8 @@ def _save_command(config: pytest.Config) -> str:
 
 
 def _shown(config: pytest.Config, path: Path) -> str:
-    return str(path.relative_to(config.rootpath) if path.is_relative_to(config.rootpath) else path)
+    inside = path.is_relative_to(config.rootpath)
+    return harmless(str(path.relative_to(config.rootpath) if inside else path))
 
 
 def _say(config: pytest.Config, line: str) -> None:
@@ -165,7 +228,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     for recorder in own:
         for entry in recorder.detail.get("dead_entries", ()):
             write(
-                f"dead entry: {entry} reaches nothing on {recorder.subject.model.label}", red=True
+                f"dead entry: {one_line(entry)} reaches nothing on {recorder.subject.model.label}",
+                red=True,
             )
     run = config.stash.get(RUN, None)
     if run is None:
@@ -181,9 +245,20 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         from bench.reports import terminal, verdict_report
 
         verdicts = config.stash[VERDICTS]
-        failing = gate(verdicts, config.option.allow)
+        failing = config.stash[FAILING]
         terminalreporter.section(f"verdicts against {baseline.name}")
-        report = verdict_report(verdicts, failing, baseline, run, _save_command(config))
+        report = verdict_report(
+            verdicts,
+            failing,
+            baseline,
+            run,
+            save_command=_save_command(config),
+            allow=config.option.allow,
+        )
         write(terminal(report, width, colour=colour))
+        if failing and config.option.gate:
+            # pytest's last line counts what it knows: say there that the tests are not all.
+            one = len(failing) == 1
+            terminalreporter.stats[f"{'verdict' if one else 'verdicts'} failed the gate"] = failing
     for line in config.stash.get(LINES, []):
         write(line)

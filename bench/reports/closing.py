@@ -60,7 +60,9 @@ def _shortened(
     told = [v for v in ranked(verdicts) if v.verdict != UNCHANGED]
     ordered = [v for v in told if v in failed] + [v for v in told if v not in failed]
     unchanged = [v for v in verdicts if v.verdict == UNCHANGED]
-    whole = verdict_report([*ordered, *unchanged], failing, baseline, run, save_command)
+    whole = verdict_report(
+        [*ordered, *unchanged], failing, baseline, run, save_command=save_command
+    )
     if not whole.tables or len(whole.tables[0].rows) <= most:
         return replace(whole, title="")
     table: Table = whole.tables[0]

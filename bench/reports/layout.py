@@ -14,6 +14,8 @@ EMPTY = "—"
 BAD, GOOD, NOTED = "bad", "good", "noted"
 ANSI = {BAD: "\x1b[31m", GOOD: "\x1b[32m", NOTED: "\x1b[33m"}
 ANSI_END = "\x1b[0m"
+NARROWEST = 40
+"""Columns below which nothing can be read: a terminal that says it has fewer is not believed."""
 
 TEX = {
     "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -98,11 +100,12 @@ def latex(report: Report) -> str:
 
 
 def terminal(report: Report, width: int = 80, colour: bool = False) -> str:
-    """Plain text in `width` columns.
+    """Plain text in `width` columns (40 where there are fewer).
 
     A table that is too wide is split into groups by its leading columns, and if its groups are
     too wide still, into one paragraph a row. Only a single word longer than a line sticks out.
     """
+    width = max(width, NARROWEST)
     parts = [report.title, *(_wrap(text, width) for text in report.caption)]
     for table in report.tables:
         fits = max(map(len, _flat(table, False).splitlines())) <= width

@@ -7,13 +7,24 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bench.baselines import FAILING, METRICS, VERDICTS, StoredRun, Verdict, as_json, count_verdicts
+from bench.baselines import (
+    FAILING,
+    METRICS,
+    VERDICTS,
+    StoredRun,
+    Verdict,
+    as_json,
+    count_verdicts,
+    left_out,
+    unused,
+)
+from bench.baselines.accepted import FAILED, no_baseline
 from bench.baselines.storage import SAVE_HINT
 from bench.baselines.verdicts import INCOMPARABLE, NEW, UNCHANGED
 from bench.reports.layout import BAD, EMPTY, GOOD, NOTED, Report, Table
 from bench.reports.tables import describe
 from bench.statistics import CONFIDENCE
-from bench.units import format_change, format_quantity, one_line
+from bench.units import counted, format_change, format_quantity, one_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,11 +55,14 @@ def verdict_report(
     failing: Sequence[Verdict],
     baseline: StoredRun,
     contender: StoredRun,
+    *,
     save_command: str = SAVE_HINT,
+    allow: Iterable[str] = (),
 ) -> Report:
     """What changed, regressions first. Failing verdicts are all listed; the unchanged counted.
 
-    save_command: what stores the contender's figures as the next baseline.
+    save_command: what stores the contender's figures, where they are not stored yet. allow: what
+    `gate` was given.
     """
     counts = [f"{count} {name}" for name, count in count_verdicts(verdicts).items() if count]
     result = "FAILED" if failing else "passed"
@@ -77,9 +91,25 @@ def verdict_report(
     )
     remarks = Counter(v.explanation for v in verdicts if v.verdict == UNCHANGED and v.explanation)
     notes = [f"{count} unchanged with a remark: {text}." for text, count in remarks.items()]
+    notes += [f"--allow {text} let nothing pass: no failing verdict is like that." for text in
+              unused(verdicts, allow)]  # fmt: skip
+    if missing := left_out(baseline, contender):
+        notes.append(
+            f"{counted(len(missing), 'case')} of the baseline not compared: this run was not "
+            f"asked for {'it' if len(missing) == 1 else 'them'}."
+        )
+    if baseline.gate == FAILED and no_baseline(baseline):
+        notes.append(f"The gate of {baseline.label} failed, and nobody has accepted it.")
     if failing:
-        notes.append(f"To accept the new figures, store them as the next baseline: {save_command}")
+        notes.append(f"To accept the new figures: {_accepting(contender, save_command)}")
     return Report("Verdicts", caption, (table,) if lines else (), tuple(notes))
+
+
+def _accepting(contender: StoredRun, save_command: str) -> str:
+    """The command that makes the contender a baseline, stored or not."""
+    named = contender.label if contender.path else "NAME"
+    accept = f"bench accept {named} --reason WHY"
+    return accept if contender.path else f"{save_command}, then {accept}"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -15,6 +15,7 @@ from bench.models.precision import precision
 from bench.scenarios.scenario import Scenario, find_scenario, load_scenarios
 from bench.targets import Ledger
 from bench.training.cases import Case, StepOptions
+from bench.units import harmless, one_line
 
 RANKS = (1, 8, 16, 32, 64, 128)
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "nf4")
@@ -78,7 +79,7 @@ class Subject:
         lines = [f"{self.model.label}: {', '.join(said)}"]
         lines += [f"  {entry.entry}: dead{entry.why_dead}" for entry in dead]
         lines += [f"  {field}" for field in fields]
-        return "\n".join(lines)
+        return harmless("\n".join(lines))
 
 
 @dataclass(frozen=True)
@@ -123,10 +124,15 @@ def select(request: Request) -> Subjects:
     _check_weights(request)
     scenarios = [find_scenario(s) for s in request.scenarios] or list(load_scenarios().values())
     precisions = tuple(precision(p).name for p in request.precisions) or PRECISIONS
-    models = [
-        load_model(name, request.auto_class, request.trust_remote_code)
-        for name in request.models or registered()
-    ]
+    models = _told_apart(
+        {
+            name: load_model(name, request.auto_class, request.trust_remote_code)
+            for name in request.models or registered()
+        }
+    )
+    if len(models) < len(request.models):
+        twice = next(n for n in request.models if request.models.count(n) > 1)
+        raise BenchError(f"--model {twice} is given twice")
     ranks = (request.r,) if request.r else RANKS
     found = Subjects(architectures=tuple(m.label for m in models if m.architecture))
     for model in models:
@@ -153,6 +159,38 @@ def select(request: Request) -> Subjects:
             published = _measured(request, model, chosen)
             _add(found, published, precisions=precisions, weights=request.weights)
     return found
+
+
+def _told_apart(models: Mapping[str, Model]) -> list[Model]:
+    """The models by the names they were given, each with a label of its own: where two would be
+    called alike, by as much of the path (or the hub id) as it takes. A registered one keeps its."""
+    return [
+        replace(model, label=_label(name, alike))
+        if (alike := [n for n in models if n != name and models[n].label == model.label])
+        and model.architecture is None
+        else model
+        for name, model in models.items()
+    ]
+
+
+def _label(name: str, alike: Sequence[str]) -> str:
+    mine, others = _path(name), [_path(other) for other in alike]
+    if mine in others:
+        raise BenchError(f"--model {name} and --model {alike[others.index(mine)]} are the same")
+    lengths = range(2, len(mine))
+    length = next((n for n in lengths if all(o[-n:] != mine[-n:] for o in others)), len(mine))
+    return one_line("/".join(mine[-length:]))
+
+
+def _path(name: str) -> tuple[str, ...]:
+    """The parts of a folder's path, from the current folder where it lies within."""
+    path = Path(name).expanduser()
+    if not path.exists():
+        return tuple(name.split("/"))  # a hub id, or a registered name
+    path = path.resolve()
+    path = path.parent if path.name == "config.json" else path
+    here = Path.cwd().resolve()
+    return (path.relative_to(here) if path.is_relative_to(here) else path).parts
 
 
 def _applicable(model: Model, scenarios: Iterable[Scenario], explicit: bool) -> list[Scenario]:

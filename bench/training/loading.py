@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bench.errors import BenchError
 from bench.models.precision import precision
 from bench.models.quantization import bitsandbytes_config, quiet_bitsandbytes, swap_linear_layers
 from bench.tasks import heads_of
@@ -290,7 +291,7 @@ def _real_weights(case: Case, config: Any, device: str) -> Any:
     if kind.quantized:
         skipped = _skipped_modules(case, meta_model(case, config))
         quantization = bitsandbytes_config(kind.name, skipped, case.compute)
-    return getattr(transformers, case.auto_class).from_pretrained(
+    model, found = getattr(transformers, case.auto_class).from_pretrained(
         case.weights,
         config=config,
         dtype=getattr(torch, case.compute),
@@ -299,7 +300,24 @@ def _real_weights(case: Case, config: Any, device: str) -> Any:
         device_map={"": device},
         local_files_only=True,
         use_safetensors=True,  # a pickle could execute anything
+        output_loading_info=True,
     )
+    _check_loaded(case, model, found["missing_keys"])
+    return model
+
+
+def _check_loaded(case: Case, model: Any, missing: Iterable[str]) -> None:
+    """Raise BenchError where tensors of the base model were not in the folder: transformers draws
+    those at random. A task's own head is new where the folder is the base model's."""
+    base = f"{model.base_model_prefix}."
+    language_model = case.auto_class in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
+    absent = sorted(n for n in missing if n.startswith(base) or language_model)
+    if absent:
+        more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+        raise BenchError(
+            f"--weights {case.weights}: these are not the weights of {case.model}: it lacks "
+            f"{', '.join(absent[:3])}{more}, which would be random"
+        )
 
 
 def _saved_copies_in_float32(model: torch.nn.Module) -> None:

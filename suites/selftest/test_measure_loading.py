@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from measure_support import shared_session, tiny_case
 
+from bench.errors import BenchError
 from bench.measure import Session
 from bench.training.cases import Case
 
@@ -128,3 +129,25 @@ def test_real_weights_are_taken(tmp_path: Path, precision: str) -> None:
     assert (embeddings == 0.5).all()
     assert training.quantized_layers == (0 if precision == "fp32" else 12)
     assert training.adapted_layers == 4
+
+
+def test_another_models_weights_are_refused(tmp_path: Path) -> None:
+    """transformers would draw them at random, and the case would still be called real-weights."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForSequenceClassification
+
+    from bench.training.loading import load, make_config
+
+    case = dataclasses.replace(tiny_case("distilbert", "fp32"), weights=str(tmp_path))
+    save_file({"something.else": torch.zeros(3)}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BenchError, match=r"these are not the weights of .*which would be random"):
+        load(case)
+    model = AutoModelForSequenceClassification.from_config(make_config(case))
+    base = model.distilbert.state_dict()
+    base.pop("transformer.layer.1.attention.q_lin.weight")
+    save_file(base, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BenchError, match=r"lacks distilbert.*q_lin\.weight, which"):
+        load(case)
+    save_file(model.distilbert.state_dict(), tmp_path / "model.safetensors", {"format": "pt"})
+    assert load(case).adapted_layers == 4  # a new head for the task is as it should be

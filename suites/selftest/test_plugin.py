@@ -15,6 +15,7 @@ import pytest
 
 from bench.adapters.config import AdapterConfig
 from bench.baselines import KEY, find_runs, load_run, seal, write_run
+from bench.cli import main
 from bench.measure.counting import count, inject
 from bench.models.architectures import find_model
 
@@ -93,11 +94,30 @@ def test_dead_entry_fails_and_tells_what_to_write(run, pytester: pytest.Pytester
     assert allowed.ret == pytest.ExitCode.OK
 
 
+def test_two_models_of_one_name_are_two(run, pytester: pytest.Pytester) -> None:
+    """The one that fails is not the one that is dropped."""
+    other = pytester.mkdir("other") / "mine"
+    shutil.copytree(pytester.path / "mine", other)
+    _adapter(other, ["q_proj", "fc1"])
+    suites = "suites/test_counts.py"
+    result = run("--model", "other/mine", suites=suites)
+    result.assert_outcomes(passed=1, failed=1, deselected=result.parseoutcomes()["deselected"])
+    root = pytester.path.name
+    result.stdout.fnmatch_lines(["FAILED *test_user_targets[[]other/mine-own[]]*"])
+    first_last = run("--model", "other/mine", "-v", suites=suites).stdout.str()
+    assert f"test_user_targets[{root}/mine-own]" in first_last
+    twice = run("--model", "mine", "--model", "./mine", suites=suites, apart=True)
+    assert twice.ret == 2
+    assert "are the same" in twice.stderr.str()
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (["--precision", "nf5"], "unknown precision 'nf5': did you mean nf4"),
         (["--scenario", "qurey"], "unknown scenario 'qurey': did you mean query"),
+        (["--adapter", "a.json", "--adapter", "b.json"], "--adapter is given twice"),
+        (["--model", "opt-350m", "--model", "opt-350m"], "--model opt-350m is given twice"),
         (["--rank", "0"], "--rank must be a whole number of at least 1"),
         (["--model", "opt-35m"], "unknown architecture 'opt-35m': did you mean opt-350m"),
         (["--model", "./nowhere"], "nowhere"),
@@ -222,6 +242,71 @@ def test_pytest_benchmarks_own_options_work(run, pytester: pytest.Pytester) -> N
     assert len(load_run(path).records) == 2
 
 
+def test_one_step_is_not_stored_as_a_measured_case(run, pytester: pytest.Pytester) -> None:
+    refused = run("--benchmark-save", "base", "--benchmark-disable", *STEPS)
+    assert refused.ret == 2
+    refused.stdout.fnmatch_lines(["*--benchmark-disable takes one step*nothing to store*"])
+    assert not list(pytester.path.glob("results/*/*.json"))
+    counted = run("--benchmark-save", "base", "--benchmark-disable", suites="suites/test_counts.py")
+    assert counted.ret == pytest.ExitCode.OK
+
+
+def test_a_failed_run_is_no_baseline_until_it_is_accepted(
+    run, pytester: pytest.Pytester, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trying again does not turn it green; accepting it by name does, and is recorded."""
+    counts = {"suites": "suites/test_counts.py"}
+    compared = ("--benchmark-compare", "--gate")
+    run("--benchmark-save", "good", **counts)
+    _adapter(pytester.path / "mine", ["q_proj"])
+    for attempt in ("second", "third"):
+        result = run(*compared, "--benchmark-save", attempt, **counts)
+        assert result.ret == pytest.ExitCode.TESTS_FAILED
+        result.stdout.fnmatch_lines(
+            ["*against good*", f"*bench accept 000?_{attempt} --reason WHY*", "=*1 passed*"]
+        )
+        assert "verdicts failed the gate" in result.stdout.lines[-1]
+    # Nor does one that no gate has looked at.
+    run("--benchmark-save", "unseen", **counts)
+    assert run(*compared, **counts).ret == pytest.ExitCode.TESTS_FAILED
+
+    folder = str(_results(pytester))
+    assert main(["accept", "third", "--results", folder, "--reason", " "]) == 2
+    assert main(["accept", "third", "--results", folder, "--reason", "v_proj is meant to go"]) == 0
+    accepted = json.loads((_results(pytester) / "accepted.json").read_text())
+    assert accepted["0003_third"]["reason"] == "v_proj is meant to go"
+    passed = run(*compared, "--benchmark-save", "fourth", **counts)
+    assert passed.ret == pytest.ExitCode.OK
+    passed.stdout.fnmatch_lines(["*against third*"])
+    assert "failed the gate" not in passed.stdout.lines[-1]
+    run(*compared, **counts).stdout.fnmatch_lines(["*against fourth*"])  # its gate has passed
+
+
+def test_a_run_with_a_failed_test_is_no_baseline(run, pytester: pytest.Pytester) -> None:
+    counts = {"suites": "suites/test_counts.py"}
+    _adapter(pytester.path / "mine", ["q_proj", "fc1"])
+    assert run("--benchmark-save", "dead", **counts).ret == pytest.ExitCode.TESTS_FAILED
+    refused = run("--benchmark-compare", apart=True, **counts)
+    assert refused.ret == 2
+    refused.stderr.fnmatch_lines(["*no run in * may be a baseline: 0001_dead (its gate failed)*"])
+
+
+def test_what_was_not_compared_is_mentioned(run, pytester: pytest.Pytester) -> None:
+    """Cases that --rank leaves out; an allowance of nothing. One's own rank is a change."""
+    run("--benchmark-save", "base", *STEPS)
+    config = pytester.path / "mine" / "adapter_config.json"
+    config.write_text(config.read_text().replace('"r": 4', '"r": 8'))
+    compared = ("--benchmark-compare", "--gate", "--threshold", "time=1000%", *STEPS)
+    result = run(*compared, "--allow", "changed:*nothing*")
+    said = " ".join(result.stdout.str().split())
+    assert "--allow changed:*nothing* let nothing pass" in said
+    assert "vanished" not in said
+    assert "mine-own-r4-fp32" in said
+    assert "rank 4 -> 8" in said
+    asked = run("--benchmark-compare", "--rank", "16", *STEPS)
+    assert "1 case of the baseline not compared" in " ".join(asked.stdout.str().split())
+
+
 def test_a_full_disk_while_saving_loses_no_case(
     run, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,7 +332,7 @@ def test_a_full_disk_while_saving_loses_no_case(
 
 
 def test_vanished_case_fails_the_gate(run, pytester: pytest.Pytester) -> None:
-    run("--benchmark-save", "base", "--benchmark-disable", *STEPS)
+    run("--benchmark-save", "base", *STEPS)
     test = pytester.path / "suites" / "test_counts.py"
     test.write_text(test.read_text().replace("def test_user_targets", "def test_user_renamed"))
     result = run("--benchmark-compare", "--gate", suites="suites/test_counts.py")
@@ -263,10 +348,66 @@ def test_vanished_case_fails_the_gate(run, pytester: pytest.Pytester) -> None:
 def test_a_gate_that_compared_nothing_does_not_pass(run) -> None:
     run("--benchmark-save", "base", suites="suites/test_counts.py")
     other = ("--benchmark-compare", "-k", "test_step", "--benchmark-disable", *STEPS)
-    assert run(*other).ret == pytest.ExitCode.OK
-    result = run(*other, "--gate")
-    assert result.ret == 2
-    result.stderr.fnmatch_lines(["*nothing to compare: none of the 1 cases of this run is in*"])
+    for more in ((), ("--gate",)):
+        result = run(*other, *more)
+        assert result.ret == 2
+        result.stderr.fnmatch_lines(["*nothing to compare: none of the 1 cases of this run is in*"])
+
+
+KILLED = """
+import os, pytest, signal
+
+@pytest.fixture(autouse=True)
+def killed(request):
+    if "bf16" in request.node.name:
+        os.kill(os.getpid(), signal.{name})
+        signal.sigtimedwait([], 5)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGKILL"])
+def test_a_killed_run_keeps_its_cases_and_goes_on(
+    run, pytester: pytest.Pytester, name: str
+) -> None:
+    """What is finished is on the disk; --resume measures the rest, and the whole is one run."""
+    two = ("--precision", "fp32", "--precision", "bf16", *STEPS[2:], "--model", "mine")
+    saved = (*two, "--benchmark-save", "long", "-p", "no:randomly")
+    pytester.makeconftest(KILLED.format(name=name))
+    cut = run(*saved, apart=True)
+    assert cut.ret == (-9 if name == "SIGKILL" else 2)
+    assert "Traceback" not in cut.stderr.str()
+    pytester.makeconftest("")
+    other = run(*saved, "--rounds", "7", "--resume", apart=True)
+    assert other.ret == 2
+    assert "--rounds 5 -> 7" in other.stdout.str() + other.stderr.str()
+    whole = run(*saved, "--resume", apart=True)
+    assert whole.ret == 0, whole.stdout.str()
+    whole.stdout.fnmatch_lines(["2 cases taken over from 0001_long, not measured again"])
+    runs = {path.name: load_run(path) for path in find_runs(_results(pytester), "long")}
+    first, last = runs["0001_long.json"], runs["0002_long.json"]
+    assert first.interrupted
+    assert not last.interrupted
+    assert len(first.records) == 2
+    assert {r.precision for r in last.records.values()} == {None, "fp32", "bf16"}
+    assert first.records.items() <= last.records.items()
+    assert not list(_results(pytester).glob(".unfinished*"))
+    over = run(*saved, "--resume", apart=True)
+    assert over.ret == 2
+    assert "0002_long came to its end" in over.stdout.str() + over.stderr.str()
+
+
+def test_a_folder_that_cannot_hold_runs_is_told_before_anything_is_measured(
+    run, pytester: pytest.Pytester
+) -> None:
+    pytester.path.joinpath("file").write_text("")
+    for folder in ("file/here", "/proc/none", "a\x1bb"):
+        result = run(*STEPS, "--benchmark-save", "x", f"--benchmark-storage={folder}", apart=True)
+        assert result.ret == 2, folder
+        output = result.stdout.str() + result.stderr.str()
+        assert "error: " in output
+        assert "Traceback" not in output
+        assert "collected" not in output
+        assert "\x1b" not in output
 
 
 CUT = """
@@ -297,7 +438,7 @@ def test_an_interrupted_run_is_kept_and_is_no_baseline(
     counts = {"suites": "suites/test_counts.py"}
     refused = run("--benchmark-compare", "--gate", apart=True, **counts)
     assert refused.ret == 2
-    refused.stderr.fnmatch_lines(["*every run in * was interrupted*"])
+    refused.stderr.fnmatch_lines(["*no run in * may be a baseline: 0001_cut (it was interrupted)*"])
     run("--benchmark-save", "whole", **counts)
     run("--benchmark-save", "cut-later", **counts)
     later = find_runs(_results(pytester), "cut-later")[0]
@@ -318,8 +459,8 @@ def test_the_command_that_accepts_figures_is_this_run_again(run, pytester: pytes
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     said = " ".join(result.stdout.str().split())
     assert (
-        "as the next baseline: pytest -p bench.plugin.suite suites/test_counts.py --model mine "
-        "--rank 4 --benchmark-save=NAME"
+        "accept the new figures: pytest -p bench.plugin.suite suites/test_counts.py --model mine "
+        "--rank 4 --benchmark-save=NAME, then bench accept NAME --reason WHY"
     ) in said
 
 

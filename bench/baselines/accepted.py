@@ -1,0 +1,100 @@
+"""Which stored run may be a baseline: one whose gate passed, or one that somebody accepted by name.
+
+A run that failed must not become what the next one is held against: a second try would turn green.
+So a stored run records how its gate ended, and `bench accept` writes `accepted.json` beside it, an
+entry a run: the reason, by whom and when, and the run's digest, so that no other run of that name
+is meant.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bench.baselines.runs import StoredRun, load_run
+from bench.baselines.storage import SAVE_HINT, find_runs
+from bench.errors import BenchError, check_keys
+from bench.files import read_json, write_atomically
+
+FILE = "accepted.json"
+PASSED, FAILED, FIRST = "passed", "failed", "first"
+"""How a run's gate ended; FIRST: all tests passed, and there was no baseline to hold it against."""
+
+
+def accept(path: Path, reason: str) -> Path:
+    """Record that the run stored in `path` may be a baseline, and why; returns the file.
+
+    BenchError without a reason, and for a run that did not reach every case.
+    """
+    reason = " ".join(reason.split())
+    if not reason:
+        raise BenchError("--reason: say why these figures are right")
+    run = load_run(path)
+    if run.interrupted:
+        raise BenchError(f"{path}: it was interrupted, and lacks cases: it cannot be a baseline")
+    file = path.parent / FILE
+    accepted = _accepted(file)
+    accepted[path.stem] = {
+        "reason": reason,
+        "by": getpass.getuser(),
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "digest": run.digest,
+    }
+    write_atomically(file, json.dumps(dict(sorted(accepted.items())), indent=1) + "\n")
+    return file
+
+
+def _accepted(file: Path) -> dict[str, dict[str, Any]]:
+    if not file.exists():
+        return {}
+    found = read_json(file)
+    check_keys(found, str(file), found)
+    for name, entry in found.items():
+        keys = ("reason", "by", "when", "digest")
+        check_keys(entry, f"{file}: {name}", keys, keys)
+    return dict(found)
+
+
+def no_baseline(run: StoredRun) -> str:
+    """Why a stored run may not be a baseline; "" if it may."""
+    if run.interrupted:
+        return "it was interrupted"
+    if run.gate in (PASSED, FIRST):
+        return ""
+    if run.path is not None:
+        entry = _accepted(run.path.parent / FILE).get(run.path.stem)
+        if entry is not None and entry["digest"] == run.digest:
+            return ""
+    return "its gate failed" if run.gate == FAILED else "no gate held it against another"
+
+
+def load_baseline(storage: Path | str, selector: str | None = None) -> StoredRun:
+    """The newest run that may be a baseline, of those that `selector` means (`find_runs`).
+
+    A selector that means such a run by its whole name or number, and no other, means it all the
+    same: it is named. BenchError where there is none, with how to make one.
+    """
+    found = find_runs(storage, selector or "*")
+    newest: dict[Path, StoredRun] = {}
+    refused: list[str] = []
+    for path in reversed(found):
+        if path.parent in newest:
+            continue
+        run = load_run(path)
+        if why := no_baseline(run):
+            refused.append(f"{path.stem} ({why})")
+            if selector is None or len(found) > 1:
+                continue
+        newest[path.parent] = run
+    if selector and len(newest) > 1:
+        names = ", ".join(f"{folder.name}/{run.label}" for folder, run in newest.items())
+        raise BenchError(f"{selector!r} means several runs: {names}; give the folder too")
+    if newest:
+        return max(newest.values(), key=lambda run: run.datetime or "")
+    raise BenchError(
+        f"no run in {storage} may be a baseline: {', '.join(refused[:5])}. "
+        f"Accept one: bench accept RUN --reason WHY, or store one: {SAVE_HINT}"
+    )

@@ -1,0 +1,111 @@
+"""The finished cases of a run that goes on, each on disk as it ends: a killed run costs one case.
+
+    results/MACHINE/.unfinished-NAME.jsonl    the run without its cases, then a case a line
+
+The file is there as long as the run is, and its lock as long as the process. One that was left
+behind becomes a stored run, interrupted, of that name: nothing of it is lost, and `--resume` goes
+on from there as it does after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from bench.baselines.runs import KEY, finite, load_run
+from bench.baselines.storage import stored_files, write_run
+from bench.errors import BenchError
+
+
+class Journal:
+    """Cases as they finish. Raises BenchError where the folder cannot be written to, and where
+    another run of this name goes on there."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.path = folder / f".unfinished-{name}.jsonl"
+        self._name = name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file: IO[str] = self.path.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise BenchError(f"{folder}: no run can be stored here: {error.strerror}") from None
+        if not _lock(self._file):
+            self._file.close()
+            raise BenchError(f"a run {name!r} goes on in {folder}: give this one another name")
+        self.left: Path | None = self._salvage()
+        """The interrupted run that a killed one has become, if there was one."""
+
+    def begin(self, document: Mapping[str, Any]) -> None:
+        """Write what the run is, without its cases."""
+        self._write({**document, KEY: {**document[KEY], "records": {}}})
+
+    def add(self, key: str, record: Mapping[str, Any]) -> None:
+        """Write a finished case, to the disk itself."""
+        self._write({"key": key, "record": record})
+
+    def close(self, *, done: bool) -> None:
+        """Let the file go, and remove it if the run is stored."""
+        if not self._file.closed:
+            if done:
+                self.path.unlink(missing_ok=True)
+            self._file.close()
+
+    def _write(self, value: Mapping[str, Any]) -> None:
+        try:
+            self._file.write(json.dumps(finite(value), allow_nan=False) + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise BenchError(f"{self.path}: not written: {error.strerror}") from error
+
+    def _salvage(self) -> Path | None:
+        self._file.seek(0)
+        lines = []
+        for line in self._file:
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                break  # it was killed while it wrote this one
+        stored = None
+        if len(lines) > 1:
+            document, *cases = lines
+            body = document[KEY]
+            body["records"] = {case["key"]: case["record"] for case in cases}
+            body["detail"] = {**body.get("detail", {}), "interrupted": True}
+            stored = write_run(self.path.parent, self._name, document)
+        self._file.seek(0)
+        self._file.truncate()
+        return stored
+
+
+def unfinished(folder: Path, name: str) -> dict[str, Any]:
+    """The document of the newest run `name` in `folder`, which was interrupted. BenchError if there
+    is none, or if that one came to its end."""
+    runs = [path for path in stored_files(folder) if path.stem.partition("_")[2] == name]
+    if not runs:
+        raise BenchError(f"--resume: there is no run {name!r} in {folder}")
+    if not load_run(runs[-1]).interrupted:
+        raise BenchError(
+            f"--resume: {runs[-1].stem} came to its end: there is nothing to go on with"
+        )
+    document: dict[str, Any] = json.loads(runs[-1].read_text(encoding="utf-8"))
+    document["path"] = str(runs[-1])
+    return document
+
+
+def _lock(file: IO[str]) -> bool:
+    """Whether the file is this process's alone; where there are no locks, it is taken to be."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,0 +1,124 @@
+"""What a run that is cut short leaves behind, and how the next one goes on from there."""
+
+from __future__ import annotations
+
+import signal
+from functools import partial
+from types import FrameType
+from typing import Any, NoReturn
+
+import pytest
+
+from bench.baselines import KEY, parse_run
+from bench.baselines.explain import version_changes
+from bench.baselines.journal import Journal, unfinished
+from bench.baselines.runs import StoredRun
+from bench.baselines.verdicts import other_machine
+from bench.errors import BenchError
+from bench.plugin.state import JOURNAL, LOG, RESUMED, SAVE, storage_folder
+from bench.training.options import step_from
+
+_ENDING = ("ok", "oom")
+"""Outcomes that are not tried again: a case that failed has to fail before somebody's eyes."""
+
+_MEASURED_BY = ("rounds", "check_loss", "memory_limit", "time_limit", "weights", "full_geometry")
+
+
+def stop_as_by_ctrl_c(config: pytest.Config) -> None:
+    """Let SIGTERM and SIGHUP end the run as Ctrl-C does: what is finished is stored. One that is
+    ignored (nohup) stays so."""
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is None or signal.getsignal(number) != signal.SIG_DFL:
+            continue
+        try:
+            signal.signal(number, interrupt)
+        except ValueError:  # not the main thread
+            return
+        config.add_cleanup(partial(_restore, number))
+
+
+def _restore(number: signal.Signals) -> None:
+    signal.signal(number, signal.SIG_DFL)
+
+
+def options_of(config: pytest.Config) -> dict[str, Any]:
+    """What decides how a case is measured, to be held against that of the run to go on with."""
+    option = config.option
+    step = step_from(option).recorded()
+    return {**step, **{name: _plain(getattr(option, name)) for name in _MEASURED_BY}}
+
+
+def _plain(value: Any) -> Any:
+    return value if value is None or isinstance(value, bool | int | float) else str(value)
+
+
+def open_journal(config: pytest.Config) -> None:
+    """Before anything runs: is the folder there for us, and what did a killed run leave in it?"""
+    name = config.stash[SAVE]
+    if name is None:
+        return
+    config.stash[JOURNAL] = journal = Journal(storage_folder(config), name)
+    config.add_cleanup(lambda: journal.close(done=False))
+    if config.option.resume:
+        config.stash[RESUMED] = unfinished(storage_folder(config), name)
+
+
+def begin(config: pytest.Config, document: dict[str, Any]) -> None:
+    """Write down what this run is; with --resume, refuse to mix it with another's cases."""
+    resumed = config.stash[RESUMED]
+    if resumed:
+        now = parse_run(document, "this run")
+        _check_same(parse_run(_sealed(resumed), "the run to resume"), now, resumed, document)
+    journal = config.stash[JOURNAL]
+    if journal is not None:
+        journal.begin(document)
+        for key, record in finished(config).items():
+            journal.add(key, record)
+
+
+def _sealed(resumed: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in resumed.items() if key != "path"}
+
+
+def _check_same(
+    before: StoredRun, now: StoredRun, resumed: dict[str, Any], document: dict[str, Any]
+) -> None:
+    changes = version_changes(before, now)
+    if machine := other_machine(before.machine, now.machine):
+        changes.append(machine)
+    old, new = (each[KEY].get("detail", {}).get("options", {}) for each in (resumed, document))
+    changes += [
+        f"--{name.replace('_', '-')} {old.get(name)} -> {new.get(name)}"
+        for name in new
+        if old.get(name) != new.get(name)
+    ]
+    if changes:
+        raise BenchError(
+            f"--resume: the run to go on with was another: {'; '.join(changes)}. Its cases cannot "
+            "stand beside these; leave out --resume"
+        )
+
+
+def finished(config: pytest.Config) -> dict[str, dict[str, Any]]:
+    """The cases of the run to go on with that are not measured again."""
+    resumed = config.stash[RESUMED]
+    records = resumed[KEY]["records"] if resumed else {}
+    return {key: record for key, record in records.items() if record["outcome"] in _ENDING}
+
+
+def leave_out_finished(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect what the run to go on with has done."""
+    done = finished(config)
+    left_out = [item for item in items if item.nodeid in done]
+    if left_out:
+        items[:] = [item for item in items if item.nodeid not in done]
+        config.hook.pytest_deselected(items=left_out)
+    asked = {item.nodeid for item in left_out}
+    log = config.stash[LOG]
+    log.resumed = {key: record for key, record in done.items() if key in asked}
+    log.deselected = [key for key in log.deselected if key not in asked]

@@ -1,0 +1,103 @@
+"""What reaches a terminal or a spreadsheet: no command to either, no traceback on a poor one."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_baselines import sample
+
+from bench.baselines import write_run
+from bench.cli import main
+from bench.cli.output import csv_text
+from bench.units import harmless
+
+ESCAPE = "\x1b]0;owned\x07"
+LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "vocab_size": 20,
+         "num_hidden_layers": 2, "num_attention_heads": 4,
+         "architectures": ["LlamaForCausalLM"]}  # fmt: skip
+
+
+def test_control_characters_are_shown_and_not_sent() -> None:
+    assert harmless("a\x1b[2Jb\x07\x9b\u202e×\n\tc") == "a\\x1b[2Jb\\x07\\x9b\\u202e×\n\tc"
+
+
+def test_names_of_models_targets_and_folders_reach_no_terminal_raw(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / f"mine{ESCAPE}"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(LLAMA))
+    targets = ("--target-modules", f"q_proj,fc1{ESCAPE}")
+    main(["targets", str(folder), *targets])
+    main(["targets", str(folder), *targets, "--strict"])
+    main(["targets", str(tmp_path / f"none{ESCAPE}")])
+    main(["report", f"none{ESCAPE}"])
+    with pytest.raises(SystemExit):
+        main(["targets", "x", f"--none{ESCAPE}"])
+    out, err = capsys.readouterr()
+    assert "fc1\\x1b]0;owned\\x07" in out
+    for text in (out, err):
+        assert text.replace("\n", "").isprintable(), text
+
+
+def test_no_cell_of_a_csv_table_is_a_formula() -> None:
+    import pandas as pd
+
+    cells = ["=1+1", "+1", "-1", "@x", "\tx", "plain", -1.5]
+    table = pd.DataFrame({"cell": cells}, dtype=object)
+    written = [row[0] for row in csv.reader(io.StringIO(csv_text(table)))][1:]
+    assert written == ["'=1+1", "'+1", "'-1", "'@x", "'\tx", "plain", "-1.5"]
+
+
+def test_a_models_name_is_no_formula_in_a_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = sample()
+    for record in document["lora_bench"]["records"].values():
+        record["model"] = "=cmd|' /C calc'!A0"
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "results", "formula", document)
+    assert main(["report", "formula", "--format", "csv"]) == 0
+    rows = list(csv.reader(io.StringIO(capsys.readouterr().out)))
+    assert not [cell for row in rows for cell in row if cell.startswith("=")]
+    assert any(cell.startswith("'=cmd") for row in rows for cell in row)
+
+
+@pytest.mark.parametrize(
+    ("redirected", "variables", "status"),
+    [
+        (">&-", {}, 2),
+        (">&- 2>&-", {}, 2),
+        ("2>&-", {}, 0),
+        (">/dev/full", {}, 2),
+        ("", {"COLUMNS": "1"}, 0),
+        ("", {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0"}, 0),
+    ],
+)
+def test_a_poor_terminal_ends_in_no_traceback(
+    tmp_path: Path, redirected: str, variables: dict[str, str], status: int
+) -> None:
+    write_run(tmp_path / "results", "first", sample())
+    command = f'"{sys.executable}" -m bench report --format terminal {redirected}'
+    path = os.pathsep.join([str(Path(__file__).resolve().parents[2]), *sys.path])
+    environment = {**os.environ, "PYTHONPATH": path, **variables}
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=tmp_path, env=environment, capture_output=True, check=False
+    )
+    output = (done.stdout + done.stderr).decode()
+    assert done.returncode == status, output
+    assert "Traceback" not in output
+    if status == 0:
+        lines = done.stdout.decode().splitlines()
+        assert len(lines) > 10
+        assert max(map(len, lines)) > 20  # not a column of single words
+    elif "2>" not in redirected:
+        assert output.startswith("bench: error: ")
+        assert output.count("\n") == 1
