@@ -32,10 +32,25 @@ OWN_RESULTS = Path("results") if INSTALLED else RESULTS
 """Where results are written: in an installation the user's own folder, never the package's."""
 
 
+LARGEST_BYTES = 1 << 28
+"""No file that people or tools write for us is larger; reading one would take all memory."""
+
+
+def read_text(path: Path) -> str:
+    """The text in a regular file; OSError, as if it could not be opened, for what never ends (a
+    pipe, a device) or is larger than 256 MiB."""
+    found = path.stat()
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    if found.st_size > LARGEST_BYTES:
+        raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes")
+    return path.read_text(encoding="utf-8")
+
+
 def read_json(path: Path) -> Any:
     """The JSON in `path`; BenchError, naming the file, when it is missing or not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except FileNotFoundError:
         raise BenchError(f"{path}: no such file") from None
     except OSError as error:
@@ -47,7 +62,7 @@ def read_json(path: Path) -> Any:
 def read_toml(path: Path) -> dict[str, Any]:
     """The TOML in `path`; BenchError, naming the file, when it is missing or malformed."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(read_text(path))
     except OSError as error:
         raise BenchError(f"{path}: cannot be read: {error.strerror}") from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

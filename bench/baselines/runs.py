@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 from bench.baselines.metrics import EXACT, TIME, Metric, metric_named
 from bench.errors import BenchError, UnknownName, check_keys
+from bench.files import read_text
 from bench.training.machine import INSTRUCTION_SETS, Accelerator, Machine
 
 KEY = "lora_bench"
@@ -182,7 +183,7 @@ def load_run(path: Path | str) -> StoredRun:
     """
     path = Path(path)
     try:
-        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+        document = json.loads(read_text(path), parse_constant=_no_constant)
     except OSError as error:
         raise BenchError(f"{path}: cannot be read: {error.strerror or error}") from None
     except json.JSONDecodeError as error:

@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from bench.adapters.patterns import check_pattern
 from bench.errors import BenchError
 from bench.formulas import prompts
 from bench.models.modules import CONV1D, CONVOLUTIONS, EMBEDDING, LINEAR, OTHER, Module, ModuleTable
@@ -186,6 +187,7 @@ def _fourierft(table: ModuleTable, module: Module, settings: Settings) -> Elemen
 def _ia3(table: ModuleTable, module: Module, settings: Settings) -> Elements:
     wanted = settings["feedforward_modules"]
     if isinstance(wanted, str):
+        check_pattern(wanted, tuple(table.by_name), f"ia3: feedforward_modules {wanted!r}")
         feedforward = re.fullmatch(wanted, module.name) is not None
     else:
         feedforward = module.name.endswith(wanted)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bench.adapters.config import AdapterConfig
+from bench.adapters.patterns import check_patterns
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def inject(model: nn.Module, adapter: AdapterConfig) -> PeftModel:
     """
     from peft import LoraConfig
 
+    check_patterns(adapter, (name for name, _ in model.named_modules()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -343,7 +343,27 @@ def read_config(path: Path) -> dict[str, Any]:
     config = read_json(path)
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise BenchError(f"{path}: not a model's config.json: it has no model_type")
+    _check_numbers_of_modules(config, str(path))
     return config
+
+
+_MOST_MODULES = 20_000
+_NUMBER_OF_MODULES = re.compile(r".*(layers?|blocks?|depths?|experts)|num_stages")
+
+
+def _check_numbers_of_modules(config: Mapping[str, Any], where: str) -> None:
+    """BenchError for more layers, blocks or experts than anybody has: each is built, and a config
+    from somewhere must not keep this machine busy for hours."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            _check_numbers_of_modules(value, f"{where}: {key}")
+        elif _NUMBER_OF_MODULES.fullmatch(str(key)):
+            numbers = value if isinstance(value, list) else [value]
+            total = sum(n for n in numbers if isinstance(n, int) and not isinstance(n, bool))
+            if total > _MOST_MODULES:
+                raise BenchError(
+                    f"{where}: {key} is {total:,}: no model has more than {_MOST_MODULES:,}"
+                )
 
 
 def _from_hub(name: str, known: Mapping[str, Path]) -> dict[str, Any]:

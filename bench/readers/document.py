@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError
+from bench.files import read_text
 
 if TYPE_CHECKING:
     from yaml import Node
@@ -53,7 +54,7 @@ def read_document(path: Path) -> Document:
             raise BenchError(
                 f"{path}: {path.stat().st_size:,} bytes; a configuration has at most {LARGEST:,}"
             )
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except FileNotFoundError:
         raise BenchError(f"{path}: no such file") from None
     except OSError as error:

@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from bench.adapters.config import NO_TARGETS, AdapterConfig
+from bench.adapters.patterns import check_patterns
 from bench.models.modules import LINEAR, Module, ModuleTable, Parameter, layer_of
 from bench.models.roles import UNKNOWN, role_of
 from bench.targets.causes import find_cause
@@ -49,6 +50,7 @@ def match(table: ModuleTable, adapter: AdapterConfig, role: RoleOf = role_of) ->
 
     With `layer_replication` the ledger's table is that of the grown model.
     """
+    check_patterns(adapter, [*table.by_name, *(p.name for p in table.parameters)])
     if adapter.layer_replication:
         table = table.replicate(adapter.layer_replication)
     refusals = _class_refusals(table, adapter)

@@ -1,0 +1,107 @@
+"""Regular expressions of a configuration, tried within bounds before anything runs them.
+
+Python's `re` goes back and forth: `(a+)+$` on a name of forty letters takes longer than anybody
+waits, and nothing interrupts it. PEFT would run the same expression on the same names. So one that
+could do this (a repeated group, a reference back, more than two open repeats) is first tried on the
+model's names in a process of its own, which may use two seconds of processor time.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from bench.adapters.checks import ALL_LINEAR
+from bench.errors import BenchError
+
+if TYPE_CHECKING:
+    from bench.adapters.config import AdapterConfig
+
+CPU_SECONDS = 2
+_WALL_SECONDS = 60
+"""For a system that knows no limit of processor time, or hardly gives any."""
+
+_TRY = """
+import json, re, sys
+seconds, pattern, names = json.load(sys.stdin)
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+except (ImportError, ValueError, OSError):
+    pass
+compiled = re.compile(pattern)
+for name in names:
+    compiled.match(name)
+    compiled.fullmatch(name)
+"""
+
+
+def check_patterns(adapter: AdapterConfig, names: Iterable[str]) -> None:
+    """BenchError, naming the field, for an expression that does not come to an end on these names.
+
+    What is no regular expression at all is for others to tell.
+    """
+    risky = [(field, given, full) for field, given, full in _expressions(adapter) if _risky(given)]
+    if not risky:
+        return
+    known = tuple(names)
+    for field, given, full in risky:
+        check_pattern(full, known, f"{field} {given!r}")
+
+
+def check_pattern(pattern: str, names: tuple[str, ...], what: str) -> None:
+    """BenchError, calling it `what`, for an expression that does not come to an end."""
+    if _risky(pattern) and not _ends(pattern, names):
+        raise BenchError(
+            f"{what}: this expression takes over {CPU_SECONDS} s on the names of the model, and "
+            "PEFT would hang on it too: a repeat within a repeat tries every way to share out a "
+            "name. Write it without, such as .*\\.(q|v)_proj"
+        )
+
+
+def _expressions(adapter: AdapterConfig) -> Iterator[tuple[str, str, str]]:
+    """(field, as given, as PEFT runs it) of all in the configuration that it takes for one."""
+    for field in ("target_modules", "exclude_modules"):
+        value = getattr(adapter, field)
+        if isinstance(value, str):
+            if value.lower() != ALL_LINEAR:
+                yield field, value, value
+        else:
+            for name in value or ():
+                yield field, name, rf"(^|.*\.){name}($|\..*)"
+    for name in adapter.modules_to_save:
+        yield "modules_to_save", name, rf"(^|.*\.){name}($|\..*)"
+    layers = adapter.layers_pattern or ()
+    for layer in (layers,) if isinstance(layers, str) else layers:
+        yield "layers_pattern", layer, rf"(?:^|.*?\.){layer}\.(\d+)\."
+    for field in ("rank_pattern", "alpha_pattern"):
+        for key in getattr(adapter, field):
+            yield field, key, rf"(.*\.)?({key})$"
+
+
+def _risky(pattern: str) -> bool:
+    plain = re.sub(r"\[\^?\]?[^\]]*\]", "x", re.sub(r"\\[^1-9]", "x", pattern))
+    repeats = len(re.findall(r"[*+]|\{\d*,\}", plain))
+    return repeats > 2 or bool(re.search(r"\)[*+{]|\\[1-9]|\(\?P=", plain))
+
+
+@lru_cache(maxsize=64)
+def _ends(pattern: str, names: tuple[str, ...]) -> bool:
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError):
+        return True  # no expression: told where it is used
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", _TRY],
+            input=json.dumps([CPU_SECONDS, pattern, names]),
+            text=True, capture_output=True, timeout=_WALL_SECONDS, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0

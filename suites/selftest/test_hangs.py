@@ -1,0 +1,101 @@
+"""Input that would never come to an end is refused, and says that PEFT would hang on it too."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from bench.adapters.config import AdapterConfig
+from bench.adapters.patterns import check_patterns
+from bench.check.targets import check_targets
+from bench.errors import BenchError
+from bench.models.architectures import find_model
+
+LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "vocab_size": 20,
+         "num_hidden_layers": 2, "num_attention_heads": 4,
+         "architectures": ["LlamaForCausalLM"]}  # fmt: skip
+NAMES = ["model.layers.0.self_attn.q_proj", "model.layers.10.mlp.down_proj"]
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.adapters.patterns.CPU_SECONDS", 1)
+
+
+BOMBS = {
+    "a repeat in a repeat": r"([a-z_.0-9]+)+!",
+    "alternatives that overlap": r"([a-z]+\.?|[a-z._0-9]+)*!",
+    "a repeat of anything": r"(.*)*!",
+    "many open repeats": r"(.*.*.*.*.*.*.*.*.*.*.*.*)!",
+    "a reference back": r"((.+)\2?)+!",
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_an_expression_that_never_ends_is_refused(kind: str) -> None:
+    adapter = AdapterConfig(BOMBS[kind], r=4)
+    with pytest.raises(BenchError, match="PEFT would hang on it too") as refused:
+        check_patterns(adapter, NAMES)
+    assert str(refused.value).startswith("target_modules ")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"exclude_modules": r"([a-z_.0-9]+)+!"},
+        {"rank_pattern": {r"([a-z_.0-9]+)+!": 4}},
+        {"alpha_pattern": {r"([a-z_.0-9]+)+!": 4}},
+        {"layers_pattern": r"([a-z_.0-9]+)+!", "layers_to_transform": (0,)},
+        {"modules_to_save": (r"([a-z_.0-9]+)+!",)},
+    ],
+)
+def test_in_every_field_that_holds_expressions(fields: dict[str, object]) -> None:
+    adapter = AdapterConfig(("q_proj",), r=4, **fields)  # type: ignore[arg-type]
+    with pytest.raises(BenchError, match=f"{next(iter(fields))} .*PEFT would hang"):
+        check_patterns(adapter, NAMES)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r".*\.(q|v)_proj",
+        r"(?:.*?(?:language|text).*?(?:self_attn|attention|mlp).*?(?:q_proj|down_proj).*?)",
+        r"(model\.)?layers\.(\d+\.)*self_attn\.q_proj",
+    ],
+)
+def test_expressions_that_people_write_pass(pattern: str) -> None:
+    check_patterns(AdapterConfig(pattern, r=4), NAMES)
+
+
+def test_a_users_check_does_not_hang(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    with pytest.raises(BenchError, match="PEFT would hang on it too"):
+        check_targets(str(tmp_path), {"target_modules": BOMBS["a repeat in a repeat"]})
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_hidden_layers": 10**8}, "num_hidden_layers is 100,000,000"),
+        ({"text_config": {"num_experts": 10**9}}, "text_config: num_experts is 1,000,000,000"),
+        ({"depths": [2, 10**8]}, "depths is 100,000,002"),
+    ],
+)
+def test_more_layers_than_anybody_has(
+    tmp_path: Path, changes: dict[str, object], said: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA, **changes}))
+    with pytest.raises(BenchError, match=said):
+        find_model(str(tmp_path))
+
+
+def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")
+    for name in (str(tmp_path), str(tmp_path / "config.json"), "/dev/zero"):
+        with pytest.raises(BenchError, match="not a regular file"):
+            find_model(name)
+    with pytest.raises(BenchError, match="not a regular file"):
+        AdapterConfig.from_file(tmp_path / "config.json")
