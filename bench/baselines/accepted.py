@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from bench.baselines.runs import StoredRun, load_run
 from bench.baselines.storage import SAVE_HINT, find_runs
 from bench.errors import BenchError, check_keys
 from bench.files import read_json, write_atomically
+from bench.units import one_line
 
 FILE = "accepted.json"
 PASSED, FAILED, FIRST = "passed", "failed", "first"
@@ -39,12 +41,23 @@ def accept(path: Path, reason: str) -> Path:
     accepted = _accepted(file)
     accepted[path.stem] = {
         "reason": reason,
-        "by": getpass.getuser(),
+        "by": _who(),
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "digest": run.digest,
     }
     write_atomically(file, json.dumps(dict(sorted(accepted.items())), indent=1) + "\n")
     return file
+
+
+def _who() -> str:
+    """As git calls whoever works here, else as the system does."""
+    try:
+        asked = subprocess.run(
+            ["git", "config", "user.name"], capture_output=True, text=True, check=False
+        )
+        return one_line(asked.stdout) or getpass.getuser()
+    except (OSError, KeyError):  # no git; a user whom the system does not know
+        return "unknown"
 
 
 def _accepted(file: Path) -> dict[str, dict[str, Any]]:

@@ -27,6 +27,7 @@ class Journal:
     def __init__(self, folder: Path, name: str) -> None:
         self.path = folder / f".unfinished-{name}.jsonl"
         self._name = name
+        self._begun = False
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file: IO[str] = self.path.open("a+", encoding="utf-8")
@@ -40,6 +41,7 @@ class Journal:
 
     def begin(self, document: Mapping[str, Any]) -> None:
         """Write what the run is, without its cases."""
+        self._begun = True
         self._write({**document, KEY: {**document[KEY], "records": {}}})
 
     def add(self, key: str, record: Mapping[str, Any]) -> None:
@@ -47,9 +49,9 @@ class Journal:
         self._write({"key": key, "record": record})
 
     def close(self, *, done: bool) -> None:
-        """Let the file go, and remove it if the run is stored."""
+        """Let the file go, and remove it if the run is stored, or has not begun."""
         if not self._file.closed:
-            if done:
+            if done or not self._begun:
                 self.path.unlink(missing_ok=True)
             self._file.close()
 

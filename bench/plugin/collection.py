@@ -106,6 +106,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         try:
             begin(config, seal(run_document(config)))
         except BenchError as error:
+            config.stash[LOG].resumed = {}  # it goes on with nothing, and stores nothing
             pytest.exit(harmless(f"error: {error}"), returncode=2)
 
 

@@ -400,14 +400,23 @@ def test_a_folder_that_cannot_hold_runs_is_told_before_anything_is_measured(
     run, pytester: pytest.Pytester
 ) -> None:
     pytester.path.joinpath("file").write_text("")
-    for folder in ("file/here", "/proc/none", "a\x1bb"):
+    for folder in ("file/here", "/proc/none"):
         result = run(*STEPS, "--benchmark-save", "x", f"--benchmark-storage={folder}", apart=True)
         assert result.ret == 2, folder
         output = result.stdout.str() + result.stderr.str()
         assert "error: " in output
         assert "Traceback" not in output
         assert "collected" not in output
-        assert "\x1b" not in output
+
+
+def test_a_folder_with_an_escape_character_is_one(run, pytester: pytest.Pytester) -> None:
+    folder = pytester.mkdir("a\x1b[31mb")
+    result = run(
+        "--benchmark-save", "x", f"--benchmark-storage={folder}", suites="suites/test_counts.py"
+    )
+    assert result.ret == pytest.ExitCode.OK
+    assert "\x1b" not in result.stdout.str()
+    assert load_run(folder / "0001_x.json").gate == "first"
 
 
 CUT = """
