@@ -63,7 +63,9 @@ def csv_text(table: pd.DataFrame) -> str:
     def quoted(cell: object) -> object:
         return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 
-    return str(table.map(quoted).to_csv(index=False, lineterminator="\n"))
+    rows = [[quoted(cell) for cell in row] for row in table.astype(object).to_numpy()]
+    safe = type(table)(rows, columns=table.columns, dtype=object)  # a count stays a whole number
+    return str(safe.to_csv(index=False, lineterminator="\n"))
 
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
