@@ -21,3 +21,8 @@ def last_segments(names: Iterable[str]) -> tuple[str, ...]:
 def holding(parts: Iterable[str]) -> str:
     """A regular expression for whole names that hold one of `parts` anywhere."""
     return rf".*(?:{'|'.join(re.escape(part) for part in parts)}).*"
+
+
+def ends_in_any(name: str, entries: Iterable[str]) -> bool:
+    """Whether PEFT would reach the module by one of the entries of a list."""
+    return f".{name}".endswith(tuple(f".{entry}" for entry in entries))

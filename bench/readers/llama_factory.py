@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bench.errors import BenchError
 from bench.readers import trainer
 from bench.readers.document import Document
-from bench.readers.linear import holding, last_segments
+from bench.readers.linear import ends_in_any, holding, last_segments
 from bench.readers.recipe import (
     Fields,
     Reader,
@@ -227,12 +227,13 @@ def _held_out(model: Model, entries: list[str], parts: list[str]) -> Fields:
         for m in model.table.modules
         if any(entry in m.name for entry in entries) and not any(part in m.name for part in parts)
     ]
-    ends = tuple(f".{entry}" for entry in entries)
-    short = [n for n in model.table.by_name if f".{n}".endswith(ends)
-             and not any(part in n for part in parts)]  # fmt: skip
-    if set(short) != set(names):
-        return {"target_modules": names}
-    return {"target_modules": entries, "exclude_modules": holding(parts)}
+    entries_reach = [name for name in model.table.by_name if ends_in_any(name, entries)]
+    if set(entries_reach) == set(names):
+        return {"target_modules": entries}
+    if set(names) == {n for n in entries_reach if not any(part in n for part in parts)}:
+        return {"target_modules": entries, "exclude_modules": holding(parts)}
+    idle = [entry for entry in entries if not any(entry in name for name in names)]
+    return {"target_modules": [*idle, *names]}
 
 
 def _precision(document: Document) -> str:

@@ -16,7 +16,7 @@ from bench.models.modules import EMBEDDING
 from bench.models.stacks import AUDIO, CONNECTOR, VISION
 from bench.readers import trainer
 from bench.readers.document import Document
-from bench.readers.linear import last_segments
+from bench.readers.linear import ends_in_any, last_segments
 from bench.readers.recipe import (
     Fields,
     Reader,
@@ -216,11 +216,11 @@ def _by_stack(model: Model, document: Document, embeddings: bool) -> tuple[Field
         "parts by the stacks of this model: " + "; ".join(
             f"{key}: {frozen[key]}" for key in frozen) + "; ms-swift has its own table of them",
     )  # fmt: skip
-    kept = [m.name for m in table.modules if f".{m.name}".endswith(tuple(f".{e}" for e in leaves))
-            and not (held_out and re.fullmatch(pattern, m.name))]  # fmt: skip
-    if set(kept) == set(names):
-        excluded = {"exclude_modules": pattern} if held_out else {}
-        return {"target_modules": list(leaves), **excluded}, notes
+    reached = {m.name for m in table.modules if ends_in_any(m.name, leaves)}
+    if reached == set(names):
+        return {"target_modules": list(leaves)}, notes
+    if {n for n in reached if not re.fullmatch(pattern, n)} == set(names):
+        return {"target_modules": list(leaves), "exclude_modules": pattern}, notes
     return {"target_modules": names}, notes
 
 

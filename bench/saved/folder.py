@@ -78,8 +78,9 @@ def _adapter(path: Path, names: set[str]) -> Found:
 
 
 def _several(path: Path, configs: list[str]) -> BenchError:
+    names = ", ".join(sorted(configs))
     return BenchError(
-        f"{path}: holds {len(configs)} configurations ({', '.join(configs)}): name the one to check"
+        f"{path}: holds {len(configs)} configurations ({names}): name the one to check"
     )
 
 

@@ -1,0 +1,154 @@
+"""`bench check` from the command line: what it prints in each format, and its exit status."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from bench.cli import main
+from bench.files import FIXTURES
+from bench.reports.check import annotation
+
+READERS = FIXTURES / "readers"
+OLD = FIXTURES / "field" / "old-adapter-keys"
+
+
+@pytest.fixture
+def old_adapter(tmp_path: Path) -> Path:
+    """An adapter with the keys of transformers before 4.52 (huggingface/transformers 38927)."""
+    import torch
+    from safetensors.torch import save_file
+
+    heads = {"q_proj": 64, "v_proj": 32}
+    tensors = {}
+    for key in (OLD / "keys.txt").read_text().split():
+        width = next(n for name, n in heads.items() if name in key)
+        shape = (4, 64) if "lora_A" in key else (width, 4)
+        tensors[key] = torch.ones(shape)
+    for name in ("adapter_config.json", "config.json"):
+        shutil.copy(OLD / name, tmp_path)
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    return tmp_path
+
+
+def test_an_adapter_of_an_older_transformers_is_told(
+    old_adapter: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(old_adapter), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["dead_entries"] == []
+    assert len(found["saved"]["missing"]) == len(found["saved"]["ignored"]) == 8
+    assert found["saved"]["moves"] == [
+        {"old": "base_model.model.model", "new": "base_model.model.model.language_model", "keys": 8}
+    ]
+    assert main(["check", str(old_adapter)]) == 1
+    text = capsys.readouterr().out
+    assert "adapter of PEFT (adapter_config.json, adapter_model.safetensors)" in text
+    assert "base_model.model.model was renamed to base_model.model.model.language_model" in text
+
+
+def test_values_are_read_where_they_are_asked_for(
+    old_adapter: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["check", str(old_adapter), "--weights", "--no-gradients"])
+    text = capsys.readouterr().out
+    assert "norm of B·A by role" in text
+    # A (4, 64) and B (64, 4) of ones: every element of the product is 4, 64 × 64 of them.
+    assert "query                 2 modules  256 to 256" in text
+
+
+def test_weights_without_an_adapter_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    path = READERS / "trl" / "defaults.yaml"
+    assert main(["check", str(path), "--weights", "--no-gradients"]) == 2
+    assert "there are no weights" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_trainer_is_called_so(
+    old_adapter: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (old_adapter / "trainer_state.json").write_text("{}")
+    main(["check", str(old_adapter), "--no-gradients"])
+    assert "Trainer checkpoint of PEFT" in capsys.readouterr().out
+
+
+def test_annotations_stand_on_the_line_of_the_dead_entry(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = READERS / "axolotl" / "phi-3-mini-dead-names.yaml"
+    assert main(["check", str(path), "--format", "github", "--no-gradients"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"::error file={path},line=8,title=bench%3A dead-entry::q_proj ")
+    assert lines[1].startswith(f"::error file={path},line=9,")
+    assert all(line.startswith(("::error ", "::warning ", "::notice ")) for line in lines)
+
+
+def test_an_annotation_is_one_line_whatever_it_says() -> None:
+    said = annotation("error", "50 %\nof it", "a,b:c.yaml", 3, "bench: x")
+    assert said == "::error file=a%2Cb%3Ac.yaml,line=3,title=bench%3A x::50 %25%0Aof it"
+
+
+def test_several_files_fail_when_one_does(capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad = READERS / "peft" / "rank-pattern", READERS / "peft" / "llama"
+    assert main(["check", str(good), "--no-gradients"]) == 0
+    assert main(["check", str(good), str(bad), "--no-gradients"]) == 1
+    assert main(["check", str(bad), "--optional", "qkv_proj", "--no-gradients"]) == 0
+    capsys.readouterr()
+
+
+def test_a_hazard_fails_where_it_is_asked_to(capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(READERS / "axolotl" / "gpt2-dora-new-tokens.yml")
+    assert main(["check", path, "--no-gradients"]) == 0
+    assert main(["check", path, "--no-gradients", "--fail-on", "untied-copy"]) == 1
+    assert "untied-copy" in capsys.readouterr().out
+
+
+def test_the_model_given_goes_before_the_one_named(capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(READERS / "peft" / "all-linear")
+    assert main(["check", path, "--model", "gpt2", "--no-gradients", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["model"], found["base_model"]) == ("gpt2", "meta-llama/Meta-Llama-3-8B")
+
+
+def test_a_tower_that_no_text_feeds_is_a_hazard(capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(READERS / "llama-factory" / "qwen2-vl-with-tower.yaml")
+    assert main(["check", path, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (told,) = [h for h in found["hazards"] if h["code"] == "no-gradient"]
+    assert "model.visual.blocks.*.attn.qkv" in told["reason"]
+    assert main(["check", path, "--fail-on", "no-gradient"]) == 1
+    capsys.readouterr()
+
+
+def test_memory_is_that_of_the_files_own_step(
+    old_adapter: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = old_adapter / "llama"
+    model.mkdir()
+    (model / "config.json").write_text(
+        json.dumps({"model_type": "llama", "hidden_size": 64, "intermediate_size": 96,
+                    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+                    "vocab_size": 64, "max_position_embeddings": 64})
+    )  # fmt: skip
+    path = old_adapter / "llama" / "train.yaml"
+    path.write_text("base_model: .\nadapter: lora\nlora_r: 4\nlora_alpha: 8\nsequence_len: 32\n"
+                    "lora_target_linear: true\nmicro_batch_size: 3\noptimizer: adamw_torch\n"
+                    "gradient_checkpointing: true\nbf16: true\n")  # fmt: skip
+    assert main(["check", str(path), "--gpu-memory", "1GiB", "--json", "--no-gradients"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    case = found["prediction"]["case"]
+    assert "b3-s32" in case
+    assert "checkpointed" in case
+    assert found["prediction"]["tokens_per_step"] == 3 * 32
+    assert main(["check", str(path), "--gpu-memory", "1MiB", "--no-gradients"]) == 1
+    capsys.readouterr()
+
+
+def test_an_optimizer_that_is_not_predicted_leaves_the_rest(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = READERS / "axolotl" / "mixtral-parameters.yaml"
+    assert main(["check", str(path), "--gpu-memory", "80GiB", "--no-gradients"]) == 0
+    assert "memory is not predicted" in capsys.readouterr().out
