@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+from atlas_types import STORED, needs_atlas, stored_atlas
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from random_models import Drawn, models
 
 from bench.adapters.config import AdapterConfig
 from bench.cli import main
+from bench.cli.explain import read_line
 from bench.errors import BenchError
-from bench.explain import explain
+from bench.explain import Search, explain
+from bench.files import FIXTURES
 from bench.formulas import lora_parameters
 from bench.measure.counting import count, inject
 from bench.models.modules import read_table
+from bench.reports.explained import explanation_text
 from bench.scenarios.subjects import load_model
 from bench.targets import match
 
@@ -134,8 +139,9 @@ def test_some_of_the_layers_of_two_stacks() -> None:
     trainable = count(inject(model.build(), adapter)).trainable
     answer = explain(model.table, trainable)
     assert answer.exact
-    for found in answer.exact[:3]:
-        assert found.adapter.layers_to_transform
+    some = [found for found in answer.exact if found.adapter.layers_to_transform]
+    assert len(some) > len(answer.exact) / 2
+    for found in some[:3]:
         counted = count(inject(model.build(), found.adapter))
         assert (counted.trainable, counted.total) == (trainable, found.total)
 
@@ -194,7 +200,7 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "r 16; q_proj, v_proj" in capsys.readouterr().out.replace("v_proj, q_proj",
                                                                      "q_proj, v_proj")  # fmt: skip
     assert main([*asked, "1572865"]) == 1
-    assert "that was tried trains exactly 1,572,865" in capsys.readouterr().out
+    assert "1,572,865 trainable parameters on opt-350m: not found among" in capsys.readouterr().out
     assert main([*asked, "1572865", "--json"]) == 1
     assert "r 1 to 1024" in json.loads(capsys.readouterr().out)["searched"]
     assert main([*asked, "1572864", "--total", "332769280", "--json"]) == 0
@@ -203,3 +209,127 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert answer["exact"][0]["total"] == 332_769_280
     assert main(["explain", "opt-350k", "--trainable", "1"]) == 2
     assert "unknown architecture" in capsys.readouterr().err
+
+
+FIELD = FIXTURES / "field"
+
+
+@pytest.mark.parametrize(
+    ("case", "trainable", "total", "r", "said"),
+    [
+        ("gemma4-26b-moe", 32 * (1_161_600 + 690_768), 25_865_209_648, 32,
+         "attention and feed-forward"),
+        ("gemma4-26b-moe", 62_290_432, 25_868_224_304, 32, "all-linear"),
+        ("qwen2.5-vl-3b-llm-only", 29_933_568, 3_784_556_544, 16, "language model only"),
+        ("qwen2.5-vl-3b-llm-only", 37_152_768, 3_791_775_744, 16, "the seven names"),
+        ("nemotron-nano-9b-v2", 18_061_312, None, 16, "attention and feed-forward"),
+        ("gpt-neox-20b-halved", 8_650_752, 20_563_218_432, 8, "default"),
+    ],
+)  # fmt: skip
+def test_field_cases(case: str, trainable: int, total: int | None, r: int, said: str) -> None:
+    """The first answer is what was trained, and PEFT counts the same of it."""
+    model = load_model(str(FIELD / case))
+    answer = explain(model.table, trainable, total)
+    found = answer.exact[0]
+    assert (found.trainable, found.adapter.r) == (trainable, r)
+    assert said in found.note
+    if total:
+        assert answer.remark == "the total fits"
+    counted = count(inject(model.build(), found.adapter))
+    assert (counted.trainable, counted.total) == (trainable, found.total)
+
+
+def test_language_model_only() -> None:
+    """No module of the vision tower: the answer's configuration holds them out."""
+    table = load_model(str(FIELD / "qwen2.5-vl-3b-llm-only")).table
+    adapter = explain(table, 29_933_568).exact[0].adapter
+    adapted = [a.name for a in match(table, adapter).adapted]
+    assert len(adapted) == 36 * 7
+    assert not [name for name in adapted if "visual" in name]
+
+
+def test_a_total_of_packed_elements() -> None:
+    """GPT-NeoX-20B in 4 bits: the linear weights halved, and the adapter."""
+    answer = explain(load_model(str(FIELD / "gpt-neox-20b-halved")).table, 8_650_752,
+                     10_588_901_376 + 8_650_752)  # fmt: skip
+    assert answer.exact[0].adapter.r == 8
+    for said in ("4 bits", "10,588,901,376", "20,563,218,432"):
+        assert said in answer.remark
+
+
+def test_a_number_that_nothing_gives() -> None:
+    answer = explain(load_model(str(FIELD / "nemotron-nano-9b-v2")).table, 1_234_567)
+    assert answer.exact == ()
+    assert answer.tried > 1_000
+    assert all(found.total > found.trainable > 0 for found in answer.nearest)
+
+
+def test_old_expert_names_on_fused_experts(tmp_path: Path) -> None:
+    """Qwen3-30B-A3B with the seven names: PEFT turns gate, up and down into the experts' fused
+    weights, gate and up with twice the rank."""
+    config = {
+        "model_type": "qwen3_moe", "hidden_size": 2048, "num_hidden_layers": 48, "head_dim": 128,
+        "num_attention_heads": 32, "num_key_value_heads": 4, "num_experts": 128,
+        "num_experts_per_tok": 8, "moe_intermediate_size": 768, "intermediate_size": 6144,
+        "vocab_size": 151936, "decoder_sparse_step": 1, "mlp_only_layers": [],
+        "architectures": ["Qwen3MoeForCausalLM"],
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    attention = (2048 + 4096) * 2 + (2048 + 512) * 2
+    experts = 128 * (2 * (1536 + 2048) + (2048 + 768))
+    trainable = 48 * 16 * (attention + experts)
+    assert trainable == 994_836_480
+    found = explain(load_model(str(tmp_path)).table, trainable).exact[0]
+    assert ({*found.adapter.target_modules}, found.adapter.r) == (SEVEN, 16)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("40370176", (40_370_176, None)),
+        ("40,370,176", (40_370_176, None)),
+        ("40_370_176", (40_370_176, None)),
+        ("trainable params: 3,407,872 || all params: 8,033,669,120 || trainable%: 0.0424",
+         (3_407_872, 8_033_669_120)),
+        ("trainable params: 3407872 || all params: 8033669120 || trainable%: 0.0424",
+         (3_407_872, 8_033_669_120)),
+    ],
+)  # fmt: skip
+def test_numbers_as_they_are_printed(written: str, read: tuple[int, int | None]) -> None:
+    assert read_line(written) == read
+
+
+@pytest.mark.parametrize("written", ["", "many", "1,2,3", "4.5", "0x10", "all params: 5", "1e6",
+                                     "9" * 30])  # fmt: skip
+def test_numbers_that_are_none(written: str) -> None:
+    with pytest.raises(BenchError, match="--trainable"):
+        read_line(written)
+
+
+def test_a_pasted_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """The whole line answers, total included; what the answers have in common is said once."""
+    line = "trainable params: 1,572,864 || all params: 332,769,280 || trainable%: 0.4727"
+    assert main(["explain", "opt-350m", "--trainable", line]) == 0
+    said = capsys.readouterr().out
+    assert "the total fits" in said
+    assert said.count("332,769,280") == 1
+
+
+TYPES = sorted(stored_atlas().types) if STORED else []
+
+
+@needs_atlas
+@pytest.mark.parametrize("name", TYPES[:: max(1, len(TYPES) // 30)][:30])
+def test_no_number_ends_in_a_traceback(name: str) -> None:
+    """Thirty types of the atlas × twenty numbers, small, odd, huge, and the model's own."""
+    table = stored_atlas().types[name].table(name)
+    search = Search(table)
+    base = table.total_parameters
+    ones = [1, 2, 3, 7, 64, 1000, 65_537, 1_000_000, 1_234_567, 29_933_568, 10**12, 2**62]
+    answers = [search.explain(n) for n in [*ones, *(max(1, base // d) for d in (1, 2, 3, 7, 100))]]
+    answers += [search.explain(n, n + base) for n in (4096, 16_384, 999_999)]
+    assert len(answers) == 20
+    for answer in answers:
+        text = explanation_text(name, answer)
+        assert f"{answer.trainable:,}" in text
+        assert all(found.trainable == answer.trainable for found in answer.exact)

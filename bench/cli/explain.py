@@ -4,29 +4,76 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 
 from bench.cli.options import Add, add_model
+from bench.errors import BenchError
 
 HELP = "which configurations train exactly this many parameters"
 
 
 def add_options(add: Add) -> None:
     """The model and the numbers in the log."""
-    add("--trainable", type=int, required=True, metavar="N", help="the number in the log")
-    add("--total", type=int, metavar="N", help="all parameters, where the log has them")
+    # fmt: off
+    add("--trainable", required=True, metavar="N",
+        help="the number in the log, 40,370,176 too, or PEFT's whole line 'trainable params: ...'")
+    add("--total", metavar="N", help="all parameters, where the log has them")
+    # fmt: on
     add_model(add)
 
 
 def run(options: argparse.Namespace) -> int:
     """Print what gives the number; 0 if something does, 1 if nothing does."""
+    trainable, total = read_line(options.trainable)
+    if options.total is not None:
+        total = read_count(options.total, "--total")
+
     from bench.explain import explain
     from bench.reports.explained import explanation_json, explanation_text
     from bench.scenarios.subjects import load_model
 
     model = load_model(options.model, options.auto_class, options.trust_remote_code)
-    answer = explain(model.table, options.trainable, options.total)
+    answer = explain(model.table, trainable, total)
     if options.json:
         print(json.dumps(explanation_json(model.label, answer)))
     else:
         print(explanation_text(model.label, answer))
     return 0 if answer.exact or answer.full else 1
+
+
+def read_line(text: str) -> tuple[int, int | None]:
+    """(trainable, all parameters or None) of a number, or of the line that PEFT prints:
+    "trainable params: 3,407,872 || all params: 8,033,669,120 || trainable%: 0.0424".
+
+    Raises BenchError for anything else.
+    """
+    named = {
+        key: found[1]
+        for key in ("trainable params", "all params")
+        if (found := re.search(rf"{key}\s*:\s*([\d,_.' ]*\d)", text))
+    }
+    if not named:
+        return read_count(text, "--trainable"), None
+    if "trainable params" not in named:
+        raise BenchError(f"--trainable: the line says no 'trainable params: N': {text!r}")
+    total = named.get("all params")
+    return (
+        read_count(named["trainable params"], "--trainable"),
+        read_count(total, "--trainable") if total else None,
+    )
+
+
+def read_count(text: str, where: str) -> int:
+    """A whole number, with or without marks between groups of three digits.
+
+    Raises BenchError, naming `where`, for anything else.
+    """
+    plain = text.strip()
+    if re.fullmatch(r"\d{1,3}([,_' ]\d{3})+", plain):
+        plain = re.sub(r"\D", "", plain)
+    if not re.fullmatch(r"[+-]?[0-9]{1,18}", plain):
+        raise BenchError(
+            f"{where} {text!r} is no whole number: write 40370176, 40,370,176, or the whole line "
+            "that PEFT prints"
+        )
+    return int(plain)

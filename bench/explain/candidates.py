@@ -1,4 +1,4 @@
-"""What a configuration may adapt on a model, and train whole: entries, sets of them, extras."""
+"""What a configuration may adapt on a model, and train whole: entries, all sets of them, extras."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
+from typing import Any
 
 from bench.adapters.config import NO_TARGETS, AdapterConfig
 from bench.formulas.lora import bias_term, module_matrices, parameter_matrices, saved_term
@@ -25,23 +26,6 @@ from bench.targets import match
 from bench.tasks import TASKS
 
 _MOST_ENTRIES = 13
-
-# What people adapt, in roles; a fused projection counts as all that it does.
-_POPULAR: tuple[tuple[set[str], str], ...] = (
-    ({"query", "value"}, "query and value"),
-    ({"query", "key", "value"}, "query, key and value"),
-    ({"query", "key", "value", "output"}, "attention"),
-    ({"gate", "up", "down"}, "feed-forward"),
-    ({"query", "key", "value", "output", "gate", "up", "down"}, "attention and feed-forward"),
-)
-# What people write whatever the model is called; some of it reaches nothing there.
-_WRITTEN = (
-    ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-    ("q_proj", "k_proj", "v_proj", "o_proj"),
-    ("q_proj", "v_proj"),
-    ("c_attn", "c_proj", "c_fc"),
-    ("query", "value"),
-)
 
 
 @dataclass(frozen=True)
@@ -141,57 +125,47 @@ def _split(
         yield leaf, modules
 
 
-@dataclass(frozen=True)
-class EntrySet:
-    """Some entries with what their count depends on; the lower `score`, the likelier.
+class EntrySets:
+    """Every set of some entries but the empty one, with what a count depends on as arrays.
 
-    per_rank: elements at rank 1. features: outputs, a magnitude each with DoRA. bias: biases.
+    Attributes:
+        per_rank: elements at rank 1.
+        features: outputs, a magnitude each with DoRA.
+        bias: biases.
+        layers: how many layers hold each entry of the set, 0 where they are not alike.
     """
 
-    entries: tuple[Entry, ...]
-    per_rank: int
-    features: int
-    bias: int
-    score: float
-    note: str
+    def __init__(self, entries: list[Entry]) -> None:
+        import numpy as np
+
+        self.entries = entries
+        masks = np.arange(1 << len(entries))
+
+        def summed(values: list[int]) -> Any:
+            total = np.zeros(len(masks), dtype=np.int64)
+            for bit, value in enumerate(values):
+                total += (masks >> bit & 1) * value
+            return total
+
+        self.per_rank = summed([e.per_rank for e in entries])
+        self.features = summed([e.features for e in entries])
+        self.bias = summed([e.bias for e in entries])
+        self.layers = np.zeros(len(masks), dtype=np.int64)
+        numbers = {e.layers for e in entries}
+        for number in numbers - {0, 1}:
+            others = sum(1 << bit for bit, e in enumerate(entries) if e.layers != number)
+            self.layers[(masks & others) == 0] = number
+        self.modules_only = masks & sum(1 << b for b, e in enumerate(entries) if e.parameters) == 0
+
+    def __len__(self) -> int:
+        return len(self.per_rank) - 1
+
+    def picked(self, index: int) -> tuple[Entry, ...]:
+        return tuple(e for bit, e in enumerate(self.entries) if index >> bit & 1)
 
 
-def entry_sets(entries: list[Entry], table: ModuleTable) -> Iterator[EntrySet]:
-    """Every set of entries but the empty one."""
-    popular = _popular(entries, table)
-    sizes = [(e.per_rank, e.features, e.bias) for e in entries]
-    for mask in range(1, 1 << len(entries)):
-        chosen = [i for i in range(len(entries)) if mask >> i & 1]
-        picked = tuple(entries[i] for i in chosen)
-        names = frozenset(e.name for e in picked)
-        score, note = popular.get(names, (_unusual(picked), ""))
-        per_rank, features, bias = (sum(sizes[i][k] for i in chosen) for k in range(3))
-        yield EntrySet(picked, per_rank, features, bias, score, note)
-
-
-def _popular(entries: list[Entry], table: ModuleTable) -> dict[frozenset[str], tuple[float, str]]:
-    """Sets of entries that people adapt: by role, and by names written without a look."""
-    usual = [e for e in entries if not e.odd]
-    everything = frozenset(e.name for e in usual if e.modules)
-    found: dict[frozenset[str], tuple[float, str]] = {everything: (0, "every linear layer")}
-    available = {role for e in usual for role in e.parts}
-    for wanted, note in _POPULAR:
-        names = frozenset(e.name for e in usual if e.parts <= wanted)
-        reached = {role for e in usual if e.name in names for role in e.parts}
-        if reached == wanted & available and {"query", "up"} & wanted <= reached:
-            # PEFT's own default for most models is query and value.
-            found.setdefault(names, (0.4 if wanted == _POPULAR[0][0] else 0.5, note))
-    leaves = {m.leaf for m in table.modules}
-    for written in _WRITTEN:
-        names = frozenset(
-            e.name for e in usual if e.modules and all(m.leaf in written for m in e.modules)
-        )
-        if names and not leaves >= set(written):
-            found.setdefault(names, (1, f"all that {', '.join(written)} reach here"))
-    return found
-
-
-def _unusual(picked: Sequence[Entry]) -> float:
+def unusual(picked: Sequence[Entry]) -> float:
+    """How unlikely a set is that nobody has a name for."""
     if any(e.odd for e in picked):
         return 4 + len(picked) / 10
     return 1 if len({role for e in picked for role in e.parts}) == 1 else 2

@@ -5,27 +5,31 @@ is linear in the rank,
 
     trainable  =  r · Σ_S (in + out)  +  bias(S)  +  magnitudes(S)  +  saved copies,
 
-so every set of entries × bias × DoRA × saved modules is tried, and the rank follows by division.
-Where no configuration of the whole model gives the number, one of some of its layers may: on layers
-that are alike, k of them train k times what one does. What is shown is computed again by the match
-ledger and the formulas.
+so every set of entries × bias × DoRA × saved modules is tried, the popular ones first, and the rank
+follows by division. Where no configuration of the whole model gives the number, one of some of its
+layers may: on layers that are alike, k of them train k times what one does. What is shown is
+computed again by the match ledger and the formulas.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from bench.adapters.config import NO_TARGETS, AdapterConfig
 from bench.errors import BenchError
-from bench.explain.candidates import EntrySet, Extra, entry_sets, extras_of, model_entries
+from bench.explain.candidates import EntrySets, Extra, extras_of, model_entries, unusual
+from bench.explain.popular import popular
 from bench.formulas.lora import lora_parameters
-from bench.models.modules import ModuleTable
+from bench.models.modules import CONV1D, LINEAR, ModuleTable
 from bench.targets import match
 
 LARGEST_RANK = 1024
 SEARCHED = (
-    "every set of the model's linear layers, expert weights, embedding and head (the 13 largest), "
+    "the popular sets on the whole model and on each of its stacks (the seven names, attention, "
+    "feed-forward, query and value, all-linear, PEFT's and Unsloth's defaults), and every set of "
+    "the model's linear layers, expert weights, embedding and head (the 13 largest); "
     f"r 1 to {LARGEST_RANK}, bias none, all and lora_only, DoRA, the task heads, embedding and "
     "head in modules_to_save; of some layers only, where they are alike: every set of linear "
     "layers without bias and DoRA"
@@ -33,6 +37,8 @@ SEARCHED = (
 """What `explain` tries, in words."""
 _SHOWN = 10
 _COMMON_RANKS = {8: 0, 16: 0, 32: 0.2, 64: 0.2}
+_UNLIKELY = 5
+"""From this score on, some of the layers are likelier than what all of them give."""
 _KNOWN_RANKS = (1, 2, 4, 128, 256)
 
 
@@ -40,7 +46,7 @@ _KNOWN_RANKS = (1, 2, 4, 128, 256)
 class Found:
     """A configuration, what it trains, and the total that PEFT prints with it.
 
-    `score` orders by plausibility, the lowest first; `note` tells what is special.
+    `score` orders by plausibility, the lowest first; `note` tells what it is, or what is special.
     """
 
     adapter: AdapterConfig
@@ -52,8 +58,15 @@ class Found:
     def describe(self) -> str:
         adapter = self.adapter
         parts = [f"r {adapter.r}"]
-        if adapter.target_modules and adapter.target_modules != NO_TARGETS:
-            parts.append(", ".join(adapter.target_modules))
+        targets = adapter.target_modules
+        if targets is None:
+            parts.append("no target_modules")
+        elif isinstance(targets, str) and targets != NO_TARGETS:
+            parts.append(targets)
+        elif targets and targets != NO_TARGETS:
+            parts.append(", ".join(targets))
+        if adapter.exclude_modules:
+            parts.append(f"exclude_modules {adapter.exclude_modules}")
         if adapter.target_parameters:
             parts.append("target_parameters " + ", ".join(adapter.target_parameters))
         if isinstance(adapter.layers_to_transform, tuple):
@@ -75,7 +88,8 @@ class Found:
 class Explanation:
     """The exact configurations, the most plausible first; the nearest ones where there are none.
 
-    `remark` says what a total that was given tells; `full`, that the number is the model's own.
+    `remark` says what a total that was given tells; `full`, that the number is the model's own;
+    `tried` is how many configurations were tried, each at every rank.
     """
 
     trainable: int
@@ -84,6 +98,7 @@ class Explanation:
     nearest: tuple[Found, ...]
     remark: str = ""
     full: bool = False
+    tried: int = 0
 
 
 def explain(table: ModuleTable, trainable: int, total: int | None = None) -> Explanation:
@@ -93,93 +108,174 @@ def explain(table: ModuleTable, trainable: int, total: int | None = None) -> Exp
     `total`, the configurations that give it too come first. Raises BenchError for a count below 1
     or a total below the count.
     """
-    if trainable < 1:
-        raise BenchError(f"--trainable must be at least 1, not {trainable}")
-    if total is not None and total < trainable:
-        raise BenchError(f"--total {total} is smaller than --trainable {trainable}")
-    sets = list(entry_sets(model_entries(table), table))
-    extras = list(extras_of(table))
-    full = trainable == table.total_parameters
-    found = (f for s in sets for e in extras for f in _solve(table, s, e, trainable))
-    shown = _best(table, found, trainable, total)
-    if not shown and not full:
-        found = (f for s in sets for f in _solve_layers(table, s, extras, trainable))
-        shown = _best(table, found, trainable, total)
-    nearest: list[Found] = []
-    if not shown and not full:
-        near = [_near(table, s, e, trainable) for s in sets for e in extras if e.score < 1]
+    return Search(table).explain(trainable, total)
+
+
+class Search:
+    """The candidates of one model, made once for any number of questions."""
+
+    def __init__(self, table: ModuleTable) -> None:
+        self.table = table
+        self.popular = popular(table)
+        self.sets = EntrySets(model_entries(table))
+        self.extras = list(extras_of(table))
+        self._known = {s.names: s for s in reversed(self.popular)}
+
+    def explain(self, trainable: int, total: int | None = None) -> Explanation:
+        """What `explain` answers for this model."""
+        if trainable < 1:
+            raise BenchError(f"--trainable must be at least 1, not {trainable}")
+        if total is not None and total < trainable:
+            raise BenchError(f"--total {total} is smaller than --trainable {trainable}")
+        base = self.table.total_parameters
+        full = trainable == base
+        shown = self._best((*self._popular(trainable), *self._sets(trainable)), trainable, total)
+        if not (full or any(f.score < _UNLIKELY for f in shown)):
+            some = self._best(self._layers(trainable), trainable, total)
+            shown = sorted((*shown, *some), key=lambda f: f.score)
+        nearest = () if shown or full else self._nearest(trainable)
+        return Explanation(
+            trainable, base, tuple(shown[:_SHOWN]), nearest,
+            _remark(self.table, trainable, total, shown), full, self.tried,
+        )  # fmt: skip
+
+    @property
+    def tried(self) -> int:
+        """Configurations, each of them at every rank."""
+        whole = (len(self.popular) + len(self.sets)) * len(self.extras) * 6
+        return whole + int(self.sets.layers.sum()) * len(self.extras)
+
+    def _best(self, found: Iterable[Found], trainable: int, total: int | None) -> list[Found]:
+        """The most plausible, counted again; one of those that adapt the same."""
+        packed = packed_total(self.table) - self.table.total_parameters
+
+        def order(f: Found) -> tuple[bool, float, int]:
+            return total not in (f.total, f.total + packed), f.score, f.adapter.r
+
+        kept: dict[object, Found] = {}
+        for candidate in sorted(found, key=order)[: 4 * _SHOWN]:
+            verified = _verified(self.table, candidate)
+            if verified and verified[0].trainable == trainable:
+                kept.setdefault(verified[1], verified[0])
+        return list(kept.values())
+
+    def _popular(self, trainable: int) -> Iterator[Found]:
+        for s in self.popular:
+            for extra in self.extras:
+                left = trainable - extra.elements
+                if left < s.per_rank or not s.names.isdisjoint(extra.saved):
+                    continue
+                for bias, biases, dora, score in _variants(extra, s.bias, s.experts):
+                    r, rest = divmod(left - biases - dora * s.features, s.per_rank)
+                    if rest == 0 and 1 <= r <= LARGEST_RANK and (form := s.configured(self.table)):
+                        adapter = _with(extra, form, r, bias, dora)
+                        yield self._found(
+                            adapter, trainable, biases, s.score + extra.score + score, s.note
+                        )
+
+    def _sets(self, trainable: int) -> Iterator[Found]:
+        sets = self.sets
+        for extra in self.extras:
+            for bias, _, dora, score in _variants(extra, 1, False):
+                biases = {"none": 0, "all": extra.all_biases}.get(bias, sets.bias)
+                left = trainable - extra.elements - biases - dora * sets.features
+                fits = _fits(left, sets.per_rank)
+                if dora:
+                    fits &= sets.modules_only
+                if bias == "lora_only":
+                    fits &= sets.bias > 0
+                for index in fits.nonzero()[0]:
+                    picked = sets.picked(int(index))
+                    if any(m.name in extra.saved for e in picked for m in e.modules):
+                        continue
+                    of_bias = int(biases if isinstance(biases, int) else biases[index])
+                    r = trainable - extra.elements - of_bias - dora * int(sets.features[index])
+                    r //= int(sets.per_rank[index])
+                    adapter = _with(extra, _of_entries(picked), r, bias, dora)
+                    yield self._found(
+                        adapter, trainable, of_bias, unusual(picked) + extra.score + score
+                    )
+
+    def _found(
+        self, adapter: AdapterConfig, trainable: int, biases: int, score: float, note: str = ""
+    ) -> Found:
+        total = self.table.total_parameters + trainable - biases
+        return Found(adapter, trainable, total, score + _odd_rank(adapter.r), note)
+
+    def _layers(self, trainable: int) -> Iterator[Found]:
+        """The same set in the first k layers, of layers that are alike: any k of them do."""
+        sets = self.sets
+        alike = sets.layers > 1
+        one = sets.per_rank // sets.layers.clip(1)
+        for extra in self.extras:
+            for k in range(1, int(sets.layers.max(initial=0))):
+                fits = _fits(trainable - extra.elements + 0 * one, one * k)
+                for index in (fits & alike & (sets.layers > k)).nonzero()[0]:
+                    picked = sets.picked(int(index))
+                    r = (trainable - extra.elements) // int(one[index] * k)
+                    adapter = replace(
+                        _with(extra, _of_entries(picked), r), layers_to_transform=tuple(range(k))
+                    )
+                    known = self._known.get(frozenset(m.name for e in picked for m in e.modules))
+                    score = (known.score if known else unusual(picked)) + extra.score
+                    note = f"any {k} of {int(sets.layers[index])} layers"
+                    note = f"{known.note}, {note}" if known else note
+                    yield self._found(adapter, trainable, 0, score, note)
+
+    def _nearest(self, trainable: int) -> tuple[Found, ...]:
+        near: list[Found] = []
+        for extra in (e for e in self.extras if e.score < 1):
+            left = trainable - extra.elements
+            for s in self.popular:
+                r = max(1, min(LARGEST_RANK, round(left / s.per_rank)))
+                if form := s.configured(self.table):
+                    count = extra.elements + r * s.per_rank
+                    near.append(self._found(_with(extra, form, r), count, 0, s.score, s.note))
         near = sorted(
             (f for f in near if f.score < 4),
             key=lambda f: (abs(f.trainable - trainable), f.score),
         )
-        nearest = [_verified(table, f) for f in near[:5]]
-    remark = _remark(table, trainable, total, shown)
-    return Explanation(
-        trainable, table.total_parameters, tuple(shown[:_SHOWN]), tuple(nearest), remark, full
-    )
+        kept: dict[object, Found] = {}
+        for candidate in near[: 4 * _SHOWN]:
+            if (verified := _verified(self.table, candidate)) and len(kept) < 5:
+                kept.setdefault(verified[1], verified[0])
+        return tuple(sorted(kept.values(), key=lambda f: abs(f.trainable - trainable)))
 
 
-def _best(
-    table: ModuleTable, found: Iterable[Found], trainable: int, total: int | None
-) -> list[Found]:
-    """The most plausible, counted again."""
-    order = sorted(found, key=lambda f: (f.total != total, f.score, f.adapter.r))
-    return [v for f in order[: 3 * _SHOWN] if (v := _verified(table, f)).trainable == trainable]
+def _fits(left: Any, per_rank: Any) -> Any:
+    """Where `left` is a whole multiple of `per_rank`, up to the largest rank."""
+    safe = per_rank.clip(1)
+    return (per_rank > 0) & (left > 0) & (left % safe == 0) & (left // safe <= LARGEST_RANK)
 
 
-def _solve(table: ModuleTable, s: EntrySet, extra: Extra, trainable: int) -> Iterator[Found]:
-    left = trainable - extra.elements
-    if left < s.per_rank or any(m.name in extra.saved for e in s.entries for m in e.modules):
-        return
-    experts = any(e.parameters for e in s.entries)
-    for bias, biases in (("none", 0), ("lora_only", s.bias), ("all", extra.all_biases)):
-        if bias != "none" and not biases:
-            continue
-        for dora in (False,) if experts else (False, True):
-            r, rest = divmod(left - biases - dora * s.features, s.per_rank)
-            if rest == 0 and 1 <= r <= LARGEST_RANK:
-                adapter = replace(_adapter(s, extra, r), bias=bias, use_dora=dora)
-                score = _score(s, extra, r) + 3 * (bias != "none") + 1.5 * dora
-                total = table.total_parameters + trainable - biases
-                yield Found(adapter, trainable, total, score, s.note)
+def _variants(extra: Extra, bias: int, experts: bool) -> Iterator[tuple[str, int, bool, float]]:
+    """(bias, biases, DoRA, how unlikely) of what may be trained beside the matrices."""
+    for kind, biases in (("none", 0), ("lora_only", bias), ("all", extra.all_biases)):
+        if kind == "none" or biases:
+            for dora in (False,) if experts else (False, True):
+                yield kind, biases, dora, 3 * (kind != "none") + 1.5 * dora
 
 
-def _solve_layers(
-    table: ModuleTable, s: EntrySet, extras: Iterable[Extra], trainable: int
-) -> Iterator[Found]:
-    """The same set in the first k layers, of layers that are alike: any k of them do."""
-    number = s.entries[0].layers
-    if number < 2 or any(e.layers != number for e in s.entries):
-        return
-    for extra in extras:
-        ranks, rest = divmod(trainable - extra.elements, s.per_rank // number)
-        for k in range(1, number) if rest == 0 and ranks > 0 else ():
-            r, rest = divmod(ranks, k)
-            if rest == 0 and 1 <= r <= LARGEST_RANK:
-                adapter = replace(_adapter(s, extra, r), layers_to_transform=tuple(range(k)))
-                note = f"any {k} of {number} layers"
-                total = table.total_parameters + trainable
-                yield Found(adapter, trainable, total, _score(s, extra, r), note)
-
-
-def _near(table: ModuleTable, s: EntrySet, extra: Extra, trainable: int) -> Found:
-    r = max(1, min(LARGEST_RANK, round((trainable - extra.elements) / s.per_rank)))
-    count = extra.elements + r * s.per_rank
-    total = table.total_parameters + count
-    return Found(_adapter(s, extra, r), count, total, _score(s, extra, r), s.note)
-
-
-def _adapter(s: EntrySet, extra: Extra, r: int) -> AdapterConfig:
+def _with(
+    extra: Extra, form: AdapterConfig, r: int, bias: str = "none", dora: bool = False
+) -> AdapterConfig:
     return replace(
         extra.adapter,
         r=r,
-        target_modules=tuple(e.name for e in s.entries if e.modules),
-        target_parameters=tuple(e.name for e in s.entries if e.parameters),
+        bias=bias,
+        use_dora=dora,
+        target_modules=form.target_modules,
+        target_parameters=form.target_parameters,
+        exclude_modules=form.exclude_modules,
     )
 
 
-def _score(s: EntrySet, extra: Extra, r: int) -> float:
-    return s.score + extra.score + _odd_rank(r)
+def _of_entries(picked: Iterable[Any]) -> AdapterConfig:
+    entries = list(picked)
+    return AdapterConfig(
+        tuple(e.name for e in entries if e.modules) or NO_TARGETS,
+        target_parameters=tuple(e.name for e in entries if e.parameters),
+    )
 
 
 def _odd_rank(r: int) -> float:
@@ -190,27 +286,57 @@ def _odd_rank(r: int) -> float:
     return 2 if r % 8 == 0 else 3 if r % 2 == 0 else 4
 
 
-def _verified(table: ModuleTable, found: Found) -> Found:
-    """The same configuration with the counts of the ledger and the formulas."""
-    ledger = match(table, found.adapter)
-    if ledger.refusals:
-        return replace(found, trainable=0, total=0)
-    counted = lora_parameters(ledger)
-    return replace(found, trainable=counted.trainable, total=counted.total)
+def _verified(table: ModuleTable, found: Found) -> tuple[Found, object] | None:
+    """The same configuration with the counts of the ledger and the formulas, and what it trains;
+    None where PEFT refuses it, or no closed form is known."""
+    try:
+        ledger = match(table, found.adapter)
+        if ledger.refusals:
+            return None
+        counted = lora_parameters(ledger)
+    except BenchError:
+        return None
+    same = (
+        tuple((a.name, a.r) for a in ledger.adapted), ledger.saved, found.adapter.bias,
+        found.adapter.use_dora, found.adapter.ensure_weight_tying,
+    )  # fmt: skip
+    return replace(found, trainable=counted.trainable, total=counted.total), same
 
 
-def _remark(table: ModuleTable, trainable: int, total: int | None, exact: Iterable[Found]) -> str:
-    base = table.total_parameters
+def packed_total(table: ModuleTable) -> int:
+    """The elements that a model in 4 bits stores: two of a linear layer's in one byte, the output
+    embedding's not. What PEFT up to 0.10 printed as the total on such a model had the adapter's
+    added."""
+    halved = sum(
+        m.weight_elements // 2
+        for m in table.modules
+        if m.kind in (LINEAR, CONV1D) and m.name != table.output_embedding
+    )
+    return table.total_parameters - halved
+
+
+def _remark(table: ModuleTable, trainable: int, total: int | None, exact: list[Found]) -> str:
+    base, packed = table.total_parameters, packed_total(table)
     if total is None:
         return ""
-    found = list(exact)
-    if any(f.total == total for f in found):
+    if any(f.total == total for f in exact):
         return "the total fits"
+    if any(f.total - base + packed == total for f in exact):
+        return (
+            f"the total fits a model in 4 bits, whose stored elements were counted: {packed:,} "
+            f"(packed, two weights in one) and {total - packed:,}; unpacked it is "
+            f"{exact[0].total:,}"
+        )
     if total == base:
         return f"the total {total:,} is the base model's: the adapter is not in it"
-    if found:
+    if total == packed:
+        return f"the total {total:,} is the base model's in 4 bits, packed: no adapter is in it"
+    if exact:
         return (
-            f"the total {total:,} does not fit: it would be {found[0].total:,} "
-            f"({total - found[0].total:+,})"
+            f"the total {total:,} does not fit: it would be {exact[0].total:,} "
+            f"({total - exact[0].total:+,})"
         )
-    return f"total less trainable is {total - trainable:,}, the base model has {base:,}"
+    return (
+        f"total less trainable is {total - trainable:,}, the base model has {base:,} "
+        f"({packed:,} stored elements in 4 bits)"
+    )

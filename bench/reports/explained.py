@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from bench.explain import SEARCHED, Explanation, Found
@@ -20,35 +21,57 @@ def explanation_json(label: str, answer: Explanation) -> dict[str, object]:
         "remark": answer.remark or None,
         "full_fine_tuning": answer.full,
         "searched": SEARCHED,
+        "tried": answer.tried,
         "exact": [row(f) for f in answer.exact],
         "nearest": [row(f) for f in answer.nearest],
     }
 
 
 def explanation_text(label: str, answer: Explanation) -> str:
-    """What trains the number on the model called `label`, or what comes nearest."""
+    """What trains the number on the model called `label`, or what comes nearest; what all of the
+    answers have in common is said once."""
     lines = []
     if answer.full:
         lines.append(f"{answer.trainable:,} is every parameter of {label}: full fine-tuning")
     if answer.exact:
-        lines.append(f"{answer.trainable:,} trainable parameters on {label}:")
-        rows = answer.exact
-    elif answer.full:
-        rows = ()
-    else:
+        common, rest = _common(answer.exact)
+        lines.append(f"{answer.trainable:,} trainable parameters on {label}{common}:")
+        lines += [f"  {line}" for line in rest]
+        if len(answer.exact) > 1:
+            lines.append("the likeliest first: what recipes and defaults say, at a usual rank")
+    elif not answer.full:
         lines.append(
-            f"no LoRA configuration that was tried trains exactly {answer.trainable:,} parameters "
-            f"on {label}; the nearest:"
+            f"{answer.trainable:,} trainable parameters on {label}: not found among "
+            f"{answer.tried:,} configurations, each at every rank; the nearest:"
         )
-        rows = answer.nearest
-    for found in rows:
-        off = found.trainable - answer.trainable
-        count = "" if not off else f": {found.trainable:,} ({off:+,})"
-        note = f" ({found.note})" if found.note else ""
-        lines.append(f"  {found.describe()}{note}{count}")
-        lines.append(f"    of {found.total:,} in all ({found.trainable / found.total:.4%})")
-    if not answer.exact and not answer.full:
+        for found in answer.nearest:
+            off = f": {found.trainable:,} ({found.trainable - answer.trainable:+,})"
+            lines.append(f"  {found.describe()}{_note(found)}{off}")
         lines.append(f"tried: {SEARCHED}")
     if answer.remark:
         lines.append(answer.remark)
     return "\n".join(lines)
+
+
+def _common(rows: Sequence[Found]) -> tuple[str, list[str]]:
+    """What every row says, and what is left to say of each."""
+    described = [found.describe().split("; ") for found in rows]
+    shared = [part for part in described[0] if all(part in parts for parts in described)]
+    shared = shared if len(rows) > 1 else []
+    totals = {found.total for found in rows}
+    said = [", ".join(shared)] if shared else []
+    if len(totals) == 1:
+        said.insert(0, _of(rows[0]))
+    left = []
+    for found, parts in zip(rows, described, strict=True):
+        own = "; ".join(p for p in parts if p not in shared) or "as above"
+        left.append(own + _note(found) + (f", {_of(found)}" if len(totals) > 1 else ""))
+    return "".join(f", {part}" for part in said), left
+
+
+def _of(found: Found) -> str:
+    return f"of {found.total:,} in all ({found.trainable / found.total:.4%})"
+
+
+def _note(found: Found) -> str:
+    return f" ({found.note})" if found.note else ""
