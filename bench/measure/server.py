@@ -97,8 +97,7 @@ def _warm(model_type: str, auto_class: str) -> None:
 
 
 def _become_worker(connection_fd: int, error_fd: int, modules: list[str], gpus: int) -> None:
-    import torch
-
+    from bench.compat import private
     from bench.measure import worker
 
     status = 1
@@ -109,7 +108,7 @@ def _become_worker(connection_fd: int, error_fd: int, modules: list[str], gpus: 
         os.close(error_fd)
         # Something has started CUDA in the server after all. Without a GPU this is no hindrance,
         # and usual: where there is no driver, torch asks CUDA itself how many GPUs there are.
-        if gpus and torch.cuda._is_in_bad_fork():
+        if gpus and private("bad fork")():
             os.set_inheritable(connection_fd, True)
             own = [sys.executable, "-m", "bench.measure.server", "--worker", str(connection_fd)]
             os.execv(sys.executable, [*own, *modules])

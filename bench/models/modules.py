@@ -10,9 +10,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib.metadata import version
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from bench.compat import private
 from bench.errors import BenchError
 from bench.models.stacks import (
     AUDIO,
@@ -432,8 +434,6 @@ def _moe_conversion(model_type: str) -> str:
     # PEFT adds mixtral itself to transformers' table, and asks nothing of other model types.
     if model_type == "mixtral":
         return "mixtral"
-    try:
-        from transformers.conversion_mapping import _MODEL_TO_CONVERSION_PATTERN
-    except ImportError:  # transformers 4 fuses no experts
+    if int(version("transformers").partition(".")[0]) < 5:  # which fuses no experts
         return ""
-    return str(_MODEL_TO_CONVERSION_PATTERN.get(model_type) or "")
+    return str(private("conversion patterns").get(model_type) or "")

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from bench.compat import private
 from bench.errors import BenchError
 from bench.models.precision import precision
 
@@ -97,22 +98,19 @@ def without_cached_tables() -> Iterator[None]:
     """Set aside the small tables that bitsandbytes keeps for the process: while this is active it
     makes its own, as in a fresh process, and none on meta is left where a real quantization would
     find it."""
-    from bitsandbytes import functional
-    from bitsandbytes.backends import utils
-    from bitsandbytes.backends.default import ops
-
-    tables: list[dict[Any, Any]] = [functional.name2qmap, utils._code_4bit_cache]
+    bounds = private("4-bit bounds")
+    tables: list[dict[Any, Any]] = [private("codes by name"), private("4-bit codes")]
     before = [dict(table) for table in tables]
     for table in tables:
         table.clear()
-    ops._get_4bit_quantize_bounds.cache_clear()
+    bounds.cache_clear()
     try:
         yield
     finally:
         for table, values in zip(tables, before, strict=True):
             table.clear()
             table.update(values)
-        ops._get_4bit_quantize_bounds.cache_clear()
+        bounds.cache_clear()
 
 
 def swap_linear_layers(model: nn.Module, config: Any) -> None:

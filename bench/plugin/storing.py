@@ -24,6 +24,7 @@ from bench.baselines import (
 )
 from bench.baselines.accepted import FAILED, FIRST, PASSED, no_baseline
 from bench.baselines.storage import stored_files
+from bench.compat import benchmarks_of, width_of
 from bench.errors import BenchError
 from bench.plugin.resuming import options_of
 from bench.plugin.state import (
@@ -69,7 +70,7 @@ def run_document(config: pytest.Config) -> dict[str, Any]:
     hook.pytest_benchmark_update_machine_info(config=config, machine_info=machine_info)
     commit_info = hook.pytest_benchmark_generate_commit_info(config=config)
     hook.pytest_benchmark_update_commit_info(config=config, commit_info=commit_info)
-    benchmarks = config._benchmarksession.benchmarks  # type: ignore[attr-defined]
+    benchmarks = benchmarks_of(config)
     document = hook.pytest_benchmark_generate_json(
         config=config, benchmarks=benchmarks, include_data=False,
         machine_info=machine_info, commit_info=commit_info,
@@ -235,7 +236,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if run is None:
         return
     baseline = config.stash[BASELINE]
-    width, colour = terminalreporter._tw.fullwidth, terminalreporter.hasmarkup
+    width, colour = width_of(terminalreporter), terminalreporter.hasmarkup
     if any(record.suite == "measurement" for record in run.records.values()):
         from bench.reports import comparison_report, terminal
 

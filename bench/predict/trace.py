@@ -12,8 +12,8 @@ from math import prod
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import _disable_current_modes
 
+from bench.compat import patched, private
 from bench.errors import BenchError
 from bench.models.precision import precision
 from bench.models.quantization import without_cached_tables
@@ -264,14 +264,8 @@ def _as_on(device: Device, journal: Journal, case: Case) -> Iterator[None]:
         replacements.append((functions, "get_paged", _paged))
     if device.fused_dropout:
         replacements.append((functional, "dropout", _fused_dropout))
-    originals = [(owner, name, getattr(owner, name)) for owner, name, _ in replacements]
-    for owner, name, value in replacements:
-        setattr(owner, name, value)
-    try:
+    with patched(*replacements):
         yield
-    finally:
-        for owner, name, value in originals:
-            setattr(owner, name, value)
 
 
 def _no_autocast(device_type: str, *_: Any, enabled: bool = True, **__: Any) -> Any:
@@ -318,7 +312,7 @@ def _copied_4bit(parameter: Any, memo: dict[int, Any]) -> Any:
 
 def _paged(*shape: int, dtype: torch.dtype = torch.float32, **_: Any) -> torch.Tensor:
     """bitsandbytes' managed memory: it is not the allocator's, so nothing follows it."""
-    with _disable_current_modes():
+    with private("no modes")():
         held = torch.empty(shape, dtype=dtype, device="meta")
     held.is_paged = True
     held.page_deviceid = 0

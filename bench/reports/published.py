@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.compat import patched, private
 from bench.errors import BenchError, check_keys
 from bench.files import FIXTURES
 from bench.predict.result import Prediction, predict
@@ -110,19 +111,15 @@ def predict_published(row: Published) -> Prediction:
 @contextlib.contextmanager
 def _inputs_kept() -> Iterator[None]:
     """While active, 4-bit layers keep their inputs, as bitsandbytes once had it."""
-    from bitsandbytes.autograd._functions import MatMul4Bit
-
-    forward = MatMul4Bit.forward
+    product = private("4-bit product")
+    forward = product.forward
 
     def keeping(ctx: Any, a: Any, *args: Any, **kwargs: Any) -> Any:
         ctx.input_kept = a
         return forward(ctx, a, *args, **kwargs)
 
-    MatMul4Bit.forward = staticmethod(keeping)
-    try:
+    with patched((product, "forward", staticmethod(keeping))):
         yield
-    finally:
-        MatMul4Bit.forward = staticmethod(forward)
 
 
 def published_report(rows: list[Published], predictions: list[Prediction]) -> Report:

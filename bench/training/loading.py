@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 from torch.nn.utils import parametrize
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from bench.compat import private
 from bench.errors import BenchError
 from bench.models.precision import precision
 from bench.models.quantization import bitsandbytes_config, quiet_bitsandbytes, swap_linear_layers
@@ -225,7 +225,10 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
-class _Draws(TorchDispatchMode):  # type: ignore[misc]  # torch is seen untyped
+_DispatchMode = private("dispatch mode")
+
+
+class _Draws(_DispatchMode):  # type: ignore[misc, valid-type]  # torch is seen untyped
     """Notes the standard deviation of every normal distribution drawn, by the storage it fills."""
 
     def __init__(self) -> None:

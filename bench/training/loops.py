@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from bench.compat import patched
 from bench.training.options import EFFICIENT, KEEP_OUTPUT, PINNED, PLAIN
 from bench.training.step import Mark, training_step, unmarked
 
@@ -53,12 +54,9 @@ def pinned_attention(attention: str) -> Iterator[None]:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from transformers.integrations import sdpa_attention
 
-    grouped = sdpa_attention.use_gqa_in_sdpa
-    if attention == EFFICIENT:
-        sdpa_attention.use_gqa_in_sdpa = lambda *_: False
+    expanded = (
+        [(sdpa_attention, "use_gqa_in_sdpa", lambda *_: False)] if attention == EFFICIENT else []
+    )
     backend = {"flash": "FLASH_ATTENTION", "efficient": "EFFICIENT_ATTENTION", "math": "MATH"}
-    try:
-        with sdpa_kernel(getattr(SDPBackend, backend[attention])):
-            yield
-    finally:
-        sdpa_attention.use_gqa_in_sdpa = grouped
+    with patched(*expanded), sdpa_kernel(getattr(SDPBackend, backend[attention])):
+        yield

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from bench.compat import private
 
 CATEGORIES = (
     "weights",
@@ -28,7 +29,8 @@ CATEGORIES = (
 "activations" whatever forward and backward allocate beyond gradients, temporaries and the batch
 included; "optimizer_state" the temporaries of its step too."""
 
-_CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+_CPU = private("dispatch key")(torch._C.DispatchKey.CPU)
+_DispatchMode = private("dispatch mode")
 
 Observer = Callable[[Any, tuple[Any, ...], dict[str, Any], Any, bool], None]
 """Told of each operation: function, args, kwargs, output, and whether another operation ran it."""
@@ -42,7 +44,7 @@ class _Storage:
 
 
 @dataclass
-class MemoryTracker(TorchDispatchMode):  # type: ignore[misc]  # torch is seen untyped
+class MemoryTracker(_DispatchMode):  # type: ignore[misc, valid-type]  # torch is seen untyped
     """Follows the storages of one device type that are made while the mode is active.
 
     A storage counts its bytes (`nbytes`, no rounding) from the operation that made it until it is

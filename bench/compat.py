@@ -1,0 +1,181 @@
+"""Every private name of a library that is used here, with the version that it was last seen in.
+
+A library may move such a name in any release. It is looked up through `private`, so that a release
+without it is told in words, and all that moved with it; `patched` is the one place that puts
+something else in the place of a library's function, and puts it back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from bench.errors import BenchError
+
+
+@dataclass(frozen=True)
+class Private:
+    """A name that no library promises: `module:attribute`, dots in it for an attribute's own.
+
+    seen: the newest release that had it, as `distribution version`. use: what it is for here.
+    """
+
+    where: str
+    seen: str
+    use: str
+
+    @property
+    def distribution(self) -> str:
+        return self.seen.partition(" ")[0]
+
+    def find(self) -> Any:
+        """The object itself. Raises ImportError or AttributeError where it has moved."""
+        module, _, path = self.where.partition(":")
+        found: Any = importlib.import_module(module)
+        for name in path.split("."):
+            found = getattr(found, name)
+        return found
+
+
+_TORCH, _TRANSFORMERS, _BITSANDBYTES = "torch 2.13.0", "transformers 5.23.0", "bitsandbytes 0.50.2"
+
+PRIVATE = {
+    "dispatch mode": Private(
+        "torch.utils._python_dispatch:TorchDispatchMode", _TORCH,
+        "every kernel that a step calls is seen: its memory, cost and values",
+    ),
+    "no modes": Private(
+        "torch.utils._python_dispatch:_disable_current_modes", _TORCH,
+        "a kernel is asked for its workspace without being counted",
+    ),
+    "dispatch key": Private(
+        "torch._C:DispatchKeySet", _TORCH, "what a kernel calls inside is seen, on the CPU's path"
+    ),
+    "bad fork": Private(
+        "torch.cuda:_is_in_bad_fork", _TORCH, "a worker whose parent had used CUDA says so"
+    ),
+    "attention on the cpu": Private(
+        "torch:ops.aten._scaled_dot_product_flash_attention_for_cpu", _TORCH, "its operations"
+    ),
+    "attention, flash": Private(
+        "torch:ops.aten._scaled_dot_product_flash_attention", _TORCH, "its memory and operations"
+    ),
+    "attention, efficient": Private(
+        "torch:ops.aten._scaled_dot_product_efficient_attention", _TORCH, "its memory"
+    ),
+    "fused optimizers": Private(
+        "torch.optim.adam:_device_dtype_check_for_fused", _TORCH,
+        "a fused step is traced on meta, which has none",
+    ),
+    "foreach support": Private(
+        "torch.nn.utils.clip_grad:_has_foreach_support", _TORCH,
+        "gradients are clipped as on the device that is predicted",
+    ),
+    "conversion patterns": Private(
+        "transformers.conversion_mapping:_MODEL_TO_CONVERSION_PATTERN", _TRANSFORMERS,
+        "by which family PEFT rewrites the names of fused experts",
+    ),
+    "models of a class": Private(
+        "transformers:AutoModelForCausalLM._model_mapping", _TRANSFORMERS,
+        "which class an auto class builds for a configuration",
+    ),
+    "tied keys": Private(
+        "transformers:PreTrainedModel._tied_weights_keys", _TRANSFORMERS,
+        "which modules share a weight",
+    ),
+    "kept in float32": Private(
+        "transformers:PreTrainedModel._keep_in_fp32_modules", _TRANSFORMERS,
+        "which modules no quantization touches",
+    ),
+    "grouped attention": Private(
+        "transformers.integrations.sdpa_attention:use_gqa_in_sdpa", _TRANSFORMERS,
+        "the memory-efficient kernel gets keys and values expanded, as it needs them",
+    ),
+    "4-bit bounds": Private(
+        "bitsandbytes.backends.default.ops:_get_4bit_quantize_bounds", _BITSANDBYTES,
+        "no table of a traced quantization is left for a real one",
+    ),
+    "4-bit codes": Private(
+        "bitsandbytes.backends.utils:_code_4bit_cache", _BITSANDBYTES, "the same"
+    ),
+    "codes by name": Private(
+        "bitsandbytes.functional:name2qmap", _BITSANDBYTES, "the same"
+    ),
+    "4-bit product": Private(
+        "bitsandbytes.autograd._functions:MatMul4Bit", _BITSANDBYTES,
+        "the memory of an earlier release, which kept the inputs",
+    ),
+    "8-bit product": Private(
+        "bitsandbytes.autograd._functions:MatMul8bitLt", _BITSANDBYTES, "its path on a CPU"
+    ),
+}  # fmt: skip
+
+
+_INHERITED = object()
+
+
+def private(name: str) -> Any:
+    """The object that PRIVATE calls `name`. BenchError, with all that moved in that library, where
+    the installed release has it no more."""
+    entry = PRIVATE[name]
+    try:
+        return entry.find()
+    except (ImportError, AttributeError):
+        raise BenchError("\n  ".join([_moved_text(entry), *moved(entry.distribution)])) from None
+
+
+@cache
+def moved(distribution: str) -> tuple[str, ...]:
+    """What the installed release of a library lacks of PRIVATE, a sentence each; it is imported."""
+    lacking = []
+    for entry in PRIVATE.values():
+        if entry.distribution == distribution:
+            try:
+                entry.find()
+            except (ImportError, AttributeError):
+                lacking.append(f"{entry.where} (last seen in {entry.seen}): {entry.use}")
+    return tuple(lacking)
+
+
+def _moved_text(entry: Private) -> str:
+    try:
+        installed = version(entry.distribution)
+    except PackageNotFoundError:
+        installed = "is not installed"
+    return (
+        f"{entry.distribution} {installed} lacks what is used of it here; "
+        f"pip install '{entry.seen.replace(' ', '==')}', or report what moved:"
+    )
+
+
+def benchmarks_of(config: Any) -> Any:
+    """The figures that pytest-benchmark 5.3.1 has collected; it offers them to no hook."""
+    return config._benchmarksession.benchmarks
+
+
+def width_of(reporter: Any) -> int:
+    """Columns of the terminal that pytest 9.2.0 writes to; its reporter tells them to nobody."""
+    return int(reporter._tw.fullwidth)
+
+
+@contextlib.contextmanager
+def patched(*replacements: tuple[Any, str, Any]) -> Iterator[None]:
+    """While active, attribute `name` of each `owner` is `value`: (owner, name, value)."""
+    originals = [
+        (owner, name, vars(owner).get(name, _INHERITED)) for owner, name, _ in replacements
+    ]
+    for owner, name, value in replacements:
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for owner, name, value in reversed(originals):
+            if value is _INHERITED:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, value)
