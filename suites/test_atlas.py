@@ -77,6 +77,20 @@ def test_totals_are_the_published_ones(model_type: str, stored: str) -> None:
     assert f"{total / 1e9:.{len(published.partition('.')[2])}f}" == published
 
 
+def test_stored_renames_are_what_the_atlases_say() -> None:
+    """What `bench atlas --renames` keeps, and some of it by hand."""
+    from bench.atlas.renames import FILE, as_text, find_renames
+
+    found = find_renames()
+    assert FILE.read_text() == as_text(found)
+    moved = dict(found["qwen2_vl"]["4.51.3"])
+    new = ["model.language_model.layers.*.mlp.down_proj"]
+    assert moved["model.layers.*.mlp.down_proj"] == new
+    assert dict(found["vit"]["4.57.6"])["vit.encoder.layer.*.attention.attention.query"] == [
+        "vit.layers.*.attention.q_proj"
+    ]
+
+
 # Roles
 
 

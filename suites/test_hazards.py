@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench import HazardsFound, check_targets
 from bench.adapters.config import AdapterConfig
-from bench.measure.counting import inject
+from bench.cli import main
+from bench.errors import BenchError
+from bench.measure.counting import count, inject
 from bench.models.architectures import Model
 from bench.models.classes import model_class
 from bench.targets import Ledger, match
+from bench.targets.hazards import HAZARDS, NOT_AS_WRITTEN
 
 TEXT = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "vocab_size": 24,
         "num_attention_heads": 2, "num_key_value_heads": 2, "pad_token_id": 0}  # fmt: skip
@@ -122,3 +130,123 @@ def test_a_linear_layer_adapted_through_its_weight_counts() -> None:
     by_module = match(llama.table, AdapterConfig(("q_proj",)))
     by_weight = match(llama.table, AdapterConfig((), target_parameters=("q_proj.weight",)))
     assert by_weight.weight_coverage == by_module.weight_coverage > 0
+
+
+def test_every_hazard_has_its_section() -> None:
+    """docs/hazards.md tells each, in alphabetical order, and no other; `--strict`'s are named."""
+    page = (Path(__file__).parents[1] / "docs" / "hazards.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^## ([\w-]+)\n\n(.+?)(?=^## |\Z)", page, re.M | re.S))
+    assert list(sections) == sorted(HAZARDS)
+    strict = next(part for part in page.split("\n\n") if part.startswith("`--strict`"))
+    assert set(re.findall(r"`([a-z]+-[a-z-]+)`", strict)) == NOT_AS_WRITTEN
+
+
+def test_the_code_tells_no_other_hazard() -> None:
+    sources = "".join(p.read_text() for p in (Path(__file__).parents[1] / "bench").rglob("*.py"))
+    told = re.findall(r'found\["([a-z]+-[a-z-]+)"\] =|Hazard\(\s*"([a-z-]+)"', sources)
+    assert {code for pair in told for code in pair if code} == set(HAZARDS)
+
+
+def test_part_of_the_layers_is_said_once_and_of_stacks() -> None:
+    """Entries alike share a line; an entry that reaches all that is called so is no hazard where
+    the other layers are adapted too."""
+    widths = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 4}
+    hybrid = asked("bamba", {**TEXT, **widths, "attn_layer_indices": [1]}, "BambaForCausalLM")
+    names = ("q_proj", "v_proj")
+    reason = said(match(hybrid.table, AdapterConfig(names)))["part-of-the-layers"]
+    assert reason.startswith("q_proj, v_proj reach 1 of the 2 layers of language model")
+    assert "in_proj (1)" in reason
+    both = (*names, "k_proj", "o_proj", "in_proj", "out_proj")
+    every = match(hybrid.table, AdapterConfig(both))
+    assert "part-of-the-layers" not in said(every)
+    one = match(hybrid.table, AdapterConfig(("layers.1.self_attn.q_proj",)))
+    assert "part-of-the-layers" not in said(one)
+
+
+LLAVA = {
+    "text_config": {**TEXT, "model_type": "llama"},
+    "vision_config": {"model_type": "clip_vision_model", "hidden_size": 16, "num_hidden_layers": 3,
+                      "num_attention_heads": 2, "intermediate_size": 24, "image_size": 8,
+                      "patch_size": 4},
+    "image_token_index": 3,
+}  # fmt: skip
+
+
+def llava() -> Model:
+    return asked("llava", LLAVA, "LlavaForConditionalGeneration")
+
+
+@pytest.mark.parametrize(
+    ("targets", "excluded", "adapted"),
+    [
+        (("q_proj", "v_proj"), None, 4),
+        ("all-linear", None, 14),
+        ("all-linear", ("down_proj",), 12),
+        ("all-linear", r".*\.up_proj", 12),
+    ],
+)
+def test_the_offer_leaves_the_towers_out(targets: Any, excluded: Any, adapted: int) -> None:
+    """PEFT adapts the language model alone when the offered expression is written, beside what was
+    excluded already."""
+    model = llava()
+    config = AdapterConfig(targets, exclude_modules=excluded)
+    reason = said(match(model.table, config))["tower-adapted"]
+    assert "vision model.vision_tower" in reason
+    offer = json.loads(reason.partition("exclude_modules=")[2])
+    without = match(model.table, replace(config, exclude_modules=offer))
+    assert "tower-adapted" not in said(without)
+    assert without.dead_fields == ()
+    names = count(inject(model.build(), without.adapter)).adapted
+    assert len(names) == len(without.adapted) == adapted
+    assert all(name.startswith("model.language_model.") for name in names)
+
+
+class TestGate:
+    def test_options(self, capsys, tmp_path: Path) -> None:
+        (tmp_path / "config.json").write_text(json.dumps(dict(llava().config)))
+        command = ["targets", str(tmp_path), "--auto-class", "LlavaForConditionalGeneration",
+                   "--target-modules", "q_proj"]  # fmt: skip
+        assert main(command) == main([*command, "--strict"]) == 0
+        assert main([*command, "--fail-on", "tower-adapted"]) == 1
+        assert "hazard tower-adapted, which fails: vision" in capsys.readouterr().out
+        assert main([*command, "--fail-on", "all", "--json"]) == 1
+        found = json.loads(capsys.readouterr().out)["hazards"]
+        assert [(h["code"], h["fails"]) for h in found] == [("tower-adapted", True)]
+        assert main([*command, "--fail-on", "all", "--allow", "tower-adapted"]) == 0
+        assert main([*command, "--minimum-coverage", "0.9"]) == 1
+        assert "at least 90.0% is asked for" in capsys.readouterr().out
+        assert main([*command, "--fail-on", "tower-adaptd"]) == 2
+        assert "did you mean tower-adapted" in capsys.readouterr().err
+        assert main([*command, "--minimum-coverage", "90"]) == 2
+
+    def test_project(self, tmp_path: Path, monkeypatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        model = llava().build()
+        project = tmp_path / "pyproject.toml"
+        assert check_targets(model, ["q_proj"]).hazards
+        project.write_text('[tool.lora-target-bench]\nfail-on = ["tower-adapted"]\n')
+        with pytest.raises(HazardsFound, match="tower-adapted") as raised:
+            check_targets(model, ["q_proj"])
+        assert "which fails" in str(raised.value)
+        assert raised.value.ledger.hazards
+        assert check_targets(model, ["q_proj"], allow=["tower-adapted"])
+        project.write_text("[tool.lora-target-bench]\nminimum-coverage = 0.9\n")
+        with pytest.raises(HazardsFound, match="low-coverage"):
+            check_targets(model, ["q_proj"])
+        assert check_targets(model, ["q_proj"], minimum_coverage=0.01)
+        for wrong in ('fail_on = ["x"]', 'allow = "x"', 'allow = ["x"]', "minimum-coverage = true"):
+            project.write_text(f"[tool.lora-target-bench]\n{wrong}\n")
+            with pytest.raises(BenchError, match=r"pyproject.toml: tool.lora-target-bench"):
+                check_targets(model, ["q_proj"])
+
+    def test_what_means_something_else_fails_strictly(self) -> None:
+        mixtral = asked("mixtral", {**TEXT, "num_local_experts": 2}, "MixtralForCausalLM").build()
+        with pytest.raises(HazardsFound, match="rank-doubled"):
+            check_targets(mixtral, ["w1", "w2", "w3"])
+        assert check_targets(mixtral, ["w1", "w2", "w3"], allow=["rank-doubled"])
+
+    def test_what_passes_is_not_silent(self, caplog) -> None:
+        check_targets(llava().build(), ["q_proj"])
+        (record,) = caplog.records
+        assert (record.name, record.levelname) == ("bench", "WARNING")
+        assert "hazard tower-adapted: vision model.vision_tower" in record.getMessage()

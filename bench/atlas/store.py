@@ -110,14 +110,6 @@ def load_atlas(folder: Path) -> Atlas:
     return Atlas(version, types, unbuilt)
 
 
-def load_type(folder: Path, model_type: str) -> TypeEntry | None:
-    """One type of a stored atlas; None where it has none, or could not build it."""
-    path = folder / _FILE.format(_initial(model_type))
-    values = read_json(path).get("types", {}).get(model_type) if path.exists() else None
-    built = isinstance(values, dict) and "unbuilt" not in values
-    return entry_from_json(values, f"{path}: {model_type}") if built else None
-
-
 def _initial(model_type: str) -> str:
     first = model_type[:1].lower()
     return first if first.isascii() and first.isalnum() else "other"

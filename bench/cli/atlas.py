@@ -31,6 +31,8 @@ def add_options(add: Add) -> None:
     add("--reach", action="store_true",
         help="inject the popular targets into every type instead, and store what PEFT reaches")
     add("--roles", action="store_true", help="assign the roles of every stored atlas again instead")
+    add("--renames", action="store_true",
+        help="store which names have moved since the stored earlier releases instead")
     add("--page", type=Path, metavar="FILE", help="bring the figures of docs/atlas.md up to date")
     add("--plot", type=Path, metavar="FILE",
         help="draw what the popular targets reach on every causal-LM type (.svg or .png) instead")
@@ -164,6 +166,15 @@ def _roles(_: argparse.Namespace) -> int:
     return 0
 
 
+def _renames(_: argparse.Namespace) -> int:
+    """Store which names have moved since the stored earlier releases."""
+    from bench.atlas.renames import FILE, as_text, find_renames
+
+    write_output(FILE, as_text(find_renames()))
+    print(FILE)
+    return 0
+
+
 def _page(options: argparse.Namespace) -> int:
     """Bring the figures of a page, between its marks, up to date with the stored atlases."""
     from bench.atlas.page import refresh
@@ -208,6 +219,7 @@ _MODES: dict[str, tuple[Callable[[argparse.Namespace], int], tuple[str, ...]]] =
     "diff": (_diff, ("types", "json")),
     "reach": (_reach, ("types", "jobs")),
     "roles": (_roles, ()),
+    "renames": (_renames, ()),
     "page": (_page, ()),
     "plot": (_plot, ("types",)),
 }

@@ -35,9 +35,10 @@ def run(options: argparse.Namespace) -> int:
     model = load_model(options.model, options.auto_class, options.trust_remote_code)
     answer = explain(model.table, trainable, total)
     if options.json:
-        print(json.dumps(explanation_json(model.label, answer)))
+        print(json.dumps({**explanation_json(model.label, answer), "notes": list(model.notes)}))
     else:
-        print(explanation_text(model.label, answer))
+        notes = (f"note: {note}" for note in model.notes)
+        print("\n".join([*notes, explanation_text(model.label, answer)]))
     return 0 if answer.exact or answer.full else 1
 
 

@@ -47,5 +47,6 @@ def run(options: argparse.Namespace) -> int:
         for line in budget_json(model, options.budget, rows, dead_entries):
             print(json.dumps(line))
     else:
-        print("\n".join(filter(None, (budget_text(model, options.budget, rows), dead))))
+        notes = (f"note: {note}" for note in model.notes)
+        print("\n".join(filter(None, (*notes, budget_text(model, options.budget, rows), dead))))
     return 0

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+ADAPTABLE = frozenset({"gptq", "awq", "aqlm", "eetq", "hqq", "torchao", "intel/inc"})
+"""Quantization methods beside bitsandbytes' that PEFT 0.21 has layers for (`tuners/lora`)."""
+
+
 def quiet_bitsandbytes() -> None:
     """Silence notices that are expected here, before it is imported: the offer of optional CPU
     kernels, and the report of each cast of int8 inputs."""
@@ -69,25 +73,38 @@ def given_config(settings: object, where: str) -> Any:
 def quantization_notes(settings: object) -> tuple[str, ...]:
     """What is not covered of a config.json's `quantization_config`: methods other than
     bitsandbytes' are counted on the unquantized model."""
-    if not isinstance(settings, Mapping):
+    if not isinstance(settings, Mapping) or not settings:
         return ()
-    method = str(settings.get("quant_method") or "bitsandbytes")
+    loads = settings.get("load_in_4bit") or settings.get("load_in_8bit")
+    given = settings.get("quant_method") or ("bitsandbytes" if loads else "an unnamed method")
+    method = str(getattr(given, "value", given))
     if method == "bitsandbytes":
         return ()
-    return (
-        f"config.json says that the weights are quantized with {method}; everything here is "
-        "counted on the unquantized model, whose layers PEFT adapts with as many parameters where "
-        f"it supports {method} layers at all",
+    note = (
+        f"config.json says that the weights are quantized ({method}); names and parameters here "
+        "are those of the unquantized model"
     )
+    if method not in ADAPTABLE:
+        note += f", and PEFT has no layer of its own for {method}"
+    if method == "mxfp4":
+        note += (
+            ": it holds experts as packed blocks, which target_parameters cannot reach unless they "
+            "are dequantized"
+        )
+    return (note,)
 
 
 def quantize_on_meta(model: nn.Module, config: Any) -> None:
     """Replace linear layers by bitsandbytes' and quantize them: every shape, no memory."""
     import torch
+    from bitsandbytes import functional
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
     swap_linear_layers(model, config)
     with without_cached_tables():
+        # Double quantization computes this table from numbers, which the meta device has none of.
+        with torch.device("cpu"):
+            functional.name2qmap["dynamic"] = functional.create_dynamic_map().to("meta")
         for module in model.modules():
             if isinstance(module, Linear4bit | Linear8bitLt):
                 module.weight = module.weight._quantize(torch.device("meta"))

@@ -43,7 +43,12 @@ def budget_json(
     model: Model, budget: int, rows: Iterable[BudgetRow], dead_entries: Sequence[str]
 ) -> list[dict[str, Any]]:
     """One JSON object a method."""
-    shared = {"model": model.label, "budget": budget, "dead_entries": dead_entries}
+    shared = {
+        "model": model.label,
+        "notes": list(model.notes),
+        "budget": budget,
+        "dead_entries": dead_entries,
+    }
     return [{**shared, **asdict(row)} for row in rows]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from functools import cache
 
+from bench.files import FIXTURES, read_json
 from bench.models.modules import OTHER, ModuleTable
 from bench.targets.filters import ends_in
 from bench.targets.suggestions import suggest
@@ -13,9 +14,7 @@ from bench.targets.suggestions import suggest
 def trace(table: ModuleTable, entry: str) -> tuple[str, str]:
     """(what an entry was, what to write now) for a name that a stored atlas of an earlier
     transformers has for this model type; empty where none has it."""
-    from bench.atlas.names import template
-
-    written = template(entry)
+    written = ".".join("*" if part.isdigit() else part for part in entry.split("."))
     for version, old, new in _renames(table.model_type):
         if not ends_in(old, written):
             continue
@@ -51,27 +50,11 @@ def trace_pattern(table: ModuleTable, pattern: str) -> tuple[str, str]:
 
 @cache
 def _renames(model_type: str) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
-    """(version, old pattern, new patterns) of a type from every stored atlas to the newest one,
-    the latest first."""
-    from bench.atlas.diff import FUSED_INTO, RENAMED, SPLIT, diff_atlases
-    from bench.atlas.entries import Atlas
-    from bench.atlas.store import find_atlas, load_type, stored_versions
-
-    *earlier, newest = stored_versions()
-    found = []
-    new = load_type(find_atlas(newest), model_type)
-    for version in reversed(earlier):
-        old = load_type(find_atlas(version), model_type)
-        if old is None or new is None:
-            continue
-        one, other = (Atlas(v, {model_type: e}, {}) for v, e in ((version, old), (newest, new)))
-        found += [
-            (version, name, change.new)
-            for change in diff_atlases(one, other)
-            if change.kind in (RENAMED, FUSED_INTO, SPLIT)
-            for name in change.old
-        ]
-    return tuple(found)
+    """(version, old pattern, new patterns) of a type, the latest version first."""
+    stored = read_json(FIXTURES / "atlas" / "renames.json").get(model_type, {})
+    return tuple(
+        (version, old, tuple(new)) for version, names in stored.items() for old, new in names
+    )
 
 
 def _numbered(new: str, old: str, entry: str) -> str:
