@@ -10,7 +10,7 @@ from zlib import crc32
 import pytest
 
 from bench.atlas import Atlas, find_atlas, load_atlas, stored_versions
-from bench.atlas.reach import Reach, load_reach
+from bench.measure.reach import Reach, load_reach
 
 INSTALLED = version("transformers")
 STORED = INSTALLED in stored_versions()

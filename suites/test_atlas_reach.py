@@ -20,9 +20,10 @@ from atlas_types import (
 
 from bench.adapters.config import AdapterConfig
 from bench.atlas.build import build_model
-from bench.atlas.headline import WORKS, default_outcomes, headline, missed_roles
-from bench.atlas.page import refresh
-from bench.atlas.reach import (
+from bench.errors import BenchError
+from bench.files import FIXTURES, INSTALLED
+from bench.measure.counting import count, inject
+from bench.measure.reach import (
     DEFAULT,
     REFUSED,
     SCENARIOS,
@@ -32,10 +33,8 @@ from bench.atlas.reach import (
     peft_names,
     scenarios_for,
 )
-from bench.errors import BenchError
-from bench.files import FIXTURES, INSTALLED
-from bench.measure.counting import count, inject
 from bench.models.modules import read_table
+from bench.reports.atlas import WORKS, default_outcomes, headline, missed_roles, refresh
 from bench.targets import match
 
 pytest_generate_tests = parametrize_types

@@ -1,27 +1,38 @@
-"""Build model types on the meta device, and read what the atlas keeps of them."""
+"""Build model types on the meta device, each with the class that tells most of it, and keep of each
+one projection for all modules of one name (but for its numbers), kind and shape.
+
+The class is the first in `PREFERENCE` that takes the type (an encoder-decoder or a model with sight
+whole rather than its text decoder alone) or any other task class; else the base model; else, for a
+part of a larger model that no auto class gives, the class in its own module.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
+import inspect
 import os
+import pkgutil
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
+from dataclasses import replace
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
-from bench.atlas.classes import CAUSAL_LM, choose, own_class, takes
-from bench.atlas.entries import Atlas, TypeEntry
-from bench.atlas.fold import make_entry
-from bench.atlas.reviewed import OWN, Override, override_for
-from bench.atlas.rows import entry_from_json, entry_to_json
+from bench.atlas import names
+from bench.atlas.entries import Atlas, Bare, Projection, TypeEntry
+from bench.atlas.reviewed import OWN, Override, override_for, role_in
+from bench.atlas.store import entry_from_json, entry_to_json
 from bench.atlas.workers import run_all
 from bench.errors import UnknownName
-from bench.models.modules import read_table
+from bench.models.modules import OTHER, ModuleTable, read_table
+from bench.models.roles import ROUTER, role_of
 
 if TYPE_CHECKING:
     from torch import nn
+
 
 Progress = Callable[[str, int, int], None]
 
@@ -180,3 +191,130 @@ def explain(error: BaseException) -> str:
     if isinstance(error, OSError) and "couldn't connect" in text:
         return "its configuration names a model on the hub"
     return shorten(f"{type(error).__name__}: {text}", 160, placeholder=" ...")
+
+
+CAUSAL_LM = "AutoModelForCausalLM"
+PREFERENCE = tuple(
+    f"AutoModelFor{task}"
+    for task in """Seq2SeqLM SpeechSeq2Seq ImageTextToText MultimodalLM Vision2Seq CausalLM MaskedLM
+    CTC RNNT TDT ImageClassification AudioClassification VideoClassification ObjectDetection
+    InstanceSegmentation UniversalSegmentation SemanticSegmentation DepthEstimation MaskGeneration
+    ZeroShotImageClassification ZeroShotObjectDetection TextToSpectrogram TextToWaveform
+    AudioTokenization SequenceClassification TokenClassification QuestionAnswering
+    DocumentQuestionAnswering VisualQuestionAnswering""".split()
+)
+# These tell less of a type than its base model does.
+_GENERIC = ("AutoBackbone", "AutoModelForPreTraining", "AutoModelForTextEncoding",
+            "AutoModelForMultipleChoice", "AutoModelForNextSentencePrediction")  # fmt: skip
+_MODELLING = ("modeling_", "vision", "perceiver")  # the last two are IDEFICS's
+_OTHER_FRAMEWORKS = ("modeling_tf_", "modeling_flax_")
+
+
+def choose(model_type: str) -> str:
+    """The auto class for a type; "" when no auto class takes it."""
+    from transformers.models.auto import modeling_auto
+
+    tasks = sorted(n for n in dir(modeling_auto) if n.startswith("AutoModelFor"))
+    others = [n for n in tasks if n not in _GENERIC]
+    order = (*PREFERENCE, *others, "AutoModel", *_GENERIC)
+    return next((name for name in order if takes(name, model_type)), "")
+
+
+def takes(auto_class: str, model_type: str) -> bool:
+    """Whether an auto class builds this type."""
+    from transformers.models.auto import modeling_auto
+
+    found = getattr(modeling_auto, auto_class, None)
+    mapping = getattr(found, "_model_mapping", None)
+    return mapping is not None and model_type in mapping._model_mapping
+
+
+def own_class(config: Any) -> Any:
+    """The class written for exactly this configuration, in the package that defines it: a model if
+    there is one, else a part of a model that takes this configuration alone; None if neither."""
+    from torch import nn
+
+    package = importlib.import_module(type(config).__module__.rpartition(".")[0])
+    models: list[Any] = []
+    parts: list[Any] = []
+    for info in pkgutil.iter_modules(package.__path__):
+        if not info.name.startswith(_MODELLING) or info.name.startswith(_OTHER_FRAMEWORKS):
+            continue
+        module = importlib.import_module(f"{package.__name__}.{info.name}")
+        for name, value in vars(module).items():
+            if not isinstance(value, type) or value.__module__ != module.__name__:
+                continue
+            if not issubclass(value, nn.Module) or name.endswith("PreTrainedModel"):
+                continue
+            if getattr(value, "config_class", None) is type(config):
+                models.append(value)
+            elif _wanted_config(value) == type(config).__name__:
+                parts.append(value)
+    # What holds the others is written below them.
+    return (models or parts or [None])[-1]
+
+
+def _wanted_config(module_class: Any) -> str:
+    """The name of the configuration class that builds a module, when nothing else is needed."""
+    _, *given = inspect.signature(module_class.__init__).parameters.values()
+    required = [p for p in given if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    if [p.name for p in required] != ["config"]:
+        return ""
+    annotation = required[0].annotation
+    return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+
+
+def make_entry(table: ModuleTable, auto_class: str, causal_lm: bool) -> TypeEntry:
+    """What the atlas keeps of a model that `auto_class` built. `causal_lm`: see TypeEntry."""
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for m in table.modules:
+        if m.kind != OTHER:
+            # A few models compute their widths with tensors.
+            shape = (m.kind, int(m.in_features), int(m.out_features), m.bias, m.kernel, m.groups)
+            groups.setdefault((names.template(m.name), *shape), []).append(m.name)
+    bare: dict[tuple[Any, ...], list[str]] = {}
+    owners = {m.name for m in table.modules if m.kind == OTHER}
+    routers = (
+        p
+        for p in table.parameters
+        if len(p.shape) == 2 and p.name.rpartition(".")[0] in owners and role_of(p.name) == ROUTER
+    )
+    for p in (*table.expert_parameters, *routers):
+        bare.setdefault((names.template(p.name), p.shape), []).append(p.name)
+    # A number tells nothing, unless an entry could be that number: linear layers are called so too.
+    adaptable = {m.leaf for m in table.modules if m.kind != OTHER}
+    other = {
+        m.leaf
+        for m in table.modules
+        if m.kind == OTHER and (not m.leaf.isdigit() or m.leaf in adaptable)
+    }
+    entry = TypeEntry(
+        auto_class=auto_class,
+        class_name=table.class_name,
+        causal_lm=causal_lm,
+        layers=len(table.layers),
+        parameters=table.total_parameters,
+        input_embedding=table.input_embedding,
+        output_embedding=table.output_embedding,
+        tied=table.tied,
+        moe_conversion=table.moe_conversion,
+        ties_unknown=table.ties_unknown,
+        other=tuple(sorted(other)),
+    )
+
+    def role(name: str, kind: str) -> str:
+        return role_in(table.model_type, name, kind, entry)
+
+    return replace(
+        entry,
+        projections=tuple(
+            Projection(name, role(members[0], shape[0]), *shape)
+            for (_, *shape), members in groups.items()
+            for name in names.fold(members)
+        ),
+        bare=tuple(
+            Bare(name, role(members[0], ""), shape)
+            for (_, shape), members in bare.items()
+            for name in names.fold(members)
+        ),
+    )

@@ -1,16 +1,29 @@
-"""The atlas as files: one folder a transformers version, one JSON file a first letter."""
+"""The atlas as files: one folder a transformers version, one JSON file a first letter.
+
+A projection is one line, so a renamed projection of one model is one changed line of a diff:
+
+    "model.layers.[0-31].self_attn.q_proj": ["query","linear",4096,4096],
+
+The list holds role, kind, in_features and out_features; then, where they are not the default,
+`true` for a bias, and window and groups of a convolution. A weight that is a bare parameter is
+its role and its shape: `["gate_up",8,28672,4096]`.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.atlas.entries import Atlas, TypeEntry
-from bench.atlas.rows import FORMAT, check_type, dump, entry_from_json, entry_to_json
+from bench.atlas import names
+from bench.atlas.entries import Atlas, Bare, Projection, TypeEntry
 from bench.errors import BenchError, UnknownName, check_keys
 from bench.files import FIXTURES, read_json
+from bench.models.modules import CONV1D, CONVOLUTIONS, EMBEDDING, LINEAR, MULTIHEAD
+from bench.models.roles import UNKNOWN, check_role
 
 ROOT = FIXTURES / "atlas"
 _PREFIX = "transformers-"
@@ -117,3 +130,135 @@ def _initial(model_type: str) -> str:
 
 def _version_key(version: str) -> tuple[tuple[bool, int, str], ...]:
     return tuple((p.isdigit(), int(p) if p.isdigit() else 0, p) for p in version.split("."))
+
+
+FORMAT = 1
+_KINDS = (LINEAR, CONV1D, EMBEDDING, MULTIHEAD, *CONVOLUTIONS)
+_REQUIRED = {"auto_class": str, "class": str, "layers": int, "parameters": int}
+_OPTIONAL = {"causal_lm": bool, "input_embedding": str, "output_embedding": str, "tied": list,
+             "moe_conversion": str, "ties_unknown": bool, "projections": dict, "bare": dict,
+             "other": str}  # fmt: skip
+
+
+def entry_to_json(entry: TypeEntry) -> dict[str, Any]:
+    """One type as JSON; what is empty or false is left out."""
+    data: dict[str, Any] = {
+        "auto_class": entry.auto_class,
+        "class": entry.class_name,
+        "causal_lm": entry.causal_lm,
+        "layers": entry.layers,
+        "parameters": entry.parameters,
+        "input_embedding": entry.input_embedding,
+        "output_embedding": entry.output_embedding,
+        "tied": list(entry.tied),
+        "moe_conversion": entry.moe_conversion,
+        "ties_unknown": entry.ties_unknown,
+        "projections": {p.name: _projection_to_json(p) for p in entry.projections},
+        "bare": {e.name: [e.role, *e.shape] for e in entry.bare},
+        "other": " ".join(entry.other),
+    }
+    return {key: value for key, value in data.items() if value or key in _REQUIRED}
+
+
+def entry_from_json(data: Any, where: str) -> TypeEntry:
+    """One type from JSON; BenchError, naming `where` and the key, on anything not understood."""
+    kinds: dict[str, type] = {**_REQUIRED, **_OPTIONAL}
+    check_keys(data, where, kinds, _REQUIRED)
+    for key, value in data.items():
+        check_type(value, kinds[key], f"{where}: {key}")
+    for value in data.get("tied", ()):
+        check_type(value, str, f"{where}: tied")
+    return TypeEntry(
+        auto_class=data["auto_class"],
+        class_name=data["class"],
+        causal_lm=data.get("causal_lm", False),
+        layers=data["layers"],
+        parameters=data["parameters"],
+        input_embedding=data.get("input_embedding", ""),
+        output_embedding=data.get("output_embedding", ""),
+        tied=tuple(data.get("tied", ())),
+        moe_conversion=data.get("moe_conversion", ""),
+        ties_unknown=data.get("ties_unknown", False),
+        projections=tuple(
+            _projection_from_json(name, row, f"{where}: projections: {name}")
+            for name, row in data.get("projections", {}).items()
+        ),
+        bare=tuple(
+            _bare_from_json(name, row, f"{where}: bare: {name}")
+            for name, row in data.get("bare", {}).items()
+        ),
+        other=tuple(data.get("other", "").split()),
+    )
+
+
+def _projection_to_json(p: Projection) -> list[object]:
+    row: list[object] = [p.role, p.kind, p.in_features, p.out_features]
+    optional = [p.bias, p.kernel, p.groups]
+    while optional and optional[-1] in (False, 1) and optional[-1] is not True:
+        optional.pop()
+    return row + optional
+
+
+def _projection_from_json(name: str, row: Any, where: str) -> Projection:
+    if not isinstance(row, list) or not 4 <= len(row) <= 7:
+        raise BenchError(
+            f"{where}: expected [role, kind, in, out, bias, kernel, groups], found {row!r}"
+        )
+    role, kind, *numbers = row
+    bias = numbers.pop(2) if len(numbers) > 2 else False
+    check_type(bias, bool, f"{where}: bias")
+    if kind not in _KINDS:
+        raise UnknownName(f"kind in {where}:", str(kind), _KINDS)
+    _check_sizes(numbers, where)
+    into, out, *window = numbers
+    return Projection(names.check(name, where), _role(role, where), kind, into, out, bias, *window)
+
+
+def _bare_from_json(name: str, row: Any, where: str) -> Bare:
+    if not isinstance(row, list) or len(row) not in (3, 4):
+        raise BenchError(f"{where}: expected [role, experts, rows, columns], found {row!r}")
+    role, *shape = row
+    _check_sizes(shape, where)
+    return Bare(names.check(name, where), _role(role, where), tuple(shape))
+
+
+def _role(role: Any, where: str) -> str:
+    return UNKNOWN if role == UNKNOWN else check_role(str(role), where)
+
+
+def _check_sizes(values: list[Any], where: str) -> None:
+    for value in values:
+        check_type(value, int, where)
+        if value < 0:
+            raise BenchError(f"{where}: {value} is not a size")
+
+
+def check_type(value: Any, kind: type, where: str) -> None:
+    """Raise BenchError, naming `where`, unless `value` is exactly of this type."""
+    if type(value) is not kind:
+        raise BenchError(f"{where}: expected {kind.__name__}, found {value!r}")
+
+
+def dump(version: str, types: Mapping[str, Mapping[str, Any]]) -> str:
+    """JSON with one projection, and one short value, a line."""
+
+    def lines() -> Iterator[str]:
+        yield f'{{\n"format": {FORMAT},\n"transformers": {json.dumps(version)},\n"types": {{'
+        yield ",\n".join(map(type_lines, types))
+        yield "}\n}\n"
+
+    def type_lines(model_type: str) -> str:
+        fields = []
+        for key, value in types[model_type].items():
+            if isinstance(value, dict):
+                rows = ",\n".join(f"  {json.dumps(k)}: {_short(v)}" for k, v in value.items())
+                fields.append(f' "{key}": {{\n{rows}\n }}')
+            else:
+                fields.append(f' "{key}": {_short(value)}')
+        return f"{json.dumps(model_type)}: {{\n" + ",\n".join(fields) + "\n}"
+
+    return "\n".join(lines())
+
+
+def _short(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

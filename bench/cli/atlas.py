@@ -128,9 +128,9 @@ def _reach(options: argparse.Namespace) -> int:
     import transformers
 
     from bench.atlas.build import check_type_name
-    from bench.atlas.reach import Reach, inject_type, load_reach, save_reach
     from bench.atlas.store import find_atlas, load_atlas
     from bench.atlas.workers import run_all
+    from bench.measure.reach import Reach, inject_type, load_reach, save_reach
 
     types = split(options.types)
     folder = find_atlas(transformers.__version__)
@@ -177,7 +177,7 @@ def _renames(_: argparse.Namespace) -> int:
 
 def _page(options: argparse.Namespace) -> int:
     """Bring the figures of a page, between its marks, up to date with the stored atlases."""
-    from bench.atlas.page import refresh
+    from bench.reports.atlas import refresh
 
     path = options.page
     try:
@@ -194,7 +194,7 @@ def _plot(options: argparse.Namespace) -> int:
     the newest stored atlas."""
     from bench.atlas import find_atlas, load_atlas, stored_versions
     from bench.atlas.build import check_type_name
-    from bench.atlas.reach import SCENARIOS, scenarios_for
+    from bench.measure.reach import SCENARIOS, scenarios_for
     from bench.reports.plots import coverage_figure, plot_format
     from bench.targets import match
 
@@ -242,7 +242,7 @@ def _merged(stored: Atlas, built: Atlas) -> Atlas:
 
 
 def _show(atlas: Atlas, as_json: bool) -> None:
-    from bench.atlas.rows import entry_to_json
+    from bench.atlas.store import entry_to_json
 
     if as_json:
         for model_type, entry in atlas.types.items():

@@ -17,7 +17,6 @@ from bench.atlas import (
     TypeEntry,
     build,
     find_atlas,
-    fold,
     load_atlas,
     names,
     reviewed,
@@ -26,11 +25,11 @@ from bench.atlas import (
 )
 from bench.atlas.depth import Depths, Stacks
 from bench.atlas.diff import diff_atlases, summary
-from bench.atlas.page import refresh
-from bench.atlas.reach import load_reach
 from bench.cli import main
 from bench.errors import BenchError
+from bench.measure.reach import load_reach
 from bench.models.modules import Module, ModuleTable, Parameter
+from bench.reports.atlas import refresh
 from bench.targets import match
 
 ROWS = (
@@ -236,7 +235,7 @@ def _table() -> ModuleTable:
 
 def test_an_entry_holds_what_the_ledger_needs() -> None:
     table = _table()
-    entry = fold.make_entry(table, "AutoModel", False)
+    entry = build.make_entry(table, "AutoModel", False)
     again = entry.table("toy")
     assert [p.name for p in entry.projections] == [
         "model.embed", "model.layers.0.attn.qkv_proj", "model.layers.[1-2].attn.qkv_proj",

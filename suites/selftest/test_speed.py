@@ -26,10 +26,10 @@ from measure_support import shared_session, tiny_case
 from bench.adapters.config import ALL_LINEAR, AdapterConfig
 from bench.atlas import find_atlas, load_atlas
 from bench.atlas.build import build_atlas, build_model
-from bench.atlas.reach import SEVEN
 from bench.errors import BenchError
 from bench.explain import explain
 from bench.formulas import lora_parameters
+from bench.measure.reach import SEVEN
 from bench.scenarios.subjects import load_model
 from bench.targets import match
 
