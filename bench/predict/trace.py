@@ -17,6 +17,7 @@ from bench.compat import patched, private
 from bench.errors import BenchError
 from bench.models.precision import precision
 from bench.models.quantization import without_cached_tables
+from bench.predict.autocast import followed_autocast
 from bench.predict.journal import LOGITS, Journal, Untraceable
 from bench.predict.kernels import Device
 from bench.predict.unquantized import left_unquantized
@@ -79,7 +80,12 @@ def trace(case: Case, device: Device, progress: Progress = lambda phase: None) -
     try:
         progress(LOAD)
         config, base = _skeleton(case)
-        with _as_on(device, journal, case), without_cached_tables(), _no_collections():
+        with (
+            followed_autocast(device.name, device.attention),
+            _as_on(device, journal, case),
+            without_cached_tables(),
+            _no_collections(),
+        ):
             return _traced(case, config, base, device, journal, progress)
     except BenchError as error:
         raise Untraceable(f"{name}: {error}") from error
@@ -238,8 +244,6 @@ def _as_on(device: Device, journal: Journal, case: Case) -> Iterator[None]:
     """While active, what looks at a tensor's device before it chooses a path takes `device`'s."""
     functional, rng_state = torch.nn.functional, torch.get_rng_state
     replacements: list[tuple[Any, str, Any]] = [
-        (functional, "scaled_dot_product_attention", device.attention),
-        (torch, "autocast", _no_autocast),
         (torch, "tensor", _known_tensor(torch.tensor)),
         # A fused optimizer asks for a device that has one.
         (importlib.import_module("torch.optim.adam"), "_device_dtype_check_for_fused", _accept),
@@ -266,13 +270,6 @@ def _as_on(device: Device, journal: Journal, case: Case) -> Iterator[None]:
         replacements.append((functional, "dropout", _fused_dropout))
     with patched(*replacements):
         yield
-
-
-def _no_autocast(device_type: str, *_: Any, enabled: bool = True, **__: Any) -> Any:
-    """Meta has no autocast. PEFT switches it off for adapted parameters: that is nothing to do."""
-    if enabled:
-        raise Untraceable(f"torch.autocast({device_type!r}): autocast cannot be traced")
-    return contextlib.nullcontext()
 
 
 def _known_tensor(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

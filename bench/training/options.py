@@ -7,6 +7,7 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from importlib.util import find_spec
 from typing import Any
 
 from bench.errors import BenchError, UnknownName
@@ -14,6 +15,11 @@ from bench.errors import BenchError, UnknownName
 PLAIN, KEEP_OUTPUT, TRAINER, SFT = "plain", "keep-output", "trainer", "sft"
 LOOPS = (PLAIN, KEEP_OUTPUT, TRAINER, SFT)
 SDPA, EAGER, FLASH, EFFICIENT, MATH = "sdpa", "eager", "flash", "efficient", "math"
+NEEDED: Mapping[str, tuple[str, ...]] = {
+    TRAINER: ("accelerate",),
+    SFT: ("accelerate", "datasets", "trl"),
+}
+"""The packages whose own code a loop runs; the extra `trainers` brings them."""
 PINNED = (FLASH, EFFICIENT, MATH)
 """The kernels that `scaled_dot_product_attention` can be held to."""
 ATTENTION = (SDPA, EAGER, *PINNED)
@@ -41,10 +47,6 @@ _WRITTEN: Mapping[str, str] = {
     "paged-lion": "paged-lion-32bit",
 }
 """What transformers' `optim=` calls them, with dashes -> the name here, where they differ."""
-
-
-RUNNABLE = (PLAIN, KEEP_OUTPUT)
-"""The loops that `loops.LOOPS` has, said here so that refusing another loads no torch."""
 
 
 def optimizer_name(text: str) -> str:
@@ -181,10 +183,12 @@ class StepOptions:
 
 def check_step(options: StepOptions) -> None:
     """Raise BenchError for what can be said, and cannot be run or traced."""
-    if options.loop not in RUNNABLE:
-        raise BenchError(f"--loop {options.loop}: this loop is not predicted or measured yet")
-    if options.autocast:
-        raise BenchError(f"--autocast {options.autocast}: autocast is not predicted yet")
+    for package in NEEDED.get(options.loop, ()):
+        if find_spec(package) is None:
+            raise BenchError(
+                f"--loop {options.loop} runs the step of the trainer itself, and {package} is not "
+                "installed: pip install 'lora-target-bench[trainers]'"
+            )
     if options.liger:
         raise BenchError("--liger: Liger's fused loss is not predicted yet")
 

@@ -6,6 +6,7 @@ Nothing here depends on the device: on `meta` the same code runs without memory 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ from bench.errors import BenchError
 from bench.tasks import AUDIO, IMAGES, TRAINED
 from bench.training.batches import Batch, audio_batch, contrastive_loss, masked, with_images
 from bench.training.cases import Case, StepOptions
-from bench.training.options import KEEP_OUTPUT
+from bench.training.options import DTYPES, KEEP_OUTPUT
 
 Mark = Callable[[str], None]
 """Called with "forward", "backward", "optimizer" as each phase starts, and with "end"."""
@@ -47,7 +48,8 @@ def training_step(
     keep = options.loop == KEEP_OUTPUT
     for _ in range(options.accumulation):
         mark("forward")
-        output = output_of(model, batch)
+        with autocast(options, next(iter(batch.values())).device):
+            output = output_of(model, batch)
         loss: torch.Tensor = output.loss
         if not keep:
             del output
@@ -69,6 +71,13 @@ def training_step(
     optimizer.zero_grad(set_to_none=True)
     mark("end")
     return loss.detach()
+
+
+def autocast(options: StepOptions, device: torch.device) -> Any:
+    """The context of forward and loss that `options.autocast` asks for."""
+    if options.autocast is None:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=getattr(torch, DTYPES[options.autocast]))
 
 
 def output_of(model: torch.nn.Module, batch: Batch) -> Any:
@@ -171,8 +180,10 @@ def make_optimizer(model: torch.nn.Module, options: StepOptions) -> torch.optim.
 
 
 def make_scaler(case: Case, device: str) -> torch.amp.GradScaler | None:
-    """A loss scaler where the case computes in float16 and does not do without, else None."""
-    if case.compute != "float16" or not case.step.loss_scaling:
+    """A loss scaler where the case computes in float16, under autocast or without, and does not do
+    without a scaler; else None."""
+    halves = case.compute == "float16" or case.step.autocast == "fp16"
+    if not halves or not case.step.loss_scaling:
         return None
     return torch.amp.GradScaler(torch.device(device).type, init_scale=FIRST_LOSS_SCALE)
 

@@ -72,12 +72,12 @@ def profiled(case: Case) -> Profiled:
     from torch.profiler import ProfilerActivity, profile, record_function
 
     from bench.training.loading import load
-    from bench.training.step import training_step
+    from bench.training.loops import run_step
 
     torch.set_num_threads(1)
     gc.collect()  # what an earlier case leaves must not be freed within this one
     with (
-        torch.backends.mkldnn.flags(enabled=case.precision == "fp32"),
+        torch.backends.mkldnn.flags(enabled=case.precision == "fp32" and not case.step.autocast),
         profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
     ):
         training = load(case)
@@ -87,8 +87,7 @@ def profiled(case: Case) -> Profiled:
             for name in ("first", "steady"):
                 gc.collect()
                 with record_function(name):
-                    t = training
-                    training_step(t.model, t.batch, t.optimizer, t.scaler)
+                    run_step(training)
         finally:
             gc.enable()
     events = list(profiler.profiler.kineto_results.events())

@@ -54,8 +54,6 @@ def refused(capsys: pytest.CaptureFixture[str], llama: str) -> Callable[..., str
         (("--batch-size", "-1"), "batch_size: expected a whole number >= 1, found -1"),
         (("--precision", "nf3"), "unknown precision 'nf3': did you mean nf4"),
         (("--optimizer", "adamv"), "unknown optimizer 'adamv': did you mean adamw"),
-        (("--loop", "sft"), "--loop sft: this loop is not predicted or measured yet"),
-        (("--autocast", "bf16"), "--autocast bf16: autocast is not predicted yet"),
         (("--compute-dtype", "fp16"), "--compute-dtype is of 4-bit weights, and the precision"),
         (("--reentrant",), "add --gradient-checkpointing"),
         (("--packed", "--padded"), "give --padded or --packed"),
