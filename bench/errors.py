@@ -45,6 +45,8 @@ EXTRAS = {
     "matplotlib": "plots",
     "jinja2": "report",
     "trl": "trainers",
+    "datasets": "trainers",
+    "accelerate": "trainers",
 }
 """Modules that only an extra brings, and which: as in pyproject.toml."""
 

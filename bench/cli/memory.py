@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 HELP = "predict a step's GPU memory, without a GPU"
 EPILOG = (
-    "Limits: one GPU and eager mode (no compilation, autocast or sharding); the CUDA "
+    "Limits: one GPU and eager mode (no compilation or sharding); the CUDA "
     "context is outside, and assumed to take 0.5 GiB where a GPU is asked for; the "
     "allocator has its default settings and room. docs/prediction.md says more."
 )

@@ -130,7 +130,7 @@ class _State:
 
 def _eligible(tensor: torch.Tensor) -> bool:
     floating = tensor.is_floating_point() and tensor.dtype != torch.float64
-    return floating and tensor.device.type == "meta"
+    return bool(floating and tensor.device.type == "meta")
 
 
 def _register(state: _State) -> list[Any]:

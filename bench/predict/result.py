@@ -20,7 +20,7 @@ _FUSED_ATTENTION = (
     "aten._scaled_dot_product_efficient_attention.",
 )
 LIMITS = (
-    "one GPU, eager mode: no compilation, no autocast, no sharding",
+    "one GPU, eager mode: no compilation, no sharding",
     "the CUDA context is outside the allocator (assumed 0.5 GiB where a GPU is asked for)",
     "the allocator's default settings, and a device with room: nothing is freed to make room",
 )

@@ -20,6 +20,7 @@ from bench.models.quantization import without_cached_tables
 from bench.predict.autocast import followed_autocast
 from bench.predict.journal import LOGITS, Journal, Untraceable
 from bench.predict.kernels import Device
+from bench.predict.trainers import as_in_trainers, strict_within
 from bench.predict.unquantized import left_unquantized
 from bench.predict.values import tensors_in
 from bench.tasks import TASKS
@@ -83,6 +84,7 @@ def trace(case: Case, device: Device, progress: Progress = lambda phase: None) -
         with (
             followed_autocast(device.name, device.attention),
             _as_on(device, journal, case),
+            as_in_trainers(case.step, device, journal),
             without_cached_tables(),
             _no_collections(),
         ):
@@ -123,7 +125,11 @@ def _traced(  # noqa: PLR0917  # one call
     for tensor in training.batch.values():
         journal.tag(tensor, "activations")
     memory.tag_model(journal, training.model)
-    with memory.tagged_gradients(journal, training.model), _logits(journal, training.model):
+    with (
+        memory.tagged_gradients(journal, training.model),
+        _logits(journal, training.model),
+        strict_within(journal, training),
+    ):
         progress(FIRST)
         _step(journal, training, FIRST, device)
         memory.tag_model(journal, training.model)

@@ -24,7 +24,7 @@ from bench.models.quantization import bitsandbytes_config, quiet_bitsandbytes, s
 from bench.tasks import heads_of
 from bench.training.batches import Batch
 from bench.training.cases import Case, StepOptions
-from bench.training.options import EAGER, SDPA, check_step
+from bench.training.options import EAGER, SDPA, SFT, TRAINER, check_step
 from bench.training.step import IGNORED_LABEL, make_batch, make_optimizer, make_scaler
 
 
@@ -39,6 +39,8 @@ class Training:
     options: StepOptions
     adapted_layers: int
     quantized_layers: int
+    trainer: Any = None
+    """transformers' or TRL's, where the loop is one of theirs."""
 
     @property
     def trainable_parameters(self) -> int:
@@ -79,14 +81,22 @@ def load(case: Case, device: str = "cpu") -> Training:
 def prepared(case: Case, config: Any, model: Any, device: str) -> Training:
     """The rest of `load` for a base model that is there: adapters, batch, optimizer."""
     model = adapt(case, model)
+    batch = _heard(make_batch(config, case.auto_class, case.step, device), model)
+    optimizer = make_optimizer(model, case.step)
+    trainer = None
+    if case.step.loop in (TRAINER, SFT):
+        from bench.training.trainers import make_trainer
+
+        trainer = make_trainer(case, model, batch, optimizer, device)
     training = Training(
         model,
-        _heard(make_batch(config, case.auto_class, case.step, device), model),
-        make_optimizer(model, case.step),
+        batch,
+        optimizer,
         make_scaler(case, device),
         case.step,
         adapted_layers=count_adapted_layers(model),
         quantized_layers=sum(1 for _ in quantized_layers(model)),
+        trainer=trainer,
     )
     torch.manual_seed(case.step.seed)
     return training

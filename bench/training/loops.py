@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from bench.compat import patched
-from bench.training.options import EFFICIENT, KEEP_OUTPUT, PINNED, PLAIN
+from bench.training.options import EFFICIENT, KEEP_OUTPUT, PINNED, PLAIN, SFT, TRAINER
 from bench.training.step import Mark, training_step, unmarked
+from bench.training.trainers import trainer_step
 
 if TYPE_CHECKING:
     from bench.training.loading import Training
@@ -31,8 +32,13 @@ def _own_step(training: Training, mark: Mark) -> torch.Tensor:
     return training_step(t.model, t.batch, t.optimizer, t.scaler, mark, options=t.options)
 
 
-LOOPS: Mapping[str, Loop] = {PLAIN: _own_step, KEEP_OUTPUT: _own_step}
-"""By name; `options.check_step` refuses the others."""
+LOOPS: Mapping[str, Loop] = {
+    PLAIN: _own_step,
+    KEEP_OUTPUT: _own_step,
+    TRAINER: trainer_step,
+    SFT: trainer_step,
+}
+"""By name."""
 
 
 def run_step(training: Training, mark: Mark = unmarked) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""`torch.autocast` on meta: its lists against torch's, its steps against the profiler on the CPU."""
+"""`torch.autocast` on meta: its lists against torch's, its steps against the profiler."""
 
 from __future__ import annotations
 

@@ -108,13 +108,6 @@ def _selecting(x: Any) -> Any:
     return x[x > 0].sum() * x
 
 
-def _autocasting(x: Any) -> Any:
-    import torch
-
-    with torch.autocast(x.device.type, torch.bfloat16):
-        return x * 2
-
-
 def _unknown(x: Any) -> Any:
     import torch
 
@@ -131,7 +124,6 @@ def _unknown(x: Any) -> Any:
     [
         (_branching, "made by aten.gt.Scalar: control flow that depends on data"),
         (_selecting, "its result depends on data, or has no shape without it"),
-        (_autocasting, "autocast cannot be traced"),
         (_unknown, "of_nobody.twice.default: what this operation allocates is not known"),
     ],
 )

@@ -1,0 +1,143 @@
+"""Trainers on meta: their own step is traced, and where it asks for the device it is told."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bench.predict.journal import LOGITS
+from bench.training.options import SFT, TRAINER, StepOptions
+from bench.training.trainers import kept_accelerate_state
+
+if TYPE_CHECKING:
+    from bench.predict.journal import Journal
+    from bench.predict.kernels import Device
+    from bench.training.loading import Training
+
+
+@contextlib.contextmanager
+def as_in_trainers(options: StepOptions, device: Device, journal: Journal) -> Iterator[None]:
+    """While active, a trainer's step can be traced as `device` runs it, and none that is alive in
+    this process is touched."""
+    if options.loop not in (TRAINER, SFT):
+        yield
+        return
+    with kept_accelerate_state(), contextlib.ExitStack() as stack:
+        if options.loop == SFT and options.fused_head:
+            stack.enter_context(_fused_head(device.name == "cuda", journal))
+        yield
+
+
+@contextlib.contextmanager
+def strict_within(journal: Journal, training: Training) -> Iterator[None]:
+    """A trainer reads values that it logs; within the model a value that is read may decide what
+    is computed, so there it has to be known."""
+    if training.trainer is None:
+        yield
+        return
+    model = training.trainer.model_wrapped
+    step = training.trainer.training_step
+
+    def enter(*_: Any) -> None:
+        journal.logging = False
+
+    def leave(*_: Any) -> None:
+        journal.logging = True
+
+    handles = [
+        model.register_forward_pre_hook(enter),
+        model.register_forward_hook(leave, always_call=True),
+    ]
+    backward = training.trainer.accelerator.backward
+
+    def strict_backward(loss: torch.Tensor, **kwargs: Any) -> None:
+        enter()
+        backward(loss, **kwargs)
+        leave()
+
+    training.trainer.accelerator.backward = strict_backward
+    leave()
+    try:
+        yield
+    finally:
+        enter()
+        training.trainer.accelerator.backward = backward
+        for handle in handles:
+            handle.remove()
+    del step
+
+
+@contextlib.contextmanager
+def _fused_head(on_cuda: bool, journal: Journal) -> Iterator[None]:
+    """TRL's fused head, `trl/kernels/chunked_logprob.py`, filed as logits and loss.
+
+    On CUDA its tiles are folded by Triton kernels, which write to what they are given and allocate
+    nothing (`_forward_kernel`, `_backward_kernel`), only the positions with a label are projected,
+    and `_addmm_fp32` accumulates products of halves in float32 without a copy of them
+    (`torch.addmm` with `out_dtype` and `out`). On the CPU its torch code runs as it is.
+    """
+    head = importlib.import_module("trl.kernels.chunked_logprob")
+    utils = importlib.import_module("trl.trainer.utils")
+    function = head.ChunkedLogProbFunction
+    forward, backward = function.forward, function.backward
+
+    def filed(run: Any) -> Any:
+        def within(*args: Any) -> Any:
+            before, journal.category = journal.category, LOGITS
+            try:
+                return run(*args)
+            finally:
+                journal.category = before
+
+        return staticmethod(within)
+
+    replacements: list[tuple[Any, str, Any]] = [
+        (function, "forward", filed(forward)),
+        (function, "backward", filed(backward)),
+    ]
+    if on_cuda:
+        replacements += [
+            (head, "_use_triton", lambda device: True),
+            (utils, "_use_triton", lambda device: True),
+            (head, "_forward_kernel", _Kernel()),
+            (head, "_backward_kernel", _Kernel()),
+            (head, "triton", _Triton),
+            (head, "_addmm_fp32", _accumulated),
+        ]
+    originals = [(owner, name, vars(owner).get(name)) for owner, name, _ in replacements]
+    for owner, name, value in replacements:
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for owner, name, value in originals:
+            if value is None:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, value)
+
+
+class _Kernel:
+    """A Triton kernel that only writes to its arguments: `kernel[grid](...)`."""
+
+    def __getitem__(self, grid: Any) -> Any:
+        return lambda *args, **kwargs: None
+
+
+class _Triton:
+    @staticmethod
+    def cdiv(a: int, b: int) -> int:
+        return -(-a // b)
+
+
+def _accumulated(acc: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """`acc += a @ b` in one product, whatever the dtype of the factors: float32 ones as they are,
+    halves through `torch.addmm(..., out_dtype=float32, out=acc)`. Nothing is allocated."""
+    if a.dtype == torch.float32:
+        acc.addmm_(a, b)
+    else:
+        acc.add_(1)  # the same storage written, for want of such an operation on meta
