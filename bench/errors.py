@@ -46,7 +46,6 @@ EXTRAS = {
     "jinja2": "report",
     "trl": "trainers",
     "datasets": "trainers",
-    "accelerate": "trainers",
 }
 """Modules that only an extra brings, and which: as in pyproject.toml."""
 
