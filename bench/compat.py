@@ -43,6 +43,7 @@ class Private:
 
 
 _TORCH, _TRANSFORMERS, _BITSANDBYTES = "torch 2.13.0", "transformers 5.23.0", "bitsandbytes 0.50.2"
+_ACCELERATE, _TRL = "accelerate 1.15.0", "trl 1.16.0"
 
 PRIVATE = {
     "dispatch mode": Private(
@@ -95,6 +96,38 @@ PRIVATE = {
     "grouped attention": Private(
         "transformers.integrations.sdpa_attention:use_gqa_in_sdpa", _TRANSFORMERS,
         "the memory-efficient kernel gets keys and values expanded, as it needs them",
+    ),
+    "unused autocast key": Private(
+        "torch._C:DispatchKey.AutocastPrivateUse1", _TORCH, "autocast is followed on meta"
+    ),
+    "autocast, perhaps": Private(
+        "transformers.utils.generic:maybe_autocast", _TRANSFORMERS, "the same, within models"
+    ),
+    "trainer, prepared": Private(
+        "transformers:Trainer._prepare_for_training", _TRANSFORMERS, "the trainer loops"
+    ),
+    "trainer's items": Private(
+        "transformers:Trainer._get_num_items_in_batch", _TRANSFORMERS, "the same"
+    ),
+    "trainer's clipping": Private(
+        "transformers:Trainer._clip_grad_norm", _TRANSFORMERS, "the same"
+    ),
+    "accelerate's process": Private(
+        "accelerate.state:PartialState._shared_state", _ACCELERATE,
+        "a trainer is traced beside one that trains",
+    ),
+    "accelerate's precision": Private(
+        "accelerate.state:AcceleratorState._shared_state", _ACCELERATE, "the same"
+    ),
+    "accelerate's accumulation": Private(
+        "accelerate.state:GradientState._shared_state", _ACCELERATE, "the same"
+    ),
+    "fused head": Private(
+        "trl.kernels.chunked_logprob:ChunkedLogProbFunction", _TRL,
+        "the sft loop, as CUDA runs its head",
+    ),
+    "fused head's chunks": Private(
+        "trl.trainer.utils:_use_triton", _TRL, "the same"
     ),
     "4-bit bounds": Private(
         "bitsandbytes.backends.default.ops:_get_4bit_quantize_bounds", _BITSANDBYTES,

@@ -20,11 +20,12 @@ from typing import Any
 
 import torch
 
+from bench.compat import patched, private
 from bench.predict.attention import Attention
 from bench.predict.values import tensors_in
 
-_KEY = torch._C.DispatchKey.AutocastPrivateUse1
-_KEYS = torch._C.DispatchKeySet(_KEY)
+_KEY = private("unused autocast key")
+_KEYS = private("dispatch key")(_KEY)
 _DISPATCH_KEYS = {"cuda": "AutocastCUDA", "cpu": "AutocastCPU"}
 
 # By device, operations that compute in the lower precision; all that are in no list in float32.
@@ -266,19 +267,15 @@ def followed_autocast(device: str, attention: Attention) -> Iterator[None]:
         (torch, "is_autocast_cache_enabled", is_kept),
         (torch.amp, "is_autocast_available", is_available),
     ]
-    original = importlib.import_module("transformers.utils.generic").maybe_autocast
+    original = private("autocast, perhaps")
     for module in list(sys.modules.values()):
         # vars, not getattr: a lazy module would import what is asked of it
         if getattr(module, "__dict__", {}).get("maybe_autocast") is original:
             replacements.append((module, "maybe_autocast", maybe_autocast))
-    originals = [(owner, name, getattr(owner, name)) for owner, name, _ in replacements]
-    for owner, name, value in replacements:
-        setattr(owner, name, value)
     try:
-        yield
+        with patched(*replacements):
+            yield
     finally:
-        for owner, name, value in originals:
-            setattr(owner, name, value)
         if state.libraries:
             state.switch(False)
             for library in state.libraries:

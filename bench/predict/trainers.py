@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bench.compat import patched, private
 from bench.predict.journal import LOGITS
 from bench.training.options import SFT, TRAINER, StepOptions
 from bench.training.trainers import kept_accelerate_state
@@ -40,7 +41,6 @@ def strict_within(journal: Journal, training: Training) -> Iterator[None]:
         yield
         return
     model = training.trainer.model_wrapped
-    step = training.trainer.training_step
 
     def enter(*_: Any) -> None:
         journal.logging = False
@@ -68,7 +68,6 @@ def strict_within(journal: Journal, training: Training) -> Iterator[None]:
         training.trainer.accelerator.backward = backward
         for handle in handles:
             handle.remove()
-    del step
 
 
 @contextlib.contextmanager
@@ -80,9 +79,9 @@ def _fused_head(on_cuda: bool, journal: Journal) -> Iterator[None]:
     and `_addmm_fp32` accumulates products of halves in float32 without a copy of them
     (`torch.addmm` with `out_dtype` and `out`). On the CPU its torch code runs as it is.
     """
-    head = importlib.import_module("trl.kernels.chunked_logprob")
+    function = private("fused head")
+    head = importlib.import_module(function.__module__)
     utils = importlib.import_module("trl.trainer.utils")
-    function = head.ChunkedLogProbFunction
     forward, backward = function.forward, function.backward
 
     def filed(run: Any) -> Any:
@@ -108,17 +107,8 @@ def _fused_head(on_cuda: bool, journal: Journal) -> Iterator[None]:
             (head, "triton", _Triton),
             (head, "_addmm_fp32", _accumulated),
         ]
-    originals = [(owner, name, vars(owner).get(name)) for owner, name, _ in replacements]
-    for owner, name, value in replacements:
-        setattr(owner, name, value)
-    try:
+    with patched(*replacements):
         yield
-    finally:
-        for owner, name, value in originals:
-            if value is None:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, value)
 
 
 class _Kernel:

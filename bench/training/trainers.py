@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bench.compat import private
 from bench.errors import BenchError
 from bench.training.options import SFT
 
@@ -91,7 +92,8 @@ def make_trainer(
         transformers = importlib.import_module("transformers")
         trainer.compute_loss = MethodType(transformers.Trainer.compute_loss, trainer)
     if torch.device(device).type == "meta":
-        _tell_device(trainer, torch.device(device))
+        _tell_device(torch.device(device))
+    private("trainer, prepared")
     trainer.model_wrapped, _ = trainer._prepare_for_training(settings["max_steps"], None, None)
     trainer._tr_loss = torch.tensor(0.0, device=device)
     return trainer
@@ -144,35 +146,33 @@ def _in_float16(trainer: Any, device: str, scaled: bool) -> None:
     from bench.training.step import FIRST_LOSS_SCALE
 
     accelerator = trainer.accelerator
-    accelerator.state._shared_state["_mixed_precision"] = "fp16"
+    private("accelerate's precision")["_mixed_precision"] = "fp16"
     if scaled:
         accelerator.scaler = torch.amp.GradScaler(
             torch.device(device).type, init_scale=FIRST_LOSS_SCALE
         )
 
 
-def _tell_device(trainer: Any, device: torch.device) -> None:
-    state = importlib.import_module("accelerate.state")
-    for kept in (state.PartialState, state.AcceleratorState):
-        kept._shared_state["device"] = device
-    del trainer
+def _tell_device(device: torch.device) -> None:
+    for state in ("accelerate's process", "accelerate's precision"):
+        private(state)["device"] = device
 
 
 @contextlib.contextmanager
 def kept_accelerate_state() -> Iterator[None]:
     """While active, accelerate's state is free to change: it is one for the whole process, and a
     live trainer may be using it."""
-    state = importlib.import_module("accelerate.state")
-    kinds = (state.PartialState, state.AcceleratorState, state.GradientState)
-    before = [dict(kind._shared_state) for kind in kinds]
+    names = ("accelerate's process", "accelerate's precision", "accelerate's accumulation")
+    states = [private(name) for name in names]
+    before = [dict(state) for state in states]
     try:
-        for kind in kinds:
-            kind._shared_state.clear()
+        for state in states:
+            state.clear()
         yield
     finally:
-        for kind, values in zip(kinds, before, strict=True):
-            kind._shared_state.clear()
-            kind._shared_state.update(values)
+        for state, values in zip(states, before, strict=True):
+            state.clear()
+            state.update(values)
 
 
 def trainer_step(training: Training, mark: Mark) -> torch.Tensor:

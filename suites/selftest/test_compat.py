@@ -13,6 +13,8 @@ from bench.errors import BenchError
 
 @pytest.mark.parametrize("name", PRIVATE)
 def test_each_is_where_it_was_seen(name: str) -> None:
+    if PRIVATE[name].distribution == "trl":
+        pytest.importorskip("trl", reason="needs the extra [trainers]")
     PRIVATE[name].find()
     assert moved(PRIVATE[name].distribution) == ()
 
