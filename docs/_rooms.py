@@ -26,8 +26,8 @@ def files_of(room: str) -> list[Path]:
     return [single] if single.exists() else sorted((ROOT / "bench" / room).rglob("*.py"))
 
 
-def imported(path: Path) -> set[str]:
-    """The rooms that a file imports from, lazily or not; imports for types alone left out."""
+def names_of(path: Path) -> set[str]:
+    """Every name that a file imports, with its module; lazily or not, for types alone left out."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     typed = {
         inner
@@ -35,15 +35,28 @@ def imported(path: Path) -> set[str]:
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
         for inner in ast.walk(node)
     }
-    names = [
-        name
+    return {
+        f"{node.module}.{alias.name}"
         for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom) and node not in typed and node.module
-        for name in (
-            [f"bench.{a.name}" for a in node.names] if node.module == "bench" else [node.module]
-        )
-    ]
-    return {name.split(".")[1] for name in names if name.startswith("bench.")}
+        for alias in node.names
+    }
+
+
+def imported(path: Path) -> set[str]:
+    """The rooms that a file imports from."""
+    return {name.split(".")[1] for name in names_of(path) if name.startswith("bench.")}
+
+
+def files_imported(path: Path) -> set[Path]:
+    """The files that a file imports: a module, or the one that holds the name."""
+    found = set()
+    for name in names_of(path):
+        module = ROOT.joinpath(*name.split("."))
+        places = (module.with_suffix(".py"), module / "__init__.py",
+                  module.parent.with_suffix(".py"), module.parent / "__init__.py")  # fmt: skip
+        found |= {next((place for place in places if place.exists()), path)}
+    return found
 
 
 def arrows() -> dict[str, set[str]]:

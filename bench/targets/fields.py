@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from bench.adapters.config import AdapterConfig
+from bench.models.modules import ModuleTable
 from bench.targets.experts import new_name
 from bench.targets.filters import Filter, ends_in
 from bench.targets.ledger import DeadField, Ledger
@@ -18,12 +20,14 @@ from bench.targets.suggestions import nearest
 from bench.tasks import heads_of
 
 
-def find_dead_fields(ledger: Ledger) -> tuple[DeadField, ...]:
+def find_dead_fields(
+    ledger: Ledger, match: Callable[[ModuleTable, AdapterConfig], Ledger]
+) -> tuple[DeadField, ...]:
     """The entries of the other fields that have no effect, in the order of the fields below."""
     return (
         *_patterns(ledger),
         *_saved(ledger),
-        *_excluded(ledger),
+        *_excluded(ledger, match),
         *_layers(ledger),
         *_layer_patterns(ledger),
     )
@@ -58,12 +62,15 @@ def _saved(ledger: Ledger) -> Iterator[DeadField]:
             )
 
 
-def _excluded(ledger: Ledger) -> Iterator[DeadField]:
+def _excluded(
+    ledger: Ledger, match: Callable[[ModuleTable, AdapterConfig], Ledger]
+) -> Iterator[DeadField]:
     """Exclusions that hold out no module which would be adapted without them."""
     field, excluded = "exclude_modules", ledger.adapter.exclude_modules or ()
     if not excluded:
         return
-    without = _without_exclusion(ledger)
+    unexcluded = match(ledger.table, replace(ledger.adapter, exclude_modules=None))
+    without = [item.name for item in unexcluded.adapted if item.module is not None]
     if isinstance(excluded, str):
         if not any(re.fullmatch(excluded, name) for name in without):
             reason = "fits no whole name of a module that would be adapted"
@@ -91,14 +98,6 @@ def _excluded(ledger: Ledger) -> Iterator[DeadField]:
             leaf = _leaf(ledger, entry)
             instead = leaf or _found_within(entry, without)
             yield DeadField(field, entry, "no module is called so", instead)
-
-
-def _without_exclusion(ledger: Ledger) -> list[str]:
-    """The modules that would be adapted if nothing were excluded."""
-    from bench.targets.matching import match
-
-    adapted = match(ledger.table, replace(ledger.adapter, exclude_modules=None)).adapted
-    return [item.name for item in adapted if item.module is not None]
 
 
 def _as_regex(excluded: tuple[str, ...], container: str) -> str:

@@ -132,6 +132,8 @@ class Ledger:
         hazards: see Hazard.
         copies: the tensors that the saved modules add.
         dead_fields: entries of the other fields that change nothing; PEFT ignores them.
+        ways_out: what to write where PEFT refuses what entries reach, beginning with those at
+            fault.
     """
 
     table: ModuleTable = field(repr=False)
@@ -144,6 +146,7 @@ class Ledger:
     tied: tuple[str, ...] = ()
     copies: Copies = field(default_factory=Copies, repr=False)
     dead_fields: tuple[DeadField, ...] = ()
+    ways_out: tuple[str, ...] = ()
 
     @property
     def adapted_layers(self) -> int:
@@ -157,13 +160,6 @@ class Ledger:
     @cached_property
     def dead_entries(self) -> tuple[str, ...]:
         return tuple(entry.entry for entry in self.entries if entry.dead)
-
-    @cached_property
-    def ways_out(self) -> tuple[str, ...]:
-        """What to write where PEFT refuses what entries reach, beginning with those at fault."""
-        from bench.targets.causes import ways_out
-
-        return ways_out(self) if self.refusals else ()
 
     def reach(self, names: Iterable[str]) -> tuple[Reach, ...]:
         """The stacks that hold modules or parameters of these names, in the model's order."""

@@ -24,7 +24,7 @@ from bench.adapters.config import NO_TARGETS, AdapterConfig
 from bench.adapters.patterns import check_patterns
 from bench.models.modules import LINEAR, Module, ModuleTable, Parameter, layer_of
 from bench.models.roles import UNKNOWN, role_of
-from bench.targets.causes import find_cause
+from bench.targets.causes import find_cause, ways_out
 from bench.targets.experts import Translated, translate_experts
 from bench.targets.fields import find_dead_fields
 from bench.targets.filters import (
@@ -193,7 +193,8 @@ def _describe(
     return replace(
         ledger,
         hazards=tuple(find_hazards(ledger, role, doubled)),
-        dead_fields=find_dead_fields(ledger),
+        dead_fields=find_dead_fields(ledger, match),
+        ways_out=ways_out(ledger) if ledger.refusals else (),
     )
 
 

@@ -47,6 +47,15 @@ def test_imports_point_downwards(rooms) -> None:
     assert upwards == []
 
 
+def test_no_file_leads_back_to_itself(rooms) -> None:
+    """No circle of imports, lazy ones among them; imports for types alone bind nothing."""
+    files = {path for layer in rooms.floors() for room in layer for path in rooms.files_of(room)}
+    ahead = {path: rooms.files_imported(path) & files - {path} for path in files}
+    while ends := {path for path, below in ahead.items() if not below & ahead.keys()}:
+        ahead = {path: below for path, below in ahead.items() if path not in ends}
+    assert sorted(str(path.relative_to(ROOT)) for path in ahead) == []
+
+
 def test_few_files_lie_loose() -> None:
     loose = [p.name for p in (ROOT / "bench").glob("*.py") if not p.name.startswith("__")]
     assert len(loose) <= 6, loose
