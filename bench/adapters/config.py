@@ -6,6 +6,7 @@ Field names and meanings are those of `peft.LoraConfig`
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -181,3 +182,20 @@ def _to_lists(value: Any) -> Any:
 
 
 _DEFAULTS = AdapterConfig()
+
+_ONLY_IN_PATTERNS = re.compile(r"[\\^$()\[\]{}|*+?]")
+
+
+def written_names(text: str) -> tuple[str, ...] | str:
+    """Names as a command line has them, between commas; or a regular expression: behind `re:`, or
+    known as one by a character that no module's name has."""
+    if text.startswith("re:"):
+        return text.removeprefix("re:")
+    if _ONLY_IN_PATTERNS.search(text):
+        return text
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def written_targets(text: str) -> tuple[str, ...] | str:
+    """target_modules as a command line has them: as `written_names`, or `all-linear`."""
+    return text if text.lower() == ALL_LINEAR else written_names(text)

@@ -38,7 +38,7 @@ METRICS: dict[str, Metric] = {
         Metric("modules", EXACT, "count", "modules"),
         Metric("trainable_parameters", EXACT, "count", "trainable parameters"),
         Metric("total_parameters", EXACT, "count", "total parameters"),
-        Metric("ledger_digest", EXACT, "text", "match ledger"),
+        Metric("ledger_digest", EXACT, "text", "names of the adapted layers"),
         Metric("dtypes", EXACT, "text", "dtypes"),
         Metric("operations", EXACT, "operations", "operations"),
         Metric("flops", EXACT, "flops", "FLOPs"),

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.cli.options import REPEATABLE, Add, add_adapter, add_model
-from bench.cli.output import put, save_figure, say, written
+from bench.cli.output import no_formula, put, save_figure, say, written
 from bench.cli.subject import predicted_subjects
 from bench.errors import BenchError
+from bench.models.precision import PRECISIONS, precision
 from bench.training.options import PREDICTED_LENGTH, add_step_options, check_step, step_from
 
 if TYPE_CHECKING:
@@ -30,8 +31,16 @@ HELP = "predict a step's GPU memory, without a GPU"
 EPILOG = (
     "Limits: one GPU and eager mode (no compilation or sharding); the CUDA "
     "context is outside, and assumed to take 0.5 GiB where a GPU is asked for; the "
-    "allocator has its default settings and room. docs/prediction.md says more."
+    "allocator has its default settings and room. docs/prediction.md says more. Exit status: 1 "
+    "where a GPU (or --gpu-memory) was asked for and a step does not fit it."
 )
+
+
+def gpu_names() -> str:
+    """The GPUs whose figures are known, for the help."""
+    from bench.predict.gpus import load_gpus
+
+    return ", ".join(load_gpus())
 
 
 def add_options(add: Add) -> None:
@@ -39,9 +48,10 @@ def add_options(add: Add) -> None:
     # fmt: off
     add_adapter(add, many=True)
     add_model(add)
-    add("--precision", **REPEATABLE, metavar="P", help="repeatable (default bf16)")
+    add("--precision", **REPEATABLE, metavar="P",
+        help=f"repeatable (default bf16): {', '.join(PRECISIONS)}")
     add_step_options(add, batch_size=1, seq_len=PREDICTED_LENGTH, unset=("seq_len",))
-    add("--gpu", metavar="NAME", help="hold the prediction against this GPU")
+    add("--gpu", metavar="NAME", help=f"hold the prediction against this GPU: {gpu_names()}")
     add("--gpu-memory", metavar="SIZE", help="... or against this much memory, such as 24GiB")
     add("--solve", choices=("batch-size", "seq-len", "rank"), help="the largest that fits")
     add("--format", choices=("terminal", "markdown", "csv", "latex"),
@@ -101,6 +111,8 @@ def _check(options: argparse.Namespace) -> None:
         from bench.reports.plots import plot_format
 
         plot_format(options.plot)
+    for name in options.precision:
+        precision(name)
     card = options.gpu or options.gpu_memory
     if options.gpu and options.gpu_memory:
         raise BenchError("give --gpu or --gpu-memory, not both")
@@ -142,7 +154,7 @@ def _table(found: Sequence[Prediction], card: Gpu | None, format: str) -> None:
     rows = prediction_rows(found, card)
     writer = csv.DictWriter(sys.stdout, rows[0], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({key: no_formula(cell) for key, cell in row.items()} for row in rows)
 
 
 def _drawn(found: Sequence[Prediction], card: Gpu | None) -> Figure:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 
-from bench.cli.options import Add, add_model, add_targets, entries
+from bench.cli.options import Add, add_model, add_targets, count, entries
 
 HELP = "every PEFT method at one budget of trained parameters"
 
 
 def add_options(add: Add) -> None:
     """The model, the budget, and what the methods adapt."""
-    add("--budget", type=int, required=True, metavar="N", help="trainable parameters")
+    add("--budget", type=count, required=True, metavar="N", help="trainable parameters")
     add_targets(add)
     add_model(add)
 

@@ -44,7 +44,8 @@ def add_targets(add: Add) -> None:
     """Target modules, and the task whose head is trained with them."""
     # fmt: off
     add("--target-modules", metavar="A,B|REGEX",
-        help="entries separated by commas, 'all-linear', or re:REGEX")
+        help="entries separated by commas, 'all-linear', or a regular expression (re:REGEX "
+             "where it could be a name)")
     add("--task-type", metavar="T", help="SEQ_CLS, CAUSAL_LM, ...")
     # fmt: on
 
@@ -72,10 +73,12 @@ def add_gate(add: Add) -> None:
     add("--verdict-file", type=Path, metavar="FILE", help="write the verdicts there as JSON")
 
 
-def add_format(add: Add, default: str, formats: tuple[str, ...] = FORMATS) -> None:
-    """The format of a table, with `--json` for one of them."""
+def add_format(add: Add, default: str | None, formats: tuple[str, ...] = FORMATS) -> None:
+    """The format of a table, with `--json` for one of them. Without a default it is for the
+    terminal on one, and Markdown elsewhere: see `bench.cli.output.format_for`."""
+    told = default or "terminal on a terminal, else markdown"
     # fmt: off
-    add("--format", choices=formats, default=default, help="(default: %(default)s)")
+    add("--format", choices=formats, default=default, help=f"(default: {told})")
     add("--json", action="store_const", const="json", dest="format",
         help="one JSON object a line: --format json")
     # fmt: on
@@ -87,12 +90,22 @@ def split(text: str) -> tuple[str, ...]:
 
 
 def names(text: str) -> tuple[str, ...] | str:
-    """Names between commas, or the regular expression behind `re:`."""
-    return text.removeprefix("re:") if text.startswith("re:") else split(text)
+    """Names between commas, or a regular expression."""
+    from bench.adapters.config import written_names
+
+    return written_names(text)
 
 
 def entries(text: str | None) -> tuple[str, ...] | str:
-    """target_modules as written on the command line: names, `all-linear`, or `re:REGEX`."""
-    if text is None:
-        return ()
-    return text if text.lower() == "all-linear" else names(text)
+    """target_modules as written on the command line: names, `all-linear`, or an expression."""
+    from bench.adapters.config import written_targets
+
+    return () if text is None else written_targets(text)
+
+
+def count(text: str) -> int:
+    """A whole number of things, 1 or more; ValueError, which argparse tells by the option."""
+    number = int(text.replace(",", "").replace("_", ""))
+    if number < 1:
+        raise ValueError(text)
+    return number

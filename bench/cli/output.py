@@ -35,6 +35,11 @@ def written(report: Report, format: str, to_file: bool = False) -> str:
     return terminal(report, shutil.get_terminal_size().columns, colour=not plain)
 
 
+def format_for(asked: str | None, output: Path | None) -> str:
+    """The format asked for; without one, for a terminal on a terminal, else Markdown."""
+    return asked or ("terminal" if output is None and sys.stdout.isatty() else "markdown")
+
+
 def in_colour() -> bool:
     """Whether standard output is a terminal on which colour is wanted."""
     return sys.stdout.isatty() and "NO_COLOR" not in os.environ
@@ -59,13 +64,14 @@ def put(text: str, output: Path | None = None) -> None:
 
 def csv_text(table: pd.DataFrame) -> str:
     """The table as CSV. Text that a spreadsheet would take for a formula is quoted."""
-
-    def quoted(cell: object) -> object:
-        return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
-
-    rows = [[quoted(cell) for cell in row] for row in table.astype(object).to_numpy()]
+    rows = [[no_formula(cell) for cell in row] for row in table.astype(object).to_numpy()]
     safe = type(table)(rows, columns=table.columns, dtype=object)  # a count stays a whole number
     return str(safe.to_csv(index=False, lineterminator="\n"))
+
+
+def no_formula(cell: object) -> object:
+    """The cell, with a quote before text that a spreadsheet would compute."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")

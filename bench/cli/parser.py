@@ -20,6 +20,7 @@ from bench.cli import (
     report,
     targets,
 )
+from bench.cli import list as list_
 from bench.cli.options import Add
 
 
@@ -47,6 +48,7 @@ COMMANDS: dict[str, Command] = {
     "report": report,
     "compare": compare,
     "accept": accept,
+    "list": list_,
     "history": history,
     "ab": ab,
     "published": published,

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.cli.options import FORMATS, Add, add_format
-from bench.cli.output import csv_text, json_lines, put, save_figure, say, stored_runs, written
+from bench.cli.output import (
+    csv_text,
+    format_for,
+    json_lines,
+    put,
+    save_figure,
+    say,
+    stored_runs,
+    written,
+)
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
@@ -23,7 +32,7 @@ def add_options(add: Add) -> None:
     # fmt: off
     add("runs", nargs="*", metavar="RUN",
         help="stored run: a file, or its number or name in results/ (default: the latest)")
-    add_format(add, "markdown", (*FORMATS, "html"))
+    add_format(add, None, (*FORMATS, "html"))
     add("--baseline", metavar="RUN", help="hold the runs against this one")
     add("--output", type=Path, metavar="FILE", help="write the table or page there")
     add("--plots", type=Path, metavar="DIR",
@@ -45,7 +54,8 @@ def run(options: argparse.Namespace) -> int:
     if options.plots:
         _plots(runs, options.plots)
         return 0
-    put(_text(runs, baseline, options.format, options.output is not None), options.output)
+    format = format_for(options.format, options.output)
+    put(_text(runs, baseline, format, options.output is not None), options.output)
     return 0
 
 

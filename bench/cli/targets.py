@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.cli.options import REPEATABLE, Add, add_adapter, add_building, entries, split
-from bench.cli.output import in_colour, save_figure
+from bench.cli.output import in_colour, put, save_figure, written
 from bench.cli.subject import asked_subject, with_head
 from bench.errors import BenchError
 
@@ -46,6 +46,9 @@ def add_options(add: Add) -> None:
         help="as loaded in int8, nf4, ...: which heads cannot train, and the three totals")
     add("--plot", type=Path, metavar="FILE",
         help="draw what is reached, layers by projections (.svg or .png)")
+    add("--modules", action="store_true", help="list every adapted module, and every missed one")
+    add("--format", choices=("terminal", "markdown", "latex"), default="terminal",
+        help="(default: %(default)s)")
     add("--gradients", action="store_true",
         help="list adapters that a step gives no gradient: they match, and train nothing")
     add("--method", metavar="M", help="another PEFT method: ia3, vera, prefix_tuning, full, ...")
@@ -71,6 +74,12 @@ def run(options: argparse.Namespace) -> int:
     from bench.check.gate import HazardGate
     from bench.formulas import lora_parameters
     from bench.reports.ledger import ledger_json, ledger_text
+    from bench.reports.modules import (
+        adapted_modules,
+        ledger_report,
+        missed_modules,
+        modules_text,
+    )
     from bench.targets import match
 
     gate = HazardGate.of_project().with_options(
@@ -88,11 +97,19 @@ def run(options: argparse.Namespace) -> int:
         failing = gate.failing(ledger)
         if options.json:
             answer = ledger_json(subject, ledger, parameters, failing=failing)
+            if options.modules:
+                answer["adapted_modules"] = adapted_modules(ledger)
+                answer["missed_modules"] = missed_modules(subject, ledger)
             print(json.dumps(answer), flush=True)
+        elif options.format != "terminal":
+            report = ledger_report(subject, ledger, parameters, modules=options.modules)
+            put(written(report, options.format))
         else:
             blank = "\n" if number else ""
             text = ledger_text(subject, ledger, parameters, colour=in_colour(), failing=failing)
             print(blank + text, flush=True)
+            if options.modules:
+                put(modules_text(subject, ledger) + "\n")
         if options.plot:
             save_figure(_drawn(subject, ledger), options.plot)
         failed |= bool(failing)
@@ -119,6 +136,7 @@ _LORA_ONLY = {
     "fail_on": "hazards are LoRA's",
     "allow": "hazards are LoRA's",
     "minimum_coverage": "coverage is LoRA's",
+    "modules": "it lists LoRA's; leave it out",
     "precision": "the counts are the same in every precision; leave it out",
     "gradients": "the step that is traced has LoRA's adapters; leave it out",
 }  # fmt: skip

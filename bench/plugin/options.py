@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from bench.adapters.config import written_targets
 from bench.baselines import all_thresholds, gate
 from bench.baselines.accepted import load_baseline
 from bench.baselines.runlog import RunLog
@@ -130,7 +131,7 @@ def pytest_configure(config: pytest.Config) -> None:
                 models=tuple(option.model),
                 scenarios=tuple(option.scenario),
                 adapter=option.adapter,
-                target_modules=_split(option.target_modules),
+                target_modules=written_targets(option.target_modules),
                 r=option.rank,
                 precisions=tuple(option.precision),
                 optional=_split(option.optional),

@@ -91,13 +91,14 @@ def find_gpu(name: str) -> Gpu:
 
 
 def gpu_with_memory(text: str) -> Gpu:
-    """A nameless GPU of a size such as "24GiB" or "24GB" (1000³ bytes); BenchError otherwise."""
+    """A nameless GPU of a size such as "24GiB"; BenchError otherwise. "24GB" is the same: a card's
+    memory comes in powers of two, whatever the box calls it."""
     match = _SIZE.fullmatch(text)
     unit = (match[2] or "").lower() if match else ""
     if match is None or not unit:
         raise BenchError(f"--gpu-memory {text!r}: expected a size with its unit, such as 24GiB")
     power = "bkmgt".index(unit[0])
-    size = float(match[1]) * (1024 if "i" in unit else 1000) ** power
+    size = float(match[1]) * 1024**power
     if not 0 < size < math.inf:
         raise BenchError(f"--gpu-memory {text!r}: the size must be greater than 0")
     return Gpu(f"{match[1]} {match[2]}", int(size))

@@ -29,6 +29,9 @@ from bench.units import counted, format_change, format_quantity, one_line
 if TYPE_CHECKING:
     import pandas as pd
 
+DIGESTS = ("ledger_digest",)
+"""Figures that say nothing to a reader but whether they are equal."""
+
 MANY = 3
 """So many incomparable or new figures with one reason are listed; more are counted."""
 
@@ -144,7 +147,9 @@ def _cells(verdict: Verdict, case: str, many: bool, fails: bool) -> tuple[str, .
     unit = metric.unit if metric else "text"
 
     def figure(value: float | str | None) -> str:
-        return EMPTY if value is None or many else one_line(format_quantity(value, unit))
+        if value is None or many or verdict.metric in DIGESTS:
+            return EMPTY
+        return one_line(format_quantity(value, unit))
 
     allowed = verdict.verdict in FAILING and not fails
     return (
@@ -161,6 +166,8 @@ def _cells(verdict: Verdict, case: str, many: bool, fails: bool) -> tuple[str, .
 
 def _difference(verdict: Verdict, unit: str) -> str:
     old, new = verdict.baseline, verdict.contender
+    if verdict.metric in DIGESTS and old and new:
+        return "not the same"
     if not isinstance(old, int | float) or not isinstance(new, int | float):
         return EMPTY
     sign = "+" if new > old else "-"

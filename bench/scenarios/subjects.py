@@ -89,7 +89,7 @@ class Request:
     models: tuple[str, ...] = ()
     scenarios: tuple[str, ...] = ()
     adapter: Path | None = None
-    target_modules: tuple[str, ...] = ()
+    target_modules: tuple[str, ...] | str = ()
     r: int | None = None
     precisions: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()

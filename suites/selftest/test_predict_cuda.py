@@ -161,7 +161,7 @@ def test_a_fit_has_room_for_the_context() -> None:
 
 def test_sizes_have_units() -> None:
     assert gpu_with_memory("24GiB").memory_bytes == 24 * 1024**3
-    assert gpu_with_memory("24 GB").memory_bytes == 24 * 1000**3
+    assert gpu_with_memory("24 GB") == replace(gpu_with_memory("24 GiB"), name="24 GB")
     assert gpu_with_memory("1.5gib").memory_bytes == 1.5 * 1024**3
 
 

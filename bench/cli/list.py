@@ -1,0 +1,77 @@
+"""`bench list`: the names that options take."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+
+from bench.cli.options import Add
+from bench.cli.output import put
+
+HELP = "the names that options take: models, scenarios, gpus, precisions, methods"
+
+Row = tuple[str, str]
+
+
+def add_options(add: Add) -> None:
+    """What to list."""
+    add("what", choices=tuple(_LISTS), help="what to list")
+    add("--json", action="store_true", help="one JSON object a line")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print a name a line, with what it stands for; 0."""
+    rows = list(_LISTS[options.what]())
+    if options.json:
+        put("".join(json.dumps({"name": name, "about": about}) + "\n" for name, about in rows))
+        return 0
+    width = max(len(name) for name, _ in rows)
+    put("".join(f"{name:{width}}  {about}".rstrip() + "\n" for name, about in rows))
+    return 0
+
+
+def _models() -> Iterator[Row]:
+    from bench.models.architectures import load_architecture, registered
+
+    for name, folder in registered().items():
+        yield name, load_architecture(folder).hub_id
+
+
+def _scenarios() -> Iterator[Row]:
+    from bench.scenarios.scenario import load_scenarios
+
+    for scenario in load_scenarios().values():
+        adapted = scenario.target_modules or (*scenario.roles, *scenario.optional_roles)
+        yield scenario.name, ", ".join(adapted)
+
+
+def _gpus() -> Iterator[Row]:
+    from bench.predict.gpus import load_gpus
+    from bench.units import format_bytes
+
+    for key, gpu in load_gpus().items():
+        yield key, f"{gpu.name}, {format_bytes(gpu.memory_bytes)}"
+
+
+def _precisions() -> Iterator[Row]:
+    from bench.models.precision import PRECISIONS
+
+    for precision in PRECISIONS.values():
+        yield precision.name, precision.description
+
+
+def _methods() -> Iterator[Row]:
+    from bench.formulas.kinds import METHODS
+
+    for name, kind in METHODS.items():
+        yield name, kind.peft_class or "no adapter"
+
+
+_LISTS: dict[str, Callable[[], Iterator[Row]]] = {
+    "models": _models,
+    "scenarios": _scenarios,
+    "gpus": _gpus,
+    "precisions": _precisions,
+    "methods": _methods,
+}

@@ -1,0 +1,132 @@
+"""What commands understand and say, in a person's words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from test_baselines import sample
+from test_baselines_verdicts import QUERY, metric, run_with
+
+from bench.adapters.config import written_targets
+from bench.baselines import compare, gate, write_run
+from bench.cli import main
+from bench.cli.output import format_for
+from bench.predict.gpus import gpu_with_memory
+from bench.reports.layout import markdown
+from bench.reports.verdicts import verdict_report
+
+LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "vocab_size": 20,
+         "num_hidden_layers": 1, "num_attention_heads": 4,
+         "architectures": ["LlamaForCausalLM"]}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        (r".*\.(q|v)_proj", r".*\.(q|v)_proj"),
+        (r".*\.layers\.\d{1,2}\.self_attn\.q_proj", r".*\.layers\.\d{1,2}\.self_attn\.q_proj"),
+        ("q_proj, self_attn.v_proj", ("q_proj", "self_attn.v_proj")),
+        ("re:model.q_proj", "model.q_proj"),
+        ("All-Linear", "All-Linear"),
+    ],
+)
+def test_an_expression_is_known_without_a_mark(text: str, meant: object) -> None:
+    assert written_targets(text) == meant
+
+
+@pytest.mark.parametrize(
+    ("what", "one"),
+    [
+        ("models", "opt-350m"),
+        ("scenarios", "query-value"),
+        ("gpus", "t4"),
+        ("precisions", "nf4-dq"),
+        ("methods", "ia3"),
+    ],
+)
+def test_what_options_take_can_be_listed(
+    what: str, one: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["list", what]) == 0
+    assert one in [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert main(["list", what, "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert one in [row["name"] for row in rows]
+
+
+def test_help_lists_its_choices_and_the_exit_status(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["memory", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for choice in ("nf4-dq", "rtx-4090", "adamw-8bit", "Exit status: 1"):
+        assert choice in said, choice
+
+
+def test_every_module_adapted_and_missed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    asked = ["targets", str(tmp_path), "--target-modules", r".*\.(q|v)_proj", "--modules"]
+    assert main([*asked, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    layer = "model.layers.0"
+    assert {m["name"] for m in answer["adapted_modules"]} == {
+        f"{layer}.self_attn.q_proj",
+        f"{layer}.self_attn.v_proj",
+    }
+    assert {m["name"] for m in answer["missed_modules"]} == {
+        *(f"{layer}.self_attn.{name}_proj" for name in "ko"),
+        *(f"{layer}.mlp.{name}_proj" for name in ("gate", "up", "down")),
+        "lm_head",
+    }
+    assert main(asked) == 0
+    assert f"missed   {layer}.self_attn.k_proj  key" in capsys.readouterr().out
+    assert main([*asked, "--format", "markdown"]) == 0
+    assert r"| model.layers.0.self\_attn.k\_proj | key" in capsys.readouterr().out
+
+
+def test_a_report_is_a_table_on_a_terminal_and_markdown_in_a_pipe(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert format_for(None, None) == "terminal"
+    assert format_for(None, Path("table.md")) == "markdown"
+    assert format_for("csv", None) == "csv"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: False, raising=False)
+    assert format_for(None, None) == "markdown"
+
+
+def test_a_gigabyte_of_a_card_is_a_gibibyte() -> None:
+    assert gpu_with_memory("24GB").memory_bytes == gpu_with_memory("24 GiB").memory_bytes
+
+
+def test_other_names_are_said_and_no_digest() -> None:
+    base = run_with()
+    new = run_with(metric(QUERY, "ledger_digest", "255a255a255a255a"))
+    old = run_with(metric(QUERY, "ledger_digest", "f2c5f2c5f2c5f2c5"))
+    verdicts = compare(old, new)
+    said = markdown(verdict_report(verdicts, gate(verdicts), base, new))
+    assert "names of the adapted layers" in said
+    assert "not the same" in said
+    assert "255a" not in said
+
+
+def test_the_advice_fits_what_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = sample()
+    document["lora_bench"]["records"][QUERY]["metrics"]["adapted_layers"] += 1
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "results", "base", sample())
+    write_run(tmp_path / "results", "new", document)
+    assert main(["compare", "base", "new"]) == 1
+    assert "bench accept 0002_new --reason WHY" in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_option_of_one_value_is_given_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["targets", "opt-350m", "--adapter", "a.json", "--adapter", "b.json"])
+    assert ended.value.code == 2
+    assert "--adapter is given twice" in capsys.readouterr().err
