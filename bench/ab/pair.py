@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from bench.ab.environments import Environment
+from bench.ab.journal import PairJournal
 from bench.ab.rounds import LAUNCHES, ROUNDS, Rounds, Step, take_rounds
 from bench.baselines import KEY, StoredRun, seal
 from bench.baselines.runs import parse_machine, parse_record
@@ -32,6 +35,8 @@ class Plan:
     launches: tuple[int, int] = LAUNCHES
     memory_limit_bytes: int | None = None
     time_limit_seconds: float | None = None
+    contender: Request | None = None
+    """What the contender measures, where it is another configuration; else the same."""
 
     def __post_init__(self) -> None:
         if self.rounds < 2 or self.rounds % 2:
@@ -61,35 +66,64 @@ class Pair:
 
 
 def measure(
-    baseline: Environment, contender: Environment, plan: Plan, progress: Progress = lambda _: None
+    baseline: Environment,
+    contender: Environment,
+    plan: Plan,
+    progress: Progress = lambda _: None,
+    journal: PairJournal | None = None,
 ) -> Pair:
-    """Every case of the plan, on both sides. Raises BenchError where a side refuses the plan."""
+    """Every case of the plan, on both sides; those that `journal` has are taken from there, and the
+    others added to it. Raises BenchError where a side refuses the plan."""
     sides = (baseline, contender)
     for side in sides:
         side.wait_open()
-    request = asdict(plan.request)
-    request["adapter"] = None if plan.request.adapter is None else str(plan.request.adapter)
     limits = {"memory_bytes": plan.memory_limit_bytes, "seconds": plan.time_limit_seconds}
-    for side in sides:
-        side.start_select(request, asdict(plan.step), limits)
+    for side, request in zip(sides, (plan.request, plan.contender or plan.request), strict=True):
+        side.start_select(_plain(request), asdict(plan.step), limits)
     for side in sides:
         side.wait_select()
         for model, error in side.broken.items():
             progress(f"{side.option} {side.label}: {model}: {error}")
     records: tuple[Records, Records] = ({}, {})
-    keys = list(dict.fromkeys((*baseline.keys, *contender.keys)))
-    if not keys:
+    cases = _cases(baseline.keys, contender.keys, plan.contender is not None)
+    if journal is not None:
+        journal.begin([plan.request, plan.contender, plan.step, plan.rounds, plan.launches], sides)
+    if not cases:
         raise BenchError(
             "nothing to measure: no case of these models, scenarios and precisions in either "
             "environment"
         )
-    for number, key in enumerate(keys, 1):
-        progress(f"{number}/{len(keys)} {key}")
-        found = _measure_case(key, sides, plan)
+    for number, (key, keys) in enumerate(cases.items(), 1):
+        known = None if journal is None else journal.found.get(key)
+        progress(f"{number}/{len(cases)} {key}{' (measured before)' if known else ''}")
+        found = known or _measure_case(keys, sides, plan)
+        if journal is not None and not known:
+            journal.add(key, found)
         for mine, record in zip(records, found, strict=True):
             if record is not None:
                 mine[key] = record
     return Pair(*(_run(*each) for each in zip(sides, records, strict=True)))
+
+
+def _plain(request: Request) -> dict[str, Any]:
+    """The request as JSON has it."""
+    paths = {name: value for name, value in vars(request).items() if isinstance(value, Path)}
+    return {**asdict(request), **{name: str(value) for name, value in paths.items()}}
+
+
+_RANK = re.compile(r"-own-r\d+-")
+
+
+def _cases(
+    baseline: Iterable[str], contender: Iterable[str], other: bool
+) -> dict[str, tuple[str | None, str | None]]:
+    """Each case's key on either side, by the id that it is compared under. Of another configuration
+    (`other`), one's own case is the same at another rank."""
+    named: list[dict[str, str]] = []
+    for keys in (baseline, contender):
+        ids = [_RANK.sub("-own-", key) if other else key for key in keys]
+        named.append(dict(zip(ids, keys, strict=True)))
+    return {key: (named[0].get(key), named[1].get(key)) for key in {**named[0], **named[1]}}
 
 
 class _Failed(Exception):
@@ -97,11 +131,11 @@ class _Failed(Exception):
 
 
 def _measure_case(
-    key: str, sides: tuple[Environment, Environment], plan: Plan
+    keys: tuple[str | None, str | None], sides: tuple[Environment, Environment], plan: Plan
 ) -> list[dict[str, Any] | None]:
     """The record of each side; None for a side that has no such case."""
-    known = [key in side.keys for side in sides]
-    ready = [has and side.prepare(key) for side, has in zip(sides, known, strict=True)]
+    known = [key is not None for key in keys]
+    ready = [key is not None and s.prepare(key) for s, key in zip(sides, keys, strict=True)]
     taken, started = Rounds(), False
 
     def launch() -> tuple[Step, Step]:

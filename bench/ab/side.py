@@ -61,13 +61,16 @@ class Side:
     ) -> dict[str, Any]:
         """The machine as this environment's torch knows it, and the keys of the cases."""
         given: dict[str, Any] = {k: tuple(v) if type(v) is list else v for k, v in request.items()}
-        given["adapter"] = Path(given["adapter"]) if given["adapter"] else None
+        given |= {name: Path(given[name]) for name in ("adapter", "weights") if given[name]}
         wanted = Request(**given)
         subjects: dict[str, Subject] = {}
         broken = {}
         for name in wanted.models or MEASURED:
             try:
-                subjects |= select(replace(wanted, models=(name,))).measured
+                found = select(replace(wanted, models=(name,))).measured
+                if twice := subjects.keys() & found.keys():
+                    raise BenchError(f"two models are called alike: {sorted(twice)[0]}")
+                subjects |= found
             except BenchError:
                 raise
             except Exception as error:  # its cases vanish, and the others go on

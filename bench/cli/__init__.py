@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from bench.cli.output import harmless_output
+from bench.cli.output import harmless_output, interruptible
 from bench.cli.parser import make_parser
 from bench.errors import BenchError, missing_extra
 from bench.models.quantization import quiet_bitsandbytes
@@ -19,7 +19,7 @@ from bench.models.quantization import quiet_bitsandbytes
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. Wrong input is one line on standard error."""
-    with harmless_output():
+    with harmless_output(), interruptible():
         return _main(arguments)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.cli.options import REPEATABLE, Add, add_format, add_gate, add_rank, add_step
+from bench.cli.options import REPEATABLE, Add, add_format, add_gate, add_rank, add_step, entries
 from bench.cli.output import json_lines, put, say, written
+from bench.errors import BenchError
 from bench.training.cases import MEASURED_LENGTH
 
 if TYPE_CHECKING:
@@ -22,8 +25,15 @@ _SIDES = ("--baseline-env", "--contender-env")
 def add_options(add: Add) -> None:
     """The two environments, what to measure in both, and what is tolerated."""
     # fmt: off
-    add("--baseline-env", required=True, metavar="ENV", help="a virtual environment or its python")
-    add("--contender-env", required=True, metavar="ENV", help="another, to hold against it")
+    add("--baseline-env", default=sys.executable, metavar="ENV",
+        help="a virtual environment or its python (default: this one)")
+    add("--contender-env", metavar="ENV", help="another, to hold against it (default: the same)")
+    add("--adapter", type=Path, metavar="FILE", help="a PEFT adapter_config.json, or its folder")
+    add("--target-modules", metavar="A,B|REGEX", help="... or target modules")
+    add("--contender-adapter", type=Path, metavar="FILE",
+        help="the contender's, to hold two configurations against one another")
+    add("--contender-target-modules", metavar="A,B|REGEX", help="... or its target modules")
+    add("--contender-rank", type=int, metavar="R", help="... or its rank")
     add("--model", **REPEATABLE, metavar="MODEL",
         help="measure this one; repeatable (default: the three published models)")
     add("--scenario", **REPEATABLE, metavar="NAME", help="only this; repeatable")
@@ -39,6 +49,7 @@ def add_options(add: Add) -> None:
         help="of a step on a CPU (default: %(default)s)")
     add_gate(add)
     add("--save", type=Path, metavar="DIR", help="store both runs there")
+    add("--resume", action="store_true", help="go on with what was cut short in --save DIR")
     add_format(add, "terminal", ("terminal", "markdown", "latex", "json"))
     # fmt: on
 
@@ -49,6 +60,7 @@ def run(options: argparse.Namespace) -> int:
     BenchError for an environment that cannot be used and for whatever else of the input is wrong,
     before anything is measured.
     """
+    from bench.ab.journal import PairJournal
     from bench.ab.pair import measure
     from bench.baselines import all_thresholds, as_json, compare, gate, write_run, write_verdicts
     from bench.files import check_output
@@ -59,12 +71,21 @@ def run(options: argparse.Namespace) -> int:
     thresholds = all_thresholds(options.threshold)
     gate([], options.allow)
     plan = _plan(options)
+    if options.resume and options.save is None:
+        raise BenchError("--resume needs --save DIR: where the comparison was cut short")
+    journal = None if options.save is None else PairJournal(options.save, resume=options.resume)
     with ExitStack() as stack:
         baseline, contender = _environments(options, stack)
-        pair = measure(baseline, contender, plan, say)
-    if options.save is not None:
+        try:
+            pair = measure(baseline, contender, plan, say, journal)
+        except KeyboardInterrupt:
+            if journal is not None:
+                say(f"what is finished is kept in {journal.path}: go on with --resume")
+            raise
+    if journal is not None:
         for name, document in zip(("baseline", "contender"), pair.documents, strict=True):
             say(f"stored {write_run(options.save, name, document)}")
+        journal.remove()
     before, after = pair.runs
     verdicts = compare(before, after, thresholds)
     failing = gate(verdicts, options.allow)
@@ -82,15 +103,46 @@ def _plan(options: argparse.Namespace) -> Plan:
     from bench.scenarios.subjects import Request
     from bench.training.cases import StepOptions
 
+    _check_ways(options)
     request = Request(
         models=tuple(options.model),
         scenarios=tuple(options.scenario),
+        adapter=options.adapter,
+        target_modules=entries(options.target_modules),
         r=options.rank,
         precisions=tuple(options.precision),
     )
+    contender = None
+    if any(getattr(options, name) is not None for name in _CONTENDERS):
+        other = options.contender_adapter or options.contender_target_modules
+        contender = replace(
+            request,
+            scenarios=() if other else request.scenarios,
+            adapter=options.contender_adapter if other else request.adapter,
+            target_modules=(
+                entries(options.contender_target_modules) if other else request.target_modules
+            ),
+            r=options.contender_rank or request.r,
+        )
+    elif options.contender_env is None:
+        raise BenchError(
+            "there is nothing to compare: give --contender-env, or another configuration with "
+            "--contender-adapter, --contender-target-modules or --contender-rank"
+        )
     seq_len = MEASURED_LENGTH if options.seq_len is None else options.seq_len
     step = StepOptions(batch_size=options.batch_size, seq_len=seq_len)
-    return Plan(request, step, options.rounds, tuple(options.launches))
+    return Plan(request, step, options.rounds, tuple(options.launches), contender=contender)
+
+
+_CONTENDERS = ("contender_adapter", "contender_target_modules", "contender_rank")
+
+
+def _check_ways(options: argparse.Namespace) -> None:
+    """BenchError where one side is given two configurations."""
+    for names in (("adapter", "target_modules", "scenario"), _CONTENDERS[:2]):
+        given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name)]
+        if len(given) > 1:
+            raise BenchError(f"give one of {', '.join(given)}")
 
 
 def _environments(options: argparse.Namespace, stack: ExitStack) -> list[Environment]:
@@ -98,7 +150,7 @@ def _environments(options: argparse.Namespace, stack: ExitStack) -> list[Environ
     from bench.ab.environments import Environment, find_python
     from bench.ab.rounds import CLOCKS
 
-    labels = (options.baseline_env, options.contender_env)
+    labels = (options.baseline_env, options.contender_env or options.baseline_env)
     pythons = [find_python(label, side) for side, label in zip(_SIDES, labels, strict=True)]
     return [
         stack.enter_context(Environment(python, side, label, CLOCKS[options.clock]))

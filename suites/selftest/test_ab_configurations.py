@@ -1,0 +1,106 @@
+"""`bench ab`: two configurations in one environment, and a comparison that was cut short."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bench.ab import pair
+from bench.ab.journal import FILE, PairJournal
+from bench.baselines import find_runs, load_run
+from bench.cli import main
+from bench.errors import BenchError
+
+LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "vocab_size": 20,
+         "num_hidden_layers": 1, "num_attention_heads": 4,
+         "architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+FEW = ("--rounds", "2", "--launches", "1", "1", "--seq-len", "8")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(LLAMA))
+    return str(folder)
+
+
+def test_two_configurations_are_one_case_and_a_cut_comparison_goes_on(
+    model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Trained: r (in + out) of q_proj 32 → 32; of q_proj and v_proj at another rank, twice that."""
+    asked = ["ab", "--model", model, "--precision", "fp32", "--precision", "bf16", *FEW,
+             "--target-modules", "q_proj", "--rank", "4", "--contender-rank", "8",
+             "--contender-target-modules", "(.*)[.](q|v)_proj",
+             "--save", str(tmp_path / "runs"), "--json"]  # fmt: skip
+    measure = pair._measure_case
+    started: list[Any] = []
+
+    def cut(keys: Any, *rest: Any) -> Any:
+        started.append(keys)
+        if len(started) == 2:
+            raise KeyboardInterrupt
+        return measure(keys, *rest)
+
+    monkeypatch.setattr(pair, "_measure_case", cut)
+    assert main(asked) == 130
+    assert "go on with --resume" in capsys.readouterr().err
+    assert main([*asked, "--rounds", "4"][:-2]) == 2  # without --resume: nothing is overwritten
+    assert "go on with it (--resume), or remove the file" in capsys.readouterr().err
+    assert main([*asked, "--resume"]) == 1  # the figures differ
+    verdicts = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [keys[0] for keys in started] == ["mine-own-r4-fp32", "mine-own-r4-bf16",
+                                             "mine-own-r4-bf16"]  # fmt: skip
+    found = {(v["record"], v["metric"]): v for v in verdicts}
+    for precision in ("fp32", "bf16"):
+        trained = found[f"mine-own-{precision}", "trainable_parameters"]
+        assert (trained["baseline"], trained["contender"]) == (4 * 64, 8 * (64 + 64))
+        assert "rank 4 -> 8" in trained["explanation"]
+    assert not {v["verdict"] for v in verdicts} & {"vanished", "new"}
+    assert not (tmp_path / "runs" / FILE).exists()
+    stored = [load_run(path) for path in find_runs(tmp_path / "runs", "*")]
+    assert [len(run.records) for run in stored] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ((), "there is nothing to compare: give --contender-env"),
+        (("--adapter", "a", "--target-modules", "b", "--contender-rank", "2"), "give one of"),
+        (("--contender-rank", "2", "--resume"), "--resume needs --save DIR"),
+        (("--contender-rank", "2", "--save", "/proc/none"), "cannot be written to"),
+        (("--contender-rank", "2", "--save", "new", "--resume"), "no unfinished comparison lies"),
+    ],
+)
+def test_wrong_input_is_told_before_anything_is_measured(
+    options: tuple[str, ...],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["ab", *options]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_journal_is_of_one_comparison(tmp_path: Path) -> None:
+    sides: list[Any] = [SimpleNamespace(label="x", versions={"torch": "1"}, machine={})]
+    journal = PairJournal(tmp_path, resume=False)
+    journal.begin(["plan"], sides)
+    journal.add("one", [{"loss": float("nan")}, None])
+    with (tmp_path / FILE).open("a") as file:
+        file.write('{"key": "two", "rec')  # it was killed here
+    again = PairJournal(tmp_path, resume=True)
+    assert again.found == {"one": [{"loss": "nan"}, None]}
+    with pytest.raises(BenchError, match="is of another comparison"):
+        again.begin(["another plan"], sides)
+    again.begin(["plan"], sides)
+    assert PairJournal(tmp_path, resume=True).found == again.found
