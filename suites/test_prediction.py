@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bench.baselines.predicted import command, difference, figures, load_stored, stored_file
+from bench.baselines.predicted import command, difference, figures, load_predictions, stored_file
 from bench.formulas import lora_parameters
 from bench.scenarios.subjects import Subject
 from bench.targets import match
@@ -93,7 +93,7 @@ def test_stored_prediction(subject: Subject, predicted_in: str, predicted, full_
     """The same, held exactly against what is stored for the installed libraries."""
     case = replace(subject, precision=predicted_in).case(full_step(subject))
     path = stored_file()
-    if (stored := load_stored(path).get(case.id)) is None:
+    if (stored := load_predictions(path).get(case.id)) is None:
         missing = f"no prediction of {case.id}" if path.exists() else "none for these versions"
         pytest.skip(f"{path.name}: {missing}; store it: {command(case)}")
     if different := difference(case.id, stored, figures(predicted(subject, case))):

@@ -15,7 +15,7 @@ from typing import Any, Self
 from bench.errors import BenchError
 from bench.measure.outcome import StepTime
 
-LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "psutil", "numpy")
+NEEDED = ("torch", "transformers", "peft", "bitsandbytes", "psutil", "numpy")
 """What an environment must have to measure in it. bench itself comes from this checkout."""
 
 SOURCE = Path(__file__).resolve().parents[1]
@@ -48,7 +48,7 @@ def find_python(environment: str, option: str) -> Path:
     python = Path(found).absolute()
     try:
         done = subprocess.run(
-            [python, "-c", _ASK, *LIBRARIES], capture_output=True, text=True, timeout=60,
+            [python, "-c", _ASK, *NEEDED], capture_output=True, text=True, timeout=60,
             env=_variables(), check=True,
         )  # fmt: skip
         said = json.loads(done.stdout)

@@ -20,7 +20,6 @@ from bench.measure.outcome import StepTime
 from bench.scenarios.subjects import Request
 from bench.training.cases import StepOptions
 
-Progress = Callable[[str], None]
 Records = dict[str, dict[str, Any]]
 
 
@@ -69,7 +68,7 @@ def measure(
     baseline: Environment,
     contender: Environment,
     plan: Plan,
-    progress: Progress = lambda _: None,
+    say: Callable[[str], None] = lambda _: None,
     journal: PairJournal | None = None,
 ) -> Pair:
     """Every case of the plan, on both sides; those that `journal` has are taken from there, and the
@@ -83,7 +82,7 @@ def measure(
     for side in sides:
         side.wait_select()
         for model, error in side.broken.items():
-            progress(f"{side.option} {side.label}: {model}: {error}")
+            say(f"{side.option} {side.label}: {model}: {error}")
     records: tuple[Records, Records] = ({}, {})
     cases = _cases(baseline.keys, contender.keys, plan.contender is not None)
     if journal is not None:
@@ -95,7 +94,7 @@ def measure(
         )
     for number, (key, keys) in enumerate(cases.items(), 1):
         known = None if journal is None else journal.found.get(key)
-        progress(f"{number}/{len(cases)} {key}{' (measured before)' if known else ''}")
+        say(f"{number}/{len(cases)} {key}{' (measured before)' if known else ''}")
         found = known or _measure_case(keys, sides, plan)
         if journal is not None and not known:
             journal.add(key, found)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from bench.atlas.entries import Atlas, Bare, Projection, TypeEntry
+from bench.atlas.entries import Atlas, Bare, Folded, TypeEntry
 from bench.atlas.store import find_atlas, load_atlas, save_atlas, stored_versions
 
 __all__ = [
     "Atlas",
     "Bare",
-    "Projection",
+    "Folded",
     "TypeEntry",
     "find_atlas",
     "load_atlas",

@@ -22,7 +22,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from bench.atlas import names
-from bench.atlas.entries import Atlas, Bare, Projection, TypeEntry
+from bench.atlas.entries import Atlas, Bare, Folded, TypeEntry
 from bench.atlas.reviewed import OWN, Override, override_for, role_in
 from bench.atlas.store import entry_from_json, entry_to_json
 from bench.atlas.workers import run_all
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-Progress = Callable[[str, int, int], None]
+Done = Callable[[str, int, int], None]
 
 _PACKAGE = re.compile(r"requires the (\S+) library")
 
@@ -44,7 +44,7 @@ class Unbuildable(Exception):
 
 
 def build_atlas(
-    types: Iterable[str] | None = None, jobs: int = 2, progress: Progress | None = None
+    types: Iterable[str] | None = None, jobs: int = 2, progress: Done | None = None
 ) -> Atlas:
     """Build every model type that the installed transformers knows, or the given ones.
 
@@ -127,7 +127,7 @@ def build_model(model_type: str, changes: Mapping[str, Any] | None = None) -> tu
         try:
             return loader(config), auto_class
         except Exception as error:  # any line of 400 modelling files
-            raise Unbuildable(explain(error)) from error
+            raise Unbuildable(reason_of(error)) from error
 
 
 @contextlib.contextmanager
@@ -165,7 +165,7 @@ def make_config(
         try:
             return AutoConfig.for_model(model_type, **values)
         except Exception as error:  # transformers validates configs with many error types
-            raise Unbuildable(explain(error)) from error
+            raise Unbuildable(reason_of(error)) from error
 
 
 def _override(model_type: str) -> Override | None:
@@ -183,7 +183,7 @@ def _merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     return merged
 
 
-def explain(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """Why a type does not build, in one line: what it lacks here, or the error."""
     text = str(error).strip() or type(error).__name__
     if isinstance(error, ImportError) and (missing := _PACKAGE.findall(text)):
@@ -308,7 +308,7 @@ def make_entry(table: ModuleTable, auto_class: str, causal_lm: bool) -> TypeEntr
     return replace(
         entry,
         projections=tuple(
-            Projection(name, role(members[0], shape[0]), *shape)
+            Folded(name, role(members[0], shape[0]), *shape)
             for (_, *shape), members in groups.items()
             for name in names.fold(members)
         ),

@@ -12,7 +12,7 @@ from bench.models.roles import UNKNOWN
 
 
 @dataclass(frozen=True)
-class Projection:
+class Folded:
     """Modules of one name (but for its numbers), kind and shape that LoRA can adapt."""
 
     name: str
@@ -91,7 +91,7 @@ class TypeEntry:
     tied: tuple[str, ...] = ()
     moe_conversion: str = ""
     ties_unknown: bool = False
-    projections: tuple[Projection, ...] = field(default=(), repr=False)
+    projections: tuple[Folded, ...] = field(default=(), repr=False)
     bare: tuple[Bare, ...] = field(default=(), repr=False)
     other: tuple[str, ...] = field(default=(), repr=False)
 
@@ -160,7 +160,7 @@ class Atlas:
         return known, sum(n for _, n in counted)
 
 
-def linear_rows(entry: TypeEntry) -> Iterator[Projection | Bare]:
+def linear_rows(entry: TypeEntry) -> Iterator[Folded | Bare]:
     """The linear projections and the bare weights of one type."""
     yield from (p for p in entry.projections if p.kind in (LINEAR, CONV1D))
     yield from entry.bare

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.atlas import names
-from bench.atlas.entries import Atlas, Bare, Projection, TypeEntry
+from bench.atlas.entries import Atlas, Bare, Folded, TypeEntry
 from bench.errors import BenchError, UnknownName, check_keys
 from bench.files import FIXTURES, read_json
 from bench.models.modules import CONV1D, CONVOLUTIONS, EMBEDDING, LINEAR, MULTIHEAD
@@ -191,7 +191,7 @@ def entry_from_json(data: Any, where: str) -> TypeEntry:
     )
 
 
-def _projection_to_json(p: Projection) -> list[object]:
+def _projection_to_json(p: Folded) -> list[object]:
     row: list[object] = [p.role, p.kind, p.in_features, p.out_features]
     optional = [p.bias, p.kernel, p.groups]
     while optional and optional[-1] in (False, 1) and optional[-1] is not True:
@@ -199,7 +199,7 @@ def _projection_to_json(p: Projection) -> list[object]:
     return row + optional
 
 
-def _projection_from_json(name: str, row: Any, where: str) -> Projection:
+def _projection_from_json(name: str, row: Any, where: str) -> Folded:
     if not isinstance(row, list) or not 4 <= len(row) <= 7:
         raise BenchError(
             f"{where}: expected [role, kind, in, out, bias, kernel, groups], found {row!r}"
@@ -211,7 +211,7 @@ def _projection_from_json(name: str, row: Any, where: str) -> Projection:
         raise UnknownName(f"kind in {where}:", str(kind), _KINDS)
     _check_sizes(numbers, where)
     into, out, *window = numbers
-    return Projection(names.check(name, where), _role(role, where), kind, into, out, bias, *window)
+    return Folded(names.check(name, where), _role(role, where), kind, into, out, bias, *window)
 
 
 def _bare_from_json(name: str, row: Any, where: str) -> Bare:

@@ -28,7 +28,7 @@ from fnmatch import fnmatchcase
 from itertools import pairwise
 from statistics import median
 
-from bench.baselines.explain import version_changes
+from bench.baselines.differences import version_changes
 from bench.baselines.metrics import DEFAULT_THRESHOLDS, EXACT, Metric, metric_named
 from bench.baselines.runs import StoredRun
 from bench.errors import BenchError

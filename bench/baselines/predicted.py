@@ -33,7 +33,7 @@ FIGURES: Mapping[str, str] = {
     "trainable_parameters": "count",
 }
 """What is kept of a prediction, and its unit."""
-LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
+DECIDING = ("torch", "transformers", "peft", "bitsandbytes")
 Figures = dict[str, int]
 
 
@@ -47,7 +47,7 @@ def stored_file(folder: Path | None = None) -> Path:
 
 def _libraries() -> dict[str, str]:
     installed = versions()
-    return {n: installed[n].partition("+")[0] for n in LIBRARIES if n in installed}
+    return {n: installed[n].partition("+")[0] for n in DECIDING if n in installed}
 
 
 def figures(prediction: Prediction) -> Figures:
@@ -55,7 +55,7 @@ def figures(prediction: Prediction) -> Figures:
     return {name: getattr(prediction, name) for name in FIGURES}
 
 
-def load_stored(path: Path) -> dict[str, Figures]:
+def load_predictions(path: Path) -> dict[str, Figures]:
     """Figures by case id; empty where there is no such file. BenchError for one that is wrong."""
     if not path.exists():
         return {}
@@ -78,7 +78,7 @@ def store(predictions: Iterable[Prediction], folder: Path | None = None) -> Path
     """Keep these predictions, in the place of older ones of the same cases; returns the file."""
     before = stored_file(folder)
     path = (folder or OWN_FOLDER) / before.name
-    kept = load_stored(before) | {p.case: figures(p) for p in predictions}
+    kept = load_predictions(before) | {p.case: figures(p) for p in predictions}
     lines = [f"  {json.dumps(case)}: {json.dumps(kept[case])}" for case in sorted(kept)]
     head = f'{{\n "versions": {json.dumps(_libraries())},\n "predictions": {{\n'
     write_atomically(path, head + ",\n".join(lines) + "\n }\n}\n")

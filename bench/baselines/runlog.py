@@ -121,7 +121,7 @@ def _disturbance(rounds: Sequence[StepTime]) -> str:
 
 
 @dataclass
-class Progress:
+class Pace:
     """How far the measured cases are. Seconds; the estimate assumes that cases cost alike."""
 
     total: int

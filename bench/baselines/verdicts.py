@@ -25,7 +25,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from bench.baselines.explain import explain, workload_change
+from bench.baselines.differences import differences, workload_change
 from bench.baselines.metrics import ALLOCATED, EXACT, METRICS, TIME, Metric, Thresholds
 from bench.baselines.runs import Record, Selection, StoredRun
 from bench.statistics import (
@@ -152,14 +152,14 @@ def _compare_records(
     baseline: StoredRun, contender: StoredRun, before: Record, after: Record, thresholds: Thresholds
 ) -> Iterator[Verdict]:
     if {before.outcome, after.outcome} != {"ok"}:
-        why = explain(baseline, contender, before, after)
+        why = differences(baseline, contender, before, after)
         yield _compare_outcomes(baseline.machine, contender.machine, before, after, why)
     for name in [*before.metrics, *(name for name in after.metrics if name not in before.metrics)]:
         metric = METRICS[name]
         old, new = before.metrics.get(name), after.metrics.get(name)
         if (old is None or new is None) and before.outcome != after.outcome:
             continue  # a case that ended otherwise lacks figures: its outcome has a verdict
-        why = explain(baseline, contender, before, after, metric)
+        why = differences(baseline, contender, before, after, metric)
         if old is None:
             yield Verdict(
                 before.id, name, NEW, contender=_middle(new), explanation="not in the baseline"

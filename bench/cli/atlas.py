@@ -15,7 +15,7 @@ from bench.errors import BenchError
 from bench.files import write_output
 
 if TYPE_CHECKING:
-    from bench.atlas.build import Progress
+    from bench.atlas.build import Done
     from bench.atlas.entries import Atlas
 
 HELP = "what every model type of transformers is made of"
@@ -262,7 +262,7 @@ def _print(lines: Iterable[str]) -> None:
 class _Bar:
     """A progress bar on standard error, so that standard output stays data."""
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Done:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 

@@ -29,7 +29,7 @@ _MOST_ENTRIES = 13
 
 
 @dataclass(frozen=True)
-class Entry:
+class Candidate:
     """One entry of target_modules or target_parameters that the model has, and what it reaches."""
 
     name: str
@@ -81,7 +81,7 @@ class Extra:
     score: float
 
 
-def model_entries(table: ModuleTable) -> list[Entry]:
+def model_entries(table: ModuleTable) -> list[Candidate]:
     """The entries that somebody may write for this model, at most thirteen: the largest."""
     by_leaf: dict[str, list[Module]] = {}
     embedding_and_head = {table.input_embedding, table.output_embedding}
@@ -95,13 +95,13 @@ def model_entries(table: ModuleTable) -> list[Entry]:
         for name, group in _split(leaf, modules, table):
             odd = any(m.name in embedding_and_head or m.kind == EMBEDDING for m in group)
             roles = frozenset(role_of(m.name) for m in group)
-            entries.append(Entry(name, roles, tuple(group), odd=odd or ROUTER in roles))
+            entries.append(Candidate(name, roles, tuple(group), odd=odd or ROUTER in roles))
     experts: dict[str, list[Parameter]] = {}
     for parameter in table.expert_parameters:
         experts.setdefault(".".join(parameter.name.split(".")[-2:]), []).append(parameter)
     for name, parameters in experts.items():
         roles = frozenset(role_of(p.name) for p in parameters)
-        entries.append(Entry(name, roles, parameters=tuple(parameters)))
+        entries.append(Candidate(name, roles, parameters=tuple(parameters)))
     # Sets are enumerated: beyond a dozen entries the largest are kept.
     kept = sorted(entries, key=lambda e: (e.odd, -e.per_rank))[:_MOST_ENTRIES]
     return [e for e in entries if e in kept]
@@ -135,7 +135,7 @@ class EntrySets:
         layers: how many layers hold each entry of the set, 0 where they are not alike.
     """
 
-    def __init__(self, entries: list[Entry]) -> None:
+    def __init__(self, entries: list[Candidate]) -> None:
         import numpy as np
 
         self.entries = entries
@@ -160,11 +160,11 @@ class EntrySets:
     def __len__(self) -> int:
         return len(self.per_rank) - 1
 
-    def picked(self, index: int) -> tuple[Entry, ...]:
+    def picked(self, index: int) -> tuple[Candidate, ...]:
         return tuple(e for bit, e in enumerate(self.entries) if index >> bit & 1)
 
 
-def unusual(picked: Sequence[Entry]) -> float:
+def unusual(picked: Sequence[Candidate]) -> float:
     """How unlikely a set is that nobody has a name for."""
     if any(e.odd for e in picked):
         return 4 + len(picked) / 10

@@ -31,7 +31,7 @@ SCENARIOS: dict[str, AdapterConfig] = {
 REFUSED = "refused"
 _FILE = "reach.json"
 
-Outcome = int | str
+Reached = int | str
 """The number of adapted modules and parameters, or REFUSED."""
 
 
@@ -41,7 +41,7 @@ class Reach:
 
     transformers: str
     peft: str
-    types: Mapping[str, Mapping[str, Outcome]] = field(repr=False)
+    types: Mapping[str, Mapping[str, Reached]] = field(repr=False)
 
 
 def scenarios_for(model_type: str) -> dict[str, AdapterConfig]:
@@ -93,7 +93,7 @@ def inject_type(model_type: str) -> dict[str, Any]:
     return found
 
 
-def outcome(names: set[str] | None) -> Outcome:
+def outcome(names: set[str] | None) -> Reached:
     """The number of names, or REFUSED."""
     return REFUSED if names is None else len(names)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.baselines import seal
-from bench.baselines.runlog import Progress
+from bench.baselines.runlog import Pace
 from bench.errors import BenchError
 from bench.files import SUITES
 from bench.plugin.resuming import begin, leave_out_finished
@@ -79,7 +79,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     has no positions for before anything is."""
     config = session.config
     measured = [item for item in session.items if _is_measured(item)]
-    config.stash[PROGRESS] = Progress(len(measured))
+    config.stash[PROGRESS] = Pace(len(measured))
     config.stash[MEASURED] = keys = [
         str(item.callspec.params["measured"])
         for item in measured

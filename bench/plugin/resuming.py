@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import pytest
 
 from bench.baselines import KEY, parse_run
-from bench.baselines.explain import version_changes
+from bench.baselines.differences import version_changes
 from bench.baselines.journal import Journal, unfinished
 from bench.baselines.runs import StoredRun
 from bench.baselines.verdicts import other_machine

@@ -10,11 +10,11 @@ import pytest
 
 from bench.baselines import StoredRun, Thresholds, Verdict
 from bench.baselines.journal import Journal
-from bench.baselines.runlog import Progress, RunLog
+from bench.baselines.runlog import Pace, RunLog
 from bench.scenarios.subjects import Subjects
 
 LOG = pytest.StashKey[RunLog]()
-PROGRESS = pytest.StashKey[Progress]()
+PROGRESS = pytest.StashKey[Pace]()
 SUBJECTS = pytest.StashKey[Subjects]()
 RUN = pytest.StashKey[StoredRun]()
 REFUSED = pytest.StashKey[int]()

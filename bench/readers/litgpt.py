@@ -30,7 +30,7 @@ SWITCHES: dict[str, tuple[bool, tuple[str, ...]]] = {
     "lora_mlp": (False, (GATE, UP, DOWN, ROUTER)),
     "lora_head": (False, (HEAD,)),
 }
-PRECISIONS = {"bf16-true": "bf16", "16-true": "fp16", "32-true": "fp32",
+_PRECISION_OF = {"bf16-true": "bf16", "16-true": "fp16", "32-true": "fp32",
               "bf16-mixed": "fp32", "16-mixed": "fp32"}  # fmt: skip
 QUANTIZED = {"bnb.nf4": "nf4", "bnb.nf4-dq": "nf4-dq", "bnb.fp4": "fp4", "bnb.fp4-dq": "fp4-dq",
              "bnb.int8-training": "int8"}  # fmt: skip
@@ -122,7 +122,7 @@ def _step(document: Document) -> Step:
             f"{document.path}: quantize {quantize!r} is none of {', '.join(QUANTIZED)}"
         )
     asked = values.get("precision") or "bf16-mixed"
-    precision = QUANTIZED.get(str(quantize)) or PRECISIONS.get(str(asked), "bf16")
+    precision = QUANTIZED.get(str(quantize)) or _PRECISION_OF.get(str(asked), "bf16")
     mixed = {"bf16-mixed": "bf16", "16-mixed": "fp16"}.get(str(asked)) if not quantize else None
     optimizer = values.get("optimizer") or "AdamW"
     name = optimizer.get("class_path") if isinstance(optimizer, dict) else optimizer

@@ -15,7 +15,7 @@ from bench.units import (
 if TYPE_CHECKING:
     import pandas as pd
 
-PRECISIONS = ("fp32", "bf16", "fp16", "int8", "nf4", "fp4")
+_ORDER = ("fp32", "bf16", "fp16", "int8", "nf4", "fp4")
 PHASES = ("forward", "backward", "optimizer")
 
 
@@ -115,8 +115,8 @@ def _cases(records: Sequence[Record]) -> Iterator[list[Record]]:
 
 
 def _precision_order(precision: str) -> tuple[int, str]:
-    known = precision in PRECISIONS
-    return (PRECISIONS.index(precision) if known else len(PRECISIONS), precision)
+    known = precision in _ORDER
+    return (_ORDER.index(precision) if known else len(_ORDER), precision)
 
 
 def _row(

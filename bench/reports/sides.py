@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from bench.baselines import METRICS, VERDICTS, StoredRun, Verdict
-from bench.baselines.explain import version_changes
+from bench.baselines.differences import version_changes
 from bench.reports.layout import BAD, EMPTY, GOOD, Report, Table
 from bench.reports.verdicts import verdict_report
 from bench.units import format_bytes, format_change, format_seconds

@@ -18,7 +18,7 @@ from bench.training.cases import Case, StepOptions
 from bench.units import harmless, one_line
 
 RANKS = (1, 8, 16, 32, 64, 128)
-PRECISIONS = ("fp32", "bf16", "fp16", "int8", "nf4")
+USUAL = ("fp32", "bf16", "fp16", "int8", "nf4")
 MEASURED = ("distilbert-base-uncased", "opt-350m", "phi-3-medium")
 
 
@@ -123,7 +123,7 @@ def select(request: Request) -> Subjects:
         raise BenchError(f"--rank must be a whole number of at least 1, not {request.r}")
     _check_weights(request)
     scenarios = [find_scenario(s) for s in request.scenarios] or list(load_scenarios().values())
-    precisions = tuple(precision(p).name for p in request.precisions) or PRECISIONS
+    precisions = tuple(precision(p).name for p in request.precisions) or USUAL
     models = _told_apart(
         {
             name: load_model(name, request.auto_class, request.trust_remote_code)

@@ -13,7 +13,7 @@ from bench.adapters.config import ALL_LINEAR, AdapterConfig
 from bench.atlas import (
     Atlas,
     Bare,
-    Projection,
+    Folded,
     TypeEntry,
     build,
     find_atlas,
@@ -33,15 +33,15 @@ from bench.reports.atlas import refresh
 from bench.targets import match
 
 ROWS = (
-    Projection("model.embed_tokens", "embedding", "embedding", 100, 8),
-    Projection("model.layers.[0-3].self_attn.q_proj", "query", "linear", 8, 8, True),
-    Projection("model.layers.[0-3].self_attn.k_proj", "key", "linear", 8, 4),
-    Projection("model.layers.[0-3].self_attn.v_proj", "value", "linear", 8, 4),
-    Projection("model.layers.[0,2].mlp.experts.[0-1].w1", "gate", "linear", 8, 16),
-    Projection("model.layers.[0,2].mlp.experts.[0-1].w3", "up", "linear", 8, 16),
-    Projection("model.layers.[0,2].mlp.experts.[0-1].w2", "down", "linear", 16, 8),
-    Projection("conv", "convolution", "convolution2d", 3, 8, False, 9, 1),
-    Projection("lm_head", "head", "linear", 8, 100),
+    Folded("model.embed_tokens", "embedding", "embedding", 100, 8),
+    Folded("model.layers.[0-3].self_attn.q_proj", "query", "linear", 8, 8, True),
+    Folded("model.layers.[0-3].self_attn.k_proj", "key", "linear", 8, 4),
+    Folded("model.layers.[0-3].self_attn.v_proj", "value", "linear", 8, 4),
+    Folded("model.layers.[0,2].mlp.experts.[0-1].w1", "gate", "linear", 8, 16),
+    Folded("model.layers.[0,2].mlp.experts.[0-1].w3", "up", "linear", 8, 16),
+    Folded("model.layers.[0,2].mlp.experts.[0-1].w2", "down", "linear", 16, 8),
+    Folded("conv", "convolution", "convolution2d", 3, 8, False, 9, 1),
+    Folded("lm_head", "head", "linear", 8, 100),
 )
 ENTRY = TypeEntry(
     "AutoModelForCausalLM", "ToyForCausalLM", True, 4, 4711, "model.embed_tokens", "lm_head",
@@ -308,7 +308,7 @@ def test_a_renamed_projection() -> None:
 
 def test_the_nearest_name_is_the_renamed_one() -> None:
     """Two stacks of the same shape: encoder stays encoder."""
-    rows = [Projection(f"{s}.[0-3].q", "query", "linear", 8, 8) for s in ("encoder", "decoder")]
+    rows = [Folded(f"{s}.[0-3].q", "query", "linear", 8, 8) for s in ("encoder", "decoder")]
     new = [replace(r, name=r.name.replace(".q", ".q_proj")) for r in reversed(rows)]
     old, new = (replace(ENTRY, projections=tuple(r)) for r in (rows, new))
     assert _changes(old, new) == [
@@ -318,7 +318,7 @@ def test_the_nearest_name_is_the_renamed_one() -> None:
 
 
 def test_fused_and_split_projections() -> None:
-    row = Projection("model.layers.[0-3].self_attn.qkv_proj", "query_key_value", "linear", 8, 16)
+    row = Folded("model.layers.[0-3].self_attn.qkv_proj", "query_key_value", "linear", 8, 16)
     whole = _with(row, without=("q_proj", "k_proj", "v_proj"))
     parts = tuple(f"model.layers.*.self_attn.{n}_proj" for n in "qkv")
     assert _changes(ENTRY, whole) == [("fused", parts, ("model.layers.*.self_attn.qkv_proj",))]
@@ -326,7 +326,7 @@ def test_fused_and_split_projections() -> None:
 
 
 def test_a_fused_projection_of_another_width_is_not_the_sum() -> None:
-    row = Projection("model.layers.[0-3].self_attn.qkv_proj", "query_key_value", "linear", 8, 17)
+    row = Folded("model.layers.[0-3].self_attn.qkv_proj", "query_key_value", "linear", 8, 17)
     whole = _with(row, without=("q_proj", "k_proj", "v_proj"))
     assert [kind for kind, *_ in _changes(ENTRY, whole)] == 3 * ["lost"] + ["gained"]
 
@@ -345,7 +345,7 @@ def test_experts_that_became_parameters() -> None:
 
 def test_changed_lost_and_gained() -> None:
     changed = replace(ROWS[1], bias=False)
-    gained = Projection("model.vision", "connector", "linear", 3, 8)
+    gained = Folded("model.vision", "connector", "linear", 3, 8)
     new = replace(_with(changed, gained, without=("q_proj", "v_proj")), other=("norm", "v_proj"))
     q, v = (f"model.layers.*.self_attn.{n}_proj" for n in "qv")
     changes = diff_atlases(Atlas("1", {"toy": ENTRY}), Atlas("2", {"toy": new}))

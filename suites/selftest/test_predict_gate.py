@@ -12,7 +12,7 @@ import pytest
 from measure_support import tiny_case
 
 from bench.baselines import predicted
-from bench.baselines.predicted import FIGURES, difference, load_stored, store, stored_file
+from bench.baselines.predicted import FIGURES, difference, load_predictions, store, stored_file
 from bench.cli import main
 from bench.errors import BenchError
 from bench.scenarios.scenario import Scenario, load_scenarios
@@ -62,7 +62,7 @@ def test_a_scenario_that_needs_more_fails(run, monkeypatch: pytest.MonkeyPatch) 
     run().assert_outcomes(passed=1, deselected=1)
 
     right = Scenario.adapter
-    expected = load_stored(stored_file())[CASE]["peak_allocated_bytes"]
+    expected = load_predictions(stored_file())[CASE]["peak_allocated_bytes"]
 
     def with_head(self: Scenario, *args: Any) -> Any:
         return replace(right(self, *args), modules_to_save=("lm_head",))
@@ -91,7 +91,7 @@ def test_other_versions_are_skipped_with_the_command(run, monkeypatch: pytest.Mo
 
 @needs_stored
 def test_what_the_default_run_predicts_is_stored() -> None:
-    stored = load_stored(stored_file())
+    stored = load_predictions(stored_file())
     for precision in ("fp16", "int8", "nf4"):
         for number in range(1, 7):
             assert f"phi-3-medium-published-{number}-r16-{precision}-b1-s2048" in stored
@@ -103,7 +103,7 @@ def test_what_the_default_run_predicts_is_stored() -> None:
 def test_stored_predictions_are_plausible() -> None:
     """What can be said without a trace: more is trained with the head, less is held in 4-bit, and
     scenarios that reach the same modules are the same."""
-    stored = load_stored(stored_file())
+    stored = load_predictions(stored_file())
     peaks = {
         (number, precision): stored[f"phi-3-medium-published-{number}-r16-{precision}-b1-s2048"]
         for number in range(1, 7)
@@ -134,7 +134,7 @@ def test_stored_by_the_command_and_read_back(
     for scenario in ("query", "key"):  # the second run keeps what the first had stored
         assert main([*options, "--scenario", scenario, "--store"]) == 0
     assert "stored 1 in" in capsys.readouterr().err
-    stored = load_stored(stored_file(tmp_path))
+    stored = load_predictions(stored_file(tmp_path))
     query, key = (f"distilbert-base-uncased-{s}-r8-bf16-b1-s16" for s in ("query", "key"))
     assert set(stored) == {query, key}
     assert difference("query", stored[query], stored[query]) == ""
@@ -161,7 +161,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "torch-1.json"
     path.write_text(text)
     with pytest.raises(BenchError, match=said) as error:
-        load_stored(path)
+        load_predictions(path)
     assert "torch-1.json" in str(error.value)
 
 

@@ -23,7 +23,7 @@ COUNTED = (
 """Figures that no step has a part in: names and shapes alone decide them."""
 
 
-def explain(
+def differences(
     baseline: StoredRun,
     contender: StoredRun,
     before: Record,
