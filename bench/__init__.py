@@ -7,17 +7,29 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bench.adapters.config import AdapterConfig
     from bench.check.targets import DeadEntries, HazardsFound, check_targets
+    from bench.check.training import MemoryCallback
     from bench.errors import BenchError
+    from bench.predict.live import predict_memory
 
 __version__ = "0.1.0"
-__all__ = ["AdapterConfig", "BenchError", "DeadEntries", "HazardsFound", "check_targets"]
+__all__ = [
+    "AdapterConfig",
+    "BenchError",
+    "DeadEntries",
+    "HazardsFound",
+    "MemoryCallback",
+    "check_targets",
+    "predict_memory",
+]
 
 _HOMES = {
     "AdapterConfig": "bench.adapters.config",
     "BenchError": "bench.errors",
     "DeadEntries": "bench.check.targets",
     "HazardsFound": "bench.check.targets",
+    "MemoryCallback": "bench.check.training",
     "check_targets": "bench.check.targets",
+    "predict_memory": "bench.predict.live",
 }
 
 

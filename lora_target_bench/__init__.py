@@ -22,10 +22,24 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bench import AdapterConfig, BenchError, DeadEntries, check_targets
+    from bench import (
+        AdapterConfig,
+        BenchError,
+        DeadEntries,
+        MemoryCallback,
+        check_targets,
+        predict_memory,
+    )
     from bench import __version__ as __version__
 
-__all__ = ["AdapterConfig", "BenchError", "DeadEntries", "check_targets"]
+__all__ = [
+    "AdapterConfig",
+    "BenchError",
+    "DeadEntries",
+    "MemoryCallback",
+    "check_targets",
+    "predict_memory",
+]
 
 _THEIRS, _OURS = "bench", __name__
 _PUBLIC = "__bench__"

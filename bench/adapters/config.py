@@ -131,6 +131,28 @@ class AdapterConfig:
         return {key: _to_lists(value) for key, value in changed.items()}
 
     @classmethod
+    def of(cls, adapter: Any) -> AdapterConfig:
+        """What a user has: a `peft.LoraConfig`, the path of an adapter_config.json, a mapping of
+        its fields, or a list of target modules. Raises BenchError for anything else."""
+        if isinstance(adapter, AdapterConfig):
+            return adapter
+        if isinstance(adapter, str | Path):
+            return cls.from_file(Path(adapter))
+        if isinstance(adapter, Mapping):
+            return cls.from_dict(adapter)
+        if isinstance(adapter, list | tuple | set):
+            return cls(tuple(adapter))
+        if hasattr(adapter, "peft_type") and hasattr(adapter, "to_dict"):
+            given = adapter.to_dict().items()
+            values = {k: sorted(v) if isinstance(v, set) else v for k, v in given}
+            kind = getattr(adapter.peft_type, "value", adapter.peft_type)
+            return cls.from_dict({**values, "peft_type": str(kind)})
+        raise BenchError(
+            f"adapter: expected a LoraConfig, a path, a mapping or a list of target modules, "
+            f"found {type(adapter).__name__}"
+        )
+
+    @classmethod
     def from_dict(cls, data: Mapping[str, Any], where: str = "adapter") -> AdapterConfig:
         """From `peft.LoraConfig`'s fields, as adapter_config.json holds them.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ def check_targets(
         BenchError: when PEFT would refuse the configuration, or the input is wrong.
     """
     gate = HazardGate.of_project().with_options(fail_on, allow, minimum_coverage, strict=True)
-    config = _adapter(adapter)
+    config = AdapterConfig.of(adapter)
     if isinstance(model, str | Path):
         found = find_model(str(model), auto_class)
     elif hasattr(model, "model_type") and hasattr(model, "to_dict"):
@@ -128,23 +128,3 @@ def _live(model: Any) -> Any:
             "the model before get_peft_model, or what unload() gives back"
         )
     return model
-
-
-def _adapter(adapter: Any) -> AdapterConfig:
-    if isinstance(adapter, AdapterConfig):
-        return adapter
-    if isinstance(adapter, str | Path):
-        return AdapterConfig.from_file(Path(adapter))
-    if isinstance(adapter, Mapping):
-        return AdapterConfig.from_dict(adapter)
-    if isinstance(adapter, list | tuple | set):
-        return AdapterConfig(tuple(adapter))
-    if hasattr(adapter, "peft_type") and hasattr(adapter, "to_dict"):
-        values = {k: sorted(v) if isinstance(v, set) else v for k, v in adapter.to_dict().items()}
-        return AdapterConfig.from_dict(
-            {**values, "peft_type": str(getattr(adapter.peft_type, "value", adapter.peft_type))}
-        )
-    raise BenchError(
-        f"adapter: expected a LoraConfig, a path, a mapping or a list of target modules, "
-        f"found {type(adapter).__name__}"
-    )

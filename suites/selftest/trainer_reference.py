@@ -82,6 +82,16 @@ def third_step_peak(case: Case, folder: Path) -> int:
     return peak
 
 
+def run_with(case: Case, folder: Path, callback: Any) -> None:
+    """Three steps of the real trainer with a callback."""
+    import torch
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    with torch.backends.mkldnn.flags(enabled=case.step.autocast is None):
+        _trainer(case, folder, callback).train()
+
+
 def _trainer(case: Case, folder: Path, steps: Any) -> Any:
     import datasets
     import peft
