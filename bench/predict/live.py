@@ -116,7 +116,7 @@ def _described(
 
 def _held(model: Any, config: Any) -> dict[str, Any]:
     """Options of the step that a live model shows: its precision, preparation, checkpointing."""
-    quantization = getattr(config, "quantization_config", None)
+    quantization: Any = getattr(config, "quantization_config", None)
     settings = quantization.to_dict() if hasattr(quantization, "to_dict") else quantization or {}
     floating = [p.dtype for p in model.parameters() if p.is_floating_point()]
     kept = [  # neither an adapter nor quantized

@@ -29,7 +29,8 @@ def refused(capsys: pytest.CaptureFixture[str], llama: str) -> Callable[..., str
     """`bench memory` on a tiny model must end with status 2; gives its message."""
 
     def run(*options: str) -> str:
-        status = main(["memory", llama, "--target-modules", "q_proj", "--seq-len", "8", *options])
+        length = () if "--seq-len" in options else ("--seq-len", "8")
+        status = main(["memory", llama, "--target-modules", "q_proj", *length, *options])
         captured = capsys.readouterr()
         assert status == 2
         assert captured.out == ""
