@@ -14,7 +14,8 @@ from tiny_models import COMMON, MODELS, OTHERS, adapted_as, other, tiny
 
 from bench.adapters.config import AdapterConfig
 from bench.models.architectures import Model, find_model, registered
-from bench.predict.gradients import trace_gradients, weights_handed_over
+from bench.predict.gradients import _first_that_runs, trace_gradients, weights_handed_over
+from bench.predict.shallow import shallower
 
 KERNELS = {"mamba": "mamba_inner_fn", "falcon_mamba": "mamba_inner_fn"}
 """Module-level functions that transformers replaces by a fused kernel where one is installed."""
@@ -105,7 +106,7 @@ def test_adapters_without_a_gradient_are_those_that_a_real_step_leaves_alone(nam
     model, adapter = subject(name)
     adapted, trained = trained_modules(model, adapter)
     found = trace_gradients(model, adapter)
-    assert found.adapted == len(adapted)
+    assert set(found.adapted) == adapted
     assert set(found.without) == adapted - trained
 
 
@@ -141,3 +142,30 @@ def test_a_module_that_is_only_called_is_handed_to_nobody() -> None:
 
     fused = types.SimpleNamespace()
     assert weights_handed_over(Mixer) == {"out_proj", "gate"}
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama-3.2-1b", "opt-125m", "bloom-560m"])
+def test_fewer_layers_say_the_same_as_all_of_them(name: str) -> None:
+    model, adapter = find_model(name), AdapterConfig("all-linear", r=2)
+    assert shallower(model, adapter) is not None
+    found, whole = trace_gradients(model, adapter), _first_that_runs(model, adapter)
+    assert set(found.adapted) == set(whole.adapted)
+    assert set(found.without) == set(whole.without) == set()
+
+
+def test_layers_are_left_out_only_where_all_are_alike() -> None:
+    mamba = replace(other("mamba"), config={**other("mamba").config, "num_hidden_layers": 12})
+    adapter = AdapterConfig(("x_proj", "dt_proj"), r=2)
+    assert shallower(mamba, adapter) is not None
+    found, whole = trace_gradients(mamba, adapter), _first_that_runs(mamba, adapter)
+    assert set(found.without) == set(whole.without)
+    assert len(found.without) == 12
+    assert set(found.fused) == set(whole.fused)
+    jamba = replace(other("jamba"), config={**other("jamba").config, "num_hidden_layers": 12})
+    assert shallower(jamba, AdapterConfig(("q_proj",), r=2)) is None
+    in_layers = AdapterConfig(("x_proj",), r=2, layers_to_transform=(3,))
+    assert shallower(mamba, in_layers) is None
+    assert shallower(mamba, AdapterConfig(r".*layers\.(3|5)\..*x_proj", r=2)) is None
+    assert shallower(mamba, AdapterConfig(r".*layers\.(?:1[0-9])\..*x_proj", r=2)) is None
+    assert shallower(mamba, AdapterConfig(("layers.3.mixer.x_proj",), r=2)) is None
+    assert shallower(other("mamba"), adapter) is None

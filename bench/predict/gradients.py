@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError
 from bench.predict.journal import Untraceable
+from bench.predict.shallow import deeper_names, shallower
 from bench.predict.values import KnownValues, tensors_in
 from bench.targets.ledger import Hazard, Ledger
 from bench.tasks import AUDIO, IMAGES, TRAINED
@@ -49,20 +50,16 @@ class Gradients:
 
     Attributes:
         fed: what the batch held: text, image, audio.
-        reached: how many adapted modules got a gradient.
+        adapted: the adapted modules, and parameters of experts.
         without: adapted modules that got none.
         fused: adapted modules that get one here, and none where the kernels of mamba-ssm are
             installed, which take their weights and never call them.
     """
 
     fed: tuple[str, ...]
-    reached: int
+    adapted: tuple[str, ...]
     without: tuple[str, ...]
     fused: tuple[str, ...] = ()
-
-    @property
-    def adapted(self) -> int:
-        return self.reached + len(self.without)
 
 
 def trace_gradients(model: Model, adapter: AdapterConfig) -> Gradients:
@@ -72,6 +69,24 @@ def trace_gradients(model: Model, adapter: AdapterConfig) -> Gradients:
     where the step depends on data, BenchError where PEFT refuses the configuration.
     """
     quiet_libraries()
+    shallow = shallower(model, adapter)
+    if shallow is not None:
+        found = deepened(_first_that_runs(shallow, adapter), model)
+        if found is not None:
+            return found
+    return _first_that_runs(model, adapter)
+
+
+def deepened(found: Gradients, model: Model) -> Gradients | None:
+    """What a step of fewer layers says of all of them; None where the middle ones differ."""
+    lists = [deeper_names(names, model) for names in (found.adapted, found.without, found.fused)]
+    if any(names is None for names in lists):
+        return None
+    adapted, without, fused = (tuple(names or ()) for names in lists)
+    return Gradients(found.fed, adapted, without, fused)
+
+
+def _first_that_runs(model: Model, adapter: AdapterConfig) -> Gradients:
     reasons = []
     for kinds in _batches(model):
         try:
@@ -103,7 +118,7 @@ def _traced(model: Model, adapter: AdapterConfig, kinds: tuple[str, ...]) -> Gra
     adapted = list(dict.fromkeys(owners.values()))
     return Gradients(
         fed=tuple(kind for kind in kinds if kind != _TASK),
-        reached=sum(name in reached for name in adapted),
+        adapted=tuple(adapted),
         without=tuple(name for name in adapted if name not in reached),
         fused=tuple(_fused(base, [name for name in adapted if name in reached])),
     )
@@ -326,8 +341,9 @@ def gradient_hazards(found: Gradients) -> tuple[Hazard, ...]:
         hazards.append(
             Hazard(
                 "no-gradient",
-                f"{len(found.without)} of {found.adapted} adapters get no gradient in a step on "
-                f"{fed}: {grouped(found.without)}; they train nothing unless the data reach them",
+                f"{len(found.without)} of {len(found.adapted)} adapters get no gradient in a step "
+                f"on {fed}: {grouped(found.without)}; they train nothing unless the data reach "
+                "them",
             )
         )
     if found.fused:

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# bench check on every path of $PATHS, as annotations; the job summary says the same for people.
+set -uo pipefail
+
+if [ -n "${INSTALL:-}" ]; then
+  # word splitting is meant: several requirements
+  # shellcheck disable=SC2086
+  python -m pip install --quiet $INSTALL || exit 2
+fi
+mapfile -t paths < <(printf '%s\n' "$PATHS" | sed 's/^[[:space:]]*//; s/[[:space:]]*$//; /^$/d')
+mapfile -t options < <(printf '%s\n' "${OPTIONS:-}" | sed 's/^[[:space:]]*//; s/[[:space:]]*$//; /^$/d')
+[ -n "${MODEL:-}" ] && options+=(--model "$MODEL")
+if [ "${#paths[@]}" -eq 0 ]; then
+  echo "::error::bench check: no path was given"
+  exit 2
+fi
+
+status=0
+said=$(mktemp)
+for path in "${paths[@]}"; do
+  python -m bench check "$path" ${options[@]+"${options[@]}"} --format github 2>"$said"
+  code=$?
+  if [ "$code" -eq 2 ]; then
+    echo "::error file=$path::$(tail -n 1 "$said")"
+  else
+    cat "$said" >&2
+  fi
+  [ "$code" -gt "$status" ] && status=$code
+done
+rm -f "$said"
+if [ -n "${GITHUB_STEP_SUMMARY:-}" ]; then
+  for path in "${paths[@]}"; do
+    printf '```text\n'
+    python -m bench check "$path" ${options[@]+"${options[@]}"} 2>&1
+    printf '```\n'
+  done >>"$GITHUB_STEP_SUMMARY"
+fi
+exit "$status"
