@@ -47,7 +47,9 @@ def test_an_adapter_of_an_older_transformers_is_told(
     assert main(["check", str(old_adapter)]) == 1
     text = capsys.readouterr().out
     assert "adapter of PEFT (adapter_config.json, adapter_model.safetensors)" in text
-    assert "base_model.model.model was renamed to base_model.model.model.language_model" in text
+    assert (
+        "what the file calls model is model.language_model on this model: explains 8 of 8" in text
+    )
 
 
 def test_values_are_read_where_they_are_asked_for(

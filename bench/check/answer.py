@@ -230,7 +230,11 @@ def _saved_findings(checked: Checked, file: Path) -> list[Finding]:
     found = []
     if (keys := checked.comparison) is not None:
         for move in keys.moves:
-            text = f"{move.old} was renamed to {move.new}: explains {move.keys} keys"
+            old, new = (_in_model(prefix) for prefix in (move.old, move.new))
+            text = (
+                f"what the file calls {old} is {new} on this model: explains {move.keys} of "
+                f"{keys.saved} keys"
+            )
             found.append(Finding("prefix-moved", text, file))
         if keys.missing:
             found.append(Finding("missing-keys", _some("missing", keys.missing), file))
@@ -256,6 +260,11 @@ def _saved_findings(checked: Checked, file: Path) -> list[Finding]:
             text = _some("changed nothing", values.unchanged)
             found.append(Finding("unchanged", text, file, error=False))
     return found
+
+
+def _in_model(prefix: str) -> str:
+    """A prefix of keys as a module of the model: PEFT puts two wrappers before it."""
+    return prefix.removeprefix("base_model.model").removeprefix(".") or "the model itself"
 
 
 def _some(what: str, names: tuple[str, ...], shown: int = 3) -> str:

@@ -17,7 +17,7 @@ def check_text(checked: Checked, *, colour: bool = False) -> str:
     """What the path was taken for, the ledger, the trained weights, the step's memory."""
     red, plain = ("\033[31m", "\033[0m") if colour else ("", "")
     model = checked.subject.model
-    source = model.source_folder or "the hub's cache"
+    source = "registered" if model.architecture else model.source_folder or "the hub's cache"
     lines = [
         f"{checked.path}: {checked.kind}",
         f"  base model: {checked.recipe.model or 'not named'}, checked on {model.label} "
@@ -42,8 +42,13 @@ def check_text(checked: Checked, *, colour: bool = False) -> str:
             lines.append(f"  {colours[0]}{finding.code}{colours[1]}: {finding.text}")
     lines += _memory(checked)
     errors = sum(finding.error for finding in checked.findings)
-    lines.append(f"{errors} errors, {len(checked.findings) - errors} hazards")
+    hazards = len(checked.findings) - errors
+    lines.append(f"{_counted(errors, 'error')}, {_counted(hazards, 'hazard')}")
     return "\n".join(lines)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _keys(keys: Comparison, name: str) -> list[str]:

@@ -18,7 +18,7 @@ fi
 status=0
 said=$(mktemp)
 for path in "${paths[@]}"; do
-  python -m bench check "$path" ${options[@]+"${options[@]}"} --format github 2>"$said"
+  python -m lora_target_bench check "$path" ${options[@]+"${options[@]}"} --format github 2>"$said"
   code=$?
   if [ "$code" -eq 2 ]; then
     echo "::error file=$path::$(tail -n 1 "$said")"
@@ -31,7 +31,7 @@ rm -f "$said"
 if [ -n "${GITHUB_STEP_SUMMARY:-}" ]; then
   for path in "${paths[@]}"; do
     printf '```text\n'
-    python -m bench check "$path" ${options[@]+"${options[@]}"} 2>&1
+    python -m lora_target_bench check "$path" ${options[@]+"${options[@]}"} 2>&1
     printf '```\n'
   done >>"$GITHUB_STEP_SUMMARY"
 fi
