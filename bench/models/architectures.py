@@ -9,15 +9,22 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError, UnknownName, check_keys
 from bench.files import FIXTURES, read_json, read_toml
-from bench.models.classes import class_for_task, class_of, model_class, task_class_of
+from bench.models.classes import (
+    class_for_task,
+    class_of,
+    config_by_own_code,
+    model_class,
+    task_class_of,
+    unknown_classes,
+)
 from bench.models.expressions import evaluate
 from bench.models.modules import OTHER, ModuleTable, read_table
 from bench.models.precision import precision
@@ -154,7 +161,31 @@ class Model:
     @property
     def notes(self) -> tuple[str, ...]:
         """What an answer about this model does not cover."""
-        return quantization_notes(self.config.get("quantization_config"))
+        return (
+            *self._other_class(),
+            *quantization_notes(self.config.get("quantization_config")),
+        )
+
+    def _other_class(self) -> Iterator[str]:
+        """That another class is built than the config names, or code of its own was not run."""
+        if self.own_code or self.architecture is not None:
+            return
+        if self.config.get("auto_map"):
+            yield (
+                "the config names code of its own (auto_map), which was not run: answered for "
+                f"transformers' {self.auto_class}; --trust-remote-code runs it"
+            )
+        elif unknown := unknown_classes(self.config):
+            yield (
+                f"architectures names {one_line(unknown[0])}, which transformers "
+                f"{_version('transformers')} does not have: answered for {self.auto_class}"
+            )
+
+    @property
+    def own_code(self) -> Path | None:
+        """The folder whose code builds this model, where there is such code and it is trusted."""
+        trusted = self.trust_remote_code and self.config.get("auto_map")
+        return self.source_folder if trusted else None
 
     def loaded_in(self, precision_name: str) -> Model:
         """This model as `from_pretrained` loads it in a precision, with its quantized layers."""
@@ -169,19 +200,31 @@ class Model:
         chosen = class_for_task(self.auto_class, self.config, task_type, given=given)
         return self if chosen == self.auto_class else replace(self, auto_class=chosen)
 
+    def check_code(self) -> None:
+        """BenchError where nothing but code of its own builds this model, and it is not trusted."""
+        if not self.config.get("auto_map") or self.own_code is not None:
+            return
+        if self.model_type in _known_model_types():
+            return
+        if self.trust_remote_code:
+            raise BenchError(
+                f"{self.label}: its own code is run from a local folder only: download the "
+                "repository, and give its folder"
+            )
+        raise BenchError(
+            f"{self.label}: needs code from its own repository, which is only run with "
+            "--trust-remote-code"
+        )
+
     @cached_property
     def transformers_config(self) -> Any:
         """The transformers configuration object. Raises BenchError for an unknown model type."""
         from transformers import AutoConfig
 
         values = {k: v for k, v in self.config.items() if k != "model_type"}
-        if "auto_map" in values and not self.trust_remote_code:
-            known = _known_model_types()
-            if self.model_type not in known:
-                raise BenchError(
-                    f"{self.label}: needs code from its own repository, which is only run with "
-                    "--trust-remote-code"
-                )
+        if self.own_code is not None:
+            return config_by_own_code(self.own_code)
+        self.check_code()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -231,7 +274,8 @@ class Model:
             warnings.simplefilter("ignore")
             try:
                 if hasattr(loader, "from_config"):
-                    loader = loader.from_config
+                    trusted = {"trust_remote_code": True} if self.own_code else {}
+                    loader = partial(loader.from_config, **trusted)
                 model: nn.Module = loader(self.transformers_config)
                 if quantization is not None:
                     quantize_on_meta(model, quantization)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from bench.errors import UnknownName
+from bench.errors import BenchError, UnknownName
 from bench.tasks import BY_CLASS, BY_TYPE, TASKS
+from bench.units import one_line
 
 _BASE = "AutoModel"
 _GENERATION = "ForConditionalGeneration"
@@ -32,6 +34,30 @@ def class_of(config: Mapping[str, Any]) -> str:
             return name
     language = (task.auto_class for task in TASKS if task.pretrained)
     return next((auto for auto in language if _built_by(auto, config)), _BASE)
+
+
+def unknown_classes(config: Mapping[str, Any]) -> list[str]:
+    """What `architectures` names, if transformers has none of it."""
+    import transformers
+
+    named = [str(name) for name in config.get("architectures") or ()]
+    return [] if any(hasattr(transformers, name) for name in named) else named
+
+
+def config_by_own_code(folder: Path) -> Any:
+    """The configuration of a local folder whose own code makes it (`auto_map`), which is run.
+
+    BenchError where that code fails, in its own words.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(
+            str(folder), trust_remote_code=True, local_files_only=True
+        )
+    except Exception as error:  # code from anywhere fails in any way
+        said = one_line(error)[:300]
+        raise BenchError(f"{folder}: its own code fails: {type(error).__name__}: {said}") from error
 
 
 def task_class_of(named: str, config: Mapping[str, Any]) -> str:

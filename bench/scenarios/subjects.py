@@ -53,6 +53,7 @@ class Subject:
     def case(self, step: StepOptions) -> Case:
         """The measured case of this subject."""
         assert self.precision is not None
+        self.model.check_code()
         return Case(
             model=self.model.label,
             config={k: v for k, v in self.model.config.items() if k != "quantization_config"},
@@ -62,6 +63,7 @@ class Subject:
             precision=self.precision,
             step=step,
             weights=str(self.weights) if self.weights else None,
+            code=str(self.model.own_code.resolve()) if self.model.own_code else None,
         )
 
     def dead_entries(self, ledger: Ledger) -> str:

@@ -46,6 +46,8 @@ class Case:
     precision: str
     step: StepOptions = field(default_factory=StepOptions)
     weights: str | None = None
+    code: str | None = None
+    """A local folder whose own code (`auto_map`) builds the model; it is run."""
 
     def __post_init__(self) -> None:
         precision(self.precision)
@@ -94,7 +96,7 @@ class Case:
     def from_dict(cls, data: Mapping[str, Any]) -> Case:
         """The case that `to_dict` wrote; raises BenchError on an unknown or missing key."""
         names = {f.name for f in fields(cls)}
-        check_keys(data, "case", names, names - {"step", "weights"})
+        check_keys(data, "case", names, names - {"step", "weights", "code"})
         step = data.get("step", {})
         check_keys(step, "case step", {f.name for f in fields(StepOptions)})
         return cls(**{**data, "step": StepOptions(**step)})

@@ -12,6 +12,7 @@ import logging
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.nn.utils import parametrize
 
 from bench.compat import private
 from bench.errors import BenchError
+from bench.models.classes import config_by_own_code
 from bench.models.precision import precision
 from bench.models.quantization import bitsandbytes_config, quiet_bitsandbytes, swap_linear_layers
 from bench.tasks import heads_of
@@ -113,8 +115,11 @@ def make_config(case: Case) -> Any:
     """The transformers config that the case's values describe."""
     from transformers import AutoConfig
 
-    values = {k: v for k, v in case.config.items() if k != "model_type"}
-    config = AutoConfig.for_model(case.config["model_type"], **values)
+    if case.code:
+        config = config_by_own_code(Path(case.code))
+    else:
+        values = {k: v for k, v in case.config.items() if k != "model_type"}
+        config = AutoConfig.for_model(case.config["model_type"], **values)
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = 0  # a sequence classifier built on a decoder refuses batches without
     config.use_cache = False
@@ -131,7 +136,13 @@ def meta_model(case: Case, config: Any) -> Any:
     auto_class = getattr(transformers, case.auto_class)
     dtype = getattr(torch, case.compute)
     with torch.device("meta"):
-        return auto_class.from_config(config, dtype=dtype, attn_implementation=_attention(case))
+        return auto_class.from_config(
+            config, dtype=dtype, attn_implementation=_attention(case), **_trusted(case)
+        )
+
+
+def _trusted(case: Case) -> dict[str, bool]:
+    return {"trust_remote_code": True} if case.code else {}
 
 
 def _attention(case: Case) -> str | None:
@@ -314,6 +325,7 @@ def _real_weights(case: Case, config: Any, device: str) -> Any:
         local_files_only=True,
         use_safetensors=True,  # a pickle could execute anything
         output_loading_info=True,
+        **_trusted(case),
     )
     _check_loaded(case, model, found["missing_keys"])
     return model

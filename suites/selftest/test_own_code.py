@@ -1,0 +1,152 @@
+"""A model whose code lies beside its config: run with --trust-remote-code, and named if not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CONFIGURATION = """
+import os
+from transformers import PretrainedConfig
+
+open(os.environ["BENCH_RAN"], "a").write("ran\\n")
+
+class TinyConfig(PretrainedConfig):
+    model_type = "tiny-of-its-own"
+
+    def __init__(self, vocab_size=20, hidden_size=16, num_hidden_layers=2, **more):
+        self.vocab_size, self.hidden_size = vocab_size, hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        super().__init__(**more)
+"""
+MODELING = """
+import torch
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
+
+from .configuration_tiny import TinyConfig
+
+class TinyForCausalLM(PreTrainedModel):
+    config_class = TinyConfig
+    base_model_prefix = "model"
+
+    def __init__(self, config):
+        super().__init__(config)
+        width = config.hidden_size
+        self.embed = torch.nn.Embedding(config.vocab_size, width)
+        self.layers = torch.nn.ModuleList(
+            torch.nn.ModuleDict({"odd_proj": torch.nn.Linear(width, width)})
+            for _ in range(config.num_hidden_layers)
+        )
+        self.lm_head = torch.nn.Linear(width, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.embed
+
+    def prepare_inputs_for_generation(self, input_ids, **more):
+        return {"input_ids": input_ids}
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None, **more):
+        hidden = self.embed(input_ids)
+        for layer in self.layers:
+            hidden = hidden + torch.tanh(layer["odd_proj"](hidden))
+        logits = self.lm_head(hidden)
+        loss = None
+        if labels is not None:
+            loss = torch.nn.functional.cross_entropy(
+                logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+            )
+        return CausalLMOutput(loss=loss, logits=logits)
+"""
+CONFIG = {
+    "model_type": "tiny-of-its-own", "architectures": ["TinyForCausalLM"], "vocab_size": 20,
+    "hidden_size": 16, "num_hidden_layers": 2, "bos_token_id": 1, "eos_token_id": 2,
+    "auto_map": {"AutoConfig": "configuration_tiny.TinyConfig",
+                 "AutoModelForCausalLM": "modeling_tiny.TinyForCausalLM"},
+}  # fmt: skip
+TRAINED = 4 * (16 + 16) * 2  # r (in + out) in each of two layers
+MEASURE = """
+import sys
+from pathlib import Path
+from bench.adapters.config import AdapterConfig
+from bench.measure import Session
+from bench.models.architectures import find_model
+from bench.scenarios.subjects import Subject
+from bench.training.options import StepOptions
+
+model = find_model("own", trust_remote_code=True)
+adapter = AdapterConfig(("odd_proj",), r=4, task_type="CAUSAL_LM")
+case = Subject(model, "own", adapter, precision="fp32").case(StepOptions(seq_len=8))
+with Session(device="cpu") as session, session.start(case) as running:
+    print(running.prepare().trainable_parameters)
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "configuration_tiny.py").write_text(CONFIGURATION)
+    (folder / "modeling_tiny.py").write_text(MODELING)
+    return tmp_path
+
+
+def _run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "BENCH_RAN": str(folder / "ran"),
+        "HF_MODULES_CACHE": str(folder / "modules"),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[2]), *sys.path]),
+    }
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+ASKED = ("own", "--target-modules", "odd_proj", "--rank", "4", "--json")
+
+
+@pytest.mark.parametrize("command", ["targets", "memory"])
+def test_own_code_is_run_where_it_is_trusted_and_nowhere_else(own: Path, command: str) -> None:
+    task = ("--task-type", "CAUSAL_LM")
+    refused = _run(own, "-m", "bench", command, *ASKED, *task)
+    assert refused.returncode == 2
+    assert "only run with --trust-remote-code" in refused.stderr
+    assert not (own / "ran").exists()
+    done = _run(own, "-m", "bench", command, *ASKED, *task, "--trust-remote-code")
+    assert done.returncode == 0, done.stderr
+    assert (own / "ran").exists()
+    assert json.loads(done.stdout)["trainable_parameters"] == TRAINED
+
+
+def test_own_code_trains_in_a_worker(own: Path) -> None:
+    done = _run(own, "-c", MEASURE)
+    assert done.stdout.strip() == str(TRAINED), done.stderr[-2000:]
+
+
+def test_another_class_than_the_config_names_is_said(tmp_path: Path) -> None:
+    llama = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "vocab_size": 20,
+             "num_hidden_layers": 1, "num_attention_heads": 4}  # fmt: skip
+    (tmp_path / "foo").mkdir()
+    (tmp_path / "foo" / "config.json").write_text(
+        json.dumps({**llama, "architectures": ["FooForBar"]})
+    )
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "config.json").write_text(
+        json.dumps({**llama, "auto_map": {"AutoModelForCausalLM": "modeling_foo.Foo"}})
+    )
+    done = _run(tmp_path, "-m", "bench", "targets", "foo", "own", "--target-modules", "q_proj")
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    assert "architectures names FooForBar, which transformers" in said
+    assert "does not have: answered for AutoModelForCausalLM" in said
+    assert "code of its own (auto_map), which was not run" in said
