@@ -104,8 +104,8 @@ def entries(text: str | None) -> tuple[str, ...] | str:
 
 
 def count(text: str) -> int:
-    """A whole number of things, 1 or more; ValueError, which argparse tells by the option."""
-    number = int(text.replace(",", "").replace("_", ""))
-    if number < 1:
-        raise ValueError(text)
-    return number
+    """A whole number of things, 1 or more; argparse tells anything else by the option."""
+    digits = text.replace(",", "").replace("_", "")
+    if not digits.isdecimal() or not int(digits):
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, not {text!r}")
+    return int(digits)
