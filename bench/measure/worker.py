@@ -26,7 +26,7 @@ from bench.measure import disturbances, outcome
 from bench.measure.disturbances import Throttling, waited_seconds
 from bench.measure.outcome import Measurement, Outcome, StepTime
 from bench.models.precision import precision
-from bench.training import loading, memory
+from bench.training import loading, memory, storages
 from bench.training.cases import Case
 from bench.training.cost import CostCounter
 from bench.training.loops import run_step
@@ -101,27 +101,29 @@ class Worker:
         self._begin(outcome.LOAD)
         # The model's tensors are filed below; what else stays are the quantizer's cached tables.
         quantized = precision(self._case.precision).quantized
-        tracker.category = "quantization_state" if quantized else "weights"
+        tracker.storages.category = "quantization_state" if quantized else "weights"
         with tracker:
             training = self._training = loading.load(self._case, self._device)
         for tensor in training.batch.values():
-            tracker.tag(tensor, "activations")
-        memory.tag_model(tracker, training.model)
-        loaded = torch.cuda.memory_allocated() if self._on_gpu else tracker.live_bytes
+            tracker.storages.tag(tensor, "activations")
+        storages.tag_model(tracker.storages, training.model)
+        loaded = torch.cuda.memory_allocated() if self._on_gpu else tracker.storages.live_bytes
         load_peak = self._phase_peak()
         # Whether a collection falls into a step must not decide its peak or its time.
         gc.disable()
 
-        with memory.tagged_gradients(tracker, training.model):
+        with storages.tagged_gradients(tracker.storages, training.model):
             self._begin(outcome.FIRST_STEP)
             self._first_loss = self._tracked_step()
             first_peak = self._phase_peak()
-            memory.tag_model(tracker, training.model)  # int8 scales move at the first forward pass
-            memory.tag_optimizer(tracker, training.optimizer)
+            storages.tag_model(
+                tracker.storages, training.model
+            )  # int8 scales move at the first forward pass
+            storages.tag_optimizer(tracker.storages, training.optimizer)
 
             self._begin(outcome.STEADY_STEP)
             tracker.observer = cost = CostCounter()
-            made = tracker.made_bytes
+            made = tracker.storages.made_bytes
             loss = self._tracked_step()
             tracker.observer = None
         peak = self._phase_peak()
@@ -146,7 +148,7 @@ class Worker:
             tokens_per_step=training.tokens,
             operations=dict(sorted(cost.operations.items())),
             flops=cost.flops,
-            allocated_bytes_total=tracker.made_bytes - made,
+            allocated_bytes_total=tracker.storages.made_bytes - made,
             threads=self._threads,
             device=torch.cuda.get_device_name() if self._on_gpu else "cpu",
         )
@@ -194,7 +196,7 @@ class Worker:
         tracker = self._tracker
 
         def mark(phase: str) -> None:
-            tracker.category = "optimizer_state" if phase == "optimizer" else "activations"
+            tracker.storages.category = "optimizer_state" if phase == "optimizer" else "activations"
             self._note(self._phase)
 
         with tracker:
@@ -216,7 +218,7 @@ class Worker:
     def _begin(self, phase: str) -> None:
         gc.collect()
         self._peak = max(self._peak, self._phase_peak())
-        self._tracker.reset_peak()
+        self._tracker.storages.reset_peak()
         if self._on_gpu:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
@@ -228,12 +230,14 @@ class Worker:
         self._connection.send_bytes(json.dumps({"note": note}).encode())
 
     def _phase_peak(self) -> int:
-        return torch.cuda.max_memory_allocated() if self._on_gpu else self._tracker.peak_bytes
+        return (
+            torch.cuda.max_memory_allocated() if self._on_gpu else self._tracker.storages.peak_bytes
+        )
 
     def _breakdown(self, peak: int) -> dict[str, int]:
         """The tracked categories; what the allocator adds by rounding and inside kernels counts
         as activations, so that the sum is the peak."""
-        parts = dict(self._tracker.peak_by_category)
+        parts = dict(self._tracker.storages.peak_by_category)
         parts["activations"] += peak - sum(parts.values())
         return parts
 

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bench.compat import private
 from bench.errors import BenchError
 from bench.predict.dependent import DEPENDENT
 from bench.predict.values import KnownValues, tensors_in
-from bench.training.memory import CATEGORIES, MemoryTracker
+from bench.training.memory import Observer
+from bench.training.storages import CATEGORIES, StorageLedger
 
 if TYPE_CHECKING:
     from bench.predict.kernels import Device
@@ -21,6 +23,7 @@ BREAKDOWN = (*CATEGORIES, LOGITS, WORKSPACE)
 
 _NAMESPACES = ("aten", "prim", "prims", "profiler")
 _ELEMENTWISE = {torch.ops.aten.mul.Tensor, torch.ops.aten.add.Tensor}
+_DispatchMode = private("dispatch mode")
 _READ = torch.ops.aten._local_scalar_dense.default
 
 
@@ -28,7 +31,7 @@ class Untraceable(BenchError):
     """The step holds an operation that cannot be accounted for without running it."""
 
 
-class Journal(MemoryTracker):
+class Journal(_DispatchMode):  # type: ignore[misc, valid-type]  # torch is seen untyped
     """Follows meta storages, and writes down when each begins and ends.
 
     `events` holds +n when storage n begins and -n when it ends; `sizes`, `categories` and `makers`
@@ -37,8 +40,9 @@ class Journal(MemoryTracker):
     """
 
     def __init__(self, device: Device) -> None:
-        super().__init__(device="meta")
-        self.by_category = dict.fromkeys(BREAKDOWN, 0)
+        super().__init__()
+        self.storages = StorageLedger("meta", BREAKDOWN, history=self)
+        self.observer: Observer | None = None
         self.events: list[int] = []
         self.sizes: list[int] = [0]
         self.categories: list[str] = [""]
@@ -61,18 +65,6 @@ class Journal(MemoryTracker):
         if size:
             self._write(size, category)
 
-    def tag(self, tensor: torch.Tensor, category: str) -> None:
-        """File the tensor's storage under `category`, for its whole life."""
-        super().tag(tensor, category)
-        number = self._numbers.get(tensor.untyped_storage()._cdata)
-        if number is not None:
-            self.categories[number] = category
-
-    def meet(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Follow a tensor that was made without the dispatcher; returns it."""
-        self._meet(tensor.untyped_storage())
-        return tensor
-
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
@@ -88,7 +80,7 @@ class Journal(MemoryTracker):
         out = self._run(name, func, args, kwargs)
         for tensor in tensors_in(out):
             if tensor.device.type in self._device.followed:
-                self._meet(tensor.untyped_storage())
+                self.storages.meet(tensor)
         if workspace:
             self.events.append(-workspace)
         self.values.follow(func, args, kwargs, out)
@@ -121,18 +113,18 @@ class Journal(MemoryTracker):
 
     def _emulated(self, run: Callable[[], Any]) -> Any:
         """What a device does for one operation: temporaries are its workspace, results are not."""
-        category, self.category = self.category, WORKSPACE
+        category, self.storages.category = self.storages.category, WORKSPACE
         self._within += 1
         try:
             with self:
                 out = run()
         finally:
             self._within -= 1
-            self.category = category
+            self.storages.category = category
         for tensor in tensors_in(out):
             number = self._numbers.get(tensor.untyped_storage()._cdata)
             if number is not None and self.categories[number] == WORKSPACE:
-                self.tag(tensor, category)
+                self.storages.tag(tensor, category)
         return out
 
     def _read(self, tensor: torch.Tensor) -> Any:
@@ -151,23 +143,26 @@ class Journal(MemoryTracker):
         number = self._numbers.get(tensor.untyped_storage()._cdata)
         return self.makers[number] if number is not None else "an operation before the step"
 
-    # The tracker calls these when a storage begins, and when it ends.
+    # The ledger of storages tells these.
 
-    def _begin(self, storage: torch.UntypedStorage, category: str) -> None:
-        super()._begin(storage, category)
-        self._numbers[storage._cdata] = self._write(storage.nbytes(), category)
+    def begun(self, key: int, size: int, category: str) -> None:
+        """A storage begins."""
+        self._numbers[key] = self._write(size, category)
 
-    def _end(self, key: int) -> None:
-        super()._end(key)
+    def resized(self, key: int, size: int) -> None:
+        """A storage is another by its size: the new one begins before the old one ends."""
+        old = self._numbers[key]
+        self._numbers[key] = self._write(size, self.categories[old])
+        self.events.append(-old)
+
+    def filed(self, key: int, category: str) -> None:
+        """A storage is for something else, and was from its beginning."""
+        self.categories[self._numbers[key]] = category
+
+    def ended(self, key: int) -> None:
+        """A storage ends."""
         self.values.forget(key)
         self.events.append(-self._numbers.pop(key))
-
-    def _resize(self, storage: torch.UntypedStorage) -> None:
-        super()._resize(storage)
-        key = storage._cdata
-        old = self._numbers[key]
-        self._numbers[key] = self._write(storage.nbytes(), self.categories[old])
-        self.events.append(-old)
 
     def _write(self, size: int, category: str) -> int:
         number = len(self.sizes)

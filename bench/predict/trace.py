@@ -24,7 +24,7 @@ from bench.predict.trainers import as_in_trainers, strict_within
 from bench.predict.unquantized import left_unquantized
 from bench.predict.values import tensors_in
 from bench.tasks import TASKS
-from bench.training import loading, memory
+from bench.training import loading, storages
 from bench.training.cases import Case
 from bench.training.cost import CostCounter
 from bench.training.limits import check_length
@@ -117,23 +117,23 @@ def _traced(  # noqa: PLR0917  # one call
 ) -> Trace:
     journal.mark(LOAD)
     quantized = precision(case.precision).quantized
-    journal.category = "quantization_state" if quantized else "weights"
+    journal.storages.category = "quantization_state" if quantized else "weights"
     with journal:
         base = loading.filled(base, case, config, "meta")
         left, share = left_unquantized(base, case)
         training = loading.prepared(case, config, base, "meta")
     for tensor in training.batch.values():
-        journal.tag(tensor, "activations")
-    memory.tag_model(journal, training.model)
+        journal.storages.tag(tensor, "activations")
+    storages.tag_model(journal.storages, training.model)
     with (
-        memory.tagged_gradients(journal, training.model),
+        storages.tagged_gradients(journal.storages, training.model),
         _logits(journal, training.model),
         strict_within(journal, training),
     ):
         progress(FIRST)
         _step(journal, training, FIRST, device)
-        memory.tag_model(journal, training.model)
-        memory.tag_optimizer(journal, training.optimizer)
+        storages.tag_model(journal.storages, training.model)
+        storages.tag_optimizer(journal.storages, training.optimizer)
         progress(STEADY)
         cost = _Cost()
         journal.observer = cost
@@ -162,9 +162,11 @@ def _step(journal: Journal, training: loading.Training, name: str, device: Devic
 
     def mark(phase: str) -> None:
         if phase == "optimizer":
-            journal.category = "optimizer_state"
-        elif not (phase == "backward" and journal.category == LOGITS):  # the loss goes first
-            journal.category = "activations"
+            journal.storages.category = "optimizer_state"
+        elif not (
+            phase == "backward" and journal.storages.category == LOGITS
+        ):  # the loss goes first
+            journal.storages.category = "activations"
         journal.mark(phase)
         if phase in threads:  # each has its own cuBLAS handle, made when it is first used
             threads.remove(phase)
@@ -186,14 +188,14 @@ def _logits(journal: Journal, model: torch.nn.Module) -> Iterator[None]:
     heads = _heads(model)
 
     def enter(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
-        journal.category = LOGITS
+        journal.storages.category = LOGITS
         for tensor in tensors_in(args):
             if tensor.requires_grad:
                 tensor.register_hook(leave)
 
     def leave(gradient: torch.Tensor) -> None:
-        journal.category = "activations"
-        journal.tag(gradient, "activations")
+        journal.storages.category = "activations"
+        journal.storages.tag(gradient, "activations")
 
     hooks = [head.register_forward_pre_hook(enter) for head in heads]
     try:
@@ -263,7 +265,7 @@ def _as_on(device: Device, journal: Journal, case: Case) -> Iterator[None]:
     if "cpu" in device.followed:
         # Checkpointing keeps the generator's state, made without the dispatcher.
         replacements += [
-            (torch, "get_rng_state", lambda: journal.meet(rng_state())),
+            (torch, "get_rng_state", lambda: journal.storages.meet(rng_state())),
             (torch.random, "fork_rng", _forked_generator(journal, rng_state)),
         ]
         if precision(case.precision).quantized:
@@ -298,7 +300,7 @@ def _known_tensor(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tens
 def _forked_generator(journal: Journal, state: Callable[[], torch.Tensor]) -> Callable[..., Any]:
     @contextlib.contextmanager
     def fork(*_: Any, enabled: bool = True, **__: Any) -> Iterator[None]:
-        held = journal.meet(state()) if enabled else None
+        held = journal.storages.meet(state()) if enabled else None
         yield
         del held
 

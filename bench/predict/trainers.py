@@ -86,11 +86,11 @@ def _fused_head(on_cuda: bool, journal: Journal) -> Iterator[None]:
 
     def filed(run: Any) -> Any:
         def within(*args: Any) -> Any:
-            before, journal.category = journal.category, LOGITS
+            before, journal.storages.category = journal.storages.category, LOGITS
             try:
                 return run(*args)
             finally:
-                journal.category = before
+                journal.storages.category = before
 
         return staticmethod(within)
 

@@ -64,7 +64,7 @@ def test_one_cast_more_is_seen() -> None:
         tracker = MemoryTracker(observer=(counter := CostCounter()))
         with tracker:
             training_step(training.model, training.batch, training.optimizer)
-        return counter.operations, tracker.made_bytes
+        return counter.operations, tracker.storages.made_bytes
 
     def cast(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (args[0].float().bfloat16(), *args[1:])

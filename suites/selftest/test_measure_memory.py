@@ -161,19 +161,19 @@ def test_the_tracker_sees_resizing_views_and_the_end() -> None:
     with tracker:
         a = torch.zeros(100)
         view = a[:10]
-        assert tracker.live_bytes == 400
+        assert tracker.storages.live_bytes == 400
         del a
-        assert tracker.live_bytes == 400  # the view keeps it
-        tracker.tag(view, "weights")
+        assert tracker.storages.live_bytes == 400  # the view keeps it
+        tracker.storages.tag(view, "weights")
         b = torch.zeros(10, dtype=torch.uint8)
         b.resize_(1000)
-        assert tracker.by_category["weights"] == 400
-        assert tracker.by_category["activations"] == 1000
+        assert tracker.storages.by_category["weights"] == 400
+        assert tracker.storages.by_category["activations"] == 1000
     del view, b
-    assert tracker.live_bytes == 0
-    assert tracker.peak_bytes == 1400
-    assert sum(tracker.peak_by_category.values()) == 1400
-    assert tracker.made_bytes == 1400
+    assert tracker.storages.live_bytes == 0
+    assert tracker.storages.peak_bytes == 1400
+    assert sum(tracker.storages.peak_by_category.values()) == 1400
+    assert tracker.storages.made_bytes == 1400
 
 
 def test_the_tracker_sees_the_generators_state() -> None:
@@ -187,13 +187,13 @@ def test_the_tracker_sees_the_generators_state() -> None:
     with contextlib.suppress(KeyboardInterrupt), tracker:
         half = torch.ones(10, dtype=torch.bfloat16)
         half.mul_(torch.ones(10))  # the mode is entered again within
-        before = tracker.live_bytes
+        before = tracker.storages.live_bytes
         state = torch.get_rng_state()
-        assert tracker.live_bytes - before == state.nbytes > 0
+        assert tracker.storages.live_bytes - before == state.nbytes > 0
         raise KeyboardInterrupt
     assert torch.get_rng_state is original
     del state
-    assert tracker.live_bytes == before
+    assert tracker.storages.live_bytes == before
 
 
 def test_the_tracker_sees_temporaries_of_type_promotion() -> None:
@@ -206,4 +206,4 @@ def test_the_tracker_sees_temporaries_of_type_promotion() -> None:
     tracker = MemoryTracker()
     with tracker:
         half.mul_(wide)
-    assert tracker.peak_bytes == 200 + 2 * 400  # the output is filed when it is first met
+    assert tracker.storages.peak_bytes == 200 + 2 * 400  # the output is filed when it is first met

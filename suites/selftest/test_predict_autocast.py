@@ -156,10 +156,10 @@ def test_a_cast_weight_is_kept_until_autocast_is_left() -> None:
         with tracker, torch.no_grad(), torch.autocast("meta", dtype=torch.bfloat16):
             torch.nn.functional.linear(x, weight)
             torch.nn.functional.linear(x, weight)
-            assert tracker.live_bytes == half
+            assert tracker.storages.live_bytes == half
             torch.nn.functional.linear(x, frozen)
-            assert tracker.live_bytes == half
-        assert tracker.live_bytes == 0
+            assert tracker.storages.live_bytes == half
+        assert tracker.storages.live_bytes == 0
 
 
 def test_everything_is_torchs_own_again_afterwards() -> None:

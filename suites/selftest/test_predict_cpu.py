@@ -187,12 +187,14 @@ def test_dora_in_int8_is_as_the_first_step_is_tracked(name: str) -> None:
     with without_cached_tables(), tracker:
         t = load(case)
         gc.collect()
-        loaded = tracker.live_bytes
-        tracker.reset_peak()
+        loaded = tracker.storages.live_bytes
+        tracker.storages.reset_peak()
         training_step(t.model, t.batch, t.optimizer, t.scaler)
     found = predicted(case)
     assert found.loaded_bytes == pytest.approx(loaded, rel=1e-3)
-    assert found.first_step_peak_allocated_bytes == pytest.approx(tracker.peak_bytes, rel=1e-3)
+    assert found.first_step_peak_allocated_bytes == pytest.approx(
+        tracker.storages.peak_bytes, rel=1e-3
+    )
     for whole in (found, predict(case)):
         assert sum(whole.breakdown.values()) == whole.peak_allocated_bytes
         assert whole.quantized_layers > 0
@@ -231,7 +233,7 @@ def peak_on_meta(device: Any, weight: Any, scales: Any) -> int:
     journal = Journal(device)
     operands = weight.to("meta"), scales.to("meta")
     for tensor in operands:
-        journal.tag(tensor, "weights")
+        journal.storages.tag(tensor, "weights")
     live = peak = -sum(journal.sizes)
     with journal:
         bitsandbytes.functional.int8_vectorwise_dequant(*operands)
