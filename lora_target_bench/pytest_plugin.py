@@ -35,7 +35,8 @@ def check_targets(request: pytest.FixtureRequest) -> Callable[..., Ledger]:
 
     `check_targets(model, adapter)` as in the library; what is left out comes from --lora-model and
     --lora-adapter, and the test is skipped where these do not give it either. --lora-optional adds
-    to `optional`.
+    to `optional`. What `bench targets` would say is printed, so that -rA shows it of a test that
+    passed too.
     """
     config = request.config
 
@@ -53,6 +54,7 @@ def check_targets(request: pytest.FixtureRequest) -> Callable[..., Ledger]:
         optional = (allowed,) if isinstance(allowed, str) else tuple(allowed)
         more = config.getoption("lora_optional", "").split(",")
         named = tuple(entry.strip() for entry in more if entry.strip())
+        options.setdefault("tell", print)
         ledger: Ledger = checked(model, adapter, optional=(*optional, *named), **options)
         return ledger
 

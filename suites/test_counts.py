@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from bench.check.gate import HazardGate
+from bench.cli.options import split
+from bench.formulas import lora_parameters
 from bench.measure.counting import count, inject
+from bench.reports.ledger import ledger_text
 from bench.scenarios.expectations import expect
 from bench.scenarios.scenario import load_scenarios
 from bench.scenarios.subjects import Subject
@@ -66,16 +70,27 @@ def test_counts(subject: Subject, peft_count, record) -> None:
         assert ledger.saved == other.saved
 
 
-def test_user_targets(user_subject: Subject, peft_count, record) -> None:
-    """A user's own configuration: no dead entry but the optional ones, and PEFT agrees."""
-    ledger = match(user_subject.model.table, user_subject.adapter, user_subject.model.role_of)
+def test_user_targets(user_subject: Subject, peft_count, record, pytestconfig) -> None:
+    """A user's own configuration: no dead entry but the optional ones, no hazard that fails, and
+    PEFT agrees. What `bench targets` says is printed, for -rA."""
+    option = pytestconfig.option
+    gate = HazardGate.of_project(pytestconfig.rootpath / "pyproject.toml").with_options(
+        split(option.fail_on), (), option.minimum_coverage, strict=True
+    )
+    found = match(user_subject.model.table, user_subject.adapter, user_subject.model.role_of)
+    ledger = gate.judge(found)
+    failing = gate.failing(ledger)
     record.ledger(ledger)
+    parameters = None if ledger.refusals else lora_parameters(ledger)
+    print(ledger_text(user_subject, ledger, parameters, failing=failing))
     if ledger.refusals:
         pytest.fail(f"PEFT refuses this configuration: {'; '.join(ledger.refusals)}", pytrace=False)
     injected = peft_count(user_subject.model, user_subject.adapter)
     assert sorted(item.name for item in ledger.adapted) == sorted(injected.adapted)
     if problem := user_subject.dead_entries(ledger):
         pytest.fail(problem, pytrace=False)
+    if failing:
+        pytest.fail(f"hazards: {', '.join(failing)}", pytrace=False)
 
 
 # The figures that the OPT-350m notebook printed, and how they came about: it counted substrings in

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,12 @@ def check_targets(
     allow: Sequence[str] = (),
     minimum_coverage: float | None = None,
     auto_class: str | None = None,
+    tell: Callable[[str], object] | None = None,
 ) -> Ledger:
     """Assert that every entry of `adapter` has an effect on `model`; returns the ledger.
 
     What passes is not silent: every hazard is logged as a warning of the logger "bench", which
-    pytest shows with -rA, and the whole ledger as information.
+    pytest shows with -rA; the fixture of this name prints the whole ledger, which -rA shows too.
 
     Args:
         model: a live model (before `get_peft_model`), its transformers configuration, or what
@@ -64,6 +65,7 @@ def check_targets(
         allow: hazards that never fail.
         minimum_coverage: the least share of the linear weights that must carry an adapter, 0 to 1.
         auto_class: the transformers class to build a model that is not live with.
+        tell: called with what `bench targets` would print, whether it passes or fails.
 
     Raises:
         DeadEntries: (an AssertionError) when an entry reaches nothing, in target_modules or any
@@ -82,19 +84,20 @@ def check_targets(
         table = read_table(_live(model))
         return _checked(
             Model(table.class_name, {"model_type": table.model_type}, table.class_name),
-            table, config, optional, gate,
+            table, config, optional, gate, tell,
         )  # fmt: skip
     if auto_class is None:
         found = found.for_task(config.task_type)
-    return _checked(found, found.table, config, optional, gate)
+    return _checked(found, found.table, config, optional, gate, tell)
 
 
-def _checked(
+def _checked(  # noqa: PLR0917
     found: Model,
     table: ModuleTable,
     config: AdapterConfig,
     optional: Sequence[str],
     gate: HazardGate,
+    tell: Callable[[str], object] | None,
 ) -> Ledger:
     names = (optional,) if isinstance(optional, str) else tuple(optional)
     ledger = gate.judge(match(table, config, found.role_of))
@@ -102,6 +105,8 @@ def _checked(
     subject = Subject(found, "check", config, None, names)
     parameters = None if ledger.refusals else lora_parameters(ledger)
     text = ledger_text(subject, ledger, parameters, failing=failing)
+    if tell is not None:
+        tell(text)
     if problem := subject.dead_entries(ledger):
         raise DeadEntries(f"{problem}\n\n{text}", ledger)
     if ledger.refusals:
@@ -113,7 +118,6 @@ def _checked(
         LOG.warning("%s: %s", found.label, note)
     for hazard in ledger.hazards:
         LOG.warning("%s: hazard %s: %s", found.label, hazard.code, hazard.reason)
-    LOG.info("%s", text)
     return ledger
 
 

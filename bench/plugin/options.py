@@ -57,6 +57,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--precision", action="append", default=[], metavar="P",
         help="fp32, bf16, fp16, int8, nf4, fp4, nf4-dq, fp4-dq; repeatable (default: first five)")
     add("--optional", default="", metavar="A,B", help="entries that may reach nothing")
+    add("--fail-on", default="", metavar="HAZARD,...",
+        help="fail your own configuration on these hazards too (docs/hazards.md), or on all")
+    add("--minimum-coverage", type=float, metavar="SHARE",
+        help="... and when fewer of the linear weights carry an adapter, 0 to 1")
     add("--auto-class", metavar="CLASS", help="transformers class to build your own model with")
     add("--trust-remote-code", action="store_true", help="run a model repository's own code")
     add("--weights", type=Path, metavar="DIR",
