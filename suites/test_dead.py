@@ -246,3 +246,37 @@ def test_offers_reach_what_they_say(config: dict, entry: str, offer: str) -> Non
 
 def dead(ledger: Ledger) -> list[Entry]:
     return [entry for entry in ledger.entries if entry.dead]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("loftq_config", {"loftq_bits": 4}), ("eva_config", {"rho": 1.0}),
+     ("corda_config", {"corda_method": "kpm"})],
+)  # fmt: skip
+def test_a_field_that_peft_ignores(field: str, value: dict[str, Any]) -> None:
+    """PEFT warns of each; the same field with its own initialisation is no dead one."""
+    from peft import LoraConfig
+
+    with pytest.warns(UserWarning, match=f"`{field}` specified but will be ignored"):
+        LoraConfig(**{field: value})
+    given = {"target_modules": ["q_proj"], field: value}
+    (dead,) = ledger_of(given).dead_fields
+    assert (dead.field, dead.entry) == (field, "")
+    assert "PEFT ignores it" in str(dead)
+    assert field not in AdapterConfig.from_dict(given).to_dict() or field == "eva_config"
+    init = {"init_lora_weights": field.removesuffix("_config")}
+    assert AdapterConfig.from_dict({**given, **init}).ignored == ()
+
+
+def test_a_field_that_peft_does_not_know(tmp_path: Path) -> None:
+    """From a file PEFT drops it with a warning, as an argument it refuses it."""
+    from peft import LoraConfig
+
+    given = {"peft_type": "LORA", "target_modules": ["q_proj"], "enable_lora": [True]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(given))
+    with pytest.warns(UserWarning, match="enable_lora"):
+        LoraConfig.from_pretrained(str(tmp_path))
+    with pytest.raises(TypeError, match="enable_lora"):
+        LoraConfig(enable_lora=[True])
+    with pytest.raises(BenchError, match=r"'enable_lora'.*knows no such field: it drops it"):
+        AdapterConfig.from_file(tmp_path)

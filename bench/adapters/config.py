@@ -78,6 +78,8 @@ class AdapterConfig:
     velora_config: Mapping[str, Any] | None = None
     eva_config: Mapping[str, Any] | None = None
     alora_invocation_tokens: tuple[int, ...] | None = None
+    # No field of PEFT's: those of the file that PEFT ignores, each with the reason.
+    ignored: tuple[tuple[str, str], ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         check_fields(vars(self))
@@ -126,7 +128,7 @@ class AdapterConfig:
         changed = {
             key: value
             for key, value in asdict(self).items()
-            if value != getattr(_DEFAULTS, key) or key == "r"
+            if (value != getattr(_DEFAULTS, key) or key == "r") and key != "ignored"
         }
         return {key: _to_lists(value) for key, value in changed.items()}
 
@@ -164,19 +166,19 @@ class AdapterConfig:
         method = data.get("peft_type")
         if method not in (None, "LORA"):
             raise BenchError(f"{where}: peft_type is {method!r}; only 'LORA' is understood")
-        known = {f.name for f in fields(cls)}
+        known = {f.name for f in fields(cls)} - {"ignored"}
         for key, value in data.items():
             if key in REFUSED and value not in (None, False, {}, [], ""):
                 raise BenchError(f"{where}: no closed form for {key}: {REFUSED[key]}")
             if key not in known | INERT and value not in (None, False, {}, [], ""):
-                raise UnknownName(f"field with a value in {where}:", key, known)
+                raise UnknownName(f"field with a value in {where}:", key, known, _in_peft(key))
         given = {
             key: value if key in NESTED else _to_tuples(value)
             for key, value in data.items()
             if key in known and value is not None and not (key in NESTED and value is False)
         }
         try:
-            return cls(**given)
+            return cls(**given, ignored=_ignored(data))
         except (TypeError, BenchError) as error:
             raise BenchError(f"{where}: {error}") from None
 
@@ -185,6 +187,38 @@ class AdapterConfig:
         """From an adapter_config.json, or a folder that holds one."""
         return cls.from_dict(read_json(path / "adapter_config.json" if path.is_dir() else path),
                              str(path))  # fmt: skip
+
+
+# Fields that PEFT reads with one initialisation alone.
+_WITH_INIT = {
+    "loftq_config": "loftq",
+    "eva_config": "eva",
+    "corda_config": "corda",
+    "lora_ga_config": "lora_ga",
+}
+
+
+def _ignored(data: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    init = data.get("init_lora_weights", True)
+    return tuple(
+        (name, f"PEFT ignores it where init_lora_weights is not {needed!r}")
+        for name, needed in _WITH_INIT.items()
+        if data.get(name) and init != needed
+    )
+
+
+def _in_peft(key: str) -> str:
+    """Whether the installed PEFT has a field that is not understood here."""
+    try:
+        from peft import LoraConfig, __version__
+    except ImportError:
+        return ""
+    if key in {f.name for f in fields(LoraConfig)}:
+        return f"(PEFT {__version__} has it, and what it changes is not known here)"
+    return (
+        f"(PEFT {__version__} knows no such field: it drops it from a file, with a warning, and "
+        "refuses it as an argument)"
+    )
 
 
 def _to_tuples(value: Any) -> Any:

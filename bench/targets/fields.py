@@ -25,6 +25,7 @@ def find_dead_fields(
 ) -> tuple[DeadField, ...]:
     """The entries of the other fields that have no effect, in the order of the fields below."""
     return (
+        *(DeadField(name, "", reason) for name, reason in ledger.adapter.ignored),
         *_patterns(ledger),
         *_saved(ledger),
         *_excluded(ledger, match),

@@ -69,7 +69,8 @@ class DeadField:
 
     def __str__(self) -> str:
         offer = f"; write instead: {self.suggestion}" if self.suggestion else ""
-        return f"{self.field} {self.entry}: no effect, {self.reason}{offer}"
+        named = f"{self.field} {self.entry}".rstrip()
+        return f"{named}: no effect, {self.reason}{offer}"
 
 
 @dataclass(frozen=True)
