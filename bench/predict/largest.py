@@ -77,7 +77,7 @@ def solve(
             )
         return found.fit.fits
 
-    start = min(_value(case, what), largest)
+    start = min(value_of(case, what), largest)
     low, high = (start, 0) if fits(start) else (0, start)
     if not low:
         fits(1)
@@ -91,7 +91,8 @@ def solve(
     return Solution(what, low, best[0], bounded=not high)
 
 
-def _value(case: Case, what: str) -> int:
+def value_of(case: Case, what: str) -> int:
+    """The case's own value of `what`."""
     return {
         BATCH_SIZE: case.step.batch_size,
         SEQ_LEN: case.step.seq_len,

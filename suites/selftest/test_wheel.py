@@ -28,14 +28,14 @@ pytestmark = [
 ]
 ROOT = FIXTURES.parent
 SEVEN = "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"
-# In the second environment only: modules named in HIDDEN cannot be imported, as if not installed.
+# In the second environment only: what HIDDEN names is not found, as if it were not installed.
 HIDE = """
-import os, sys
-class Hidden:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in os.environ.get("HIDDEN", "").split(","):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Hidden())
+import os
+from importlib.machinery import PathFinder
+real, hidden = PathFinder.find_spec, os.environ.get("HIDDEN", "").split(",")
+PathFinder.find_spec = lambda name, *rest: (
+    None if name.partition(".")[0] in hidden else real(name, *rest)
+)
 """
 USER_TEST = """
 import pytest
