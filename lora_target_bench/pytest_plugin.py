@@ -1,6 +1,6 @@
 """What pytest has in every repository where this package is installed: one fixture, four options.
 
-Nothing else: no hook that sees a test, no marker, no option that is not called `--lora-...`. The
+Nothing else: no hook that sees a test (one looks for this package's suites), no marker, no option that is not called `--lora-...`. The
 suite's own options belong to `bench.plugin.suite`, which only its own conftest.py asks for.
 """
 
@@ -27,6 +27,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--lora-optional", default="", metavar="A,B", help="entries that may reach nothing")
     add("--lora-auto-class", metavar="CLASS", help="transformers class to build the model with")
     # fmt: on
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest looks for the conftest.py of what is to be run
+def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) -> None:
+    """`--pyargs bench.suites` means this package's suites: their folder, whose conftest.py brings
+    their options, stands in the place of the name."""
+    for asked in (args, early_config.known_args_namespace.file_or_dir):
+        for index, argument in enumerate(asked):
+            name, dot, rest = argument.partition("::")[0].partition(".suites")
+            if (
+                dot
+                and name in ("bench", "lora_target_bench")
+                and early_config.known_args_namespace.pyargs
+            ):
+                from lora_target_bench.files import SUITES
+
+                file = f"/{rest[1:].replace('.', '/')}.py" if rest else ""
+                asked[index] = f"{SUITES}{file}{''.join(argument.partition('::')[1:])}"
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from bench.cli import (
     methods,
     published,
     report,
+    suites,
     targets,
 )
 from bench.cli import list as list_
@@ -52,6 +53,7 @@ COMMANDS: dict[str, Command] = {
     "history": history,
     "ab": ab,
     "published": published,
+    "suites": suites,
 }
 
 
