@@ -1,7 +1,8 @@
 """What pytest has in every repository where this package is installed: one fixture, four options.
 
-Nothing else: no hook that sees a test (one looks for this package's suites), no marker, no option that is not called `--lora-...`. The
-suite's own options belong to `bench.plugin.suite`, which only its own conftest.py asks for.
+Nothing else: no hook that sees a test (one finds this package's own suites by their name), no
+marker, no option that is not called `--lora-...`. The suite's own options belong to
+`bench.plugin.suite`, which only its own conftest.py asks for.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from bench.cli import (
     accept,
     atlas,
     check,
+    choose,
     compare,
     explain,
     history,
@@ -41,6 +42,7 @@ class Command(Protocol):
 
 COMMANDS: dict[str, Command] = {
     "check": check,
+    "choose": choose,
     "targets": targets,
     "methods": methods,
     "explain": explain,

@@ -60,27 +60,42 @@ def solve(
     `limit` is the largest value allowed. Raises BenchError where the smallest does not fit.
     """
     largest = min(LARGEST[what], limit or LARGEST[what]) if what in LARGEST else 1
-    margins: dict[int, int] = {}
-    best: list[Prediction] = []
+    done: dict[int, Prediction] = {}
 
-    def fits(value: int) -> bool:
-        found = predict(with_value(case, what, value))
+    def margin(value: int) -> int:
+        found = done[value] = predict(with_value(case, what, value))
         if found.fit is None:
             raise BenchError("--solve needs --gpu or --gpu-memory: there is nothing to fit")
-        margins[value] = found.fit.margin_bytes
-        if found.fit.fits:
-            best[:] = [found]
-        elif value == 1:
-            raise BenchError(
-                f"{found.case}: not even a {what} of 1 fits {found.fit.gpu}: "
-                f"{-margins[1]:,} bytes are missing"
-            )
-        return found.fit.fits
+        return found.fit.margin_bytes
 
-    start = min(value_of(case, what), largest)
+    found = largest_fitting(value_of(case, what), largest, margin)
+    if found is None:
+        first = done[1]
+        assert first.fit is not None
+        raise BenchError(
+            f"{first.case}: not even a {what} of 1 fits {first.fit.gpu}: "
+            f"{-first.fit.margin_bytes:,} bytes are missing"
+        )
+    value, bounded = found
+    return Solution(what, value, done[value], bounded)
+
+
+def largest_fitting(
+    start: int, largest: int, margin: Callable[[int], int]
+) -> tuple[int, bool] | None:
+    """(the largest value from 1 to `largest` that leaves a margin of at least 0 bytes, whether
+    `largest` ended the search); None where not even 1 does. `margin` falls as the value grows."""
+    margins: dict[int, int] = {}
+
+    def fits(value: int) -> bool:
+        margins[value] = margin(value)
+        return margins[value] >= 0
+
+    start = min(start, largest)
     low, high = (start, 0) if fits(start) else (0, start)
     if not low:
-        fits(1)
+        if start == 1 or not fits(1):
+            return None
         low = 1
     while low < largest and (not high or high - low > 1):
         guess = _between(low, high, margins) if high else min(_beyond(low, margins), largest)
@@ -88,7 +103,7 @@ def solve(
             low = guess
         else:
             high = guess
-    return Solution(what, low, best[0], bounded=not high)
+    return low, not high
 
 
 def value_of(case: Case, what: str) -> int:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from bench.units import one_line
 
 EMPTY = "—"
-BAD, GOOD, NOTED = "bad", "good", "noted"
-ANSI = {BAD: "\x1b[31m", GOOD: "\x1b[32m", NOTED: "\x1b[33m"}
+BAD, GOOD, NOTED, FADED = "bad", "good", "noted", "faded"
+ANSI = {BAD: "\x1b[31m", GOOD: "\x1b[32m", NOTED: "\x1b[33m", FADED: "\x1b[90m"}
 ANSI_END = "\x1b[0m"
 NARROWEST = 40
 """Columns below which nothing can be read: a terminal that says it has fewer is not believed."""
@@ -33,7 +33,7 @@ MARKDOWN = re.compile(r"([\\|*_`<>\[\]])")
 class Table:
     """Cells as text. leading: how many columns name a row's group, for narrow terminals.
 
-    right: the columns whose cells align right. styles: one of BAD, GOOD, NOTED or "" per row.
+    right: the columns whose cells align right. styles: BAD, GOOD, NOTED, FADED or "", per row.
     """
 
     title: str

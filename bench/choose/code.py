@@ -1,0 +1,109 @@
+"""A row as people write it: `LoraConfig(...)`, axolotl's and LLaMA-Factory's lines."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from bench.adapters.config import ALL_LINEAR
+from bench.models.precision import precision
+
+if TYPE_CHECKING:
+    from bench.adapters.config import AdapterConfig
+    from bench.choose.table import Row
+
+
+def lora_config(adapter: AdapterConfig) -> str:
+    """Python that makes the configuration; what is at PEFT's default is left out."""
+    fields = {"r": adapter.r, **adapter.to_dict()}
+    lines = [f"    {name}={value!r}," for name, value in fields.items()]
+    return "\n".join(["from peft import LoraConfig", "", "LoraConfig(", *lines, ")"])
+
+
+def axolotl(row: Row) -> str:
+    """The lines of axolotl's YAML that say this row."""
+    adapter, bits = row.plan.adapter, precision(row.precision).bits
+    values: dict[str, object] = {
+        "adapter": "qlora" if bits == 4 else "lora",
+        "lora_r": adapter.r,
+        "lora_alpha": adapter.lora_alpha,
+        "lora_dropout": adapter.lora_dropout,
+        "lora_target_modules": _listed(adapter.target_modules),
+        "lora_target_parameters": list(adapter.target_parameters),
+        "lora_exclude_modules": _listed(adapter.exclude_modules),
+        "lora_modules_to_save": list(adapter.modules_to_save),
+        "load_in_4bit": bits == 4,
+        "load_in_8bit": bits == 8,
+        "sequence_len": row.case.step.seq_len,
+        "micro_batch_size": row.case.step.batch_size,
+        "gradient_checkpointing": row.checkpointing,
+        **_halves(row),
+    }
+    if bits == 4:
+        # axolotl quantizes the scales a second time unless it is told not to.
+        double = row.precision.endswith("-dq")
+        values["bnb_config_kwargs"] = {
+            "bnb_4bit_quant_type": row.precision.removesuffix("-dq"),
+            "bnb_4bit_use_double_quant": double,
+        }
+    always = ("load_in_4bit", "load_in_8bit", "gradient_checkpointing", "lora_dropout")
+    return _yaml({key: v for key, v in values.items() if v or key in always})
+
+
+def llama_factory(row: Row) -> str:
+    """The lines of LLaMA-Factory's YAML that say this row, or a line why none do."""
+    adapter, bits = row.plan.adapter, precision(row.precision).bits
+    targets = adapter.target_modules
+    if isinstance(targets, str) and targets != ALL_LINEAR:
+        return "# LLaMA-Factory takes names of modules, and this model needs an expression"
+    if adapter.target_parameters:
+        return "# LLaMA-Factory has no target_parameters, which this model's experts need"
+    values: dict[str, object] = {
+        "finetuning_type": "lora",
+        "lora_rank": adapter.r,
+        "lora_alpha": int(adapter.lora_alpha),
+        "lora_dropout": adapter.lora_dropout,
+        "lora_target": ",".join(targets) if isinstance(targets, tuple) else targets,
+        "additional_target": ",".join(adapter.modules_to_save),
+        "cutoff_len": row.case.step.seq_len,
+        "per_device_train_batch_size": row.case.step.batch_size,
+        "disable_gradient_checkpointing": not row.checkpointing,
+        **_halves(row),
+    }
+    if adapter.exclude_modules:
+        values |= {"freeze_vision_tower": True, "freeze_multi_modal_projector": True}
+    if bits < 16:
+        values |= {"quantization_bit": bits, "quantization_method": "bnb"}
+    if bits == 4:
+        values |= {
+            "quantization_type": row.precision.removesuffix("-dq"),
+            "double_quantization": row.precision.endswith("-dq"),
+        }
+    always = ("lora_dropout", "disable_gradient_checkpointing", "double_quantization")
+    return _yaml({key: v for key, v in values.items() if v or key in always})
+
+
+def as_code(row: Row) -> str:
+    """All three, each under its name."""
+    parts = {
+        "PEFT": lora_config(row.plan.adapter),
+        "axolotl": axolotl(row),
+        "LLaMA-Factory": llama_factory(row),
+    }
+    return "\n\n".join(f"# {name}\n{text}" for name, text in parts.items()) + "\n"
+
+
+def _halves(row: Row) -> dict[str, object]:
+    kind = precision(row.precision)
+    if kind.quantized or kind.compute == "bfloat16":
+        return {"bf16": True}
+    return {"fp16": True} if kind.compute == "float16" else {}
+
+
+def _listed(value: tuple[str, ...] | str | None) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _yaml(values: dict[str, object]) -> str:
+    """A flat mapping; JSON's scalars and lists are YAML's."""
+    return "\n".join(f"{key}: {json.dumps(value)}" for key, value in values.items())

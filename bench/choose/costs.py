@@ -1,0 +1,129 @@
+"""What each row costs: its predicted peak, whether that fits, the limits that do, its FLOPs."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from bench.errors import BenchError
+from bench.predict.gpus import Fit, Gpu, fit
+from bench.predict.largest import BATCH_SIZE, LARGEST, RANK, SEQ_LEN, largest_fitting, value_of
+
+if TYPE_CHECKING:
+    from bench.training.cases import Case
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The largest value that fits; `bounded` where the model's positions or the largest value
+    tried ended the search, and not memory."""
+
+    value: int
+    bounded: bool
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One row's predicted step. Bytes; FLOPs of one step.
+
+    `limits` holds the largest rank, length and batch that fit, each with the others as asked for;
+    None where not even 1 does. `traced_layers` says how many layers the prediction was stretched
+    from, None where the step was traced whole. `error` says why there is no prediction.
+    """
+
+    peak_allocated_bytes: int = 0
+    peak_reserved_bytes: int = 0
+    flops: int = 0
+    fit: Fit | None = None
+    limits: dict[str, Limit | None] = field(default_factory=dict)
+    traced_layers: int | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One row to predict: `length_limit` is the number of the model's positions, None where there
+    is no such limit; `has_length` is False for images."""
+
+    case: Case
+    gpu: Gpu
+    length_limit: int | None
+    has_length: bool = True
+
+
+def cost(asked: Asked) -> Cost:
+    """Predict one row; an error of the prediction is in the answer."""
+    from bench.predict import kernels
+    from bench.predict.stretch import Stretched
+
+    gpu, case = asked.gpu, asked.case
+    try:
+        step = Stretched(case, kernels.cuda(None, gpu.capability))
+        own = step.replayed()
+    except BenchError as error:
+        return Cost(error=str(error))
+
+    def limit(what: str) -> Limit | None:
+        largest = min(LARGEST[what], (what == SEQ_LEN and asked.length_limit) or LARGEST[what])
+
+        def margin(value: int) -> int:
+            at = own if value == value_of(case, what) else step.replayed(what, value)
+            return fit(gpu, at.peak_allocated_bytes, at.peak_reserved_bytes).margin_bytes
+
+        found = largest_fitting(value_of(case, what), largest, margin)
+        return None if found is None else Limit(*found)
+
+    wanted = (RANK, SEQ_LEN, BATCH_SIZE) if asked.has_length else (RANK, BATCH_SIZE)
+    return Cost(
+        peak_allocated_bytes=own.peak_allocated_bytes,
+        peak_reserved_bytes=own.peak_reserved_bytes,
+        flops=step.flops,
+        fit=fit(gpu, own.peak_allocated_bytes, own.peak_reserved_bytes),
+        limits={what: limit(what) for what in wanted},
+        traced_layers=step.layers,
+    )
+
+
+def costs(
+    rows: Sequence[Asked], progress: Callable[[int], None], processes: int | None = None
+) -> list[Cost]:
+    """Every row's cost, in the rows' order, predicted side by side; `progress` hears how many are
+    done. A step on meta uses one core, and says the same in whichever process it is traced."""
+    found: dict[int, Cost] = {}
+    count = min(processes or len(os.sched_getaffinity(0)), len(rows))
+    if count < 2 or "fork" not in multiprocessing.get_all_start_methods():
+        for number, row in enumerate(rows):
+            found[number] = cost(row)
+            progress(len(found))
+        return [found[number] for number in range(len(rows))]
+    with _pool(count) as pool:
+        started = {pool.submit(cost, row): number for number, row in enumerate(rows)}
+        for done in as_completed(started):
+            found[started[done]] = done.result()
+            progress(len(found))
+    return [found[number] for number in range(len(rows))]
+
+
+@contextmanager
+def _pool(count: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that begin with what is imported here; none outlives an error or Ctrl-C."""
+    import importlib
+
+    for name in ("transformers", "peft", "bitsandbytes", "bench.predict.stretch"):
+        importlib.import_module(name)
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("fork"), initializer=_alone)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _alone() -> None:
+    import torch
+
+    torch.set_num_threads(1)

@@ -1,0 +1,161 @@
+"""A choice for people, and as one object."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from bench.predict.largest import BATCH_SIZE, RANK, SEQ_LEN
+from bench.predict.result import LIMITS
+from bench.reports.layout import EMPTY, FADED, GOOD, Report, Table
+from bench.units import counted, format_bytes, format_count, format_percent
+
+if TYPE_CHECKING:
+    from bench.choose.costs import Limit
+    from bench.choose.table import Choice, Row
+
+_RIGHT = frozenset(
+    ("row", "r", "layers", "coverage", "trainable", "predicted peak reserved", "FLOPs",
+     "largest rank", "largest length", "largest batch")
+)  # fmt: skip
+
+
+def choice_report(choice: Choice) -> Report:
+    """The table, the proposal with its reason, and what is published for and against it."""
+    header = ("row", "scenario", "r", "precision", "checkpointing", "layers", "coverage",
+              "trainable", "predicted peak reserved", "fits", "largest rank", "largest length",
+              "largest batch", "FLOPs", "front")  # fmt: skip
+    rows = tuple(_cells(row) for row in choice.rows)
+    table = Table(
+        "",
+        header,
+        rows,
+        leading=2,
+        right=_RIGHT,
+        styles=tuple(_style(choice, r) for r in choice.rows),
+    ).without_empty_columns()
+    step = choice.step
+    step_said = f"{step.batch_size} × {step.seq_len} tokens" if _has_length(choice) else counted(
+        step.batch_size, "image")  # fmt: skip
+    caption = f"{choice.model.label} on {choice.gpu.name}, {step_said}, {step.optimizer}"
+    if choice.budget:
+        caption += f", about {choice.budget:,} trainable parameters in every row"
+    return Report("Which modules?", (caption,), (table,), tuple(_notes(choice)))
+
+
+def _notes(choice: Choice) -> list[str]:
+    notes = []
+    if choice.proposed is None:
+        notes.append(f"No row is proposed: {choice.reason}.")
+    else:
+        row = choice.proposed
+        ck = " with checkpointing" if row.checkpointing else ""
+        notes.append(
+            f"Proposed: row {row.number}, {row.plan.scenario} in {row.precision}{ck} at r "
+            f"{row.plan.adapter.r}: {choice.reason}. As code: --show {row.number}."
+        )
+        notes += [f"For it: {text}." for text in choice.supports]
+        notes += [f"Against it, or no difference: {text}." for text in choice.against]
+        if choice.supports and choice.against:
+            notes.append(
+                "These results contradict each other. None was made with this model, data and "
+                "budget of yours: they say what to try first, not what will be best."
+            )
+        elif choice.supports or choice.against:
+            notes.append("None of them was made with this model, data and budget of yours.")
+    notes += [f"No row for {name}: {why}." for name, why in choice.missing.items()]
+    errors = {row.cost.error for row in choice.rows if row.cost.error}
+    notes += [f"Not predicted: {error}." for error in sorted(errors)]
+    notes.append(
+        "front: no other row is at least as good in peak memory, FLOPs, share of the model reached "
+        "and bits of the weights, and better in one; the others are dominated. FLOPs: of a step, "
+        "relative to the cheapest row. Each limit holds with everything else as asked for; + marks "
+        "one that the model's positions or the search ended, not memory."
+    )
+    notes.append(f"Predicted, not measured; {'; '.join(LIMITS)}.")
+    return notes
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    plan, cost = row.plan, row.cost
+    shared = (
+        str(row.number), plan.scenario, str(plan.adapter.r), row.precision,
+        "yes" if row.checkpointing else "no", str(plan.ledger.adapted_layers),
+        format_percent(100 * plan.ledger.weight_coverage), format_count(plan.trainable),
+    )  # fmt: skip
+    if cost.error:
+        return (*shared, *[EMPTY] * 7)
+    return (
+        *shared, format_bytes(cost.peak_reserved_bytes), fits_said(row),
+        *(_limit(cost.limits, what) for what in (RANK, SEQ_LEN, BATCH_SIZE)),
+        f"× {row.relative_flops:.2f}", "front" if row.on_front else "",
+    )  # fmt: skip
+
+
+def fits_said(row: Row) -> str:
+    """Yes, no, or uncertain where the interval of the prediction holds both."""
+    assert row.cost.fit is not None
+    return str(getattr(row.cost.fit, "verdict", "yes" if row.cost.fit.fits else "no"))
+
+
+def _limit(limits: dict[str, Limit | None], what: str) -> str:
+    if what not in limits:
+        return EMPTY
+    found = limits[what]
+    return "none" if found is None else f"{found.value:,}{'+' if found.bounded else ''}"
+
+
+def _style(choice: Choice, row: Row) -> str:
+    if choice.proposed is not None and row.number == choice.proposed.number:
+        return GOOD
+    return "" if row.on_front else FADED
+
+
+def _has_length(choice: Choice) -> bool:
+    return choice.rows[0].case.task.has_length
+
+
+def choice_json(choice: Choice) -> dict[str, Any]:
+    """Everything as one object, in raw figures."""
+    return {
+        "kind": "choice",
+        "model": choice.model.label,
+        "gpu": choice.gpu.name,
+        "batch_size": choice.step.batch_size,
+        "seq_len": choice.step.seq_len,
+        "budget": choice.budget,
+        "rows": [_row_json(row) for row in choice.rows],
+        "missing": choice.missing,
+        "proposed": choice.proposed.number if choice.proposed else None,
+        "reason": choice.reason,
+        "for": list(choice.supports),
+        "against": list(choice.against),
+    }
+
+
+def _row_json(row: Row) -> dict[str, Any]:
+    plan, cost = row.plan, row.cost
+    return {
+        "row": row.number,
+        "scenario": plan.scenario,
+        "precision": row.precision,
+        "gradient_checkpointing": row.checkpointing,
+        "adapter": {"r": plan.adapter.r, **plan.adapter.to_dict()},
+        "adapted_layers": plan.ledger.adapted_layers,
+        "weight_coverage": plan.ledger.weight_coverage,
+        "reached": plan.reached,
+        "trainable_parameters": plan.trainable,
+        "off_budget": plan.off_budget,
+        "peak_allocated_bytes": cost.peak_allocated_bytes,
+        "peak_reserved_bytes": cost.peak_reserved_bytes,
+        "fits": None if cost.fit is None else fits_said(row),
+        "margin_bytes": None if cost.fit is None else cost.fit.margin_bytes,
+        "limits": {
+            what: None if found is None else {"value": found.value, "bounded": found.bounded}
+            for what, found in cost.limits.items()
+        },
+        "flops": cost.flops,
+        "relative_flops": row.relative_flops,
+        "front": row.on_front,
+        "traced_layers": cost.traced_layers,
+        "error": cost.error,
+    }

@@ -1,0 +1,180 @@
+"""The choice: every row with its cost and standing, and the one that is proposed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from bench.choose.costs import Asked, Cost, costs
+from bench.choose.published import said_of
+from bench.choose.rows import PRECISIONS, SCENARIOS, WHOLE, Plan, dominates, plans
+from bench.errors import BenchError
+from bench.models.precision import precision
+
+if TYPE_CHECKING:
+    from bench.models.architectures import Model
+    from bench.predict.gpus import Gpu
+    from bench.training.cases import Case, StepOptions
+
+# What is proposed among what fits: the first of these.
+_PREFERRED = ("everything", "feed-forward", "attention", "query-value")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One scenario in one precision, with or without checkpointing.
+
+    `on_front` says that no other row is at least as good in everything and better in something:
+    peak memory, FLOPs, how much of the model is reached, bits of the frozen weights.
+    """
+
+    number: int
+    plan: Plan
+    precision: str
+    checkpointing: bool
+    case: Case = field(repr=False)
+    cost: Cost
+    relative_flops: float = 1.0
+    on_front: bool = False
+
+    @property
+    def fits(self) -> bool:
+        return self.cost.fit is not None and self.cost.fit.fits
+
+    def aims(self) -> tuple[float, ...]:
+        """What is compared, each the better the smaller."""
+        return (
+            self.cost.peak_reserved_bytes,
+            self.cost.flops,
+            -self.plan.reached,
+            -precision(self.precision).bits,
+        )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A model's rows on one GPU. `proposed` is None where nothing fits; `supports` and `against`
+    are published results on the proposed scenario, `missing` says which scenarios the model lacks
+    and why."""
+
+    model: Model
+    gpu: Gpu
+    step: StepOptions
+    rows: tuple[Row, ...]
+    missing: dict[str, str]
+    proposed: Row | None
+    reason: str
+    supports: tuple[str, ...]
+    against: tuple[str, ...]
+    budget: int | None
+
+
+def choose(
+    model: Model,
+    gpu: Gpu,
+    step: StepOptions,
+    *,
+    precisions: Sequence[str] = PRECISIONS,
+    rank: int = 16,
+    budget: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> Choice:
+    """Every role scenario × precision × checkpointing, predicted on `gpu`.
+
+    Raises BenchError for a model without roles, a budget too small for all of them, and where no
+    row can be predicted.
+    """
+    from bench.scenarios.subjects import Subject
+    from bench.training.limits import case_limit
+
+    for name in precisions:
+        precision(name)
+    planned, missing = plans(model, rank, budget)
+    made = []
+    for plan in planned:
+        for name in precisions:
+            subject = Subject(model, plan.scenario, plan.adapter, precision=name)
+            made += [
+                (plan, name, on, subject.case(replace(step, gradient_checkpointing=on)))
+                for on in (False, True)
+            ]
+    first = made[0][3]
+    limit, has_length = case_limit(first), first.task.has_length
+    if limit is not None and step.seq_len > limit:
+        raise BenchError(f"--seq-len {step.seq_len}: {model.label} has positions for {limit}")
+    asked = [Asked(case, gpu, limit, has_length) for *_, case in made]
+    found = costs(asked, lambda done: progress(done, len(asked)))
+    if all(cost.error for cost in found):
+        raise BenchError(found[0].error)
+    rows = [
+        Row(number, plan, name, on, case, cost)
+        for number, ((plan, name, on, case), cost) in enumerate(zip(made, found, strict=True), 1)
+    ]
+    rows = _standing(rows)
+    proposed = _proposed(rows)
+    others = tuple(n for n in SCENARIOS if n not in (WHOLE, proposed and proposed.plan.scenario))
+    supports, against = said_of(proposed.plan.scenario, others) if proposed else ([], [])
+    return Choice(
+        model, gpu, step, tuple(rows), missing, proposed, _reason(rows, proposed, gpu, budget),
+        tuple(supports), tuple(against), budget,
+    )  # fmt: skip
+
+
+def _standing(rows: Sequence[Row]) -> list[Row]:
+    told = [row for row in rows if not row.cost.error]
+    least = min(row.cost.flops for row in told)
+    return [
+        row if row.cost.error
+        else replace(
+            row,
+            relative_flops=row.cost.flops / least,
+            on_front=not any(dominates(other.aims(), row.aims()) for other in told),
+        )
+        for row in rows
+    ]  # fmt: skip
+
+
+def _proposed(rows: Sequence[Row]) -> Row | None:
+    """The scenario that published results speak for most among those that fit; there the most bits,
+    and no checkpointing where it is not needed."""
+    candidates = [row for row in rows if row.fits and row.plan.scenario in _PREFERRED]
+    return min(
+        candidates or [row for row in rows if row.fits],
+        key=lambda row: (
+            [*_PREFERRED, WHOLE].index(row.plan.scenario),
+            -precision(row.precision).bits,
+            row.checkpointing,
+        ),
+        default=None,
+    )
+
+
+def _reason(rows: Sequence[Row], proposed: Row | None, gpu: Gpu, budget: int | None) -> str:
+    if proposed is None:
+        least = min(
+            (row for row in rows if not row.cost.error),
+            key=lambda row: row.cost.peak_reserved_bytes,
+        )
+        assert least.cost.fit is not None
+        return (
+            f"nothing fits {gpu.name}: row {least.number}, the smallest, lacks "
+            f"{-least.cost.fit.margin_bytes / 2**30:.2f} GiB"
+        )
+    wider = [
+        name for name in _PREFERRED[: _PREFERRED.index(proposed.plan.scenario)]
+        if any(row.plan.scenario == name for row in rows)
+    ] if proposed.plan.scenario in _PREFERRED else []  # fmt: skip
+    parts = [
+        f"{' and '.join(wider)} does not fit"
+        if wider
+        else "the scenario that most of the published results below speak for",
+        f"{proposed.precision} is the most bits in which it fits",
+    ]
+    parts.append(
+        "it does not fit without checkpointing" if proposed.checkpointing
+        else "it needs no checkpointing, which would compute the forward pass twice"
+    )  # fmt: skip
+    if budget:
+        parts.append(f"all rows train about {budget:,} parameters")
+    return "; ".join(parts)

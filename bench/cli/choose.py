@@ -1,0 +1,103 @@
+"""`bench choose`: which modules? Every role scenario of a model on a GPU, and one proposed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from bench.cli.options import REPEATABLE, Add, add_model, add_step
+from bench.cli.output import put, written
+from bench.errors import BenchError
+
+HELP = "which modules? the model's role scenarios side by side on a GPU, one of them proposed"
+EPILOG = (
+    "Predicted without a GPU; exits with 1 where no row fits. docs/choose.md says how the rows are "
+    "compared, and what the published results are that a proposal cites."
+)
+LENGTH = 2048
+
+
+def add_options(add: Add) -> None:
+    """The model, the GPU, the step, and which rows."""
+    # fmt: off
+    add_model(add)
+    add("--gpu", metavar="NAME", help="the GPU that it has to fit")
+    add("--gpu-memory", metavar="SIZE", help="... or so much memory, such as 24GiB")
+    add_step(add, 1, LENGTH)
+    add("--optimizer", default="adamw")
+    add("--precision", **REPEATABLE, metavar="P",
+        help="only this; repeatable (default: bf16, int8, nf4)")
+    add("--rank", type=int, default=16, metavar="R", help="of every row (default: %(default)s)")
+    add("--budget", type=int, metavar="N",
+        help="the rank of each row at which it trains most nearly N parameters")
+    add("--show", type=int, metavar="ROW",
+        help="print that row as LoraConfig(...), for axolotl and for LLaMA-Factory instead")
+    add("--format", choices=("terminal", "markdown", "latex"), help="(default: terminal)")
+    # fmt: on
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the table; 1 where nothing fits."""
+    _check(options)
+    from bench.choose.rows import PRECISIONS
+    from bench.choose.table import choose
+    from bench.predict.gpus import find_gpu, gpu_with_memory
+    from bench.training.cases import StepOptions
+
+    gpu = find_gpu(options.gpu) if options.gpu else gpu_with_memory(options.gpu_memory)
+    step = StepOptions(
+        batch_size=options.batch_size,
+        seq_len=options.seq_len or LENGTH,
+        optimizer=options.optimizer,
+    )
+    from bench.scenarios.subjects import load_model
+
+    model = load_model(options.model, options.auto_class, options.trust_remote_code)
+    wanted = tuple(dict.fromkeys(options.precision)) or PRECISIONS
+    try:
+        choice = choose(
+            model, gpu, step, precisions=wanted, rank=options.rank, budget=options.budget,
+            progress=_progress,
+        )  # fmt: skip
+    finally:
+        _progress(0, 0)
+    if options.show is not None:
+        from bench.choose.code import as_code
+
+        rows = {row.number: row for row in choice.rows}
+        if options.show not in rows:
+            raise BenchError(f"--show {options.show}: the rows are 1 to {len(rows)}")
+        put(as_code(rows[options.show]))
+    elif options.json:
+        from bench.choose.report import choice_json
+
+        put(json.dumps(choice_json(choice)) + "\n")
+    else:
+        from bench.choose.report import choice_report
+
+        put(written(choice_report(choice), options.format or "terminal"))
+    return 0 if any(row.fits for row in choice.rows) else 1
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raise BenchError for wrong options, before a model is built."""
+    if bool(options.gpu) == bool(options.gpu_memory):
+        raise BenchError(
+            "give --gpu NAME or --gpu-memory SIZE, one of them: what has to fit where?"
+        )
+    if options.json and options.format:
+        raise BenchError("give --json or --format, not both")
+    if options.show is not None and (options.json or options.format):
+        raise BenchError("--show prints code: give it without --json and --format")
+    for name in ("rank", "budget"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise BenchError(f"--{name} must be at least 1, not {value}")
+
+
+def _progress(done: int, of: int) -> None:
+    """One line on a terminal's standard error; silent elsewhere, and cleared by 0 of 0."""
+    if sys.stderr.isatty():
+        text = f"predicting rows: {done} of {of}" if of else ""
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
