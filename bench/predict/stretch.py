@@ -73,8 +73,10 @@ class Stretched:
     def __init__(self, case: Case, device: Device, tracer: Tracer | None = None) -> None:
         self.case = case
         self._device = device
+        self._traced: dict[str, Trace] = {}
         self._tracer = tracer or self._trace
-        self._varied: dict[str, tuple[int, Trace]] = {}
+        self._varied: dict[str, tuple[Trace, _Layout | None]] = {}
+        self._beyond: dict[str, Stretched] = {}
         self.layers: int | None = None
         depth = depth_of(case)
         if depth is not None and depth > FEW + 1:
@@ -99,7 +101,10 @@ class Stretched:
     def _trace(self, case: Case) -> Trace:
         from bench.predict.trace import trace
 
-        return trace(case, self._device)
+        known = repr(case)
+        if known not in self._traced:
+            self._traced[known] = trace(case, self._device)
+        return self._traced[known]
 
     def replayed(self, what: str | None = None, value: int = 0) -> Replayed:
         """Peaks of the step: as the case says, or at another value of `what` (`largest.SOLVABLE`).
@@ -107,27 +112,38 @@ class Stretched:
         What an allocation holds grows in proportion: a line through its sizes in two traces, or a
         square where it has grown as one, as a mask of length × length does.
         """
+        start = 0 if what is None else value_of(self.case, what)
+        if what is None or value == start:
+            layout = _Layout(self._base, self._pieces, self._times, self._base.sizes)
+            return self._replay(layout.trace(self._base.sizes))
+        varied, grown = self._vary(what)
+        if grown is None:  # another kernel, or a copy more: its own traces tell what lies beyond
+            if value < 2 * start:
+                return self._replay(self._tracer(with_value(self.case, what, value)))
+            return self._beyond[what].replayed(what, value)
+        steps = (value - start) / start
+        pairs = zip(self._base.sizes, varied.sizes, strict=True)
+        return self._replay(grown.trace([_grown(w, n, steps, value / start) for w, n in pairs]))
+
+    def _replay(self, whole: Trace) -> Replayed:
         from bench.predict.journal import BREAKDOWN
         from bench.predict.replay import replay
 
-        if what is None or value == value_of(self.case, what):
-            whole = _repeated(self._base, self._pieces, self._times, self._base.sizes)
-        else:
-            start = value_of(self.case, what)
-            other, varied = self._vary(what, 2 * start)
-            if _shape(varied) != _shape(self._base):  # another kernel was chosen
-                whole = self._tracer(with_value(self.case, what, value))
-            else:
-                steps = (value - start) / (other - start)
-                pairs = zip(self._base.sizes, varied.sizes, strict=True)
-                sizes = [_grown(was, now, steps, value / start) for was, now in pairs]
-                whole = _repeated(self._base, self._pieces, self._times, sizes)
         return replay(whole, self._device.allocator(), BREAKDOWN)
 
-    def _vary(self, what: str, other: int) -> tuple[int, Trace]:
+    def _vary(self, what: str) -> tuple[Trace, _Layout | None]:
+        """The traced layers at twice the value; None beside it where its events are others."""
         if what not in self._varied:
             case = self.case if self.layers is None else shallow(self.case, self.layers)
-            self._varied[what] = other, self._tracer(with_value(case, what, other))
+            twice = 2 * value_of(case, what)
+            varied = self._tracer(with_value(case, what, twice))
+            layout = None
+            if _shape(varied) == _shape(self._base):
+                layout = _Layout(self._base, self._pieces, self._times, varied.sizes)
+            else:
+                beyond = with_value(self.case, what, twice)
+                self._beyond[what] = Stretched(beyond, self._device, self._tracer)
+            self._varied[what] = varied, layout
         return self._varied[what]
 
 
@@ -205,32 +221,42 @@ def _agreeing(less: list[int], at: int, more: list[int], here: int) -> int:
     return len(more) + 1 if both else count
 
 
-def _repeated(short: Trace, pieces: Sequence[Piece], times: int, sizes: Sequence[int]) -> Trace:
-    """The short trace with its repeated pieces so many times more, its storages of these sizes."""
-    order: list[int] = []
-    first: dict[int, int] = {}  # where each event of the short trace comes first
-    for start, end, again in pieces:
-        for index in range(start, end):
-            first[index] = len(order) + index - start
-        order += [*range(start, end)] * (1 + times if again else 1)
-    first[len(short.events)] = len(order)
-    ends = _Ends(short, sizes)
-    events, origins = [], [0]  # which storage of the short trace each one is like
-    for index in order:
-        event = short.events[index]
-        if event > 0:
-            origins.append(event)
-            events.append(ends.begin(event, len(origins) - 1))
-        else:
-            events.append(-ends.end(-event))
-    return replace(
-        short,
-        events=tuple(events),
-        sizes=tuple(sizes[n] for n in origins),
-        categories=tuple(short.categories[n] for n in origins),
-        makers=tuple(short.makers[n] for n in origins),
-        marks=tuple((first[index], name) for index, name in short.marks),
-    )
+class _Layout:
+    """The events of a whole step, by the short trace's numbers: its repeated pieces come so many
+    times more. `grown` are the short trace's sizes at another value, which tell apart what has one
+    size by chance."""
+
+    def __init__(
+        self, short: Trace, pieces: Sequence[Piece], times: int, grown: Sequence[int]
+    ) -> None:
+        order: list[int] = []
+        first: dict[int, int] = {}  # where each event of the short trace comes first
+        for start, end, again in pieces:
+            for index in range(start, end):
+                first[index] = len(order) + index - start
+            order += [*range(start, end)] * (1 + times if again else 1)
+        first[len(short.events)] = len(order)
+        ends = _Ends(short, grown)
+        events, origins = [], [0]  # which storage of the short trace each one is like
+        for index in order:
+            event = short.events[index]
+            if event > 0:
+                origins.append(event)
+                events.append(ends.begin(event, len(origins) - 1))
+            else:
+                events.append(-ends.end(-event))
+        self._origins = origins
+        self._whole = replace(
+            short,
+            events=tuple(events),
+            categories=tuple(short.categories[n] for n in origins),
+            makers=tuple(short.makers[n] for n in origins),
+            marks=tuple((first[index], name) for index, name in short.marks),
+        )
+
+    def trace(self, sizes: Sequence[int]) -> Trace:
+        """The whole trace, where the short one's storages have these sizes."""
+        return replace(self._whole, sizes=tuple(sizes[n] for n in self._origins))
 
 
 class _Ends:
