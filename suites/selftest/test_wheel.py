@@ -60,6 +60,8 @@ class Installed:
         (self.project / "tests" / "test_lora.py").write_text(USER_TEST)
         config = (FIXTURES / "architectures" / "phi-3-mini" / "config.json").read_text()
         (self.project / "config.json").write_text(config)
+        adapter = {"peft_type": "LORA", "r": 8, "target_modules": ["qkv_proj"]}
+        (self.project / "adapter_config.json").write_text(json.dumps(adapter))
         venv.create(folder / "env", with_pip=True)
         self.python = folder / "env" / "bin" / "python"
         site = self.run("-c", "import sysconfig; print(sysconfig.get_path('purelib'))").stdout
@@ -150,7 +152,7 @@ def test_nothing_is_read_from_the_repository(installed: Installed) -> None:
         ("report", r"\| scenario"),
         ("compare structure/0001 structure/0001", r"unchanged"),
         ("choose opt-350m --gpu-memory 4GiB --seq-len 64 --precision nf4", r"Proposed: row"),
-        ("check ./config.json --target-modules qkv_proj", r"qkv_proj"),
+        ("check adapter_config.json --model ./config.json", r"32 of 32 layers"),
     ],
     ids=lambda value: str(value).split()[0] if str(value) else "",
 )

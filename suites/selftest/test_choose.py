@@ -1,0 +1,242 @@
+"""`bench choose`: the rows are PEFT's, the front and the limits are worked out a second time."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bench.adapters.config import AdapterConfig
+from bench.choose import code, costs, rows, table
+from bench.choose.published import FILE, load_published
+from bench.cli import main
+from bench.errors import BenchError
+from bench.measure.counting import count, inject
+from bench.models.architectures import Model
+from bench.predict.gpus import gpu_with_memory
+from bench.predict.largest import with_value
+from bench.predict.result import predict
+from bench.scenarios.subjects import load_model
+from bench.targets import match
+from bench.training.cases import StepOptions
+
+STEP = StepOptions(batch_size=1, seq_len=64)
+
+
+def _choice(model: Model, memory: str = "2GiB", **more: object) -> table.Choice:
+    return table.choose(model, gpu_with_memory(memory), STEP, **more)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def small() -> Model:
+    """Llama 3.2 1B narrowed to two small layers: a real architecture that traces in a second."""
+    model = load_model("llama-3.2-1b")
+    narrow = {
+        "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "head_dim": 16,
+        "num_key_value_heads": 2, "num_hidden_layers": 2, "vocab_size": 512,
+    }  # fmt: skip
+    return Model("small", {**model.config, **narrow}, auto_class=model.auto_class)
+
+
+@pytest.fixture(scope="module")
+def choice(small: Model) -> table.Choice:
+    return _choice(small, "700MiB", precisions=("bf16",))
+
+
+def test_rows_are_scenarios_by_precision_by_checkpointing(choice: table.Choice) -> None:
+    told = {(r.plan.scenario, r.precision, r.checkpointing) for r in choice.rows}
+    assert len(told) == len(choice.rows) == len(rows.SCENARIOS) * 2
+    assert not any(r.cost.error for r in choice.rows)
+
+
+def test_front_is_what_no_row_dominates(choice: table.Choice) -> None:
+    """Worked out again, from the JSON, by sorting out pairs."""
+    from bench.choose.report import choice_json
+
+    found = choice_json(choice)["rows"]
+    bits = {"bf16": 16}
+
+    def worse(a: dict[str, Any], b: dict[str, Any]) -> bool:
+        """Whether a is no better than b anywhere, and not its equal."""
+        ours = (a["peak_reserved_bytes"], a["flops"], -a["reached"], -bits[a["precision"]])
+        theirs = (b["peak_reserved_bytes"], b["flops"], -b["reached"], -bits[b["precision"]])
+        return ours != theirs and not any(x < y for x, y in zip(ours, theirs, strict=True))
+
+    front = {a["row"] for a in found if not any(worse(a, b) for b in found)}
+    assert front == {r["row"] for r in found if r["front"]}
+    assert 0 < len(front) < len(found)
+
+
+def test_wider_scenarios_never_reach_less(choice: table.Choice) -> None:
+    by = {r.plan.scenario: r.plan for r in choice.rows}
+    assert by["query-value"].reached < by["attention"].reached < by["everything"].reached
+    assert by["everything"].reached < by[rows.WHOLE].reached
+    assert by["attention"].reached + by["feed-forward"].reached == by["everything"].reached
+
+
+@pytest.mark.parametrize("scenario", ["query-value", "everything"])
+def test_the_largest_rank_is_the_last_that_whole_predictions_fit(
+    choice: table.Choice, scenario: str
+) -> None:
+    """And what fits is monotone in the rank, which the search takes for granted. The predictions
+    are `bench memory`'s own, of whole traces."""
+    row = next(r for r in choice.rows if r.plan.scenario == scenario and r.precision == "bf16")
+    limit = row.cost.limits["rank"]
+    assert limit is not None
+
+    def fits(rank: int) -> bool:
+        fit = predict(with_value(row.case, "rank", rank), gpu=choice.gpu).fit
+        assert fit is not None
+        return fit.fits
+
+    assert fits(limit.value)
+    assert limit.bounded or not fits(limit.value + 1)
+    told = [fits(rank) for rank in (1, 16, limit.value // 2, limit.value, 2 * limit.value + 2)]
+    assert told == sorted(told, reverse=True)
+
+
+@pytest.mark.parametrize("model", ["llama-3.2-1b", "phi-3-mini", "opt-350m"])
+def test_peft_reaches_the_rows_modules_from_the_printed_code(model: str) -> None:
+    found = load_model(model)
+    plans, _ = rows.plans(found)
+    assert plans
+    for plan in plans:
+        namespace: dict[str, object] = {}
+        text = code.lora_config(plan.adapter)
+        exec(text.replace("\nLoraConfig(", "\nconfig = LoraConfig("), namespace)
+        from peft import LoraConfig
+
+        config = namespace["config"]
+        assert isinstance(config, LoraConfig)
+        same = AdapterConfig.from_dict(config.to_dict(), "printed")
+        injected = count(inject(found.build(), same))
+        assert sorted(injected.adapted) == sorted(item.name for item in plan.ledger.adapted)
+        assert injected.trainable == plan.trainable
+
+
+def test_fused_projections_have_no_row_for_a_part_of_them() -> None:
+    _, missing = rows.plans(load_model("phi-3-mini"))
+    assert set(missing) == {"query-value"}
+    assert "fuses" in missing["query-value"]
+
+
+@pytest.mark.parametrize("tool", ["axolotl", "llama_factory"])
+def test_the_lines_are_read_back_as_the_row(
+    choice: table.Choice, tool: str, tmp_path: Path
+) -> None:
+    from bench.readers import read_recipe
+
+    model = load_model("llama-3.2-1b")
+    for row in choice.rows[::3]:
+        path = tmp_path / "train.yaml"
+        extra = "base_model: x\n" if tool == "axolotl" else "model_name_or_path: x\nstage: sft\n"
+        path.write_text(extra + getattr(code, tool)(row) + "\n")
+        recipe = read_recipe(path)
+        adapter, _ = recipe.adapter(model)
+        ledger = match(model.table, adapter, model.role_of)
+        expected = match(model.table, row.plan.adapter, model.role_of)
+        assert [a.name for a in ledger.adapted] == [a.name for a in expected.adapted]
+        assert set(ledger.saved) == set(expected.saved)
+        assert adapter.r == row.plan.adapter.r
+        step = recipe.step
+        assert step is not None
+        assert (step.batch_size, step.seq_len) == (1, 64)
+        assert step.gradient_checkpointing == row.checkpointing
+        assert step.precision == row.precision
+
+
+def test_matched_parameters_come_from_the_nearest_rank(small: Model) -> None:
+    budget = 40_000
+    plans, missing = rows.plans(small, budget=budget)
+    assert rows.WHOLE in missing  # its copies alone are more
+    for plan in plans:
+
+        def trained(r: int, adapter: AdapterConfig = plan.adapter) -> int:
+            """The trainable count by hand: r (in + out) of each adapted layer."""
+            ledger = match(small.table, adapter, small.role_of)
+            return r * sum(a.module.in_features + a.module.out_features for a in ledger.adapted)
+
+        r = plan.adapter.r
+        assert plan.trainable == trained(r)
+        nearest = min((r - 1, r, r + 1), key=lambda rank: abs(trained(rank) - budget))
+        assert nearest == r
+
+
+def test_nothing_is_proposed_where_nothing_fits(small: Model) -> None:
+    found = _choice(small, "513MiB", precisions=("bf16",))
+    assert found.proposed is None
+    assert "nothing fits" in found.reason
+
+
+def test_published_results_are_cited_with_source_and_contradiction(choice: table.Choice) -> None:
+    """Each claim that is cited stands in the file, and both sides of it are there."""
+    results = tomllib.loads(FILE.read_text(encoding="utf-8"))["result"]
+    assert len(load_published()) == len(results)
+    for result in load_published():
+        assert result.source in str(result)
+        assert result.setting in str(result)
+        known = {*rows.SCENARIOS, "query"}
+        assert {name for pair in (*result.better, *result.alike) for name in pair} <= known
+    assert choice.proposed is not None
+    assert choice.proposed.plan.scenario == "everything"
+    assert any("QLoRA" in text for text in choice.supports)
+    assert any("Qwen3-8B" in text for text in choice.against)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["opt-350m", "--gpu", "Voodoo2"], "unknown GPU"),
+        (["opt-350m"], "--gpu"),
+        (["opt-350m", "--gpu-memory", "24GiB", "--budget", "0"], "--budget must be at least 1"),
+        (["opt-350m", "--gpu-memory", "24GiB", "--budget", "100"], "more than the budget"),
+        (["opt-350m", "--gpu-memory", "24GiB", "--precision", "fp3"], "unknown precision"),
+        (["opt-350m", "--gpu-memory", "24GiB", "--seq-len", "4096"], "positions for"),
+        (["opt-350m", "--gpu-memory", "24GiB", "--show", "1", "--json"], "--show"),
+    ],
+)
+def test_wrong_input_is_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["choose", *arguments]) == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert said.err.count("\n") == 1
+    assert not said.out
+
+
+def test_a_model_without_roles_is_refused() -> None:
+    with pytest.raises(BenchError, match="no scenario to choose from"):
+        rows.plans(Model("bare", {"model_type": "resnet"}, "AutoModelForImageClassification"))
+
+
+def test_json_is_one_object_and_show_is_code(
+    small: Model, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.scenarios.subjects.load_model", lambda *_: small)
+    common = ["choose", "small", "--gpu-memory", "2GiB", "--seq-len", "16", "--precision", "bf16"]
+    assert main([*common, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["rows"]) == 10
+    assert main([*common, "--show", "3"]) == 0
+    said = capsys.readouterr().out
+    assert "LoraConfig(" in said
+    for part in said.split("# axolotl\n")[1].split("\n\n# LLaMA-Factory\n"):
+        assert isinstance(yaml.safe_load(part), dict)
+    assert main([*common, "--show", "11"]) == 2
+
+
+def test_side_by_side_and_alone_give_the_same(small: Model) -> None:
+    from bench.scenarios.subjects import Subject
+
+    gpu = gpu_with_memory("2GiB")
+    asked = [
+        costs.Asked(Subject(small, "x", plan.adapter, precision="bf16").case(STEP), gpu, None)
+        for plan in rows.plans(small)[0][:2]
+    ]
+    heard: list[int] = []
+    assert costs.costs(asked, heard.append, 2) == costs.costs(asked, heard.append, 1)
+    assert heard == [1, 2, 1, 2]
