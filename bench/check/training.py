@@ -18,7 +18,8 @@ from bench.predict.result import Prediction, predict
 from bench.targets import match
 from bench.training.cases import Case
 from bench.training.machine import versions
-from bench.training.memory import MemoryTracker, tag_model
+from bench.training.memory import MemoryTracker
+from bench.training.storages import tag_model
 from bench.units import format_bytes, format_percent
 
 PHASES = ("forward", "backward", "optimizer")
@@ -197,7 +198,7 @@ class _Tracked(_Meter):
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
         self._tracker = MemoryTracker()
-        tag_model(self._tracker, model)
+        tag_model(self._tracker.storages, model)
 
     def begin(self) -> None:
         self._tracker.__enter__()
@@ -206,10 +207,10 @@ class _Tracked(_Meter):
         self._tracker.__exit__(None, None, None)
 
     def _peak(self) -> int:
-        return self._tracker.peak_bytes
+        return self._tracker.storages.peak_bytes
 
     def _reset(self) -> None:
-        self._tracker.reset_peak()
+        self._tracker.storages.reset_peak()
 
     @property
     def reserved_bytes(self) -> int | None:

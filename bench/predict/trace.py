@@ -30,6 +30,7 @@ from bench.training.cost import CostCounter
 from bench.training.limits import check_length
 from bench.training.loops import run_step
 from bench.training.options import check_step
+from bench.training.step import Training, counted
 
 LOAD, FIRST, STEADY = "load", "first-step", "steady-step"
 _INITIALIZERS = ("kaiming_uniform_", "uniform_", "normal_", "zeros_")
@@ -156,7 +157,7 @@ def _traced(  # noqa: PLR0917  # one call
     )
 
 
-def _step(journal: Journal, training: loading.Training, name: str, device: Device) -> None:
+def _step(journal: Journal, training: Training, name: str, device: Device) -> None:
     threads = {"forward", "backward"} if name == FIRST and device.handles else set()
     journal.mark(name)
 
@@ -176,10 +177,10 @@ def _step(journal: Journal, training: loading.Training, name: str, device: Devic
         run_step(training, mark)
 
 
-def _tokens(journal: Journal, training: loading.Training) -> int:
+def _tokens(journal: Journal, training: Training) -> int:
     """What counts in the batch as `Training.tokens` has it, from the values that are known."""
     values = {name: journal.values.of(tensor) for name, tensor in training.batch.items()}
-    return int(loading.counted({n: v for n, v in values.items() if v is not None}).sum())
+    return int(counted({n: v for n, v in values.items() if v is not None}).sum())
 
 
 @contextlib.contextmanager

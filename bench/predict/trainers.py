@@ -17,7 +17,7 @@ from bench.training.trainers import kept_accelerate_state
 if TYPE_CHECKING:
     from bench.predict.journal import Journal
     from bench.predict.kernels import Device
-    from bench.training.loading import Training
+    from bench.training.step import Training
 
 
 @contextlib.contextmanager

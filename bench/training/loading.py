@@ -11,7 +11,6 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,43 +24,9 @@ from bench.models.precision import precision
 from bench.models.quantization import bitsandbytes_config, quiet_bitsandbytes, swap_linear_layers
 from bench.tasks import heads_of
 from bench.training.batches import Batch
-from bench.training.cases import Case, StepOptions
+from bench.training.cases import Case
 from bench.training.options import EAGER, SDPA, SFT, TRAINER, check_step
-from bench.training.step import IGNORED_LABEL, make_batch, make_optimizer, make_scaler
-
-
-@dataclass(frozen=True)
-class Training:
-    """What one case's training step needs; `loops.run_step` runs it."""
-
-    model: torch.nn.Module
-    batch: Batch
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler | None
-    options: StepOptions
-    adapted_layers: int
-    quantized_layers: int
-    trainer: Any = None
-    """transformers' or TRL's, where the loop is one of theirs."""
-
-    @property
-    def trainable_parameters(self) -> int:
-        """Trainable elements, shared tensors once."""
-        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens in the batch, padding left out; images for an image model, clips for one of
-        audio; a transcript's tokens for one that writes."""
-        return int(counted(self.batch).sum())
-
-
-def counted(batch: Batch) -> torch.Tensor:
-    """A mask of what counts as a token in a batch, of any shape."""
-    if "attention_mask" in batch and "input_ids" in batch:
-        return torch.cat([m for name, m in batch.items() if name.endswith("attention_mask")])
-    labels = batch["labels"]
-    return labels != IGNORED_LABEL if labels.dim() > 1 else torch.ones_like(labels)
+from bench.training.step import Training, make_batch, make_optimizer, make_scaler
 
 
 def load(case: Case, device: str = "cpu") -> Training:

@@ -21,7 +21,7 @@ from bench.training.step import Mark, training_step, unmarked
 from bench.training.trainers import trainer_step
 
 if TYPE_CHECKING:
-    from bench.training.loading import Training
+    from bench.training.step import Training
 
 Loop = Callable[["Training", Mark], torch.Tensor]
 

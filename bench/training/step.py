@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +26,40 @@ IGNORED_LABEL = -100
 """The label that transformers' losses leave out (cross entropy's `ignore_index`)."""
 FIRST_LOSS_SCALE = 1024.0
 """Where small gradients would vanish in float16 without one."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What one case's training step needs; `loops.run_step` runs it."""
+
+    model: torch.nn.Module
+    batch: Batch
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler | None
+    options: StepOptions
+    adapted_layers: int
+    quantized_layers: int
+    trainer: Any = None
+    """transformers' or TRL's, where the loop is one of theirs."""
+
+    @property
+    def trainable_parameters(self) -> int:
+        """Trainable elements, shared tensors once."""
+        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in the batch, padding left out; images for an image model, clips for one of
+        audio; a transcript's tokens for one that writes."""
+        return int(counted(self.batch).sum())
+
+
+def counted(batch: Batch) -> torch.Tensor:
+    """A mask of what counts as a token in a batch, of any shape."""
+    if "attention_mask" in batch and "input_ids" in batch:
+        return torch.cat([m for name, m in batch.items() if name.endswith("attention_mask")])
+    labels = batch["labels"]
+    return labels != IGNORED_LABEL if labels.dim() > 1 else torch.ones_like(labels)
 
 
 def unmarked(phase: str) -> None:

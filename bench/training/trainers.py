@@ -28,8 +28,7 @@ from bench.training.options import SFT
 if TYPE_CHECKING:
     from bench.training.batches import Batch
     from bench.training.cases import Case
-    from bench.training.loading import Training
-    from bench.training.step import Mark
+    from bench.training.step import Mark, Training
 
 MAX_GRAD_NORM = 1.0
 """Both trainers clip to this where nothing is said (`TrainingArguments.max_grad_norm`)."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from bench.training import loading
+from bench.training.step import Training
 
 _load, _meta_model = loading.load, loading.meta_model
 _leaked: list[torch.Tensor] = []
@@ -24,7 +25,7 @@ def _keep(module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
     _leaked.append(inputs[0])  # what the embedding gave: no graph hangs on it
 
 
-def _faulty_load(case: Any, device: str = "cpu") -> loading.Training:
+def _faulty_load(case: Any, device: str = "cpu") -> Training:
     training = _load(case, device)
     layers = [m for m in training.model.modules() if type(m).__name__.endswith("DecoderLayer")]
     match case.config.get("bench_fault"):
