@@ -5,6 +5,8 @@ By default a sample of the types is built; with `-m slow` all of them.
 
 from __future__ import annotations
 
+import json
+import re
 import tomllib
 
 import pytest
@@ -174,3 +176,25 @@ def test_diff_finds_the_fused_experts_of_mixtral(from_4_to_5) -> None:
         ((f"{before}.w1", f"{before}.w3"), (f"{after}.gate_up_proj",)),
         ((f"{before}.w2",), (f"{after}.down_proj",)),
     ]
+
+
+@on_types(6, ["qwen2_vl", "mllama", "vit"])
+def test_a_saved_name_is_traced_to_its_new_one(model_type: str) -> None:
+    """A full name of an earlier transformers reaches nothing today, and the ledger says what to
+    write: something that the model has."""
+    from bench.adapters.config import AdapterConfig
+    from bench.atlas.build import build_model
+    from bench.atlas.renames import FILE
+    from bench.models.modules import read_table
+    from bench.targets import match
+    from bench.targets.filters import ends_in
+
+    moved = json.loads(FILE.read_text()).get(model_type, {})
+    table = read_table(build_model(model_type)[0])
+    names = [m.name for m in table.modules] + [p.name for p in table.parameters]
+    for rows in moved.values():
+        for old, _ in rows[:: max(1, len(rows) // 6)]:
+            (entry,) = match(table, AdapterConfig((old.replace("*", "0"),))).entries
+            offered = re.findall(r"[\w.]*\w", entry.suggestion)
+            found = any(ends_in(name, offer) for offer in offered for name in names)
+            assert not entry.dead or (entry.cause and found), old

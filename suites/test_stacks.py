@@ -79,3 +79,55 @@ def test_stacks_and_their_depths(model_type: str) -> None:
             found = getattr(found, key, None) if not depth.isdigit() else int(depth)
         expected.append((kind, prefix, found if depth else 0))
     assert [(s.kind, s.prefix, len(s.layers)) for s in table.stacks] == expected
+
+
+SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "vocab_size": 32,
+         "num_attention_heads": 2, "num_key_value_heads": 2, "pad_token_id": 0,
+         "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+TOWER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "image_size": 8,
+         "num_attention_heads": 2, "patch_size": 4}  # fmt: skip
+QWEN_VISION = {"depth": 2, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2,
+               "out_hidden_size": 16, "patch_size": 4, "fullatt_block_indexes": [1]}  # fmt: skip
+ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+SPOKEN = {"d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 24,
+          "num_mel_bins": 8, "max_source_positions": 8}  # fmt: skip
+FED = {
+    "llava": {"text_config": {**SMALL, "model_type": "llama"},
+              "vision_config": {**TOWER, "model_type": "clip_vision_model"},
+              "image_token_index": 31},
+    "internvl": {"text_config": {**SMALL, "model_type": "qwen2"},
+                 "vision_config": {**TOWER, "image_size": [8, 8], "patch_size": [4, 4]},
+                 "image_token_id": 31},
+    "qwen2_5_vl": {"text_config": {**SMALL, "rope_parameters": ROPE},
+                   "vision_config": QWEN_VISION, "image_token_id": 30, "video_token_id": 31},
+    "qwen2_audio": {"text_config": {**SMALL, "model_type": "qwen2"},
+                    "audio_config": {**SPOKEN, "model_type": "qwen2_audio_encoder"},
+                    "audio_token_index": 31},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model_type", FED)
+def test_a_batch_of_text_feeds_what_says_so(model_type: str) -> None:
+    """A real step on text alone: the linear layers of the other stacks get no gradient."""
+    import torch
+    from transformers import (
+        AutoConfig,
+        AutoModelForImageTextToText,
+        Qwen2AudioForConditionalGeneration,
+    )
+
+    config = AutoConfig.for_model(model_type, **FED[model_type])
+    torch.manual_seed(0)
+    if model_type == "qwen2_audio":
+        model = Qwen2AudioForConditionalGeneration(config)
+    else:
+        model = AutoModelForImageTextToText.from_config(config)
+    table = read_table(model)
+    ids = torch.arange(3, 11)[None]
+    model(input_ids=ids, labels=ids).loss.backward()
+    by_name = dict(model.named_parameters(remove_duplicate=False))
+    weights = [m.name for m in table.modules if m.kind == "linear"]
+    assert {table.stack_of(name).text for name in weights} == {True, False}
+    for name in weights:
+        fed = by_name[f"{name}.weight"].grad is not None
+        assert fed == table.stack_of(name).text, name

@@ -209,17 +209,26 @@ def _elsewhere(ledger: Ledger, names: Iterable[str]) -> Iterator[tuple[str, int,
 
 
 def _frozen_mixers(ledger: Ledger, stack: Stack, reached: set[str]) -> str:
+    """The projections in the other layers that nothing adapts: all of them in a layer without any
+    adapter, in the rest those that the reached layers do not have beside the adapted ones."""
     adapted = {item.name for item in ledger.adapted}
     leaves = {name.rpartition(".")[2] for name in adapted}
-    frozen: Counter[str] = Counter()
+    held = (name for name in adapted if ledger.table.stack_of(name) is stack)
+    with_adapters = {stack.layer_of(name) for name in held}
+    beside: set[str] = set()
+    found: list[tuple[str, str]] = []
     for m in ledger.table.modules:
         if m.kind not in (LINEAR, CONV1D) or m.leaf in leaves:
             continue
         if ledger.table.stack_of(m.name) is stack and (layer := stack.layer_of(m.name)):
-            frozen[m.leaf] += layer not in reached
             if layer in reached:
-                frozen[m.leaf] -= len(stack.layers)  # it is no substitute: both are there
-    return ", ".join(f"{leaf} ({n})" for leaf, n in frozen.most_common(4) if n > 0)
+                beside.add(m.leaf)
+            else:
+                found.append((m.leaf, layer))
+    frozen = Counter(
+        leaf for leaf, layer in found if layer not in with_adapters or leaf not in beside
+    )
+    return ", ".join(f"{leaf} ({n})" for leaf, n in frozen.most_common(4))
 
 
 def _mixed_kinds(ledger: Ledger) -> str:
