@@ -1,8 +1,9 @@
 """The fork server: imports the libraries once, then forks one worker for each case.
 
 Run by the engine as `python -m bench.measure.server FD [MODULE...]`, FD being its end of a socket.
-It is kept apart from multiprocessing's own fork server, which is one for the whole process, runs
-the parent's main module again in every child (here: pytest), and tells nobody how a child ended.
+It is kept apart from multiprocessing's own fork server, which tells how a child ended too, but is
+one for the whole process and all that runs in it: one list of modules to preload, where each
+session has its own; and it runs the parent's main module again in every child (here: pytest).
 
 Requests are JSON, one a packet: {"do": "fork", "warm": [model type, auto class]} with two file
 descriptors (the worker's connection, its standard error), answered {"pid": N}; {"do": "wait",
