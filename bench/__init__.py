@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,6 +33,17 @@ _HOMES = {
     "check_targets": "bench.check.targets",
     "predict_memory": "bench.predict.live",
 }
+
+
+def _scripts_of_others() -> list[str]:
+    """Folders `bench` without an `__init__.py` on the path: Python lets an installed package go
+    before them, and their modules, which a repository may import, would be gone."""
+    found = (os.path.join(entry or os.getcwd(), __name__) for entry in sys.path)
+    return [f for f in found if os.path.isdir(f) and not os.path.exists(f"{f}/__init__.py")]
+
+
+if __name__ == "bench":
+    __path__ = [*__path__, *_scripts_of_others()]
 
 
 def __getattr__(name: str) -> Any:

@@ -22,24 +22,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bench import (
-        AdapterConfig,
-        BenchError,
-        DeadEntries,
-        MemoryCallback,
-        check_targets,
-        predict_memory,
-    )
+    from bench import *  # noqa: F403
     from bench import __version__ as __version__
-
-__all__ = [
-    "AdapterConfig",
-    "BenchError",
-    "DeadEntries",
-    "MemoryCallback",
-    "check_targets",
-    "predict_memory",
-]
 
 _THEIRS, _OURS = "bench", __name__
 _PUBLIC = "__bench__"
@@ -120,9 +104,11 @@ sys.meta_path.insert(0, _Finder())
 
 
 def __getattr__(name: str) -> Any:
-    """The public names of `bench`, each imported when it is first asked for."""
-    if name in __all__ or name == "__version__":
-        return getattr(_public(), name)
+    """The public names of `bench`, and its list of them, each imported when first asked for."""
+    if name in ("__all__", "__version__") or not name.startswith("_"):
+        public = _public()
+        if name in ("__all__", "__version__", *public.__all__):
+            return getattr(public, name)
     raise AttributeError(f"module {_OURS!r} has no attribute {name!r}")
 
 

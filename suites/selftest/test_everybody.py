@@ -115,6 +115,18 @@ def test_the_old_line_of_a_conftest_gives_the_fixture_alone(theirs: Path) -> Non
     assert "1 passed" in done.stdout
 
 
+def test_their_scripts_in_a_folder_without_init_are_found(theirs: Path) -> None:
+    """An installed package goes before such a folder; its modules are there all the same."""
+    (theirs / "bench" / "__init__.py").unlink()
+    (theirs / "bench" / "helpers.py").write_text("WHOSE = 'theirs'\n")
+    code = (
+        "import bench.helpers, bench.errors; assert bench.helpers.WHOSE == 'theirs'; "
+        "from lora_target_bench.errors import BenchError as E; assert E is bench.errors.BenchError"
+    )
+    done = _run(theirs, "-c", code)
+    assert done.returncode == 0, done.stderr
+
+
 def test_options_of_the_fixture(theirs: Path) -> None:
     (theirs / "test_theirs.py").write_text("def test_it(check_targets):\n    check_targets()\n")
     assert "1 skipped" in _pytest(theirs).stdout
@@ -165,6 +177,9 @@ assert bench.files is lora_target_bench.files
 assert bench.predict.gpus is lora_target_bench.predict.gpus
 assert bench.errors.BenchError is lora_target_bench.BenchError is bench.BenchError
 assert bench.check_targets is lora_target_bench.check_targets
+assert bench.__all__ == lora_target_bench.__all__
+for name in bench.__all__:
+    assert getattr(bench, name) is getattr(lora_target_bench, name), name
 for name in ("bench.units", "bench.errors"):
     assert sys.modules[name].__spec__.name == sys.modules[name].__name__
 """

@@ -1,0 +1,76 @@
+"""The journal of a run: what is in it when the run is killed, and whose it is."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from test_baselines import QUERY, STEP, sample
+
+from bench.baselines import KEY, find_runs, load_run
+from bench.baselines.accepted import accept, load_baseline, no_baseline
+from bench.baselines.journal import Journal
+from bench.baselines.storage import write_run
+from bench.errors import BenchError
+
+
+def _killed(folder: Path, *cases: str) -> None:
+    """A run that wrote these cases, and the beginning of another one."""
+    document = sample()
+    records = document[KEY]["records"]
+    process = os.fork()
+    if process == 0:
+        journal = Journal(folder, "long")
+        journal.begin(document)
+        for key in cases:
+            journal.add(key, records[key])
+        os.write(journal._file.fileno(), b'{"key": "half of')
+        os._exit(0)  # no handler runs, as when it is killed
+    os.waitpid(process, 0)
+
+
+def test_what_a_killed_run_had_finished_is_a_stored_run(tmp_path: Path) -> None:
+    _killed(tmp_path, QUERY, STEP)
+    journal = Journal(tmp_path, "long")
+    assert journal.left == tmp_path / "0001_long.json"
+    run = load_run(journal.left)
+    assert run.interrupted
+    assert set(run.records) == {QUERY, STEP}
+    assert no_baseline(run) == "it was interrupted"
+    journal.close(done=False)
+    assert not list(tmp_path.glob(".unfinished*"))  # it has not begun
+
+
+def test_a_run_that_was_killed_before_its_first_case_leaves_nothing(tmp_path: Path) -> None:
+    _killed(tmp_path)
+    assert Journal(tmp_path, "long").left is None
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_two_runs_of_one_name_do_not_share_a_journal(tmp_path: Path) -> None:
+    first = Journal(tmp_path, "long")
+    with pytest.raises(BenchError, match=r"a run 'long' goes on in .*another name"):
+        Journal(tmp_path, "long")
+    other = Journal(tmp_path, "other")
+    for journal in (first, other):
+        journal.close(done=True)
+
+
+def test_who_accepted_a_run_and_that_it_is_that_one(tmp_path: Path) -> None:
+    path = write_run(tmp_path, "first", sample())
+    with pytest.raises(BenchError, match=r"may be a baseline: 0001_first \(no gate held it"):
+        load_baseline(tmp_path)
+    assert load_baseline(tmp_path, "0001").name == load_run(path).name  # named, and no other
+    file = accept(path, "as  it\nshould be")
+    entry = json.loads(file.read_text())["0001_first"]
+    assert entry["reason"] == "as it should be"
+    assert load_baseline(tmp_path).path == path
+    other = sample()
+    other[KEY]["records"][STEP]["metrics"]["loaded_bytes"] = 5
+    path.unlink()
+    assert write_run(tmp_path, "first", other) == path  # another run under the accepted name
+    with pytest.raises(BenchError, match=r"no run in .* may be a baseline"):
+        load_baseline(tmp_path)
+    assert find_runs(tmp_path) == [path]
