@@ -13,7 +13,5 @@ __all__ = ["Choice", "Row", "choose"]
 def __getattr__(name: str) -> Any:
     """The public names, imported when they are first asked for."""
     if name in __all__:
-        from importlib import import_module
-
-        return getattr(import_module("bench.choose.table"), name)
+        return getattr(__import__("bench.choose.table", fromlist=[name]), name)
     raise AttributeError(f"module 'bench.choose' has no attribute {name!r}")

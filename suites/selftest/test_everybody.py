@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -157,6 +158,13 @@ def test_the_command_runs_beside_their_own_bench(theirs: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["adapted_layers"] == 2
+
+
+def test_no_file_asks_for_a_module_of_ours_by_a_string() -> None:
+    """Beside another `bench` such a string would mean theirs; `__import__` means ours."""
+    asks = re.compile(r"import_module\(f?[\"']bench\b")
+    files = (PROJECT / "bench").rglob("*.py")
+    assert [str(f) for f in files if asks.search(f.read_text(encoding="utf-8"))] == []
 
 
 BOTH_NAMES = {
