@@ -213,6 +213,10 @@ def _check_known(ledger: Ledger) -> None:
     if tokens and adapter.later_heads and _TOKEN_BASE.endswith(adapter.saved_modules):
         raise BenchError("no closed form for a base_layer saved under trainable tokens")
     whole = tuple(f"{name}." for name in ledger.saved)
+    if ledger.tied and ledger.table.input_embedding.startswith(whole):
+        raise BenchError(
+            "no closed form for ensure_weight_tying with the input embedding in a saved module"
+        )
     if both := sorted(name for name in tokens if f"{name}.".startswith(whole)):
         raise BenchError(f"no closed form for {both[0]}: trained whole and by tokens")
 

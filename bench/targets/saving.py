@@ -22,7 +22,7 @@ from bench.models.modules import ModuleTable
 from bench.targets.ledger import Adapted, Copies, adapter_of
 from bench.targets.refusals import owner_of, quantized_copies
 
-_LISTS = ("ModuleList", "ModuleDict", "ParameterList", "ParameterDict")
+_LISTS = ("ModuleList", "ModuleDict", "ParameterList", "ParameterDict", "ParametrizationList")
 _TUNER, _WRAPPER = "adapter", "saved"
 # What LoRA puts into a layer; those with an entry for each adapter have a child "default".
 _PARTS = {"lora_dropout": True, "lora_A": True, "lora_B": True, "lora_embedding_A": False,
