@@ -57,6 +57,13 @@ PRIVATE = {
     "dispatch key": Private(
         "torch._C:DispatchKeySet", _TORCH, "what a kernel calls inside is seen, on the CPU's path"
     ),
+    "holders of a storage": Private(
+        "torch._C:_storage_Use_Count", _TORCH, "which sums of gradients autograd makes in place"
+    ),
+    "holders of a tensor": Private("torch:Tensor._use_count", _TORCH, "the same"),
+    "dense tensors": Private(
+        "torch._prims_common:is_non_overlapping_and_dense_or_false", _TORCH, "the same"
+    ),
     "bad fork": Private(
         "torch.cuda:_is_in_bad_fork", _TORCH, "a worker whose parent had used CUDA says so"
     ),

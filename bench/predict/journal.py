@@ -13,6 +13,7 @@ from bench.predict.dependent import DEPENDENT
 from bench.predict.values import KnownValues, tensors_in
 from bench.training.memory import Observer
 from bench.training.storages import CATEGORIES, StorageLedger
+from bench.training.summing import as_autograd_sums, sole_holders
 
 if TYPE_CHECKING:
     from bench.predict.kernels import Device
@@ -41,6 +42,7 @@ class Journal(_DispatchMode):  # type: ignore[misc, valid-type]  # torch is seen
 
     def __init__(self, device: Device) -> None:
         super().__init__()
+        sole_holders()  # asked once, before a step
         self.storages = StorageLedger("meta", BREAKDOWN, history=self)
         self.observer: Observer | None = None
         self.events: list[int] = []
@@ -69,6 +71,7 @@ class Journal(_DispatchMode):  # type: ignore[misc, valid-type]  # torch is seen
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        func = as_autograd_sums(func, args, kwargs)
         if func is _READ and args[0].device.type == "meta":
             return self._read(args[0])
         name = str(func)

@@ -11,6 +11,7 @@ import torch
 
 from bench.compat import private
 from bench.training.storages import StorageLedger
+from bench.training.summing import as_autograd_sums, sole_holders
 
 _CPU = private("dispatch key")(torch._C.DispatchKey.CPU)
 _DispatchMode = private("dispatch mode")
@@ -30,6 +31,7 @@ class MemoryTracker(_DispatchMode):  # type: ignore[misc, valid-type]  # torch i
 
     def __init__(self, device: str = "cpu", observer: Observer | None = None) -> None:
         super().__init__()
+        sole_holders()  # asked once, before a step
         self.storages = StorageLedger(device)
         self.observer = observer
         self._inside: Any = None
@@ -59,6 +61,7 @@ class MemoryTracker(_DispatchMode):  # type: ignore[misc, valid-type]  # torch i
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        func = as_autograd_sums(func, args, kwargs)
         nested = self._inside is not None
         follow = self.storages.device == "cpu" and _allocates_inside(func, args)
         outer = self._temporaries

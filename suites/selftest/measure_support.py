@@ -102,6 +102,63 @@ def tiny_case(
     return Case(name, config, auto_class, scenario, adapter, precision, step)
 
 
+_SMALL = {
+    "vocab_size": 500, "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
+# Type → what differs from _SMALL, target modules: state spaces, recurrences, linear attention.
+RECURRENCES: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "mamba": ({"state_size": 8}, ["x_proj", "in_proj"]),
+    "falcon_mamba": ({"state_size": 8}, ["x_proj", "in_proj"]),
+    "mamba2": (
+        {"state_size": 8, "num_heads": 8, "head_dim": 16, "n_groups": 2, "chunk_size": 16},
+        ["in_proj"],
+    ),
+    "rwkv": ({"attention_hidden_size": 64}, ["key", "value"]),
+    "xlstm": ({"num_heads": 4, "chunk_size": 16}, ["q", "v"]),
+    "recurrent_gemma": (
+        {"num_attention_heads": 4, "lru_width": 64, "num_hidden_layers": 3},
+        ["q_proj", "linear_x"],
+    ),
+    "jamba": (
+        {
+            **_HEADS, "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2,
+            "expert_layer_offset": 1, "num_experts": 2, "use_mamba_kernels": False,
+            "mamba_d_state": 8, "mamba_dt_rank": 8,
+        },
+        ["q_proj", "x_proj"],
+    ),
+    "bamba": (
+        {
+            **_HEADS, "attn_layer_indices": [1], "mamba_n_heads": 8, "mamba_d_head": 16,
+            "mamba_d_state": 8, "mamba_chunk_size": 16, "mamba_n_groups": 1,
+        },
+        ["q_proj", "in_proj"],
+    ),
+    "lfm2": ({**_HEADS, "layer_types": ["conv", "full_attention"]}, ["q_proj", "in_proj"]),
+    "qwen3_next": (
+        {
+            **_HEADS, "head_dim": 16, "linear_num_value_heads": 4, "linear_num_key_heads": 2,
+            "linear_key_head_dim": 16, "linear_value_head_dim": 16, "num_experts": 4,
+            "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 32,
+            "layer_types": ["linear_attention", "full_attention"],
+        },
+        ["q_proj", "in_proj_qkvz"],
+    ),
+}  # fmt: skip
+
+
+def recurrence(name: str, precision: str = "fp32", **options: Any) -> Case:
+    """A tiny model of a type in RECURRENCES, as a case."""
+    changes, targets = RECURRENCES[name]
+    config = {"model_type": name, **_SMALL, **changes}
+    adapter = {**_CAUSAL, "lora_dropout": 0.0, "target_modules": targets}
+    step = StepOptions(**{"seq_len": 32, **options})
+    return Case(name, config, "AutoModelForCausalLM", "small", adapter, precision, step)
+
+
 @functools.cache
 def shared_session() -> Session:
     """One session for every test file (its imports take seconds), with the faults at hand."""

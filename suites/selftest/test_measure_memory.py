@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from measure_support import shared_session, tiny_case
+from measure_support import recurrence, shared_session, tiny_case
 
 from bench.measure import Session
 from bench.training.cases import Case
@@ -33,6 +33,12 @@ CASES = [
     tiny_case("phi3", "nf4-dq", batch_size=5),
     tiny_case("t5", "fp32"),
     tiny_case("vit", "bf16"),
+    # Autograd sums many gradients of one tensor here, in place.
+    recurrence("mamba"),
+    recurrence("mamba", "bf16"),
+    recurrence("xlstm"),
+    recurrence("rwkv", "bf16"),
+    recurrence("jamba", gradient_checkpointing=True),
 ]
 
 
@@ -118,6 +124,37 @@ def test_tracked_peaks_are_the_profilers(session: Session, case: Case) -> None:
     assert peaks == pytest.approx(expected, rel=1e-3)
     assert sum(tracked.breakdown.values()) == tracked.peak_allocated_bytes
     assert min(tracked.breakdown.values()) >= 0
+
+
+def test_sums_of_gradients_are_in_place_where_autograd_alone_holds_them() -> None:
+    """By hand: three gradients of one tensor of 1 MiB meet. Two are alive at once, for the second
+    is added to the first; where Python holds the first, a third is made."""
+    import torch
+
+    from bench.training.memory import MemoryTracker
+
+    size = 1 << 20
+    for held, most in ((False, 2), (True, 3)):
+        kept: list[torch.Tensor] = []
+
+        class Branch(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x: torch.Tensor) -> torch.Tensor:
+                return x.sum()
+
+            @staticmethod
+            def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
+                new = torch.ones(size // 4)
+                if held:  # noqa: B023
+                    kept.append(new)  # noqa: B023
+                return new
+
+        leaf = torch.ones(size // 4, requires_grad=True)
+        middle = leaf.view(-1)
+        total = Branch.apply(middle) + Branch.apply(middle)
+        with MemoryTracker() as tracker:
+            torch.autograd.grad(total, middle)
+        assert tracker.storages.peak_bytes // size == most
 
 
 def test_the_breakdown_says_what_each_byte_is_for(session: Session) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from measure_support import shared_session, tiny_case
+from measure_support import RECURRENCES, recurrence, shared_session, tiny_case
 from test_measure_memory import profiled
 
 from bench.training.cases import Case, StepOptions
@@ -108,7 +108,16 @@ DORA = [
     with_adapter("dora", name, precision, {"use_dora": True})
     for name, precision in (("opt", "nf4"), ("opt", "fp4"), ("phi3", "nf4-dq"))
 ]
-CASES = UNQUANTIZED + [with_adapter(*values) for values in OTHER_ADAPTERS] + MIXTURES
+# Autograd sums many gradients of one tensor here, in place. xLSTM trains in fp32 alone: in bf16
+# transformers' own step fails.
+RECURRENT = [
+    *(recurrence(name) for name in RECURRENCES),
+    recurrence("mamba", "bf16"),
+    recurrence("jamba", "bf16"),
+    recurrence("recurrent_gemma", "bf16"),
+    recurrence("mamba", gradient_checkpointing=True),
+]
+CASES = UNQUANTIZED + [with_adapter(*v) for v in OTHER_ADAPTERS] + MIXTURES + RECURRENT
 
 
 @pytest.fixture(scope="module", autouse=True)
