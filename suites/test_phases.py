@@ -80,6 +80,27 @@ def test_layer_numbers_after_a_pattern(
 
 
 @pytest.mark.parametrize(
+    ("label", "pattern", "reached"),
+    [
+        ("t5-Seq2SeqLM", "block", "block.1."),
+        ("t5-Seq2SeqLM", "layer", "layer.1."),
+        ("t5-Seq2SeqLM", None, "block.1."),
+        ("albert-SequenceClassification", "albert_layers", ""),
+        ("albert-SequenceClassification", "albert_layer_groups", ""),
+    ],
+)
+def test_of_nested_numbers_the_first_counts(label: str, pattern: str | None, reached: str) -> None:
+    """A block's number and its part's: whichever list is named, and the outer one unasked."""
+    adapter = AdapterConfig(
+        ("q", "o", "wo", "query"), layers_to_transform=1, layers_pattern=pattern
+    )
+    names = [a.name for a in match(small(label).table, adapter).adapted]
+    assert bool(names) == bool(reached)
+    assert all(reached in name for name in names)
+    agrees(label, adapter, "injected" if reached else "refused")
+
+
+@pytest.mark.parametrize(
     ("label", "targets", "saved"),
     [
         ("t5-Seq2SeqLM", ("q",), ("dropout",)),

@@ -309,6 +309,7 @@ def test_out_of_memory_on_a_smaller_machine_is_incomparable() -> None:
         return next(item.verdict for item in found if item.metric == "outcome")
 
     assert ended("oom") == "incomparable"
+    assert ended("timed-out") == "incomparable"
     assert ended("crashed") == "regressed"
 
 

@@ -217,6 +217,35 @@ def test_batches_are_fixed_by_the_seed() -> None:
     assert make_batch(config, case.auto_class, case.step, "meta")["input_ids"].is_meta
 
 
+@pytest.mark.parametrize("name", ["opt", "t5", "distilbert-tokens"])
+def test_no_label_is_padding(name: str) -> None:
+    """Where the mask is 0 nothing is learned, and everywhere else something is."""
+    from bench.training.loading import make_config
+    from bench.training.step import IGNORED_LABEL, make_batch
+
+    case = tiny_case(name, padded=True, batch_size=4, seq_len=24)
+    batch = make_batch(make_config(case), case.auto_class, case.step)
+    assert ((batch["labels"] == IGNORED_LABEL) == (batch["attention_mask"] == 0)).all()
+    assert not batch["attention_mask"].all()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw-fused", "adamw-foreach"])
+def test_weights_decay(optimizer: str) -> None:
+    """AdamW without a gradient shrinks each weight by rate × 0.01 and no more."""
+    import torch
+
+    from bench.training.step import make_optimizer
+
+    layer = torch.nn.Linear(4, 4)
+    before = [p.detach().clone() for p in layer.parameters()]
+    made = make_optimizer(layer, StepOptions(optimizer=optimizer, learning_rate=0.5))
+    for parameter in layer.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    made.step()
+    for old, new in zip(before, layer.parameters(), strict=True):
+        torch.testing.assert_close(new.detach(), old * (1 - 0.5 * 0.01))
+
+
 def test_the_step_marks_its_phases() -> None:
     from bench.training.loading import load
     from bench.training.step import training_step
