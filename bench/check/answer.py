@@ -175,7 +175,7 @@ def _with_prediction(checked: Checked, question: Question) -> Checked:
     options = StepOptions(
         batch_size=step.batch_size or 1,
         seq_len=length,
-        optimizer=step.optimizer,
+        optimizer=step.optimizer.removeprefix(_PAGED),
         gradient_checkpointing=step.gradient_checkpointing,
         autocast=step.autocast,
         reentrant=step.reentrant,
@@ -192,10 +192,16 @@ def _with_prediction(checked: Checked, question: Question) -> Checked:
             continue
         said = [name for name in left_out if getattr(options, name) != _PLAIN[name]]
         notes = tuple(f"the file's {name} is left out of the prediction" for name in said)
+        if step.optimizer.startswith(_PAGED):
+            notes += (
+                f"{step.optimizer}: its state can move to the host; it is predicted on the GPU",
+            )
         return replace(checked, prediction=prediction, notes=(*checked.notes, *notes))
     return replace(checked, not_predicted=reasons[0])
 
 
+_PAGED = "paged-"
+"""bitsandbytes' optimizers whose state lies in managed memory, which no trace sees."""
 _LEFT_OUT = ((), ("autocast",), ("autocast", "reentrant", "compute_dtype"))
 """What is left out of the step, in turn, where it cannot be predicted with it."""
 _PLAIN: dict[str, Any] = {"autocast": None, "reentrant": False, "compute_dtype": None}
