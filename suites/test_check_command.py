@@ -154,3 +154,22 @@ def test_an_optimizer_that_is_not_predicted_leaves_the_rest(
     path = READERS / "axolotl" / "mixtral-parameters.yaml"
     assert main(["check", str(path), "--gpu-memory", "80GiB", "--no-gradients"]) == 0
     assert "memory is not predicted" in capsys.readouterr().out
+
+
+def test_another_rank_is_one_line_that_says_so(
+    old_adapter: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = old_adapter / "adapter_model.safetensors"
+    moved = {k.replace("model.layers", "model.language_model.layers"): t
+             for k, t in load_file(file).items()}  # fmt: skip
+    save_file(moved, file)
+    assert main(["check", str(old_adapter), "--no-gradients"]) == 0
+    config = old_adapter / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "r": 6}))
+    assert main(["check", str(old_adapter), "--no-gradients"]) == 1
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if "other-shape" in x]
+    assert "8 of another shape than the model's" in line
+    assert "4×64 for 6×64" in line
+    assert "the file's rank is 4, adapter_config.json says 6" in line

@@ -15,7 +15,7 @@ from bench.models.architectures import Model
 from bench.readers import Recipe, read_recipe
 from bench.saved.folder import CONFIG, Found, find
 from bench.saved.header import read_header
-from bench.saved.keys import Comparison, compare
+from bench.saved.keys import Comparison, Mismatch, compare
 from bench.saved.values import Values, read_values
 from bench.scenarios.subjects import Subject
 from bench.targets import Ledger, match
@@ -250,9 +250,8 @@ def _saved_findings(checked: Checked, file: Path) -> list[Finding]:
             found.append(
                 Finding("missing-keys", _some("missing, and PEFT raises", keys.lost), file)
             )
-        for wrong in keys.mismatches:
-            text = f"{wrong.key}: shape {wrong.saved} in the file, {wrong.wanted} on this model"
-            found.append(Finding("other-shape", text, file))
+        if keys.mismatches:
+            found.append(Finding("other-shape", _shapes(keys.mismatches), file))
         if keys.overwritten:
             text = _some("replace weights of the base model", keys.overwritten)
             found.append(Finding("base-weights", text, file, error=False))
@@ -266,6 +265,23 @@ def _saved_findings(checked: Checked, file: Path) -> list[Finding]:
             text = _some("changed nothing", values.unchanged)
             found.append(Finding("unchanged", text, file, error=False))
     return found
+
+
+def _shapes(wrong: tuple[Mismatch, ...]) -> str:
+    """Tensors of another shape in one line, and the rank where it is that."""
+    shown = tuple(f"{w.key} {_shape(w.saved)} for {_shape(w.wanted)}" for w in wrong)
+    ranks = {(w.saved[0], w.wanted[0]) for w in wrong if w.key.endswith("lora_A.weight")}
+    text = _some("of another shape than the model's, at which PEFT raises", shown)
+    if ranks and all(saved != wanted for saved, wanted in ranks):
+        saved, wanted = (
+            ", ".join(map(str, sorted(set(side)))) for side in zip(*ranks, strict=True)
+        )
+        text += f"; the file's rank is {saved}, {CONFIG} says {wanted}"
+    return text
+
+
+def _shape(sizes: tuple[int, ...]) -> str:
+    return "×".join(map(str, sizes)) or "scalar"
 
 
 def _in_model(prefix: str) -> str:
