@@ -280,3 +280,71 @@ def test_a_field_that_peft_does_not_know(tmp_path: Path) -> None:
         LoraConfig(enable_lora=[True])
     with pytest.raises(BenchError, match=r"'enable_lora'.*knows no such field: it drops it"):
         AdapterConfig.from_file(tmp_path)
+
+
+WRITTEN = [
+    # (config, entries as written, what the cause says, what to write, modules that PEFT adapts)
+    (LLAMA, ["[q_proj]"], "brackets and quotes", ["q_proj"], 4),
+    (LLAMA, ["'q_proj'"], "brackets and quotes", ["q_proj"], 4),
+    (LLAMA, [r".*\.q_proj"], "not regular expressions", ["q_proj"], 4),
+    (LLAMA, [r"model.layers.*.q_proj$"], "not regular expressions",
+     r"model.layers.*.q_proj$", 4),
+    (LLAMA, ["*_proj"], "not regular expressions", ".*_proj", 28),
+    (LLAMA, ["(q|k)_proj"], "not regular expressions", r"(?:.*\.)?(?:(q|k)_proj)", 8),
+    (LLAMA, ["q_proj.weight"], "it names a tensor", ["q_proj"], 4),
+    (LLAMA, ["base_model.model.model.layers.2.mlp.up_proj"],
+     "it is now model.layers.2.mlp.up_proj", ["model.layers.2.mlp.up_proj"], 1),
+    (LLAMA, ["transformer.layers.1.self_attn.v_proj"],
+     "it is now model.layers.1.self_attn.v_proj", ["model.layers.1.self_attn.v_proj"], 1),
+    (LLAMA, "q_proj,v_proj", "one regular expression", ["q_proj", "v_proj"], 8),
+    (LLAMA, "['q_proj', 'v_proj']", "one regular expression", ["q_proj", "v_proj"], 8),
+    (LLAMA, "all", "no module is called so", "all-linear", 28),
+    (LLAMA, r"^language_model\.model\.layers\..*q_proj$", "is now model.layers",
+     r"model\.layers\..*q_proj$", 4),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "entries", "cause", "instead", "adapted"), WRITTEN)
+def test_what_was_written_is_understood(
+    config: dict[str, Any], entries: Any, cause: str, instead: Any, adapted: int
+) -> None:
+    """The reason names the slip, and PEFT adapts as many modules with what is offered."""
+    found = dead(ledger_of({"target_modules": entries}, config))
+    assert cause in found[0].cause
+    for name in [instead] if isinstance(instead, str) else instead:
+        assert name in found[0].suggestion.replace("\\\\", "\\")
+    asked = AdapterConfig(instead if isinstance(instead, str) else tuple(instead))
+    assert len(count(inject(model(config).build(), asked)).adapted) == adapted
+
+
+def test_parameters_are_offered_for_target_parameters() -> None:
+    """Never a module's name, unless as one of target_modules."""
+    moved = {"target_modules": ["q_proj"], "target_parameters": ["mlp.experts.gate_up"]}
+    (entry,) = dead(ledger_of(moved, MIXTRAL))
+    assert entry.suggestion == 'target_parameters=["mlp.experts.gate_up_proj"] (2 layers)'
+    work = {"target_modules": ["q_proj"], "target_parameters": ["fc1"]}
+    (entry,) = dead(ledger_of(work))
+    assert entry.suggestion == "in target_modules: up_proj (up, 4 modules)"
+
+
+def test_an_exclusion_holds_out_what_would_be_adapted() -> None:
+    """Names that are there and would not be adapted anyway, and containers in a list, do nothing:
+    PEFT counts the same without them."""
+
+    def excluded(value: Any, targets: Any = ("q_proj",)) -> Ledger:
+        return ledger_of({"target_modules": targets, "exclude_modules": value})
+
+    def adapted(ledger: Ledger) -> int:
+        return len(count(inject(model(LLAMA).build(), ledger.adapter)).adapted)
+
+    for value in (["lm_head"], ["self_attn"], ["k_proj"], "self_attn", "lm_head", r".*k_proj"):
+        ledger = excluded(value)
+        (dead_field,) = ledger.dead_fields
+        assert dead_field.field == "exclude_modules"
+        assert adapted(ledger) == 4
+        if offer := dead_field.suggestion:
+            assert "self_attn" in str(value)
+            written = json.loads(offer.removeprefix("the string "))
+            assert excluded(written, ["q_proj", "up_proj"]).dead_fields == ()
+            assert adapted(excluded(written, ["q_proj", "up_proj"])) == 4
+    assert excluded(["layers.0.self_attn.q_proj"]).dead_fields == ()

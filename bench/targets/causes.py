@@ -75,7 +75,8 @@ def _pattern(table: ModuleTable, entry: str) -> Found:
         reached = sum(m.kind != OTHER and ends_in(m.name, bare) for m in table.modules)
         if reached:
             return why, f"{bare} ({reached} modules)"
-    for pattern in (entry, rf"(?:.*\.)?(?:{entry.strip('^$')})"):
+    as_file_name = re.escape(entry).replace(r"\*", ".*")
+    for pattern in (entry, rf"(?:.*\.)?(?:{entry.strip('^$')})", as_file_name):
         hits = _fitting(table, pattern)
         if hits and all(m.kind != OTHER for m in hits):
             return why, f"the string {json.dumps(pattern)} (on the command line re:{pattern})"
@@ -122,7 +123,8 @@ def _of_a_parameter(table: ModuleTable, entry: str) -> Found:
     if hits := moved(names, entry):
         ends = endings_of(hits, names)
         return f"it is now {hits[0]}", ", ".join(ends)
-    return "", suggest_parameters(table, entry)
+    instead = suggest_parameters(table, entry)
+    return ("no parameter is called so", instead) if instead else ("", "")
 
 
 def _written_as_list(table: ModuleTable, entry: str) -> Found:
