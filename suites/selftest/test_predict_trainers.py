@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from measure_support import tiny_case
+from measure_support import shared_session, tiny_case
 from trainer_reference import third_step_peak, trainer_case
 
 from bench.errors import BenchError
@@ -127,6 +127,22 @@ def test_a_measured_loop_is_the_trainers_too() -> None:
     training = load(tiny_case("opt", "fp32", loop="trainer", learning_rate=0.1))
     losses = [float(run_step(training)) for _ in range(10)]
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        tiny_case("phi3", "fp32", loop="trainer", autocast="bf16"),
+        tiny_case("opt", "nf4", loop="sft", optimizer="adamw-fused"),
+    ],
+    ids=lambda case: case.id,
+)
+def test_a_worker_measures_the_loop_that_is_predicted(case: Case) -> None:
+    found = predicted(case)
+    with shared_session().start(case) as running:
+        real = running.prepare()
+    assert found.peak_allocated_bytes == pytest.approx(real.peak_allocated_bytes, rel=1e-3)
+    assert found.flops == real.flops
 
 
 def test_accelerates_state_is_left_alone() -> None:
