@@ -207,7 +207,7 @@ class _Tracked(_Meter):
         self._tracker.__exit__(None, None, None)
 
     def _peak(self) -> int:
-        return self._tracker.storages.peak_bytes
+        return int(self._tracker.storages.peak_bytes)
 
     def _reset(self) -> None:
         self._tracker.storages.reset_peak()
