@@ -90,6 +90,8 @@ def run(command: str) -> str:
         text = printed.getvalue()
     else:
         here = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        if words[0] == "pytest":
+            command = shlex.join([sys.executable, "-m", *words])
         done = subprocess.run(
             ["bash", "-c", command], capture_output=True, text=True, check=False, timeout=300,
             env={**os.environ, "PATH": here, "COLUMNS": "100", "PYTHONPATH": str(ROOT)},
