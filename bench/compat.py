@@ -203,6 +203,14 @@ def width_of(reporter: Any) -> int:
     return int(reporter._tw.fullwidth)
 
 
+def rewrite_line(reporter: Any, text: str) -> None:
+    """Put `text` in the place of the terminal's last line: on the file itself, since pytest 9.2.0's
+    writer counts what it writes, and would break a line that is rewritten."""
+    file = reporter._tw._file
+    file.write(f"\r\x1b[K{text}")
+    file.flush()
+
+
 @contextlib.contextmanager
 def patched(*replacements: tuple[Any, str, Any]) -> Iterator[None]:
     """While active, attribute `name` of each `owner` is `value`: (owner, name, value)."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench.baselines import seal
 from bench.baselines.runlog import Pace
+from bench.compat import rewrite_line, width_of
 from bench.errors import BenchError
 from bench.files import SUITES
 from bench.plugin.resuming import begin, leave_out_finished
@@ -150,10 +152,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(f"left out: beyond --budget {minutes:g} minutes")
 
 
+LOGGED = 10
+"""So many measured cases are one line of a log."""
+
+
 def pytest_report_teststatus(
     report: pytest.TestReport, config: pytest.Config
 ) -> tuple[str, str, str] | None:
-    """A line for each measured case: what it took, and how long the rest may take."""
+    """What a measured case took, and how long the rest may take: on a terminal in one line that is
+    rewritten, in a log every tenth case, and every one that did not end well."""
     recorder = config.stash[LOG].records.get(report.nodeid)
     if recorder is None or report.when != "call" or recorder.subject.precision is None:
         return None
@@ -161,6 +168,14 @@ def pytest_report_teststatus(
         return None
     progress = config.stash[PROGRESS]
     progress.done += 1
-    said = recorder.summary()
-    line = f"[{progress.done}/{progress.total}] {said}; {progress.left()}\n"
+    line = f"[{progress.done}/{progress.total}] {recorder.summary()}; {progress.left()}"
+    reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
+    last = progress.done == progress.total
+    if reporter is not None and reporter.isatty:
+        rewrite_line(reporter, line[: width_of(reporter) - 1] + ("\n" if last else ""))
+        line = ""
+    elif last or progress.done % LOGGED == 0 or recorder.outcome != "ok":
+        line += "\n"
+    else:
+        line = ""
     return ("xfailed" if hasattr(report, "wasxfail") else "passed"), line, "PASSED"

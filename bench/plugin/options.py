@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from bench.baselines import all_thresholds, gate
 from bench.baselines.accepted import load_baseline
 from bench.baselines.runlog import RunLog
 from bench.baselines.storage import check_name
-from bench.errors import BenchError
+from bench.errors import BenchError, missing_extra
 from bench.files import check_output
 from bench.plugin.benchmarks import check_benchmark_options, name_to_save
 from bench.plugin.resuming import open_journal, stop_as_by_ctrl_c
@@ -86,6 +87,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--resume", action="store_true",
         help="with --benchmark-save=NAME: go on with the interrupted run NAME")
     add("--verdict-file", type=Path, metavar="FILE", help="write the verdicts to this JSON file")
+    add("--report", type=Path, metavar="FILE", help="write the run as one HTML page there")
     # fmt: on
 
 
@@ -125,8 +127,10 @@ def pytest_configure(config: pytest.Config) -> None:
         _check_repeated(config)
         _check_numbers(option)
         check_step(step_from(option))
-        if option.verdict_file is not None:
-            check_output(option.verdict_file)
+        for file in filter(None, (option.verdict_file, option.report)):
+            check_output(file)
+        if option.report is not None:
+            import_module("jinja2")
         config.stash[THRESHOLDS] = all_thresholds(
             option.threshold, config.rootpath / "pyproject.toml"
         )
@@ -164,6 +168,10 @@ def pytest_configure(config: pytest.Config) -> None:
             # pytest-benchmark reads the same run, for --benchmark-compare-fail.
             option.benchmark_storage = f"file://{storage}"
             option.benchmark_compare = str(baseline.path)
+    except ModuleNotFoundError as error:
+        if not (line := missing_extra(error)):
+            raise
+        pytest.exit(f"error: {line}", returncode=2)
     except BenchError as error:
         pytest.exit(harmless(f"error: {error}"), returncode=2)
 

@@ -1,4 +1,4 @@
-"""The stored run, the verdicts on it and the tables at the end."""
+"""The stored run, the verdicts on it, and its page."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ from bench.baselines import (
 )
 from bench.baselines.accepted import FAILED, FIRST, PASSED, no_baseline
 from bench.baselines.storage import stored_files
-from bench.compat import benchmarks_of, width_of
+from bench.compat import benchmarks_of
 from bench.errors import BenchError
+from bench.files import write_output
 from bench.plugin.resuming import options_of
 from bench.plugin.state import (
     AUTOSAVED,
@@ -132,8 +133,25 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     except BenchError as error:
         config.stash[GATE] = FAILED
         pytest.exit(harmless(f"error: {error}"), returncode=2)
+    if config.option.report:
+        _write_page(config)
     if config.stash[FAILING] and config.option.gate and session.exitstatus == 0:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _write_page(config: pytest.Config) -> None:
+    """The run as one HTML page, where --report says."""
+    from bench.reports.page import page
+    from bench.reports.reached import run_trees
+
+    run, baseline, file = config.stash[RUN], config.stash[BASELINE], config.option.report
+    verdicts, failing = config.stash[VERDICTS], config.stash[FAILING]
+    try:
+        html = page([run], baseline, verdicts=verdicts, failing=failing, trees=run_trees(run))
+        write_output(file, html)
+    except BenchError as error:
+        pytest.exit(harmless(f"error: --report {file}: {error}"), returncode=2)
+    _say(config, f"page: {_shown(config, file)}")
 
 
 def _judge(config: pytest.Config, run: StoredRun) -> None:
@@ -197,13 +215,13 @@ def _save(config: pytest.Config, name: str, document: dict[str, Any]) -> None:
         )
 
 
-def _save_command(config: pytest.Config) -> str:
+def save_command(config: pytest.Config) -> str:
     """This run again, stored: the same tests and options, less those of the comparison."""
     kept: list[str] = []
     arguments = iter(str(argument) for argument in config.invocation_params.args)
     for argument in arguments:
         name, equals, _ = argument.partition("=")
-        if name in ("--threshold", "--allow", "--verdict-file", "--benchmark-save"):
+        if name in ("--threshold", "--allow", "--verdict-file", "--report", "--benchmark-save"):
             if not equals:
                 next(arguments, None)
         elif name not in ("--gate", "--benchmark-compare"):
@@ -218,48 +236,3 @@ def _shown(config: pytest.Config, path: Path) -> str:
 
 def _say(config: pytest.Config, line: str) -> None:
     config.stash.setdefault(LINES, []).append(line)
-
-
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Dead entries in red, the comparison table, the verdicts."""
-    write = terminalreporter.write_line
-    log = config.stash[LOG]
-    own = [r for r in log.records.values() if r.subject.scenario is None or
-           r.subject.model.architecture is None]  # fmt: skip
-    for recorder in own:
-        for entry in recorder.detail.get("dead_entries", ()):
-            write(
-                f"dead entry: {one_line(entry)} reaches nothing on {recorder.subject.model.label}",
-                red=True,
-            )
-    run = config.stash.get(RUN, None)
-    if run is None:
-        return
-    baseline = config.stash[BASELINE]
-    width, colour = width_of(terminalreporter), terminalreporter.hasmarkup
-    if any(record.suite == "measurement" for record in run.records.values()):
-        from bench.reports import comparison_report, terminal
-
-        terminalreporter.section("scenarios × precisions")
-        write(terminal(comparison_report([run], baseline, phases=False), width, colour=colour))
-    if baseline is not None:
-        from bench.reports import terminal, verdict_report
-
-        verdicts = config.stash[VERDICTS]
-        failing = config.stash[FAILING]
-        terminalreporter.section(f"verdicts against {baseline.name}")
-        report = verdict_report(
-            verdicts,
-            failing,
-            baseline,
-            run,
-            save_command=_save_command(config),
-            allow=config.option.allow,
-        )
-        write(terminal(report, width, colour=colour))
-        if failing and config.option.gate:
-            # pytest's last line counts what it knows: say there that the tests are not all.
-            one = len(failing) == 1
-            terminalreporter.stats[f"{'verdict' if one else 'verdicts'} failed the gate"] = failing
-    for line in config.stash.get(LINES, []):
-        write(line)

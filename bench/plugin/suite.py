@@ -30,8 +30,8 @@ from bench.plugin.options import pytest_addoption, pytest_configure
 from bench.plugin.storing import (
     pytest_benchmark_update_machine_info,
     pytest_sessionfinish,
-    pytest_terminal_summary,
 )
+from bench.plugin.summary import pytest_terminal_summary
 
 __all__ = [
     "measured",

@@ -24,10 +24,12 @@ def closing(
     *,
     places: Sequence[str],
     save_command: str,
+    allow: Sequence[str] = (),
+    most: int = MOST_LINES,
     width: int = 80,
     colour: bool = False,
 ) -> str:
-    """At most 40 lines of text: verdicts (failing first), findings, and `places`, the lines that
+    """At most `most` lines of text: verdicts (failing first), findings, and `places`, which
     say where the run and its page are and how to see all of it.
 
     Verdicts that find no room are counted, with the command that prints them.
@@ -35,15 +37,17 @@ def closing(
     found = findings(comparison_rows([run]))
     tail = "\n".join([*(f"- {line}" for line in found), *places]) + "\n" if found or places else ""
     if baseline is None:
-        return _cut(tail, MOST_LINES)
-    room = MOST_LINES - len(tail.splitlines())
-    for most in range(len(verdicts), -1, -1) if len(verdicts) < 30 else range(30, -1, -1):
-        report = _shortened(run, baseline, verdicts, failing, save_command=save_command, most=most)
-        text = terminal(report, width, colour)
+        return _cut(tail, most)
+    room = most - len(tail.splitlines())
+    for rows in range(min(len(verdicts), 30), -1, -1):
+        report = _shortened(
+            run, baseline, verdicts, failing, save_command=save_command, allow=allow, most=rows
+        )
+        text = terminal(report, width, colour).lstrip()
         if len(text.splitlines()) <= room:
             return text + tail
     counts = ", ".join(f"{n} {name}" for name, n in count_verdicts(verdicts).items() if n)
-    return _cut(f"{'FAILED' if failing else 'passed'}: {counts}\n{tail}", MOST_LINES)
+    return _cut(f"{'FAILED' if failing else 'passed'}: {counts}\n{tail}", most)
 
 
 def _shortened(
@@ -53,6 +57,7 @@ def _shortened(
     failing: Sequence[Verdict],
     *,
     save_command: str,
+    allow: Sequence[str],
     most: int,
 ) -> Report:
     """The verdict report with its first `most` lines, failing ones first, and what was left out."""
@@ -61,7 +66,7 @@ def _shortened(
     ordered = [v for v in told if v in failed] + [v for v in told if v not in failed]
     unchanged = [v for v in verdicts if v.verdict == UNCHANGED]
     whole = verdict_report(
-        [*ordered, *unchanged], failing, baseline, run, save_command=save_command
+        [*ordered, *unchanged], failing, baseline, run, save_command=save_command, allow=allow
     )
     if not whole.tables or len(whole.tables[0].rows) <= most:
         return replace(whole, title="")

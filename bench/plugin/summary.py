@@ -1,0 +1,61 @@
+"""The end of a run on the screen: forty lines at most, whatever happened."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bench.compat import width_of
+from bench.plugin.state import BASELINE, FAILING, LINES, LOG, RUN, SAVE, VERDICTS
+from bench.plugin.storing import save_command
+from bench.units import one_line
+
+MOST_DEAD = 5
+"""So many dead entries of one's own are told here; each failed its test at length."""
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Dead entries in red, then verdicts, findings, and where the run and its page are."""
+    dead = _dead_entries(config)
+    for line in dead:
+        terminalreporter.write_line(line, red=True)
+    run = config.stash.get(RUN, None)
+    if run is None:
+        return
+    from bench.reports.closing import MOST_LINES, closing
+
+    baseline, failing = config.stash[BASELINE], config.stash[FAILING]
+    measured = any(record.suite == "measurement" for record in run.records.values())
+    places = list(config.stash.get(LINES, []))
+    if measured:
+        stored = run.path.stem if config.stash[SAVE] and run.path else "RUN"
+        places.append(f"every case: bench report {stored}")
+    if baseline is None and not measured and not places:
+        return
+    title = "scenarios × precisions" if baseline is None else f"verdicts against {baseline.name}"
+    terminalreporter.section(title)
+    text = closing(
+        run, baseline, config.stash[VERDICTS], failing,
+        places=places, save_command=save_command(config), allow=config.option.allow,
+        most=MOST_LINES - 1 - len(dead), width=width_of(terminalreporter),
+        colour=terminalreporter.hasmarkup,
+    )  # fmt: skip
+    terminalreporter.write(text)
+    if failing and config.option.gate:
+        # pytest's last line counts what it knows: say there that the tests are not all.
+        one = len(failing) == 1
+        terminalreporter.stats[f"{'verdict' if one else 'verdicts'} failed the gate"] = failing
+
+
+def _dead_entries(config: pytest.Config) -> list[str]:
+    own = [r for r in config.stash[LOG].records.values() if r.subject.scenario is None or
+           r.subject.model.architecture is None]  # fmt: skip
+    found = [
+        f"dead entry: {one_line(entry)} reaches nothing on {recorder.subject.model.label}"
+        for recorder in own
+        for entry in recorder.detail.get("dead_entries", ())
+    ]
+    if len(found) <= MOST_DEAD:
+        return found
+    return [*found[: MOST_DEAD - 1], f"{len(found) - MOST_DEAD + 1} more dead entries"]
