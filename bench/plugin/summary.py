@@ -27,7 +27,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
     baseline, failing = config.stash[BASELINE], config.stash[FAILING]
     measured = any(record.suite == "measurement" for record in run.records.values())
-    places = list(config.stash.get(LINES, []))
+    places = [*config.stash.get(LINES, [])]
     if measured:
         stored = run.path.stem if config.stash[SAVE] and run.path else "RUN"
         places.append(f"every case: bench report {stored}")
