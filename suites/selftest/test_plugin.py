@@ -502,3 +502,21 @@ def test_collecting_imports_no_torch() -> None:
         [sys.executable, "-c", code], cwd=SUITES.parent, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-500:]
+
+
+def test_the_end_is_short_and_a_page_is_written(run, pytester: pytest.Pytester) -> None:
+    page = pytester.path / "page.html"
+    result = run("--report", str(page), "--benchmark-save", "base", *STEPS)
+    assert result.ret == pytest.ExitCode.OK
+    lines = result.stdout.lines
+    start = next(i for i, line in enumerate(lines) if "scenarios × precisions" in line)
+    end = next(i for i, line in enumerate(lines) if i > start and " passed" in line)
+    assert end - start <= 40
+    said = "\n".join(lines[start:end])
+    assert "smallest own r4 fp32" in said
+    assert "page: page.html" in said
+    assert "every case: bench report 0001_base" in said
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+    refused = run("--report", "nowhere/page.html", *STEPS)
+    assert refused.ret == 2
+    assert "there is no folder" in refused.stderr.str()
