@@ -1,0 +1,120 @@
+"""`bench report` and `bench compare`: every format, exit status, and what is written where."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from test_baselines import QUERY, sample
+
+from bench.baselines import KEY, write_run
+from bench.cli import main
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder `results` where commands look for it: one that is run there."""
+    folder = tmp_path / "results" / "linux-x86_64-cpu"
+    write_run(folder, "base", sample("base"))
+    document = sample("new")
+    document[KEY]["records"][QUERY]["metrics"]["adapted_layers"] = 12
+    write_run(folder, "new", document)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "results"
+
+
+def test_compare_exits_with_one_where_something_changed(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = results / "verdicts.json"
+    assert main(["compare", "base", "new", "--verdict-file", str(file)]) == 1
+    assert "FAILED: 1 changed, 8 unchanged." in capsys.readouterr().out
+    assert json.loads(file.read_text())["passed"] is False
+    assert main(["compare", "base", "base", "--verdict-file", str(file)]) == 0
+    assert json.loads(file.read_text())["passed"] is True
+    assert main(["compare", "base", "new", "--allow", "changed"]) == 0
+    assert "changed (allowed)" in capsys.readouterr().out
+
+
+def test_compare_writes_every_format(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def output(form: str) -> str:
+        assert main(["compare", "base", "new", "--format", form]) == 1
+        return capsys.readouterr().out
+
+    assert "| changed " in output("markdown")
+    assert r"\toprule" in output("latex")
+    assert (
+        output("csv").splitlines()[1].startswith(f"{QUERY},adapted_layers,count,changed,24,12,0.5")
+    )
+    lines = [json.loads(line) for line in output("json").splitlines()]
+    assert len(lines) == 9
+    assert (lines[0]["verdict"], lines[0]["fails"]) == ("changed", True)
+
+
+def test_report_writes_every_format(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def output(form: str, *runs: str) -> str:
+        assert main(["report", *runs, "--format", form]) == 0
+        return capsys.readouterr().out
+
+    assert "Run 0002\\_new: " in output("markdown")  # the latest without a name
+    assert "Run 0001\\_base: " in output("markdown", "0001")
+    assert r"\toprule" in output("latex")
+    assert len(output("csv", "base", "new").splitlines()) == 5
+    first = json.loads(output("json").splitlines()[0])
+    assert (first["trainable"], first["peak_reserved_bytes"]) == (786432, None)
+    assert "changed" in output("terminal", "new", "--baseline", "base")
+    assert "\x1b" not in output("terminal")
+
+
+def test_a_file_is_written_whole_and_nothing_is_printed(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = results / "table.md"
+    assert main(["report", "new", "--output", str(target)]) == 0
+    assert target.read_text(encoding="utf-8").startswith("## LoRA target modules\n")
+    assert capsys.readouterr().out == ""
+
+
+def test_a_terminal_without_our_characters_still_gets_the_table(
+    results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    assert main(["report", "new", "--format", "terminal"]) == 0
+    assert b"800 ? 15 ms" in raw.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ("absent new", "there are: linux-x86_64-cpu/0001_base"),
+        ("base new --threshold speed=1%", "speed"),
+        ("base new --allow vanishing", "vanished"),
+    ],
+)
+def test_wrong_input_is_named_and_nothing_is_written(
+    results: Path, arguments: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = results / "verdicts.json"
+    assert main(["compare", *arguments.split(), "--verdict-file", str(file)]) == 2
+    assert not file.exists()
+    printed = capsys.readouterr()
+    assert reason in printed.err
+    assert printed.out == ""
+
+
+def test_an_unknown_format_is_a_usage_error(results: Path, capsys) -> None:
+    with pytest.raises(SystemExit) as wrong:
+        main(["compare", "base", "new", "--format", "html"])
+    assert wrong.value.code == 2
+    assert "'html'" in capsys.readouterr().err
+
+
+def test_a_broken_run_writes_no_report(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = results / "table.md"
+    (results / "linux-x86_64-cpu" / "0003_broken.json").write_text("{")
+    assert main(["report", "--output", str(target)]) == 2
+    assert "0003_broken" in capsys.readouterr().err
+    assert not target.exists()
