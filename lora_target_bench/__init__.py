@@ -34,7 +34,11 @@ _FOLDER = Path(__file__).resolve().parent.parent / _THEIRS
 
 def _bench_is_ours() -> bool:
     """Whether `bench`, as this process has imported it, is the package beside this one."""
-    file = getattr(sys.modules.get(_THEIRS), "__file__", None)
+    return is_ours(getattr(sys.modules.get(_THEIRS), "__file__", None))
+
+
+def is_ours(file: str | None) -> bool:
+    """Whether a package's first file is that of the `bench` beside this one."""
     return file is not None and Path(file).resolve().parent == _FOLDER
 
 

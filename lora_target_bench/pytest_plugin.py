@@ -37,15 +37,23 @@ def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) 
     for asked in (args, early_config.known_args_namespace.file_or_dir):
         for index, argument in enumerate(asked):
             name, dot, rest = argument.partition("::")[0].partition(".suites")
-            if (
-                dot
-                and name in ("bench", "lora_target_bench")
-                and early_config.known_args_namespace.pyargs
-            ):
+            if dot and early_config.known_args_namespace.pyargs and _is_ours(name):
                 from lora_target_bench.files import SUITES
 
                 file = f"/{rest[1:].replace('.', '/')}.py" if rest else ""
                 asked[index] = f"{SUITES}{file}{''.join(argument.partition('::')[1:])}"
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a package's name means this one: `bench` may be somebody else's."""
+    from importlib.util import find_spec
+
+    import lora_target_bench
+
+    if name != "bench":
+        return name == lora_target_bench.__name__
+    found = find_spec(name)
+    return found is not None and lora_target_bench.is_ours(found.origin)
 
 
 @pytest.fixture(scope="session")

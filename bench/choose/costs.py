@@ -114,7 +114,9 @@ def _pool(count: int) -> Iterator[ProcessPoolExecutor]:
     """Processes that begin with what is imported here; none outlives an error or Ctrl-C."""
     import importlib
 
-    for name in ("transformers", "peft", "bitsandbytes", "bench.predict.stretch"):
+    import bench.predict.stretch  # noqa: F401
+
+    for name in ("transformers", "peft", "bitsandbytes"):
         importlib.import_module(name)
     pool = ProcessPoolExecutor(count, multiprocessing.get_context("fork"), initializer=_alone)
     try:

@@ -194,6 +194,8 @@ def _save(config: pytest.Config, name: str, document: dict[str, Any]) -> None:
         path = write_run(storage_folder(config), name, document)
     except BenchError as error:
         kept = write_run(Path(tempfile.mkdtemp(prefix="lora-target-bench-")), name, document)
+        if (journal := config.stash[JOURNAL]) is not None:
+            journal.close(done=True)
         raise BenchError(f"{error}; the run is kept in {kept}") from error
     journal = config.stash[JOURNAL]
     if journal is not None:

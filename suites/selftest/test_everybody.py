@@ -128,6 +128,15 @@ def test_their_scripts_in_a_folder_without_init_are_found(theirs: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_their_package_of_suites_stays_theirs(theirs: Path) -> None:
+    suites = theirs / "bench" / "suites"
+    suites.mkdir()
+    (suites / "__init__.py").write_text("")
+    (suites / "test_inside.py").write_text("def test_inside():\n    pass\n")
+    done = _pytest(theirs, "--pyargs", "bench.suites")
+    assert "1 passed" in done.stdout, done.stdout + done.stderr
+
+
 def test_options_of_the_fixture(theirs: Path) -> None:
     (theirs / "test_theirs.py").write_text("def test_it(check_targets):\n    check_targets()\n")
     assert "1 skipped" in _pytest(theirs).stdout
