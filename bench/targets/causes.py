@@ -9,11 +9,17 @@ from collections.abc import Callable, Iterable, Iterator
 
 from bench.adapters.config import ALL_LINEAR, AdapterConfig
 from bench.models.modules import OTHER, Module, ModuleTable
-from bench.targets.earlier import trace, trace_pattern
 from bench.targets.filters import Filter, ends_in
 from bench.targets.ledger import Ledger
-from bench.targets.names import common_ending, endings_of, moved, moved_pattern
-from bench.targets.suggestions import suggest_parameters
+from bench.targets.suggestions import (
+    common_ending,
+    endings_of,
+    moved,
+    moved_pattern,
+    suggest_parameters,
+    trace,
+    trace_pattern,
+)
 
 Found = tuple[str, str]
 """(why an entry is dead, what to write instead); empty where nothing is known."""

@@ -1,17 +1,20 @@
-"""What to write instead of an entry that the model has nothing for."""
+"""What to write instead of an entry that the model has nothing for: what does its work, the nearest
+name, the path that it has moved to, or what an earlier transformers called so."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
+from functools import cache
 
+from bench.files import FIXTURES, read_json
 from bench.models.modules import OTHER, ModuleTable
 from bench.models.roles import FUSED, UNKNOWN, role_of, serves
 from bench.targets.experts import new_name
 from bench.targets.filters import ends_in
 from bench.targets.ledger import RoleOf
-from bench.targets.names import endings_of
 
 _NEAR = 0.8
 
@@ -98,3 +101,134 @@ def _parameters(table: ModuleTable, roles: Iterable[str], role: RoleOf) -> Itera
         names = [p.name for p in table.expert_parameters if serves(role(p.name), wanted)]
         for ending, n in endings_of(names, every, 3).items():
             yield _as_parameter(ending, n)
+
+
+_MOST_SEGMENTS = 12
+
+
+def moved(names: Sequence[str], written: str) -> list[str]:
+    """The modules that a path means whose beginning fits none: those with the longest ending in
+    common, of two segments or more, that share most of the other words too."""
+    segments = written.split(".")
+    for size in range(len(segments) - 1, 1, -1):
+        ending = ".".join(segments[-size:])
+        hits = [name for name in names if ends_in(name, ending)]
+        if not hits or all(part.isdigit() for part in segments[-size:-1]):
+            continue
+        words = {part for part in segments[:-size] if not part.isdigit()}
+        # `language_model` tells `model.language_model` from `model.vision_model`.
+        shared = {name: len(words & set(name.split("."))) for name in hits}
+        most = max(shared.values())
+        return [name for name in hits if shared[name] == most]
+    return []
+
+
+def common_ending(name: str, names: Sequence[str]) -> str:
+    """The end of one name that reaches it alone, from the word before the layer's number on."""
+    segments = name.split(".")
+    numbers = [at for at, segment in enumerate(segments[:-1]) if segment.isdigit()]
+    least = len(segments) - numbers[0] + 2 if numbers else 1
+    for size in range(max(1, least), len(segments) + 1):
+        ending = ".".join(segments[-size:])
+        if sum(ends_in(other, ending) for other in names) == 1:
+            return ending
+    return name
+
+
+def endings_of(names: Sequence[str], every: Iterable[str], least: int = 1) -> dict[str, int]:
+    """The shortest endings, of `least` segments or more, that reach all of `names` and no other of
+    `every`, each with how many it reaches; empty where only layer numbers tell them apart."""
+    every = list(every)
+    for size in range(least, _MOST_SEGMENTS):
+        endings = Counter(_ending(name, size) for name in names)
+        if all(sum(ends_in(name, e) for name in every) == n for e, n in endings.items()):
+            return dict(endings)
+    return {}
+
+
+def _ending(name: str, size: int) -> str:
+    """The last `size` segments of a name, without a layer's number and what stands before it."""
+    segments = name.split(".")[-size:]
+    numbers = [at for at, segment in enumerate(segments[:-1]) if segment.isdigit()]
+    return ".".join(segments[numbers[-1] + 1 if numbers else 0 :])
+
+
+_LITERAL = re.compile(r"\^?((?:\.\*\\?\.)?)((?:[A-Za-z_]\w*\\?\.)+)")
+
+
+def moved_pattern(table: ModuleTable, pattern: str) -> Iterator[tuple[str, str, str]]:
+    """(old path, new path, changed pattern) for a regular expression that begins with a path which
+    the model holds elsewhere; the stacks that text feeds first."""
+    found = _LITERAL.match(pattern)
+    if found is None:
+        return
+    segments = re.split(r"\\?\.", found[2])[:-1]
+    rest = pattern[found.end() :]
+    main = {stack.prefix for stack in table.main_stacks}
+    names = sorted(table.by_name, key=lambda name: table.stack_of(name).prefix not in main)
+    for start in range(len(segments)):
+        ending = ".".join(segments[start:])
+        for name in names:
+            if ends_in(name, ending):
+                yield ".".join(segments), name, rf"{re.escape(name)}\.{rest.removeprefix('.')}" \
+                    if not rest.startswith(".") else rf"{re.escape(name)}\.{rest}"  # fmt: skip
+
+
+def trace(table: ModuleTable, entry: str) -> tuple[str, str]:
+    """(what an entry was, what to write now) for a name that a stored atlas of an earlier
+    transformers has for this model type; empty where none has it."""
+    written = ".".join("*" if part.isdigit() else part for part in entry.split("."))
+    for version, old, new in _renames(table.model_type):
+        if not ends_in(old, written):
+            continue
+        here = [_numbered(name, old, entry) for name in new]
+        modules = [n for n in here if any(ends_in(m, n) for m in table.by_name)]
+        bare = [n for n in here if any(ends_in(p.name, n) for p in table.parameters)]
+        if modules and not re.search(r"\d", entry):
+            return f"transformers {version} called it so", suggest(table, entry) or modules[0]
+        if modules:
+            return f"transformers {version} called it so", ", ".join(modules)
+        if bare:
+            names = ", ".join(f'"{name}"' for name in bare)
+            return f"transformers {version} called it so", f"target_parameters=[{names}]"
+    return "", ""
+
+
+def trace_pattern(table: ModuleTable, pattern: str) -> tuple[str, str]:
+    """The same for a regular expression that fits names of an earlier transformers."""
+    try:
+        fits = re.compile(pattern).fullmatch
+    except re.error:
+        return "", ""
+    there = {module.leaf for module in table.modules if module.kind != OTHER}
+    leaves: dict[str, list[str]] = {}
+    for version, old, new in _renames(table.model_type):
+        if fits(old.replace("*", "0")):
+            leaves.setdefault(version, []).extend(name.rpartition(".")[2] for name in new)
+    for version, found in leaves.items():
+        if known := [leaf for leaf in dict.fromkeys(found) if leaf in there]:
+            return f"transformers {version} had such names", rf".*\.({'|'.join(known)})"
+    return "", ""
+
+
+@cache
+def _renames(model_type: str) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
+    """(version, old pattern, new patterns) of a type, the latest version first."""
+    stored = read_json(FIXTURES / "atlas" / "renames.json").get(model_type, {})
+    return tuple(
+        (version, old, tuple(new)) for version, names in stored.items() for old, new in names
+    )
+
+
+def _numbered(new: str, old: str, entry: str) -> str:
+    """A new pattern as an entry: with the entry's own numbers where it has them all, else the part
+    behind the last number."""
+    numbers = [part for part in entry.split(".") if part.isdigit()]
+    if numbers and old.count("*") == new.count("*") == len(numbers):
+        for number in numbers:
+            new = new.replace("*", number, 1)
+        return new
+    if numbers and "*" in new:  # the layer's number comes first; an expert's is gone
+        head, _, tail = new.partition("*")
+        return f"{head}{numbers[0]}{tail.replace('.*', '')}"
+    return new.rpartition("*.")[2]
