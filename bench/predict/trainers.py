@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Iterator
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,12 +13,50 @@ import torch
 from bench.compat import patched, private
 from bench.predict.journal import LOGITS
 from bench.training.options import SFT, TRAINER, StepOptions
-from bench.training.trainers import kept_accelerate_state
+from bench.training.trainers import MAX_GRAD_NORM, kept_accelerate_state
 
 if TYPE_CHECKING:
     from bench.predict.journal import Journal
     from bench.predict.kernels import Device
     from bench.training.step import Training
+
+
+def assumed(options: StepOptions, quantized: bool) -> tuple[str, ...]:
+    """What a trainer's loop takes for granted, in words; nothing for the other loops."""
+    if options.loop not in (TRAINER, SFT):
+        return ()
+    norm = MAX_GRAD_NORM if options.max_grad_norm is None else options.max_grad_norm
+    whose = "trl.SFTTrainer" if options.loop == SFT else "transformers.Trainer"
+    packages = ("transformers", "accelerate", *(("trl",) if options.loop == SFT else ()))
+    said = [
+        f"the step is {whose}'s own ({', '.join(f'{p} {version(p)}' for p in packages)}); "
+        "what it does beside (loading data, logging, saving) is left out",
+        f"gradients are clipped to a norm of {norm:g}",
+    ]
+    if options.autocast:
+        said.append("under autocast the model's output is cast to float32, as accelerate does")
+    if options.loop == SFT:
+        if options.fused_head:
+            said.append(
+                "TRL's fused head: tiles of 4,096 tokens x 32,768 words, positions with a label "
+                "alone, Triton kernels on CUDA"
+            )
+        if quantized:
+            said.append("the adapters of a quantized model are held in bfloat16")
+        other = [
+            name
+            for name, differs in (
+                ("bf16=True (--autocast bf16)", options.autocast != "bf16"),
+                ("gradient_checkpointing=True", not options.gradient_checkpointing),
+                ("optim=adamw_torch_fused", options.optimizer != "adamw-fused"),
+                ("per_device_train_batch_size=8", options.batch_size != 8),
+                ("max_length=1024", options.seq_len != 1024),
+            )
+            if differs
+        ]
+        if other:
+            said.append(f"not as SFTConfig has it by default: {', '.join(other)}")
+    return tuple(said)
 
 
 @contextlib.contextmanager

@@ -145,6 +145,18 @@ def test_a_worker_measures_the_loop_that_is_predicted(case: Case) -> None:
     assert found.flops == real.flops
 
 
+def test_what_a_loop_takes_for_granted_is_said() -> None:
+    from bench.predict.trainers import assumed
+
+    case = trainer_case("sft", "bf16", checkpointed=True)
+    said = " ".join(assumed(case.step, quantized=True))
+    for words in ("trl.SFTTrainer's own (transformers", "trl 1.", "norm of 1", "cast to float32",
+                  "fused head", "held in bfloat16", "max_length=1024"):  # fmt: skip
+        assert words in said
+    assert "gradient_checkpointing" not in said
+    assert assumed(tiny_case("opt").step, quantized=False) == ()
+
+
 def test_accelerates_state_is_left_alone() -> None:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
