@@ -19,9 +19,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.adapters.config import AdapterConfig
+from bench.compat import private
 from bench.errors import BenchError
 from bench.predict.journal import Untraceable
 from bench.predict.shallow import deeper_names, shallower
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 _FORWARDS = ("forward", "cuda_kernels_forward")
 """Where transformers 5, and 4, hand a mixer's weights to the kernels of mamba-ssm."""
+_DispatchMode = private("dispatch mode")
 _READ = torch.ops.aten._local_scalar_dense.default
 _DRAW = torch.ops.aten.rand.default
 _LENGTH = 16
@@ -154,7 +155,7 @@ def _parameters(held: Any) -> Iterator[Any]:
     return held.parameters() if hasattr(held, "parameters") else iter(())
 
 
-class _Followed(TorchDispatchMode):  # type: ignore[misc]  # torch is seen untyped
+class _Followed(_DispatchMode):  # type: ignore[misc, valid-type]  # torch is seen untyped
     """Follows the values that come of the batch's integers, which a model may branch on."""
 
     def __init__(self) -> None:
