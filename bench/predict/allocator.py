@@ -51,7 +51,7 @@ class CachingAllocator:
         self._used: dict[Hashable, _Block] = {}
         self._free: dict[bool, list[tuple[int, int]]] = {True: [], False: []}  # size, address
         self._by_address: dict[int, _Block] = {}
-        self._next_address = SEGMENT_ROUNDING
+        self._lowest_address = 1 << 47
 
     def allocate(self, key: Hashable, size: int) -> int:
         """Serve `size` bytes under `key`; returns the bytes of the block, 0 for a size of 0."""
@@ -94,8 +94,10 @@ class CachingAllocator:
             size = LARGE_SEGMENT
         else:
             size = rounded(wanted, SEGMENT_ROUNDING)
-        block = _Block(self._next_address, size, small)
-        self._next_address += size
+        # The driver hands out addresses from the top down, so that of equal free blocks the one in
+        # the newest segment is taken. Which it is decides how later requests split and fit.
+        self._lowest_address -= size
+        block = _Block(self._lowest_address, size, small)
         self.reserved_bytes += size
         return block
 

@@ -84,8 +84,10 @@ class Journal(_DispatchMode):  # type: ignore[misc, valid-type]  # torch is seen
         for tensor in tensors_in(out):
             if tensor.device.type in self._device.followed:
                 self.storages.meet(tensor)
-        if workspace:
-            self.events.append(-workspace)
+        size = self._device.temporaries(name, args)
+        temporary = self._write(size, WORKSPACE) if size else 0
+        for number in filter(None, (temporary, workspace)):
+            self.events.append(-number)
         self.values.follow(func, args, kwargs, out)
         if self.observer is not None:
             self.observer(func, args, kwargs, out, nested)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -11,11 +12,15 @@ if TYPE_CHECKING:
     from bench.predict.trace import Trace
 
 
+PHASES = ("forward", "backward", "optimizer")
+
+
 @dataclass(frozen=True)
 class Replayed:
     """Peaks in bytes: of loading, the first step and the steady one.
 
-    `breakdown` sums to `peak_allocated_bytes`, the steady step's peak; `peak_phase` and
+    `breakdown` sums to `peak_allocated_bytes`, the steady step's peak, which `peak_by_phase` has
+    for each of its phases (all that is there meanwhile included); `peak_phase` and
     `peak_operation` say where in the step it lies. `peak_reserved_bytes` is the largest until the
     end, loading included: nothing that was reserved is given back.
     """
@@ -25,6 +30,7 @@ class Replayed:
     first_step_peak_allocated_bytes: int
     peak_allocated_bytes: int
     peak_reserved_bytes: int
+    peak_by_phase: dict[str, int]
     breakdown: dict[str, int]
     peak_phase: str
     peak_operation: str
@@ -38,15 +44,24 @@ def replay(
     bounds = (0, starts["first-step"], starts["steady-step"], len(trace.events))
     blocks = [0] * len(trace.sizes)
     peaks, ends, at = [], [], 0
+    by_phase: dict[str, int] = {}
     for start, end in pairwise(bounds):
         peak = allocator.allocated_bytes
         at = start
+        begin = dict(_phases(trace, start, end))
+        by_phase, phase_peak, phase = {}, peak, ""
         for index in range(start, end):
+            if index in begin:
+                phase, phase_peak = begin[index], allocator.allocated_bytes
+                by_phase[phase] = max(phase_peak, by_phase.get(phase, 0))
             event = trace.events[index]
             if event > 0:
                 blocks[event] = allocator.allocate(event, trace.sizes[event])
                 if allocator.allocated_bytes > peak:
                     peak, at = allocator.allocated_bytes, index
+                if allocator.allocated_bytes > phase_peak:
+                    phase_peak = allocator.allocated_bytes
+                    by_phase[phase] = max(phase_peak, by_phase.get(phase, 0))
             else:
                 allocator.release(-event)
         peaks.append(peak)
@@ -67,7 +82,15 @@ def replay(
         first_step_peak_allocated_bytes=peaks[1],
         peak_allocated_bytes=peaks[2],
         peak_reserved_bytes=allocator.reserved_bytes,
+        peak_by_phase={name: by_phase[name] for name in PHASES if name in by_phase},
         breakdown=breakdown,
         peak_phase=phase,
         peak_operation=trace.makers[abs(trace.events[at])] if trace.events else "",
     )
+
+
+def _phases(trace: Trace, start: int, end: int) -> Iterator[tuple[int, str]]:
+    """Where a phase of a step begins, in the events of that step; the last of equal places."""
+    for index, name in trace.marks:
+        if start <= index < end and name in PHASES:
+            yield index, name

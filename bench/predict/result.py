@@ -33,9 +33,11 @@ class Prediction:
 
     `peak_allocated_bytes` and `peak_reserved_bytes` are what `torch.cuda.max_memory_allocated` and
     `max_memory_reserved` would say: the first of the steady step, the second since the start,
-    loading included. `breakdown` sums to the peak allocated, whole blocks counted; `peak_phase`
-    and `peak_operation` say where in the step it lies. FLOPs count products and attention, two for
-    a multiply-add; `bytes_moved` what every operation reads and writes once.
+    loading included. `peak_by_phase` has the first for the steady step's forward, backward and
+    optimizer, all that is there meanwhile included. `breakdown` sums to the peak allocated, whole
+    blocks counted; `peak_phase` and `peak_operation` say where in the step it lies. FLOPs count
+    products and attention, two for a multiply-add; `bytes_moved` what every operation reads and
+    writes once.
     `cudnn_first` says that on `gpu` torch would ask cuDNN for the attention that is predicted as
     PyTorch's own kernel. `unquantized_bytes` says what a quantized precision leaves as it
     is though one would expect otherwise, by kind: "experts", or the class of linear layers;
@@ -53,6 +55,7 @@ class Prediction:
     attention: str
     peak_allocated_bytes: int
     peak_reserved_bytes: int
+    peak_by_phase: dict[str, int]
     breakdown: dict[str, int]
     peak_phase: str
     peak_operation: str
@@ -139,6 +142,7 @@ def predict(
         attention=case.step.attention,
         peak_allocated_bytes=allocated,
         peak_reserved_bytes=reserved,
+        peak_by_phase=found.peak_by_phase,
         breakdown=found.breakdown,
         peak_phase=found.peak_phase,
         peak_operation=found.peak_operation,

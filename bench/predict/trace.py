@@ -275,6 +275,7 @@ def _as_on(device: Device, journal: Journal, case: Case) -> Iterator[None]:
     if case.step.optimizer.startswith("paged-"):
         functions = importlib.import_module("bitsandbytes.functional")
         replacements.append((functions, "get_paged", _paged))
+    replacements += [(functional, name, value) for name, value in device.functions.items()]
     if device.fused_dropout:
         replacements.append((functional, "dropout", _fused_dropout))
     with patched(*replacements):

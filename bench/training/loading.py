@@ -25,7 +25,7 @@ from bench.models.quantization import bitsandbytes_config, quiet_bitsandbytes, s
 from bench.tasks import heads_of
 from bench.training.batches import Batch
 from bench.training.cases import Case
-from bench.training.options import EAGER, SDPA, SFT, TRAINER, check_step
+from bench.training.options import EAGER, PLAIN, SDPA, SFT, TRAINER, check_step
 from bench.training.step import Training, make_batch, make_optimizer, make_scaler
 
 
@@ -144,21 +144,42 @@ def filled(model: Any, case: Case, config: Any, device: str) -> Any:
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             module._buffers[name] = torch.zeros_like(buffer, device=device)
-        for name, parameter in module.named_parameters(recurse=False):
-            if module in quantized and name == "weight":
-                std = module.weight_deviation
-                std = usual if std is None else std
-                module.weight = _random_quantized(parameter, dtype, std, device)
-                module.weight._is_hf_initialized = True  # GPT-2 draws some weights by their name
-                continue
-            if id(parameter) not in made:
-                value = torch.zeros_like(parameter, device=device)
-                made[id(parameter)] = torch.nn.Parameter(value, requires_grad=False)
-            setattr(module, name, made[id(parameter)])
-        if module in quantized:
+    for module, name, parameter in _in_loading_order(model, case):
+        if module in quantized and name == "weight":
+            std = module.weight_deviation
+            std = usual if std is None else std
+            module.weight = _random_quantized(parameter, dtype, std, device)
+            module.weight._is_hf_initialized = True  # GPT-2 draws some weights by their name
             module._is_hf_initialized = True
+            continue
+        if id(parameter) not in made:
+            value = torch.zeros_like(parameter, device=device)
+            made[id(parameter)] = torch.nn.Parameter(value, requires_grad=False)
+        setattr(module, name, made[id(parameter)])
     model.initialize_weights()
     return model
+
+
+def loaded_as_by_users(case: Case) -> bool:
+    """Whether quantized weights arrive as `from_pretrained` brings them: in every loop but this
+    project's own, which makes them module by module: one after the other, by name. (Others are
+    loaded on the CPU, and moved.) The block that transformers may reserve before, to warm the
+    allocator up, is left out: measured steps were reserved without."""
+    return case.step.loop != PLAIN and precision(case.precision).quantized
+
+
+def _in_loading_order(model: Any, case: Case) -> list[tuple[Any, str, torch.nn.Parameter]]:
+    """Every module's own parameters; in the order in which they reach the device."""
+    found = [
+        (f"{path}.{name}", module, name, parameter)
+        for path, module in model.named_modules()
+        for name, parameter in module.named_parameters(recurse=False)
+    ]
+    if loaded_as_by_users(case):
+        from transformers.core_model_loading import dot_natural_key
+
+        found.sort(key=lambda each: dot_natural_key(each[0]))
+    return [(module, name, parameter) for _, module, name, parameter in found]
 
 
 def adapt(case: Case, model: Any) -> Any:

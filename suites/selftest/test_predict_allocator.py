@@ -67,6 +67,21 @@ def test_the_smallest_block_that_fits_is_taken_and_split() -> None:
     assert allocator.reserved_bytes == 66 * MIB
 
 
+def test_of_equal_blocks_the_one_in_the_newest_segment_is_taken() -> None:
+    """Addresses go down from segment to segment: what is left over then lies side by side with
+    what the newest segment has free, or does not."""
+    allocator = CachingAllocator()
+    for key in ("old", "new"):
+        allocator.allocate(key, 20 * MIB)
+    for key in ("old", "new"):
+        allocator.release(key)
+    allocator.allocate("a", 12 * MIB)
+    (held,) = allocator._used.values()
+    assert held.address == min(
+        address for _, address in [(0, held.address), *allocator._free[False]]
+    )
+
+
 def test_neighbours_are_merged_when_they_are_free() -> None:
     allocator = CachingAllocator()
     for key in "abcd":

@@ -123,6 +123,48 @@ def test_what_attention_needs_on_the_way_back() -> None:
     assert size("efficient", torch.float32, 4) == 3584 + heads * 100 * 48 * 4
 
 
+def test_what_other_kernels_take_once_their_results_are_there() -> None:
+    """SoftMax.cu, EmbeddingBackwardKernel.cu, Indexing.cu and SortStable.cu, by hand."""
+    import torch
+
+    from bench.predict.kernels import cuda
+
+    def size(name: str, *args: Any) -> int:
+        return cuda().temporaries(f"aten.{name}", args)
+
+    def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(*shape, dtype=dtype, device="meta")
+
+    scores = meta(2, 4, 64, 64), meta(2, 4, 64, 64)
+    half = meta(2, 4, 64, 64, dtype=torch.bfloat16)
+    assert size("_softmax_backward_data.default", *scores, -1, torch.float16) == 4 * 2 * 4 * 64**2
+    assert size("_softmax_backward_data.default", half, half, -1, torch.bfloat16) == 2 * 8 * 64**2
+    ids, gradient = meta(4, 1024, dtype=torch.int64), meta(4, 1024, 256, dtype=torch.bfloat16)
+    sorted_ids = 6 * 8 * 4096
+    assert size("embedding_dense_backward.default", gradient, ids, 500, 0, False) == (
+        sorted_ids + 4 * 4096 * 256
+    )
+    assert size("embedding_dense_backward.default", gradient[:2], ids[:2], 500, 0, False) == 0
+    table = meta(500, 16)
+    assert size("index_put_.default", table, [ids], gradient, True) == 3 * 8 * 4096
+    assert size("index_put_.default", table, [ids], gradient, False) == 0
+    assert size("sort.default", meta(2, 8192), -1) == 2 * 8192 * 8 + 2 * 8192 * 12
+    assert size("sort.default", meta(8192, 4), -1) == 0
+    assert size("mm.default", *scores) == 0
+
+
+def test_softmax_from_float16_to_float32_makes_no_copy_of_its_input() -> None:
+    """SoftMax.cpp: one kernel from float16; bfloat16 is cast first, four bytes an element."""
+    fp16, bf16 = (
+        predict(tiny_case("phi3", p, attention="eager", seq_len=128)) for p in ("fp16", "bf16")
+    )
+    casts = "aten._to_copy.default"
+    layers, scores = 2, 4 * 2 * 4 * 128 * 128  # float32, batch, heads, tokens²
+    fewer = bf16.operations_by_name[casts] - fp16.operations_by_name[casts]
+    assert fewer >= 2 * layers  # forward, and the gradient on the way back
+    assert fp16.peak_allocated_bytes <= bf16.peak_allocated_bytes - scores + 2**20
+
+
 def test_workspaces_of_cublas_follow_the_compute_capability() -> None:
     case = tiny_case("opt", "bf16")
     older, hopper = (
