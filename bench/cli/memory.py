@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,13 +17,20 @@ from bench.cli.output import no_formula, put, save_figure, say, written
 from bench.cli.subject import predicted_subjects
 from bench.errors import BenchError
 from bench.models.precision import PRECISIONS, precision
-from bench.training.options import PREDICTED_LENGTH, add_step_options, check_step, step_from
+from bench.training.options import (
+    PREDICTED_LENGTH,
+    StepOptions,
+    add_step_options,
+    check_step,
+    step_from,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from bench.predict.gpus import Gpu
     from bench.predict.largest import Solution
+    from bench.predict.levers import Ways
     from bench.predict.result import Prediction
     from bench.scenarios.subjects import Subject
     from bench.training.cases import Case
@@ -70,7 +78,6 @@ def run(options: argparse.Namespace) -> int:
     from bench.baselines.predicted import store
     from bench.predict.largest import Solution, check_has_length
     from bench.predict.result import predict
-    from bench.reports.predicted import prediction_text
 
     card = _card(options)
     subjects, cases = _cases(options)
@@ -93,8 +100,8 @@ def run(options: argparse.Namespace) -> int:
             done = predict(case, gpu=card, progress=line.phase)
         line.clear()
         if one_by_one:
-            text = json.dumps(_as_json(done)) if options.json else prediction_text(done)
-            print(text, flush=True)
+            ways = _ways(case, done, options, line) if len(cases) == 1 else None
+            print(_text(done, ways, options), flush=True)
         found.append(done.prediction if isinstance(done, Solution) else done)
     if not one_by_one:
         _table(found, card, options.format or "markdown")
@@ -103,6 +110,61 @@ def run(options: argparse.Namespace) -> int:
     if options.store:
         say(f"stored {len(found)} in {store(found)}")
     return int(any(p.fit is not None and not p.fit.fits for p in found))
+
+
+def _ways(
+    case: Case, done: Prediction | Solution, options: argparse.Namespace, line: _Line
+) -> Ways | None:
+    """What would make a step fit that does not; None where nothing was asked to fit, or it does."""
+    from bench.predict.levers import NOTHING_SAVED, ways_to_fit
+    from bench.predict.result import Prediction, predict
+
+    if not isinstance(done, Prediction) or done.fit is None or done.fit.fits:
+        return None
+    card = _card(options)
+
+    def attempt(trial: Case) -> Prediction:
+        line.begin(trial.id)
+        return predict(trial, gpu=card, progress=line.phase)
+
+    without = () if options.modules_to_save else (NOTHING_SAVED,)
+    ways = ways_to_fit(case, done, attempt, without)
+    line.clear()
+    return ways
+
+
+def _text(done: Prediction | Solution, ways: Ways | None, options: argparse.Namespace) -> str:
+    from bench.reports.levers import ways_json, ways_text
+    from bench.reports.predicted import prediction_text
+
+    def command(case: Case) -> str:
+        return _command(options, case)
+
+    if options.json:
+        more = {} if ways is None else {"ways_to_fit": ways_json(ways, command)}
+        return json.dumps({**_as_json(done), **more})
+    return "\n".join([prediction_text(done), *([] if ways is None else [ways_text(ways, command)])])
+
+
+def _command(options: argparse.Namespace, case: Case) -> str:
+    """What repeats a prediction of this model with a changed case."""
+    words = ["bench", "memory", str(options.model)]
+    for name in ("adapter", "target_modules", "rank", "task_type", "auto_class"):
+        if getattr(options, name) is not None:
+            words += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+    if options.scenario:
+        words += ["--scenario", case.scenario]
+    if options.modules_to_save and case.adapter.get("modules_to_save"):
+        words += ["--modules-to-save", options.modules_to_save]
+    words += ["--precision", case.precision, "--batch-size", str(case.step.batch_size)]
+    if case.task.has_length:
+        words += ["--seq-len", str(case.step.seq_len)]
+    usual = StepOptions()
+    rest = replace(case.step, batch_size=usual.batch_size, seq_len=usual.seq_len)
+    words += rest.words()
+    words += ["--gpu", options.gpu] if options.gpu else ["--gpu-memory", options.gpu_memory]
+    words += ["--trust-remote-code"] if options.trust_remote_code else []
+    return shlex.join(words)
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -141,8 +203,30 @@ def _cases(options: argparse.Namespace) -> tuple[list[Subject], list[Case]]:
     step = step_from(options, seq_len=length)
     check_step(step)
     subjects = predicted_subjects(options)
-    precisions = options.precision or ("bf16",)
-    return subjects, [replace(s, precision=p).case(step) for s in subjects for p in precisions]
+    cases = []
+    for subject in subjects:
+        precisions, as_stored = _precisions(subject, options, step)
+        cases += [replace(subject, precision=p).case(as_stored) for p in precisions]
+    return subjects, cases
+
+
+def _precisions(
+    subject: Subject, options: argparse.Namespace, step: StepOptions
+) -> tuple[Sequence[str], StepOptions]:
+    """The precisions to predict, and the step in them: those asked for, or how the model's
+    config.json says that its weights are stored."""
+    from bench.models.stored import stored_precision
+
+    model = subject.model
+    if options.precision:
+        return options.precision, step
+    said = stored_precision(model.config.get("quantization_config"), model.label)
+    if said is None:
+        return ("bf16",), step
+    name, compute = said
+    if precision(name).bits == 4 and compute not in (None, "bf16") and not step.compute_dtype:
+        step = replace(step, compute_dtype=compute)
+    return (name,), step
 
 
 def _table(found: Sequence[Prediction], card: Gpu | None, format: str) -> None:

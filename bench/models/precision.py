@@ -27,6 +27,8 @@ class Precision:
     quant_type: str | None = None
     """bitsandbytes' name of the 4-bit code, "nf4" or "fp4"; None for the others."""
     double_quant: bool = False
+    stored: bool = False
+    """Whether it is the format of a checkpoint, which its config.json describes."""
 
 
 # int8 and 4-bit compute in bfloat16, as QLoRA does: no loss scaling, and the same dtype for all
@@ -53,10 +55,19 @@ _ALL = (
 )
 
 PRECISIONS: Mapping[str, Precision] = MappingProxyType({each.name: each for each in _ALL})
+STORED: Mapping[str, Precision] = MappingProxyType(
+    {
+        name: Precision(name, 4, "float16", f"as a {name} checkpoint stores it", stored=True)
+        for name in ("awq", "gptq", "hqq", "compressed-tensors")
+    }
+)
+"""The formats of checkpoints that are quantized already: a model's config.json says so."""
 
 
 def precision(name: str) -> Precision:
     """The precision called `name`; raises UnknownName with the nearest known names."""
+    if name in STORED:
+        return STORED[name]
     try:
         return PRECISIONS[name]
     except KeyError:

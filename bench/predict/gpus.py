@@ -22,6 +22,7 @@ GIB = 1 << 30
 CONTEXT_BYTES = GIB // 2
 """What the CUDA context and the libraries' code take outside the allocator: an assumption, since
 it differs by GPU, driver and by which kernels were loaded (0.3 to 0.6 GiB is usual)."""
+YES, NO, UNCERTAIN = "yes", "no", "uncertain"
 _RATES = ("float32", "float16", "bfloat16", "int8")
 _KEYS = ("name", "capability", "memory_gib", "memory_source", "bandwidth", "source")
 _SIZE = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(B|KiB|MiB|GiB|TiB|KB|MB|GB|TB)?\s*", re.IGNORECASE)
@@ -45,19 +46,39 @@ class Gpu:
 
 
 @dataclass(frozen=True)
-class Fit:
-    """Whether a predicted peak fits a GPU. All in bytes; the margin is negative where it does not.
+class Interval:
+    """Within what a step's peak reserved lies, as shares of the predicted one, and why."""
 
-    What has to fit is the peak reserved and the CUDA context. `allocated_fits` says whether what
-    is really in use would: then a less fragmented allocator could be enough.
+    low: float
+    high: float
+    why: str
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Whether a predicted peak fits a GPU. All in bytes.
+
+    What has to fit is the peak reserved and the CUDA context. Measured steps say within what the
+    peak lies, `low_bytes` to `high_bytes` (`why` says which steps): "yes" where all of that fits,
+    "no" where none of it does, "uncertain" between. The margin is to the highest of it, negative
+    where that is too large. `allocated_fits` says whether what is really in use would fit: then a
+    less fragmented allocator could be enough.
     """
 
     gpu: str
     memory_bytes: int
     context_bytes: int
+    low_bytes: int
+    high_bytes: int
+    why: str
     margin_bytes: int
-    fits: bool
+    verdict: str
     allocated_fits: bool
+
+    @property
+    def fits(self) -> bool:
+        """Whether it surely does."""
+        return self.verdict == YES
 
 
 def load_gpus(path: Path | None = None) -> dict[str, Gpu]:
@@ -104,15 +125,20 @@ def gpu_with_memory(text: str) -> Gpu:
     return Gpu(f"{match[1]} {match[2]}", int(size))
 
 
-def fit(gpu: Gpu, peak_allocated_bytes: int, peak_reserved_bytes: int) -> Fit:
-    """Hold predicted peaks (bytes) against a GPU's memory."""
+def fit(gpu: Gpu, peak_allocated_bytes: int, peak_reserved_bytes: int, within: Interval) -> Fit:
+    """Hold predicted peaks (bytes) against a GPU's memory, the reserved one with its interval."""
     usable = gpu.memory_bytes - CONTEXT_BYTES
+    low = max(peak_allocated_bytes, round(peak_reserved_bytes * within.low))
+    high = round(peak_reserved_bytes * within.high)
     return Fit(
         gpu=gpu.name,
         memory_bytes=gpu.memory_bytes,
         context_bytes=CONTEXT_BYTES,
-        margin_bytes=usable - peak_reserved_bytes,
-        fits=peak_reserved_bytes <= usable,
+        low_bytes=low,
+        high_bytes=high,
+        why=within.why,
+        margin_bytes=usable - high,
+        verdict=YES if high <= usable else NO if low > usable else UNCERTAIN,
         allocated_fits=peak_allocated_bytes <= usable,
     )
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from bench.predict.assumptions import assumptions
+from bench.predict.evidence import interval
 from bench.predict.gpus import Fit, Gpu, fit, step_seconds
 from bench.training.machine import versions
 from bench.training.options import PINNED, SDPA, StepOptions
@@ -42,6 +44,7 @@ class Prediction:
     PyTorch's own kernel. `unquantized_bytes` says what a quantized precision leaves as it
     is though one would expect otherwise, by kind: "experts", or the class of linear layers;
     `unquantized_share` what share of the layers' linear and expert weights that is.
+    `assumptions` says what is taken for granted, the loop first.
     `modelled_step_seconds` is a bound from below on `gpu`, None without one.
     """
 
@@ -51,6 +54,7 @@ class Prediction:
     rank: int
     precision: str
     step: str
+    loop: str
     device: str
     attention: str
     peak_allocated_bytes: int
@@ -74,11 +78,15 @@ class Prediction:
     bytes_moved: int
     fit: Fit | None
     modelled_step_seconds: float | None
+    assumptions: tuple[str, ...]
     versions: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe values, labelled predicted."""
-        return {"kind": "predicted", **asdict(self)}
+        found = {"kind": "predicted", **asdict(self)}
+        if self.fit is not None:
+            found["fit"]["fits"] = self.fit.fits
+        return found
 
 
 def _step(case: Case) -> str:
@@ -129,6 +137,7 @@ def predict(
         attention = case.step.attention if case.step.attention in PINNED else None
         device = kernels.cuda(attention, gpu.capability if gpu else 8.0)
     traced = trace(case, device, progress)
+    within = interval(case.precision, case.step.loop)
     found = replay(traced, device.allocator(), BREAKDOWN)
     allocated, reserved = found.peak_allocated_bytes, found.peak_reserved_bytes
     return Prediction(
@@ -159,7 +168,9 @@ def predict(
         operations=sum(traced.operations.values()),
         operations_by_name=traced.operations,
         bytes_moved=sum(work.bytes for work in traced.work),
-        fit=fit(gpu, allocated, reserved) if gpu else None,
+        loop=case.step.loop,
+        fit=fit(gpu, allocated, reserved, within) if gpu else None,
         modelled_step_seconds=step_seconds(gpu, traced.work) if gpu else None,
+        assumptions=assumptions(case, gpu),
         versions=versions(),
     )

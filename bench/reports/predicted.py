@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench.models.precision import precision
-from bench.predict.gpus import GIB, Gpu, fit
+from bench.predict.evidence import interval
+from bench.predict.gpus import GIB, UNCERTAIN, YES, Fit, Gpu, fit
 from bench.predict.largest import Solution
 from bench.predict.result import LIMITS, Prediction
 from bench.reports.layout import Report, Table
@@ -50,7 +51,7 @@ def prediction_rows(
             "operations": p.operations,
         }
         for g in _gpus(gpu):
-            row[f"fits {g.name}"] = fit(g, p.peak_allocated_bytes, p.peak_reserved_bytes).fits
+            row[f"fits {g.name}"] = _fit(g, p).verdict
         rows.append(row)
     return rows
 
@@ -63,19 +64,20 @@ def prediction_report(predictions: Sequence[Prediction], gpu: Gpu | None = None)
     rows = []
     for p in predictions:
         peaks = p.peak_allocated_bytes, p.peak_reserved_bytes
-        fits = ["yes" if fit(g, *peaks).fits else "no" for g in gpus]
+        fits = [_fit(g, p).verdict for g in gpus]
         rows.append((
             p.scenario, str(p.rank), p.precision, format_count(p.trainable_parameters),
             *map(format_bytes, peaks), *fits,
         ))  # fmt: skip
     first = predictions[0]
     said = dict.fromkeys(note for p in predictions for note in notes(p))
+    assumed = dict.fromkeys(f"assumed: {each}" for p in predictions for each in p.assumptions)
     caption = f"{first.model}, {first.step}; {', '.join(_versions(first))}"
     return Report(
         "Predicted GPU memory of a training step",
         (caption,),
         (Table("", header, tuple(rows), leading=1, right=_RIGHT),),
-        (f"Predicted, not measured. {_sentence(LIMITS)}", *said),
+        (f"Predicted, not measured. {_sentence(LIMITS)}", *assumed, *said),
     )
 
 
@@ -153,20 +155,32 @@ def prediction_text(done: Prediction | Solution) -> str:
         )
     if p.fit is not None:
         lines.append(_fit_line(p))
+    lines += [f"  assumed: {each}" for each in p.assumptions]
     lines += [f"  note: {note}" for note in notes(p)]
     lines.append(f"  holds for: {'; '.join(LIMITS)}")
     return "\n".join(lines)
 
 
+def _fit(gpu: Gpu, p: Prediction) -> Fit:
+    within = interval(p.precision, p.loop)
+    return fit(gpu, p.peak_allocated_bytes, p.peak_reserved_bytes, within)
+
+
 def _fit_line(p: Prediction) -> str:
-    assert p.fit is not None
-    margin = format_bytes(abs(p.fit.margin_bytes))
-    context = format_bytes(p.fit.context_bytes)
-    if p.fit.fits:
-        return f"  fits {p.fit.gpu}: yes, {margin} to spare beside {context} for the CUDA context"
-    close = "; what is allocated would fit without fragmentation" if p.fit.allocated_fits else ""
+    found = p.fit
+    assert found is not None
+    context = f"beside {format_bytes(found.context_bytes)} for the CUDA context"
+    reserved = f"{format_bytes(found.low_bytes)} to {format_bytes(found.high_bytes)} reserved"
+    margin = format_bytes(abs(found.margin_bytes))
+    evidence = f" ({found.why})"
+    if found.verdict == YES:
+        return f"  fits {found.gpu}: yes, {margin} to spare {context}: {reserved}{evidence}"
+    if found.verdict == UNCERTAIN:
+        return f"  fits {found.gpu}: uncertain {context}: {reserved}{evidence}"
+    least = format_bytes(found.low_bytes + found.context_bytes - found.memory_bytes)
+    close = "; what is allocated would fit without fragmentation" if found.allocated_fits else ""
     return (
-        f"  fits {p.fit.gpu}: no, {margin} too large beside {context} for the CUDA context{close}"
+        f"  fits {found.gpu}: no, at least {least} too large {context}: {reserved}{evidence}{close}"
     )
 
 

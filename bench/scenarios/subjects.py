@@ -54,9 +54,11 @@ class Subject:
         """The measured case of this subject."""
         assert self.precision is not None
         self.model.check_code()
+        stored = precision(self.precision).stored
+        config = self.model.config
         return Case(
             model=self.model.label,
-            config={k: v for k, v in self.model.config.items() if k != "quantization_config"},
+            config={k: v for k, v in config.items() if stored or k != "quantization_config"},
             auto_class=self.model.task_class,
             scenario=self.name,
             adapter=self.adapter.to_dict(),

@@ -51,6 +51,8 @@ class Case:
 
     def __post_init__(self) -> None:
         precision(self.precision)
+        if precision(self.precision).stored:
+            self._check_stored()
         if self.step.compute_dtype and precision(self.precision).bits != 4:
             raise BenchError(
                 f"--compute-dtype is of 4-bit weights, and the precision is {self.precision}"
@@ -67,6 +69,15 @@ class Case:
             raise BenchError(
                 f"{self.model}-{self.scenario}: r must be a whole number >= 1: {rank!r}"
             )
+
+    def _check_stored(self) -> None:
+        if not isinstance(self.config.get("quantization_config"), Mapping):
+            raise BenchError(
+                f"--precision {self.precision}: {self.model}'s config.json has no "
+                "quantization_config that says how its weights are stored"
+            )
+        if self.adapter.get("use_dora"):
+            raise BenchError(f"{self.model}: DoRA on {self.precision} weights is not predicted")
 
     @property
     def id(self) -> str:
@@ -86,7 +97,11 @@ class Case:
         """torch's name of the dtype of everything that is not quantized, before any preparation,
         and of what quantized weights expand to."""
         given = self.step.compute_dtype
-        return DTYPES[given] if given else precision(self.precision).compute
+        if given:
+            return DTYPES[given]
+        kind = precision(self.precision)
+        said = self.config.get("dtype") or self.config.get("torch_dtype")
+        return str(said) if kind.stored and said in DTYPES.values() else kind.compute
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe values that `from_dict` reads back."""

@@ -22,6 +22,7 @@ from bench.errors import BenchError
 from bench.models.classes import config_by_own_code
 from bench.models.precision import precision
 from bench.models.quantization import bitsandbytes_config, quiet_bitsandbytes, swap_linear_layers
+from bench.models.stored import read_stored, store_linear_layers
 from bench.tasks import heads_of
 from bench.training.batches import Batch
 from bench.training.cases import Case
@@ -35,6 +36,8 @@ def load(case: Case, device: str = "cpu") -> Training:
     Leaves torch's random state seeded with `case.step.seed`. Raises what the libraries raise.
     """
     check_step(case.step)
+    if precision(case.precision).stored:
+        raise BenchError(f"{case.model}: {case.precision} weights are predicted, not measured")
     quiet_libraries()
     torch.manual_seed(case.step.seed)
     config = make_config(case)
@@ -83,7 +86,8 @@ def make_config(case: Case) -> Any:
     if case.code:
         config = config_by_own_code(Path(case.code))
     else:
-        values = {k: v for k, v in case.config.items() if k != "model_type"}
+        left_out = ("model_type", "quantization_config")
+        values = {k: v for k, v in case.config.items() if k not in left_out}
         config = AutoConfig.for_model(case.config["model_type"], **values)
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = 0  # a sequence classifier built on a decoder refuses batches without
@@ -121,9 +125,12 @@ def random_weights(case: Case, config: Any, device: str) -> Any:
 
 
 def skeleton(case: Case, config: Any) -> Any:
-    """The base model on the meta device, with bitsandbytes' layers where they belong."""
+    """The base model on the meta device, with the layers of its quantization where they belong."""
     kind = precision(case.precision)
     model = meta_model(case, config)
+    if kind.stored:
+        stored = read_stored(case.config["quantization_config"], case.model)
+        store_linear_layers(model, stored, getattr(torch, case.compute))
     if kind.quantized:
         skipped = _skipped_modules(case, model)
         drawn = _weight_deviations(model)
@@ -154,7 +161,8 @@ def filled(model: Any, case: Case, config: Any, device: str) -> Any:
             continue
         if id(parameter) not in made:
             value = torch.zeros_like(parameter, device=device)
-            made[id(parameter)] = torch.nn.Parameter(value, requires_grad=False)
+            made[id(parameter)] = held = torch.nn.Parameter(value, requires_grad=False)
+            held._is_hf_initialized = not value.is_floating_point()  # as a checkpoint stores it
         setattr(module, name, made[id(parameter)])
     model.initialize_weights()
     return model

@@ -12,7 +12,8 @@ from measure_support import tiny_case
 
 from bench.errors import BenchError
 from bench.predict import Prediction, Solution, gpu_with_memory, predict, solve
-from bench.predict.gpus import CONTEXT_BYTES, Gpu, fit, load_gpus, step_seconds
+from bench.predict.evidence import interval
+from bench.predict.gpus import CONTEXT_BYTES, Gpu, Interval, fit, load_gpus, step_seconds
 from bench.predict.result import LIMITS
 from bench.training.cases import Case
 
@@ -199,14 +200,36 @@ def test_it_is_the_same_each_time() -> None:
 # GPUs
 
 
+EXACT = Interval(1, 1, "by hand")
+
+
 def test_a_fit_has_room_for_the_context() -> None:
     gpu = gpu_with_memory("24GiB")
     room = 24 * 1024**3 - CONTEXT_BYTES
-    assert fit(gpu, 1, room).margin_bytes == 0
-    assert fit(gpu, 1, room).fits
-    assert not fit(gpu, room, room + 1).fits
-    assert fit(gpu, room, room + 1).allocated_fits
+    assert fit(gpu, 1, room, EXACT).margin_bytes == 0
+    assert fit(gpu, 1, room, EXACT).fits
+    assert not fit(gpu, room, room + 1, EXACT).fits
+    assert fit(gpu, room, room + 1, EXACT).allocated_fits
     assert any("context" in limit for limit in LIMITS)
+
+
+def test_a_fit_says_yes_no_or_uncertain_by_what_was_measured() -> None:
+    """Steps measured at 0.95 to 1.05 of the prediction: 19 to 21 GiB for one of 20."""
+    gib = 1024**3
+    within = Interval(0.95, 1.05, "measured so")
+
+    def verdict(memory: float) -> str:
+        gpu = Gpu("x", round(memory * gib) + CONTEXT_BYTES)
+        return fit(gpu, 15 * gib, 20 * gib, within).verdict
+
+    assert [verdict(size) for size in (21.01, 20.5, 19.5, 18.9)] == [
+        "yes", "uncertain", "uncertain", "no",
+    ]  # fmt: skip
+    found = fit(Gpu("x", 22 * gib), 15 * gib, 20 * gib, within)
+    assert (found.low_bytes, found.high_bytes) == (19 * gib, 21 * gib)
+    assert found.margin_bytes == 22 * gib - CONTEXT_BYTES - 21 * gib
+    # What is allocated is there in any case.
+    assert fit(Gpu("x", 19 * gib), int(19.9 * gib), 20 * gib, within).low_bytes > 19.8 * gib
 
 
 def test_sizes_have_units() -> None:
@@ -237,7 +260,7 @@ def test_a_gpu_has_not_more_memory_than_its_driver_says() -> None:
         gpu = load_gpus()[key]
         assert 0.94 * mib < gpu.memory_bytes / 1024**2 <= mib, key
     t4 = load_gpus()["t4"]
-    assert not fit(t4, 0, 15 * 1024**3 - CONTEXT_BYTES).fits
+    assert not fit(t4, 0, 15 * 1024**3 - CONTEXT_BYTES, EXACT).fits
 
 
 def test_every_gpu_states_its_source() -> None:
@@ -259,7 +282,7 @@ def _linear(size: int, calls: list[int]) -> Callable[[Case], Any]:
         calls.append(batch)
         peak = 1000 + 70 * batch
         gpu = Gpu("x", size + CONTEXT_BYTES)
-        return replace(example, fit=fit(gpu, peak, peak))
+        return replace(example, fit=fit(gpu, peak, peak, EXACT))
 
     return prediction
 
@@ -298,7 +321,7 @@ def test_solved_is_the_largest_for_real(what: str) -> None:
 
     case = tiny_case("phi3", "bf16")
     needed = predict(with_value(case, what, 21)).peak_reserved_bytes
-    gpu = Gpu("x", needed + CONTEXT_BYTES)
+    gpu = Gpu("x", round(needed * interval("bf16", "plain").high) + CONTEXT_BYTES)
     found = solve(case, what, lambda trial: predict(trial, gpu=gpu))
     assert found.value >= 21
     more = predict(with_value(case, what, found.value + 1), gpu=gpu)

@@ -22,7 +22,7 @@ import pytest
 from bench.cli import main
 from bench.errors import BenchError
 from bench.predict.allocator import CachingAllocator
-from bench.reports.measured import FILE, Measured, load_measured
+from bench.predict.evidence import FILE, Measured, load_measured
 
 ROWS = load_measured()
 MIB = 1024**2

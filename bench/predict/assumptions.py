@@ -1,0 +1,61 @@
+"""What a prediction takes for granted, in words, to be said with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from bench.models.precision import precision
+from bench.models.stored import read_stored
+from bench.training.options import KEEP_OUTPUT, PINNED, PLAIN, SDPA
+
+if TYPE_CHECKING:
+    from bench.predict.gpus import Gpu
+    from bench.training.cases import Case
+
+LOOPS: Mapping[str, str] = {
+    PLAIN: "the plain loop, which drops the model's output once it has the loss",
+    KEEP_OUTPUT: "a loop that keeps the model's output, logits included, until the step ends",
+}
+"""What each loop does with what it holds; a loop without an entry is named alone."""
+
+
+def assumptions(case: Case, gpu: Gpu | None) -> tuple[str, ...]:
+    """What is assumed of this case's step, the loop that it holds for first."""
+    step, kind = case.step, precision(case.precision)
+    said = [f"loop: {LOOPS.get(step.loop, step.loop)}"]
+    kernel = "eager code" if step.attention not in (SDPA, *PINNED) else f"{step.attention} kernel"
+    if step.attention == SDPA:
+        kernel = "the kernel that PyTorch's rules choose"
+    if gpu is None and step.attention == SDPA:
+        kernel += " on a GPU of compute capability 8.0 or later"
+    said.append(f"attention: {kernel}")
+    wide = (
+        "float32, to which PEFT casts them" if step.autocast_adapter_dtype else "the base's dtype"
+    )
+    said.append(f"adapters: in {wide}")
+    if kind.stored:
+        said.append(_stored(case))
+    elif kind.quantized:
+        way = "its own loader's order" if step.loop == PLAIN else "from_pretrained's order, by name"
+        said.append(
+            f"weights: quantized on the way in, one at a time, in {way}; threads of a loader "
+            "leave up to 2 % more, another amount in every run"
+        )
+    if case.precision == "int8":
+        said.append("int8: no outlier columns (they depend on the data)")
+    if step.padded:
+        said.append("lengths: drawn from the seed; the longest is the length asked for")
+    if step.optimizer.startswith("paged-"):
+        said.append("paged state: in managed memory, outside the allocator, as much as it takes")
+    return tuple(said)
+
+
+def _stored(case: Case) -> str:
+    stored = read_stored(case.config["quantization_config"], case.model)
+    groups = f"groups of {stored.group}" if stored.group else "one group a row"
+    return (
+        f"weights: {stored.method} as stored ({stored.bits} bits, {groups}); every product expands "
+        f"its layer's weight to {case.compute}, forward and backward (kernels that multiply "
+        "without take less)"
+    )

@@ -1,0 +1,175 @@
+"""What a prediction is worth: steps that others measured on a GPU, beside what is predicted.
+
+The rows are `fixtures/measured/t4.csv`, each as the command line that says it; README.md beside it
+has their source and their step. `predicted.json` keeps their predictions: from
+both follows how far off a step may be, in a precision and a loop.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from bench.errors import BenchError, check_keys
+from bench.files import FIXTURES
+from bench.models.precision import precision
+from bench.predict.gpus import Interval
+from bench.training.options import KEEP_OUTPUT
+
+FILE = FIXTURES / "measured" / "t4.csv"
+KEPT_FILE = FIXTURES / "measured" / "predicted.json"
+PHASES = ("forward", "backward", "optimizer")
+_KEYS = (
+    "id", "model", "quant", "attention", "batch", "seq_len", "r", "allocated", "reserved",
+    "after_load", "peak_forward", "peak_backward", "peak_optimizer", "trainable", "step_seconds",
+    "torch", "transformers", "peft", "bitsandbytes", "config",
+)  # fmt: skip
+_STEP = (
+    "--target-modules", "q_proj,k_proj,v_proj,o_proj", "--gpu", "t4", "--loop", "keep-output",
+    "--no-loss-scaling", "--gradient-checkpointing",
+)  # fmt: skip
+_MIB = 1 << 20
+Kept = Mapping[str, int]
+KEPT = ("peak_allocated_bytes", "peak_reserved_bytes", "loaded_bytes", *PHASES)
+"""What is kept of a prediction: its peaks, what is loaded, and each phase's peak."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One measured step: bytes by what was read, the model's config, and the step's options."""
+
+    id: str
+    model: str
+    config: dict[str, Any]
+    options: tuple[str, ...]
+    quantized: bool
+    attention: str
+    batch_size: int
+    seq_len: int
+    trainable_parameters: int
+    peak_allocated_bytes: int
+    peak_reserved_bytes: int
+    loaded_bytes: int
+    peak_by_phase: dict[str, int]
+
+    def bytes_of(self, name: str) -> int:
+        """What was measured of the figure that is kept as `name`."""
+        value: int = self.peak_by_phase[name] if name in PHASES else getattr(self, name)
+        return value
+
+
+def load_measured(path: Path = FILE) -> list[Measured]:
+    """Every row. Raises BenchError, naming file and line, for what is missing or wrong."""
+    found = []
+    with path.open(encoding="utf-8", newline="") as lines:
+        for number, row in enumerate(csv.DictReader(lines), start=2):
+            where = f"{path}: line {number}"
+            check_keys(row, where, _KEYS, _KEYS)
+            try:
+                found.append(_measured(row))
+            except (ValueError, KeyError) as error:
+                raise BenchError(f"{where}: {error}") from None
+    return found
+
+
+def _measured(row: dict[str, str]) -> Measured:
+    quantized = {"none": False, "nf4": True}[row["quant"]]
+    precision = ("nf4", "--kbit", "--compute-dtype", "fp16") if quantized else ("fp16",)
+    kernel = {"eager": "eager", "sdpa": "efficient"}[row["attention"]]
+    options = (
+        *_STEP, "--rank", row["r"], "--attention", kernel, "--batch-size", row["batch"],
+        "--seq-len", row["seq_len"], "--precision", *precision,
+    )  # fmt: skip
+
+    def size(name: str) -> int:
+        return round(float(row[name]) * _MIB)
+
+    return Measured(
+        id=row["id"],
+        model=row["model"],
+        config=json.loads(row["config"]),
+        options=options,
+        quantized=quantized,
+        attention=kernel,
+        batch_size=int(row["batch"]),
+        seq_len=int(row["seq_len"]),
+        trainable_parameters=int(row["trainable"]),
+        peak_allocated_bytes=size("allocated"),
+        peak_reserved_bytes=size("reserved"),
+        loaded_bytes=size("after_load"),
+        peak_by_phase={phase: size(f"peak_{phase}") for phase in PHASES},
+    )
+
+
+def load_kept(path: Path = KEPT_FILE) -> dict[str, Kept]:
+    """The kept predictions, by the row's id. Raises BenchError for what is missing or wrong."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BenchError(f"{path}: cannot be read: {error}") from None
+    check_keys(data, str(path), ("versions", "rows"), ("versions", "rows"))
+    for name, row in data["rows"].items():
+        check_keys(row, f"{path}: {name}", KEPT, KEPT)
+    rows: dict[str, Kept] = data["rows"]
+    return rows
+
+
+def write_kept(kept: Mapping[str, Kept], versions: Mapping[str, str], path: Path) -> None:
+    """Keep these predictions, a row a line."""
+    lines = [f"  {json.dumps(name)}: {json.dumps(dict(each))}" for name, each in kept.items()]
+    head = f'{{\n "versions": {json.dumps(dict(versions))},\n "rows": {{\n'
+    path.write_text(head + ",\n".join(lines) + "\n }\n}\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Relative errors, predicted / measured - 1, over some rows: the mean of their sizes, and the
+    largest, with its sign."""
+
+    rows: int
+    mean: float
+    worst: float
+
+
+def agreement(name: str, rows: Iterable[Measured], kept: Mapping[str, Kept]) -> Agreement:
+    """How `name`, one of `KEPT`, agrees over these rows."""
+    errors = [kept[row.id][name] / row.bytes_of(name) - 1 for row in rows]
+    return Agreement(len(errors), fmean(map(abs, errors)), max(errors, key=abs))
+
+
+@cache
+def _ratios() -> dict[bool, tuple[float, float]]:
+    """Measured / predicted peak reserved, least and most, of unquantized and of 4-bit rows."""
+    rows, kept = load_measured(), load_kept()
+    found = {}
+    for quantized in (False, True):
+        ratios = [
+            row.peak_reserved_bytes / kept[row.id]["peak_reserved_bytes"]
+            for row in rows
+            if row.quantized == quantized
+        ]
+        found[quantized] = min(ratios), max(ratios)
+    return found
+
+
+def interval(precision_name: str, loop: str) -> Interval:
+    """What the measured rows support for this precision and loop.
+
+    Where rows are of the same kind, their range; elsewhere the largest deviation of any row, to
+    both sides.
+    """
+    ratios = _ratios()
+    quantized = precision(precision_name).bits == 4 and precision(precision_name).quantized
+    if loop == KEEP_OUTPUT and (quantized or precision_name == "fp16"):
+        low, high = ratios[quantized]
+        kind = "4-bit" if quantized else "fp16"
+        return Interval(min(low, 1.0), max(high, 1.0), f"the {kind} steps measured on a T4")
+    worst = max(abs(ratio - 1) for pair in ratios.values() for ratio in pair)
+    why = f"no step in {precision_name} and the {loop} loop was measured; the largest deviation"
+    return Interval(1 - worst, 1 + worst, why)

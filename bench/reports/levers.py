@@ -1,0 +1,52 @@
+"""What would make a step fit, for people: each change with what it saves, then what is enough."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from bench.units import format_bytes
+
+if TYPE_CHECKING:
+    from bench.predict.levers import Lever, Ways
+    from bench.training.cases import Case
+
+
+def ways_text(ways: Ways, command: Callable[[Case], str]) -> str:
+    """Every change, sorted by what it saves of the peak reserved, and the smallest sets that fit,
+    each as the command that repeats it."""
+    width = max((len(lever.names[0]) for lever in ways.single), default=0)
+    lines = ["  alone, of the peak reserved:"] if ways.single else []
+    lines += [
+        f"    {lever.names[0]:<{width}}  {_saved(lever):>12}{'  fits' if lever.fits else ''}"
+        for lever in ways.single
+    ]
+    if not ways.sets:
+        lines.append("  no set of these changes that was tried surely fits")
+    for lever in ways.sets:
+        lines.append(f"  fits with {' + '.join(lever.names)}:")
+        lines.append(f"    {command(lever.case)}")
+    return "\n".join(lines)
+
+
+def ways_json(ways: Ways, command: Callable[[Case], str]) -> dict[str, list[dict[str, Any]]]:
+    """The same, JSON-safe."""
+
+    def said(lever: Lever) -> dict[str, Any]:
+        return {
+            "changes": list(lever.names),
+            "saves_bytes": lever.saves_bytes,
+            "peak_reserved_bytes": lever.prediction.peak_reserved_bytes,
+            "fits": lever.fits,
+            "command": command(lever.case),
+        }
+
+    return {
+        "alone": [said(each) for each in ways.single],
+        "fit": [said(each) for each in ways.sets],
+    }
+
+
+def _saved(lever: Lever) -> str:
+    size = format_bytes(abs(lever.saves_bytes))
+    return size if lever.saves_bytes >= 0 else f"-{size}"
