@@ -152,7 +152,7 @@ def _ratios() -> dict[bool, tuple[float, float]]:
         ratios = [
             row.peak_reserved_bytes / kept[row.id]["peak_reserved_bytes"]
             for row in rows
-            if row.quantized == quantized
+            if row.quantized == quantized and row.id in kept
         ]
         found[quantized] = min(ratios), max(ratios)
     return found
