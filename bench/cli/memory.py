@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
     from bench.predict.largest import Solution, check_has_length
     from bench.predict.result import predict
 
-    card = _card(options)
+    card = card_of(options)
     subjects, cases = _cases(options)
     if not cases:
         raise BenchError("no scenario applies to this model: give --target-modules or --adapter")
@@ -121,7 +121,7 @@ def _ways(
 
     if not isinstance(done, Prediction) or done.fit is None or done.fit.fits:
         return None
-    card = _card(options)
+    card = card_of(options)
 
     def attempt(trial: Case) -> Prediction:
         line.begin(trial.id)
@@ -189,13 +189,18 @@ def _check(options: argparse.Namespace) -> None:
         )
 
 
-def _card(options: argparse.Namespace) -> Gpu | None:
+def card_of(options: argparse.Namespace) -> Gpu | None:
     """The GPU to hold predictions against, if one was named."""
     from bench.predict.gpus import find_gpu, gpu_with_memory
 
     if options.gpu:
         return find_gpu(options.gpu)
     return gpu_with_memory(options.gpu_memory) if options.gpu_memory else None
+
+
+def cases_of(options: argparse.Namespace) -> list[Case]:
+    """Every case that the options of `bench memory` ask to predict."""
+    return _cases(options)[1]
 
 
 def _cases(options: argparse.Namespace) -> tuple[list[Subject], list[Case]]:

@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.cli.options import Add
 from bench.cli.output import put, say, written
+from bench.errors import BenchError
+
+if TYPE_CHECKING:
+    from bench.predict.evidence import Kept, Measured
 
 HELP = "predicted memory against what others measured"
 
 
 def add_options(add: Add) -> None:
-    """None: it is every row of fixtures/published/measurements.csv."""
+    """Which of the data to bring up to date; without one, the table of published figures."""
+    # fmt: off
+    add("--store", action="store_true",
+        help="predict every measured step of fixtures/measured anew, and keep the predictions")
+    add("--page", type=Path, metavar="FILE",
+        help="bring the table of measured steps in docs/prediction.md up to date")
+    # fmt: on
 
 
-def run(_: argparse.Namespace) -> int:
-    """Predict every row and print the table as Markdown."""
+def run(options: argparse.Namespace) -> int:
+    """Predict every published row and print the table as Markdown, or do what was asked."""
+    if options.store:
+        _store()
+    if options.page:
+        _refresh(options.page)
+    if options.store or options.page:
+        return 0
     from bench.reports.published import load_published, predict_published, published_report
 
     rows, predictions = load_published(), []
@@ -24,3 +44,50 @@ def run(_: argparse.Namespace) -> int:
         predictions.append(predict_published(row))
     put(written(published_report(rows, predictions), "markdown"))
     return 0
+
+
+def _store() -> None:
+    """Predict every measured step by the command line that says it; a command runs once."""
+    from bench.predict.evidence import KEPT_FILE, load_measured, write_kept
+    from bench.training.machine import versions
+
+    kept: dict[str, Kept] = {}
+    known: dict[tuple[str, ...], Kept] = {}
+    rows = load_measured()
+    for number, row in enumerate(rows, start=1):
+        key = (json.dumps(row.config), *row.options)
+        if key not in known:
+            say(f"[{number}/{len(rows)}] {row.id}")
+            known[key] = _figures(row)
+        kept[row.id] = known[key]
+    libraries = ("torch", "transformers", "peft", "bitsandbytes")
+    installed = {name: v for name, v in versions().items() if name in libraries}
+    write_kept(kept, installed, KEPT_FILE)
+
+
+def _figures(row: Measured) -> Kept:
+    from bench.cli import memory
+    from bench.cli.parser import make_parser
+    from bench.predict.result import predict
+
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "config.json").write_text(json.dumps(row.config), encoding="utf-8")
+        options = make_parser().parse_args(["memory", folder, *row.options])
+        (case,) = memory.cases_of(options)
+        found = predict(case, gpu=memory.card_of(options))
+    return {
+        "peak_allocated_bytes": found.peak_allocated_bytes,
+        "peak_reserved_bytes": found.peak_reserved_bytes,
+        "loaded_bytes": found.loaded_bytes,
+        **found.peak_by_phase,
+    }
+
+
+def _refresh(page: Path) -> None:
+    from bench.predict.evidence import load_kept, load_measured
+    from bench.reports.measured import BEGIN, END, measured_section, refreshed
+
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    if BEGIN not in text or END not in text:
+        raise BenchError(f"--page {page}: the marks {BEGIN} and {END} are not in that file")
+    page.write_text(refreshed(text, measured_section(load_measured(), load_kept())), "utf-8")

@@ -162,3 +162,24 @@ def test_wrong_rows_are_named(tmp_path: Path, change: tuple[str, str], said: str
     file.write_text(FILE.read_text(encoding="utf-8").replace(*change), encoding="utf-8")
     with pytest.raises(BenchError, match=said):
         load_measured(file)
+
+
+def test_the_page_says_what_the_data_say() -> None:
+    """docs/prediction.md, between its marks: `bench published --page docs/prediction.md`."""
+    from bench.predict.evidence import load_kept
+    from bench.reports.measured import measured_section, refreshed
+
+    page = (Path(__file__).parents[2] / "docs" / "prediction.md").read_text(encoding="utf-8")
+    assert refreshed(page, measured_section(ROWS, load_kept())) == page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ROWS, ids=[row.id for row in ROWS])
+def test_what_is_kept_is_what_is_predicted(row: Measured) -> None:
+    from bench.predict.evidence import load_kept
+
+    if row.id not in load_kept():
+        pytest.skip("no prediction of this row is kept")
+    kept, found = load_kept()[row.id], predicted(row)
+    flat = {**found, **found["peak_by_phase"]}
+    assert {name: flat[name] for name in kept} == dict(kept)
