@@ -50,6 +50,10 @@ PRIVATE = {
         "torch.utils._python_dispatch:TorchDispatchMode", _TORCH,
         "every kernel that a step calls is seen: its memory, cost and values",
     ),
+    "loading order": Private(
+        "transformers.core_model_loading:dot_natural_key", _TRANSFORMERS,
+        "weights arrive in the order in which from_pretrained brings them",
+    ),
     "no modes": Private(
         "torch.utils._python_dispatch:_disable_current_modes", _TORCH,
         "a kernel is asked for its workspace without being counted",

@@ -14,14 +14,13 @@ FIGURES = {
     "loaded_bytes": "after loading",
 }
 _STATED = (
-    "| peak allocated, as fitcheck-llm 0.3.1 states it of itself, fitted on the 49 rows | 49 | 0.7 % "
-    "| 4.6 % |",
+    "| peak allocated, as fitcheck-llm 0.3.1 (fitted on these) states it | 49 | 0.7 % | 4.6 % |",
     "| the whole process (reserved, and the context), likewise | 49 | 2.4 % | 13.9 % |",
 )
 
 
 def measured_section(rows: Sequence[Measured], kept: Mapping[str, Kept]) -> str:
-    """The table in Markdown, between its marks: rows that are predicted, by what they compute in."""
+    """The table in Markdown, between its marks: the rows that are predicted, by their precision."""
     known = [row for row in rows if row.id in kept]
     lines = [
         BEGIN,

@@ -184,9 +184,8 @@ def _in_loading_order(model: Any, case: Case) -> list[tuple[Any, str, torch.nn.P
         for name, parameter in module.named_parameters(recurse=False)
     ]
     if loaded_as_by_users(case):
-        from transformers.core_model_loading import dot_natural_key
-
-        found.sort(key=lambda each: dot_natural_key(each[0]))
+        natural = private("loading order")
+        found.sort(key=lambda each: natural(each[0]))
     return [(module, name, parameter) for _, module, name, parameter in found]
 
 
