@@ -164,6 +164,25 @@ def test_wrong_rows_are_named(tmp_path: Path, change: tuple[str, str], said: str
         load_measured(file)
 
 
+def test_a_fit_is_as_sure_as_the_rows_of_its_kind() -> None:
+    """The range of measured over predicted; for what was not measured the largest deviation."""
+    from bench.predict.evidence import interval, load_kept
+
+    kept = load_kept()
+    ratios = [
+        row.peak_reserved_bytes / kept[row.id]["peak_reserved_bytes"]
+        for row in ROWS
+        if row.id in kept and row.quantized
+    ]
+    found = interval("nf4", "keep-output")
+    assert found.low == min(1.0, *ratios)
+    assert found.high == max(1.0, *ratios)
+    other = interval("bf16", "sft")
+    assert other.high - 1 == pytest.approx(max(abs(ratio - 1) for ratio in ratios))
+    assert other.low == pytest.approx(2 - other.high)
+    assert "no step in bf16 and the sft loop was measured" in other.why
+
+
 def test_the_page_says_what_the_data_say() -> None:
     """docs/prediction.md, between its marks: `bench published --page docs/prediction.md`."""
     from bench.predict.evidence import load_kept
