@@ -67,12 +67,13 @@ def _store() -> None:
 
 def _figures(row: Measured) -> Kept:
     from bench.cli import memory
-    from bench.cli.parser import make_parser
     from bench.predict.result import predict
 
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(row.config), encoding="utf-8")
-        options = make_parser().parse_args(["memory", folder, *row.options])
+        parser = argparse.ArgumentParser()
+        memory.add_options(parser.add_argument)
+        options = parser.parse_args([folder, *row.options])
         (case,) = memory.cases_of(options)
         found = predict(case, gpu=memory.card_of(options))
     return {
