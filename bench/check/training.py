@@ -283,7 +283,7 @@ def _record(case: Case, predicted: Prediction, meter: _Meter) -> dict[str, Any]:
         "predicted": {
             "peak_allocated_bytes": predicted.peak_allocated_bytes,
             "peak_reserved_bytes": predicted.peak_reserved_bytes,
-            "peak_by_phase": getattr(predicted, "peak_by_phase", {}),
+            "peak_by_phase": predicted.peak_by_phase,
         },
         "measured": {
             "peak_allocated_bytes": max(meter.by_phase.values()),

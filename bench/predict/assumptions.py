@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from bench.models.precision import precision
 from bench.models.stored import read_stored
-from bench.training.options import KEEP_OUTPUT, PINNED, PLAIN, SDPA
+from bench.training.options import KEEP_OUTPUT, PINNED, PLAIN, SDPA, SFT, TRAINER
 
 if TYPE_CHECKING:
     from bench.predict.gpus import Gpu
@@ -42,6 +42,7 @@ def assumptions(case: Case, gpu: Gpu | None) -> tuple[str, ...]:
             f"weights: quantized on the way in, one at a time, in {way}; threads of a loader "
             "leave up to 2 % more, another amount in every run"
         )
+    said += trainer_assumptions(case)
     if case.precision == "int8":
         said.append("int8: no outlier columns (they depend on the data)")
     if step.padded:
@@ -59,3 +60,12 @@ def _stored(case: Case) -> str:
         f"its layer's weight to {case.compute}, forward and backward (kernels that multiply "
         "without take less)"
     )
+
+
+def trainer_assumptions(case: Case) -> tuple[str, ...]:
+    """Those of the loops that a trainer runs, which load it."""
+    if case.step.loop not in (TRAINER, SFT):
+        return ()
+    from bench.predict.trainers import assumed
+
+    return assumed(case.step, precision(case.precision).quantized)

@@ -109,6 +109,7 @@ def test_the_callback_holds_the_prediction_against_the_run(
     assert found["peak_allocated_bytes"] == pytest.approx(
         measured["peak_allocated_bytes"], rel=5e-3
     )
+    assert list(found["peak_by_phase"]) == ["forward", "backward", "optimizer"]
     for phase, predicted in found["peak_by_phase"].items():
         assert predicted == pytest.approx(measured["peak_by_phase"][phase], rel=5e-3), phase
     assert measured["peak_reserved_bytes"] is None
