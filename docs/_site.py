@@ -25,12 +25,15 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
+_ELSEWHERE = {"results/README.md": "results.md", "CONTRIBUTING.md": "contributing.md"}
+
+
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Links as they are in the repository, to where the pages lie in the site."""
-    for written, here in {"(docs/": "(", "(../results/README.md": "(results.md",
-                          "(results/README.md": "(results.md"}.items():  # fmt: skip
-        markdown = markdown.replace(f"]{written}", f"]{here}")
-    return markdown
+    for written, here in _ELSEWHERE.items():
+        for start in ("", "../"):
+            markdown = markdown.replace(f"]({start}{written}", f"]({here}")
+    return markdown.replace("](docs/", "](")
 
 
 def _commands() -> str:
