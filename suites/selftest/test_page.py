@@ -244,6 +244,23 @@ def test_a_link_leads_to_its_row(shown: Any) -> None:
     assert shown.locator(target).evaluate("row => row.matches(':target')")
 
 
+def test_many_rows_are_shown_when_asked_for(browser: Any, tmp_path: Path) -> None:
+    many = run_of(*(measured(f"scenario-{n}", "fp32", 20 + n, 40 + n) for n in range(250)))
+    file = tmp_path / "page.html"
+    file.write_text(page([many]), encoding="utf-8")
+    tab = browser.new_page()
+    tab.goto(file.as_uri() + "#case-mine-opt-scenario-249-r8-fp32")
+    rows = tab.locator("#cases tbody tr:visible")
+    assert rows.count() == 201  # the first 200, and the one that the link names
+    assert "250 of 250 cases, the first 200 shown" in tab.locator("#count").inner_text()
+    tab.get_by_role("button", name="step time [ms]").click()
+    tab.get_by_role("button", name="step time [ms]").click()
+    assert visible(tab)[0] == "scenario-249"  # what is sorted is all of them
+    tab.get_by_role("button", name="Show all").click()
+    assert rows.count() == 250
+    tab.close()
+
+
 def test_dark_and_light(shown: Any) -> None:
     def ground() -> str:
         return shown.evaluate("getComputedStyle(document.body).backgroundColor")

@@ -51,6 +51,7 @@
       return sign * (x - y);
     });
     body.append(...rows.map((row) => row.element));
+    show();
   }
 
   function test(text, index) {
@@ -72,21 +73,27 @@
     return (row) => row.texts[index].startsWith(wanted);
   }
 
+  // A table of thousands of rows is slow to lay out: so many are shown until all are asked for.
+  let most = 200;
+  function showAll() { most = Infinity; show(); }
+
   function show() {
     const words = $("search").value.toLowerCase().split(/\s+/).filter(Boolean);
     const onlyMeasured = $("measured") && $("measured").checked;
     const onlyChosen = $("chosen").checked;
     const active = filters.filter(Boolean);
-    let shown = 0;
+    let fitting = 0;
     for (const row of rows) {
       const fits = (!onlyMeasured || row.measured) && (!onlyChosen || row.on) &&
         words.every((word) => row.search.includes(word)) && active.every((holds) => holds(row));
-      row.element.hidden = !fits;
-      shown += fits;
+      fitting += fits;
+      row.element.hidden = !fits || fitting > most;
     }
     const chosen = rows.filter((row) => row.on).length;
-    $("count").textContent = `${shown.toLocaleString("en")} of ${rows.length.toLocaleString("en")} cases` +
-      (chosen ? `, ${chosen} selected` : "");
+    const cut = fitting > most;
+    $("count").textContent = `${fitting.toLocaleString("en")} of ${rows.length.toLocaleString("en")} cases` +
+      (cut ? `, the first ${most} shown` : "") + (chosen ? `, ${chosen} selected` : "");
+    $("all").hidden = !cut;
   }
 
   function choose(row, on) {
@@ -191,6 +198,8 @@
     const row = rows.find((one) => one.element === event.target.closest("tr"));
     if (row) choose(row, !row.on);
   });
+  $("all").addEventListener("click", showAll);
+  addEventListener("beforeprint", showAll);
   $("search").addEventListener("input", show);
   $("chosen").addEventListener("change", show);
   if ($("measured")) $("measured").addEventListener("change", show);
