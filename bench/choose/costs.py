@@ -15,6 +15,7 @@ from bench.predict.gpus import Fit, Gpu, fit
 from bench.predict.largest import BATCH_SIZE, LARGEST, RANK, SEQ_LEN, largest_fitting, value_of
 
 if TYPE_CHECKING:
+    from bench.predict.replay import Replayed
     from bench.training.cases import Case
 
 
@@ -59,6 +60,7 @@ class Asked:
 def cost(asked: Asked) -> Cost:
     """Predict one row; an error of the prediction is in the answer."""
     from bench.predict import kernels
+    from bench.predict.evidence import interval
     from bench.predict.stretch import Stretched
 
     gpu, case = asked.gpu, asked.case
@@ -68,12 +70,17 @@ def cost(asked: Asked) -> Cost:
     except BenchError as error:
         return Cost(error=str(error))
 
+    within = interval(case.precision, case.step.loop)
+
+    def held(step: Replayed) -> Fit:
+        return fit(gpu, step.peak_allocated_bytes, step.peak_reserved_bytes, within)
+
     def limit(what: str) -> Limit | None:
         largest = min(LARGEST[what], (what == SEQ_LEN and asked.length_limit) or LARGEST[what])
 
         def margin(value: int) -> int:
             at = own if value == value_of(case, what) else step.replayed(what, value)
-            return fit(gpu, at.peak_allocated_bytes, at.peak_reserved_bytes).margin_bytes
+            return held(at).margin_bytes
 
         found = largest_fitting(value_of(case, what), largest, margin)
         return None if found is None else Limit(*found)
@@ -83,7 +90,7 @@ def cost(asked: Asked) -> Cost:
         peak_allocated_bytes=own.peak_allocated_bytes,
         peak_reserved_bytes=own.peak_reserved_bytes,
         flops=step.flops,
-        fit=fit(gpu, own.peak_allocated_bytes, own.peak_reserved_bytes),
+        fit=held(own),
         limits={what: limit(what) for what in wanted},
         traced_layers=step.layers,
     )

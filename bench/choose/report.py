@@ -10,36 +10,51 @@ from bench.reports.layout import EMPTY, FADED, GOOD, Report, Table
 from bench.units import counted, format_bytes, format_count, format_percent
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from bench.choose.costs import Limit
     from bench.choose.table import Choice, Row
 
-_RIGHT = frozenset(
-    ("row", "r", "layers", "coverage", "trainable", "predicted peak reserved", "FLOPs",
-     "largest rank", "largest length", "largest batch")
-)  # fmt: skip
+_SCENARIO = ("scenario", "r", "layers", "coverage", "trainable")
+"""The columns that are alike in all rows of a scenario."""
+_HEADER = (*_SCENARIO, "row", "precision", "ckpt", "peak reserved", "fits", "max rank",
+           "max length", "max batch", "FLOPs", "*")  # fmt: skip
+_RIGHT = frozenset(_HEADER) - {"scenario", "precision", "ckpt", "fits", "*"}
 
 
 def choice_report(choice: Choice) -> Report:
     """The table, the proposal with its reason, and what is published for and against it."""
-    header = ("row", "scenario", "r", "precision", "checkpointing", "layers", "coverage",
-              "trainable", "predicted peak reserved", "fits", "largest rank", "largest length",
-              "largest batch", "FLOPs", "front")  # fmt: skip
     rows = tuple(_cells(row) for row in choice.rows)
+    # What is the same in every row is said once, above.
+    same = {
+        name: rows[0][i]
+        for i, name in enumerate(_HEADER)
+        if name in ("r", "precision") and len({row[i] for row in rows}) == 1
+    }
+    kept = [i for i, name in enumerate(_HEADER) if name not in same]
     table = Table(
         "",
-        header,
-        rows,
-        leading=2,
+        tuple(_HEADER[i] for i in kept),
+        tuple(tuple(row[i] for i in kept) for row in rows),
+        leading=len(_SCENARIO) - ("r" in same),
         right=_RIGHT,
         styles=tuple(_style(choice, r) for r in choice.rows),
     ).without_empty_columns()
-    step = choice.step
-    step_said = f"{step.batch_size} × {step.seq_len} tokens" if _has_length(choice) else counted(
-        step.batch_size, "image")  # fmt: skip
-    caption = f"{choice.model.label} on {choice.gpu.name}, {step_said}, {step.optimizer}"
+    caption = f"{choice.model.label} on {choice.gpu.name}, {step_said(choice)}"
+    caption += f", {same['precision']}" if "precision" in same else ""
+    caption += f", r {same['r']}" if "r" in same else ""
     if choice.budget:
         caption += f", about {choice.budget:,} trainable parameters in every row"
     return Report("Which modules?", (caption,), (table,), tuple(_notes(choice)))
+
+
+def step_said(choice: Choice) -> str:
+    """The step in words: `1 × 2048 tokens, adamw`."""
+    step = choice.step
+    has_length = choice.rows[0].case.task.has_length
+    size = f"{step.batch_size} × {step.seq_len} tokens" if has_length else counted(
+        step.batch_size, "image")  # fmt: skip
+    return f"{size}, {step.optimizer}"
 
 
 def _notes(choice: Choice) -> list[str]:
@@ -66,10 +81,11 @@ def _notes(choice: Choice) -> list[str]:
     errors = {row.cost.error for row in choice.rows if row.cost.error}
     notes += [f"Not predicted: {error}." for error in sorted(errors)]
     notes.append(
-        "front: no other row is at least as good in peak memory, FLOPs, share of the model reached "
-        "and bits of the weights, and better in one; the others are dominated. FLOPs: of a step, "
-        "relative to the cheapest row. Each limit holds with everything else as asked for; + marks "
-        "one that the model's positions or the search ended, not memory."
+        "* on the Pareto front: no other row is at least as good in peak memory, FLOPs, share of "
+        "the model reached and bits of the weights, and better in one; the others are dominated. "
+        "ckpt: gradient checkpointing. peak reserved: predicted. FLOPs: of a step, relative to the "
+        "cheapest row. Each limit (max) holds with everything else as asked for; + marks one that "
+        "the model's positions or the search ended, not memory."
     )
     notes.append(f"Predicted, not measured; {'; '.join(LIMITS)}.")
     return notes
@@ -78,23 +94,23 @@ def _notes(choice: Choice) -> list[str]:
 def _cells(row: Row) -> tuple[str, ...]:
     plan, cost = row.plan, row.cost
     shared = (
-        str(row.number), plan.scenario, str(plan.adapter.r), row.precision,
-        "yes" if row.checkpointing else "no", str(plan.ledger.adapted_layers),
+        plan.scenario, str(plan.adapter.r), str(plan.ledger.adapted_layers),
         format_percent(100 * plan.ledger.weight_coverage), format_count(plan.trainable),
+        str(row.number), row.precision, "yes" if row.checkpointing else "no",
     )  # fmt: skip
     if cost.error:
         return (*shared, *[EMPTY] * 7)
     return (
         *shared, format_bytes(cost.peak_reserved_bytes), fits_said(row),
         *(_limit(cost.limits, what) for what in (RANK, SEQ_LEN, BATCH_SIZE)),
-        f"× {row.relative_flops:.2f}", "front" if row.on_front else "",
+        f"× {row.relative_flops:.2f}", "*" if row.on_front else "",
     )  # fmt: skip
 
 
 def fits_said(row: Row) -> str:
     """Yes, no, or uncertain where the interval of the prediction holds both."""
     assert row.cost.fit is not None
-    return str(getattr(row.cost.fit, "verdict", "yes" if row.cost.fit.fits else "no"))
+    return row.cost.fit.verdict
 
 
 def _limit(limits: dict[str, Limit | None], what: str) -> str:
@@ -110,8 +126,31 @@ def _style(choice: Choice, row: Row) -> str:
     return "" if row.on_front else FADED
 
 
-def _has_length(choice: Choice) -> bool:
-    return choice.rows[0].case.task.has_length
+def choice_plot(choice: Choice) -> Figure:
+    """Predicted peak against relative FLOPs, by precision, the proposed row named."""
+    from bench.reports.plots import Point, choice_figure
+
+    groups: dict[str, list[Point]] = {}
+    for row in choice.rows:
+        if row.cost.error:
+            continue
+        proposed = choice.proposed is not None and row.number == choice.proposed.number
+        name = f"{row.number} {row.plan.scenario}{', ckpt' if row.checkpointing else ''}"
+        groups.setdefault(row.precision, []).append(
+            Point(
+                row.relative_flops,
+                row.cost.peak_reserved_bytes,
+                f"proposed: {name}" if proposed else name,
+                row.fits,
+                proposed,
+            )
+        )
+    title = f"{choice.model.label}: what each choice of modules costs"
+    footer = (
+        f"{step_said(choice)}. ckpt: gradient checkpointing. Predicted, not measured; the CUDA "
+        f"context comes on top. {'; '.join(LIMITS)}."
+    )
+    return choice_figure(title, groups, footer, (choice.gpu.name, choice.gpu.memory_bytes))
 
 
 def choice_json(choice: Choice) -> dict[str, Any]:

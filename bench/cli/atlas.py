@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from bench.cli.options import Add, split
 from bench.cli.output import save_figure
 from bench.errors import BenchError
-from bench.files import write_output
+from bench.files import INSTALLED, write_output
 
 if TYPE_CHECKING:
     from bench.atlas.build import Done
@@ -25,7 +25,8 @@ def add_options(add: Add) -> None:
     """What to build, or what to do instead."""
     # fmt: off
     add("--types", default="", metavar="A,B", help="only these model types")
-    add("--output", type=Path, metavar="DIR", help="where to store (default: fixtures/atlas)")
+    add("--output", type=Path, metavar="DIR",
+        help="where to store (default, in a checkout: fixtures/atlas)")
     add("--jobs", type=int, metavar="N", help="processes (default: one a core)")
     add("--diff", nargs=2, metavar=("OLD", "NEW"), help="tell two stored atlases apart instead")
     add("--reach", action="store_true",
@@ -46,6 +47,11 @@ def run(options: argparse.Namespace) -> int:
     mode = next((name for name in given if name in _MODES), "")
     if not mode:
         return _build(options)
+    if mode in _STORING and INSTALLED:
+        raise BenchError(
+            f"--{mode} writes the stored atlases, which an installation leaves as they are: run it "
+            "in a checkout of the project"
+        )
     carry_out, along = _MODES[mode]
     if others := {*given} - {mode, *along}:
         raise BenchError(f"--{mode} does not go with --{' or --'.join(sorted(others))}")
@@ -66,6 +72,11 @@ def _build(options: argparse.Namespace) -> int:
     from bench.atlas.store import ROOT, check_writable, holds_atlas, load_atlas, save_atlas
 
     types, jobs = split(options.types), _jobs(options.jobs)
+    if INSTALLED and options.output is None:
+        raise BenchError(
+            "an installation leaves its stored atlases as they are: give --output DIR, where to "
+            "store this one"
+        )
     folder = options.output or ROOT / f"transformers-{transformers.__version__}"
     check_writable(folder)
     stored = load_atlas(folder) if holds_atlas(folder) else None
@@ -224,6 +235,8 @@ _MODES: dict[str, tuple[Callable[[argparse.Namespace], int], tuple[str, ...]]] =
     "plot": (_plot, ("types",)),
 }
 """What the command can do besides building, and the options that go with each."""
+_STORING = ("reach", "roles", "renames")
+"""Those that write where the stored atlases lie."""
 
 
 def _jobs(asked: int | None) -> int:

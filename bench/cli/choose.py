@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 
 from bench.cli.options import REPEATABLE, Add, add_model, add_step
-from bench.cli.output import put, written
+from bench.cli.output import put, save_figure, written
 from bench.errors import BenchError
 
 HELP = "which modules? the model's role scenarios side by side on a GPU, one of them proposed"
@@ -33,6 +34,8 @@ def add_options(add: Add) -> None:
         help="the rank of each row at which it trains most nearly N parameters")
     add("--show", type=int, metavar="ROW",
         help="print that row as LoraConfig(...), for axolotl and for LLaMA-Factory instead")
+    add("--plot", type=Path, metavar="FILE",
+        help="draw predicted peak against FLOPs, too (.svg or .png)")
     add("--format", choices=("terminal", "markdown", "latex"), help="(default: terminal)")
     # fmt: on
 
@@ -62,6 +65,10 @@ def run(options: argparse.Namespace) -> int:
         )  # fmt: skip
     finally:
         _progress(0, 0)
+    if options.plot:
+        from bench.choose.report import choice_plot
+
+        save_figure(choice_plot(choice), options.plot)
     if options.show is not None:
         from bench.choose.code import as_code
 
@@ -94,6 +101,10 @@ def _check(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise BenchError(f"--{name} must be at least 1, not {value}")
+    if options.plot:
+        from bench.reports.plots import plot_format
+
+        plot_format(options.plot)
 
 
 def _progress(done: int, of: int) -> None:

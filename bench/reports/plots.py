@@ -12,7 +12,7 @@ import contextlib
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -28,6 +28,7 @@ from bench.units import format_bytes, format_change, format_quantity, one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
     from bench.baselines import StoredRun
@@ -128,34 +129,84 @@ def cost_figure(title: str, rows: Sequence[Row], footer: str) -> Figure:
     axes = figure.add_subplot()
     _plain(axes)
     unit, name = _byte_unit(max(r.peak_allocated_bytes or 0 for r in shown))
-    for index, precision in enumerate(dict.fromkeys(r.precision for r in shown)):
-        mine = [r for r in shown if r.precision == precision]
-        points = [
-            (1e3 * (r.step_median_seconds or 0), (r.peak_allocated_bytes or 0) / unit) for r in mine
-        ]
-        front = sorted(pareto_front(points), key=lambda i: points[i])
-        colour = _COLOURS[index % len(_COLOURS)]
-        axes.scatter(
-            [x for x, _ in points], [y for _, y in points], s=34, linewidths=1.2,
-            marker=_MARKERS[index % len(_MARKERS)], facecolors="none", edgecolors=colour,
-            label=str(precision),
-        )  # fmt: skip
-        axes.plot(
-            [points[i][0] for i in front], [points[i][1] for i in front], drawstyle="steps-post",
-            linestyle=_LINES[index % len(_LINES)], color=colour, linewidth=1,
-        )  # fmt: skip
-        for place, i in enumerate(front):
-            axes.annotate(
-                one_line(_case_name(mine[i])), points[i], fontsize=6.5, color=colour,
-                textcoords="offset points", xytext=(5, 5 if place % 2 else -9), bbox=_HALO,
-            )  # fmt: skip
+    groups: dict[str, list[Point]] = {}
+    for r in shown:
+        place = 1e3 * (r.step_median_seconds or 0), (r.peak_allocated_bytes or 0) / unit
+        groups.setdefault(str(r.precision), []).append(Point(*place, _case_name(r)))
+    _fronts(axes, groups)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    _plain_ticks(axes)
+    _plain_ticks(axes.xaxis, axes.yaxis)
     axes.set_xlabel("step time: forward + backward + optimizer, median [ms]")
     axes.set_ylabel(f"peak allocated [{name}]")
     axes.set_title(f"{one_line(title)}: memory against time", loc="left", fontsize=11)
     axes.legend(title="precision, line: its Pareto front", fontsize=8, title_fontsize=8)
+    return figure
+
+
+@dataclass(frozen=True)
+class Point:
+    """One case of a plot of cost. `filled` where it fits; one that is `chosen` has a ring around it
+    and is named even where it is not on its front."""
+
+    x: float
+    y: float
+    name: str
+    filled: bool = False
+    chosen: bool = False
+
+
+def _fronts(axes: Axes, groups: Mapping[str, Sequence[Point]]) -> None:
+    """The points, one colour and marker a group; the Pareto front of each (both the less the
+    better) joined, its points and the chosen one named."""
+    for index, (group, mine) in enumerate(groups.items()):
+        places = [(point.x, point.y) for point in mine]
+        front = sorted(pareto_front(places), key=lambda i: places[i])
+        colour = _COLOURS[index % len(_COLOURS)]
+        axes.scatter(
+            [x for x, _ in places], [y for _, y in places], s=34, linewidths=1.2,
+            marker=_MARKERS[index % len(_MARKERS)], edgecolors=colour,
+            facecolors=[colour if point.filled else "none" for point in mine], label=group,
+        )  # fmt: skip
+        axes.plot(
+            [places[i][0] for i in front], [places[i][1] for i in front], drawstyle="steps-post",
+            linestyle=_LINES[index % len(_LINES)], color=colour, linewidth=1,
+        )  # fmt: skip
+        chosen = [i for i, point in enumerate(mine) if point.chosen]
+        for place, i in enumerate(dict.fromkeys([*front, *chosen])):
+            axes.annotate(
+                one_line(mine[i].name), places[i], fontsize=6.5, color=colour,
+                weight="bold" if mine[i].chosen else "normal",
+                textcoords="offset points", xytext=(5, 5 if place % 2 else -9), bbox=_HALO,
+            )  # fmt: skip
+        axes.scatter(
+            [mine[i].x for i in chosen], [mine[i].y for i in chosen], s=150, linewidths=1.2,
+            marker="o", facecolors="none", edgecolors=BLACK,
+        )  # fmt: skip
+
+
+def choice_figure(
+    title: str, groups: Mapping[str, Sequence[Point]], footer: str, limit: tuple[str, int]
+) -> Figure:
+    """Predicted peak (bytes) against FLOPs relative to the cheapest, by precision; filled what
+    fits, a ring around the row that is proposed. limit: the GPU's name and its bytes, a line."""
+    figure = new_figure(8.5, 6, footer)
+    axes = figure.add_subplot()
+    _plain(axes)
+    unit, name = _byte_unit(max(point.y for mine in groups.values() for point in mine))
+    scaled = {g: [replace(p, y=p.y / unit) for p in mine] for g, mine in groups.items()}
+    _fronts(axes, scaled)
+    axes.axhline(limit[1] / unit, color=RED, linestyle="--", linewidth=1.2)
+    axes.annotate(
+        f"{one_line(limit[0])}: {format_bytes(limit[1])}", (0.99, limit[1] / unit), ha="right",
+        xycoords=("axes fraction", "data"), fontsize=7.5, color=RED, va="bottom",
+    )  # fmt: skip
+    axes.set_yscale("log")
+    _plain_ticks(axes.yaxis)
+    axes.set_xlabel("FLOPs of a step, relative to the cheapest row")
+    axes.set_ylabel(f"predicted peak reserved [{name}]")
+    axes.set_title(one_line(title), loc="left", fontsize=11)
+    axes.legend(title="filled: fits; line: Pareto front", fontsize=8, title_fontsize=8)
     return figure
 
 
@@ -167,11 +218,11 @@ def _byte_unit(largest: float) -> tuple[int, str]:
     return (GIB, "GiB") if largest >= 2 * GIB else (MIB, "MiB")
 
 
-def _plain_ticks(axes: Axes) -> None:
+def _plain_ticks(*logarithmic: Axis) -> None:
     """Numbers as people write them on a logarithmic axis, between the powers of ten too."""
     from matplotlib.ticker import LogLocator, StrMethodFormatter
 
-    for axis in (axes.xaxis, axes.yaxis):
+    for axis in logarithmic:
         axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
         axis.set_minor_formatter("")

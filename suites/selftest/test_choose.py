@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -215,11 +216,15 @@ def test_a_model_without_roles_is_refused() -> None:
         rows.plans(Model("bare", {"model_type": "resnet"}, "AutoModelForImageClassification"))
 
 
-def test_json_is_one_object_and_show_is_code(
-    small: Model, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_json_show_and_plot_say_the_same_choice(
+    choice: table.Choice,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("bench.scenarios.subjects.load_model", lambda *_: small)
-    common = ["choose", "small", "--gpu-memory", "2GiB", "--seq-len", "16", "--precision", "bf16"]
+    monkeypatch.setattr("bench.scenarios.subjects.load_model", lambda *_: choice.model)
+    monkeypatch.setattr("bench.choose.table.choose", lambda *_, **__: choice)
+    common = ["choose", "small", "--gpu-memory", "700MiB", "--precision", "bf16"]
     assert main([*common, "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["rows"]) == 10
     assert main([*common, "--show", "3"]) == 0
@@ -228,6 +233,25 @@ def test_json_is_one_object_and_show_is_code(
     for part in said.split("# axolotl\n")[1].split("\n\n# LLaMA-Factory\n"):
         assert isinstance(yaml.safe_load(part), dict)
     assert main([*common, "--show", "11"]) == 2
+    assert main([*common, "--plot", str(tmp_path / "choice.png")]) == 0
+    assert (tmp_path / "choice.png").read_bytes().startswith(b"\x89PNG")
+    assert main([*common, "--plot", str(tmp_path / "choice.jpg")]) == 2
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_the_terminal_has_one_table(choice: table.Choice, width: int) -> None:
+    """One header, a line for each row, nothing beside the edge; what every row shares above."""
+    from bench.choose.report import choice_report
+    from bench.reports.layout import terminal
+
+    lines = terminal(choice_report(choice), width).splitlines()
+    assert max(map(len, lines)) <= width
+    (head,) = [i for i, line in enumerate(lines) if line.split()[:2] == ["row", "ckpt"]]
+    rows_of = [line.split() for line in lines[head:] if re.match(r" *\d+  (yes|no) ", line)]
+    assert [int(words[0]) for words in rows_of] == list(range(1, 11))
+    marked = {int(words[0]) for words in rows_of if words[-1] == "*"}
+    assert marked == {row.number for row in choice.rows if row.on_front}
+    assert lines[2].endswith("bf16, r 16")
 
 
 def test_side_by_side_and_alone_give_the_same(small: Model) -> None:

@@ -86,12 +86,30 @@ def coverage() -> Any:
     return plots.coverage_figure("atlas", ["q-v", "all-linear"], shares, ORIGIN)
 
 
+CHOICE = {
+    "bf16": [
+        plots.Point(1, 30 * MIB, "1 narrow"),
+        plots.Point(1.5, 40 * MIB, "3 wide"),
+    ],
+    "nf4": [
+        plots.Point(1, 20 * MIB, "5 narrow", filled=True),
+        plots.Point(1.3, 10 * MIB, "6 narrow, ckpt", filled=True),
+        plots.Point(1.4, 22 * MIB, "proposed: 7 wide", filled=True, chosen=True),
+        plots.Point(1.6, 12 * MIB, "8 wide, ckpt", filled=True),
+    ],
+}
+
+
+def choice() -> Any:
+    return plots.choice_figure("opt", CHOICE, ORIGIN, ("T4", 25 * MIB))
+
+
 def history() -> Any:
     series = histories(runs(1000, 1000, 1500, 1500), "peak_allocated_bytes")
     return plots.history_figure(series, ORIGIN)
 
 
-@pytest.mark.parametrize("make", [cost, ranks, memory, reach, coverage, history])
+@pytest.mark.parametrize("make", [cost, choice, ranks, memory, reach, coverage, history])
 @pytest.mark.parametrize("form", ["svg", "png"])
 def test_every_plot_is_written_in_both_formats(
     make: Callable[[], Any], form: str, tmp_path: Path
@@ -115,6 +133,19 @@ def test_the_front_is_drawn_through_its_points() -> None:
     assert "all r8" not in said
     assert any("[ms]" in text for text in said)
     assert any("[MiB]" in text for text in said)
+
+
+def test_a_choice_names_its_fronts_and_what_is_proposed() -> None:
+    figure = choice()
+    fronts = [list(zip(*line.get_data(), strict=True)) for line in figure.axes[0].get_lines()]
+    assert fronts[:2] == [[(1, 30)], [(1, 20), (1.3, 10)]]
+    assert list(fronts[2][0])[1] == 25  # the GPU's memory
+    said = set(texts(figure))
+    assert {"1 narrow", "5 narrow", "6 narrow, ckpt", "proposed: 7 wide"} <= said
+    assert not {"3 wide", "8 wide, ckpt"} & said
+    assert "T4: 25.00 MiB" in said
+    ringed = [c for c in figure.axes[0].collections if c.get_sizes()[0] > 100]
+    assert [tuple(map(float, p)) for c in ringed for p in c.get_offsets()] == [(1.4, 22)]
 
 
 def test_what_colour_tells_something_else_tells_too() -> None:
