@@ -172,7 +172,8 @@ def loaded_as_by_users(case: Case) -> bool:
     """Whether quantized weights arrive as `from_pretrained` brings them: in every loop but this
     project's own, which makes them module by module: one after the other, by name. (Others are
     loaded on the CPU, and moved.) The block that transformers may reserve before, to warm the
-    allocator up, is left out: measured steps were reserved without."""
+    allocator up, is left out because with it the peak reserved disagreed with measured rows: a
+    selection by those rows, and no reading of what their loading did."""
     return case.step.loop != PLAIN and precision(case.precision).quantized
 
 
