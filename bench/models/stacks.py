@@ -91,7 +91,8 @@ class _Part:
     @property
     def main_kind(self) -> str:
         """The kind that its main input tells; MODEL where it says nothing of itself."""
-        main = getattr(self.module, "main_input_name", "")
+        given = getattr(self.module, "main_input_name", "")
+        main = given if isinstance(given, str) else given[0]  # OneFormer names two
         return _KINDS.get(_INPUTS.get(main, ""), MODEL)
 
     @property
