@@ -61,8 +61,16 @@ def test_many_full_names_obey_layer_numbers() -> None:
 def test_what_many_names_reach_is_told_by_entry() -> None:
     table = load_model("opt-350m").table
     adapter = AdapterConfig((*opt_names("q_proj"), "nothing"), layers_to_transform=(3,))
-    reached = [e.entry for e in match(table, adapter).entries if not e.dead]
-    assert reached == ["model.decoder.layers.3.self_attn.q_proj"]
+    entries = {e.entry: e for e in match(table, adapter).entries}
+    held = [e for e in entries.values() if e.dead and e.entry != "nothing"]
+    assert [e for e in entries if not entries[e].dead] == [opt_names("q_proj")[3]]
+    assert len(held) == 23
+    for entry in held:  # a full name of a shorter list would be reached
+        assert "layers_to_transform does not name" in entry.cause
+        assert "shortens a list of 20 or more" in entry.cause
+    few = AdapterConfig(("q_proj",), layers_to_transform=(99,))
+    (entry,) = match(table, few).entries
+    assert entry.cause == "24 modules in a layer that layers_to_transform does not name"
 
 
 @pytest.mark.parametrize("pattern", ["layers", ("h", "layers"), ("layers", "nowhere"), ()])
