@@ -235,6 +235,28 @@ def test_tying_goes_by_the_configuration(says: bool, shared: bool, fields: dict)
     assert disagreement(network, read_table(network), adapter) == ("injected", "")
 
 
+@pytest.mark.parametrize("init", [True, "orthogonal"])
+@pytest.mark.parametrize("label", ["llama-CausalLM", "bert-MaskedLM", "t5-Seq2SeqLM"])
+def test_the_rank_of_what_is_tied(label: str, init: bool | str) -> None:
+    """A tied head takes over the embedding's matrices and rank where it has no module around it
+    (not BERT's, nor T5's embeddings), unless they are cut from the weight; whatever it gets, no
+    rank was doubled."""
+    table = small(label).table
+    embedding, leaves = table.input_embedding, {name.rpartition(".")[2] for name in table.tied}
+    ends = {leaf: 4 + 2 * at for at, leaf in enumerate(sorted(leaves))}
+    adapter = AdapterConfig(
+        ("embed_tokens", "query", "q"), r=2, rank_pattern={**ends, embedding: 10},
+        ensure_weight_tying=True, init_lora_weights=init,
+    )  # fmt: skip
+    agrees(label, adapter)
+    ledger = match(table, adapter)
+    ranks = {a.name: a.r for a in ledger.adapted}
+    assert set(table.tied) < set(ranks)
+    assert "rank-doubled" not in {hazard.code for hazard in ledger.hazards}
+    if "lm_head" in ranks:
+        assert ranks["lm_head"] == (10 if init is True else ends["lm_head"])
+
+
 def test_three_tied_tokens() -> None:
     """Three rows on a tied model train once, 3 × 32; named for both embeddings too, and apart
     where the two differ."""
