@@ -61,16 +61,8 @@ def test_many_full_names_obey_layer_numbers() -> None:
 def test_what_many_names_reach_is_told_by_entry() -> None:
     table = load_model("opt-350m").table
     adapter = AdapterConfig((*opt_names("q_proj"), "nothing"), layers_to_transform=(3,))
-    entries = {e.entry: e for e in match(table, adapter).entries}
-    held = [e for e in entries.values() if e.dead and e.entry != "nothing"]
-    assert [e for e in entries if not entries[e].dead] == [opt_names("q_proj")[3]]
-    assert len(held) == 23
-    for entry in held:  # a full name of a shorter list would be reached
-        assert "layers_to_transform does not name" in entry.cause
-        assert "shortens a list of 20 or more" in entry.cause
-    few = AdapterConfig(("q_proj",), layers_to_transform=(99,))
-    (entry,) = match(table, few).entries
-    assert entry.cause == "24 modules in a layer that layers_to_transform does not name"
+    reached = [e.entry for e in match(table, adapter).entries if not e.dead]
+    assert reached == ["model.decoder.layers.3.self_attn.q_proj"]
 
 
 @pytest.mark.parametrize("pattern", ["layers", ("h", "layers"), ("layers", "nowhere"), ()])
@@ -233,28 +225,6 @@ def test_tying_goes_by_the_configuration(says: bool, shared: bool, fields: dict)
         network.lm_head.weight = type(network.lm_head.weight)(network.lm_head.weight.clone())
     adapter = AdapterConfig(ensure_weight_tying=True, **fields)
     assert disagreement(network, read_table(network), adapter) == ("injected", "")
-
-
-@pytest.mark.parametrize("init", [True, "orthogonal"])
-@pytest.mark.parametrize("label", ["llama-CausalLM", "bert-MaskedLM", "t5-Seq2SeqLM"])
-def test_the_rank_of_what_is_tied(label: str, init: bool | str) -> None:
-    """A tied head takes over the embedding's matrices and rank where it has no module around it
-    (not BERT's, nor T5's embeddings), unless they are cut from the weight; whatever it gets, no
-    rank was doubled."""
-    table = small(label).table
-    embedding, leaves = table.input_embedding, {name.rpartition(".")[2] for name in table.tied}
-    ends = {leaf: 4 + 2 * at for at, leaf in enumerate(sorted(leaves))}
-    adapter = AdapterConfig(
-        ("embed_tokens", "query", "q"), r=2, rank_pattern={**ends, embedding: 10},
-        ensure_weight_tying=True, init_lora_weights=init,
-    )  # fmt: skip
-    agrees(label, adapter)
-    ledger = match(table, adapter)
-    ranks = {a.name: a.r for a in ledger.adapted}
-    assert set(table.tied) < set(ranks)
-    assert "rank-doubled" not in {hazard.code for hazard in ledger.hazards}
-    if "lm_head" in ranks:
-        assert ranks["lm_head"] == (10 if init is True else ends["lm_head"])
 
 
 def test_three_tied_tokens() -> None:

@@ -25,6 +25,8 @@ def add_options(add: Add) -> None:
         help="predict every measured step of fixtures/measured anew, and keep the predictions")
     add("--page", type=Path, metavar="FILE",
         help="bring the table of measured steps in docs/prediction.md up to date")
+    add("--evidence", type=Path, metavar="FILE",
+        help="bring the table of all evidence, where README.md has its marks, up to date")
     # fmt: on
 
 
@@ -33,8 +35,12 @@ def run(options: argparse.Namespace) -> int:
     if options.store:
         _store()
     if options.page:
-        _refresh(options.page)
-    if options.store or options.page:
+        _refresh_measured(options.page)
+    if options.evidence:
+        from bench.reports.evidence import evidence_section
+
+        _refresh("--evidence", options.evidence, evidence_section())
+    if options.store or options.page or options.evidence:
         return 0
     from bench.reports.published import load_published, predict_published, published_report
 
@@ -84,11 +90,19 @@ def _figures(row: Measured) -> Kept:
     }
 
 
-def _refresh(page: Path) -> None:
+def _refresh_measured(page: Path) -> None:
     from bench.predict.evidence import load_kept, load_measured
-    from bench.reports.measured import BEGIN, END, measured_section, refreshed
+    from bench.reports.measured import measured_section
 
-    text = page.read_text(encoding="utf-8") if page.is_file() else ""
-    if BEGIN not in text or END not in text:
-        raise BenchError(f"--page {page}: the marks {BEGIN} and {END} are not in that file")
-    page.write_text(refreshed(text, measured_section(load_measured(), load_kept())), "utf-8")
+    _refresh("--page", page, measured_section(load_measured(), load_kept()))
+
+
+def _refresh(option: str, page: Path, section: str) -> None:
+    """Replace a page's section; a page without the section's marks is left as it is."""
+    from bench.reports.measured import refreshed
+
+    try:
+        text = refreshed(page.read_text(encoding="utf-8"), section)
+    except (OSError, BenchError) as error:
+        raise BenchError(f"{option} {page}: {error}") from None
+    page.write_text(text, encoding="utf-8")

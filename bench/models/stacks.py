@@ -91,8 +91,7 @@ class _Part:
     @property
     def main_kind(self) -> str:
         """The kind that its main input tells; MODEL where it says nothing of itself."""
-        given = getattr(self.module, "main_input_name", "")
-        main = given if isinstance(given, str) else given[0]  # OneFormer names two
+        main = getattr(self.module, "main_input_name", "")
         return _KINDS.get(_INPUTS.get(main, ""), MODEL)
 
     @property

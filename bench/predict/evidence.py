@@ -139,37 +139,67 @@ class Agreement:
 
 def agreement(name: str, rows: Iterable[Measured], kept: Mapping[str, Kept]) -> Agreement:
     """How `name`, one of `KEPT`, agrees over these rows."""
-    errors = [kept[row.id][name] / row.bytes_of(name) - 1 for row in rows]
-    return Agreement(len(errors), fmean(map(abs, errors)), max(errors, key=abs))
+    return agreement_of(kept[row.id][name] / row.bytes_of(name) - 1 for row in rows)
+
+
+def agreement_of(errors: Iterable[float]) -> Agreement:
+    """How such errors agree; at least one is needed."""
+    each = list(errors)
+    return Agreement(len(each), fmean(map(abs, each)), max(each, key=abs))
+
+
+@dataclass(frozen=True)
+class _Range:
+    """Measured / predicted peak reserved, least and most, and the row that lies farthest off."""
+
+    low: float
+    high: float
+    farthest: Measured
+
+    @property
+    def deviation(self) -> float:
+        return max(abs(self.low - 1), abs(self.high - 1))
+
+    @property
+    def step(self) -> str:
+        """What the farthest row measured."""
+        row = self.farthest
+        name = row.model.rpartition("/")[2]
+        return f"{name}, {row.attention}, {row.batch_size} × {row.seq_len}"
 
 
 @cache
-def _ratios() -> dict[bool, tuple[float, float]]:
-    """Measured / predicted peak reserved, least and most, of unquantized and of 4-bit rows."""
+def _ranges() -> dict[bool, _Range]:
+    """Of unquantized (False) and of 4-bit rows (True)."""
     rows, kept = load_measured(), load_kept()
     found = {}
     for quantized in (False, True):
-        ratios = [
-            row.peak_reserved_bytes / kept[row.id]["peak_reserved_bytes"]
+        ratios = {
+            row.peak_reserved_bytes / kept[row.id]["peak_reserved_bytes"]: row
             for row in rows
             if row.quantized == quantized and row.id in kept
-        ]
-        found[quantized] = min(ratios), max(ratios)
+        }
+        farthest = max(ratios, key=lambda ratio: abs(ratio - 1))
+        found[quantized] = _Range(min(ratios), max(ratios), ratios[farthest])
     return found
 
 
 def interval(precision_name: str, loop: str) -> Interval:
-    """What the measured rows support for this precision and loop.
+    """What the measured rows support for this precision and loop, and which row widens it most.
 
     Where rows are of the same kind, their range; elsewhere the largest deviation of any row, to
     both sides.
     """
-    ratios = _ratios()
+    ranges = _ranges()
     quantized = precision(precision_name).bits == 4 and precision(precision_name).quantized
     if loop == KEEP_OUTPUT and (quantized or precision_name == "fp16"):
-        low, high = ratios[quantized]
+        held = ranges[quantized]
         kind = "4-bit" if quantized else "fp16"
-        return Interval(min(low, 1.0), max(high, 1.0), f"the {kind} steps measured on a T4")
-    worst = max(abs(ratio - 1) for pair in ratios.values() for ratio in pair)
-    why = f"no step in {precision_name} and the {loop} loop was measured; the largest deviation"
-    return Interval(1 - worst, 1 + worst, why)
+        why = f"the {kind} steps measured on a T4, of which {held.step} lies farthest off"
+        return Interval(min(held.low, 1.0), max(held.high, 1.0), why)
+    widest = max(ranges.values(), key=lambda each: each.deviation)
+    why = (
+        f"no step in {precision_name} and the {loop} loop was measured; the largest deviation, of "
+        f"{widest.step}"
+    )
+    return Interval(1 - widest.deviation, 1 + widest.deviation, why)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from bench.errors import BenchError
 from bench.predict.evidence import PHASES, Kept, Measured, agreement
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
@@ -49,7 +50,13 @@ def _lines(rows: Sequence[Measured], kept: Mapping[str, Kept]) -> Iterator[str]:
 
 
 def refreshed(page: str, section: str) -> str:
-    """The page with its section replaced."""
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
+    """The page with what lies between the section's marks, its first and last line, replaced.
+
+    Raises BenchError where the page has not both marks.
+    """
+    first, last = (section.splitlines()[at] for at in (0, -1))
+    before, begun, rest = page.partition(first)
+    _, ended, after = rest.partition(last)
+    if not begun or not ended:
+        raise BenchError(f"the marks {first} and {last} are not there")
     return before + section + after

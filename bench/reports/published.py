@@ -25,9 +25,9 @@ from bench.units import format_bytes
 FILE = FIXTURES / "published" / "measurements.csv"
 _UNITS = {"B": 1, "GB": 1000**3, "GiB": 1024**3}
 _KEYS = (
-    "id", "model", "config", "target_modules", "r", "precision", "batch_size", "seq_len", "padded",
-    "gradient_checkpointing", "keeps_inputs", "use_dora", "length", "published", "unit", "metric",
-    "within", "differs", "source",
+    "id", "model", "config", "target_modules", "r", "precision", "batch_size", "seq_len",
+    "gradient_checkpointing", "padded", "keeps_inputs", "use_dora", "autocast_adapter_dtype",
+    "length", "published", "unit", "metric", "within", "differs", "source",
 )  # fmt: skip
 
 
@@ -53,6 +53,8 @@ class Published:
 
     def comparable(self, p: Prediction) -> int:
         """The predicted figure that this metric is compared with."""
+        if "after loading" in self.metric:
+            return p.loaded_bytes
         return p.peak_allocated_bytes if "allocated" in self.metric else p.peak_reserved_bytes
 
 
@@ -84,6 +86,7 @@ def _published(row: dict[str, str]) -> Published:
         seq_len=int(row["seq_len"]),
         gradient_checkpointing=row["gradient_checkpointing"] == "True",
         padded=row["padded"] == "True",
+        autocast_adapter_dtype=row["autocast_adapter_dtype"] == "True",
     )
     case = Case(
         row["model"], json.loads(row["config"]), "AutoModelForCausalLM", row["id"], adapter,

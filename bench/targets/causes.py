@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from bench.adapters.config import ALL_LINEAR, AdapterConfig
 from bench.models.modules import OTHER, Module, ModuleTable
-from bench.targets.filters import Filter, condense, ends_in
+from bench.targets.filters import Filter, ends_in
 from bench.targets.ledger import Ledger
 from bench.targets.suggestions import (
     common_ending,
@@ -171,8 +171,7 @@ def _fitting(table: ModuleTable, pattern: str) -> list[Module]:
 
 def _held_back(table: ModuleTable, adapter: AdapterConfig, named: list[str]) -> Found:
     """What keeps an adapter from each of the modules that the entry names."""
-    inside = Filter(adapter, condense(table, adapter.target_modules))
-    written = Filter(adapter)
+    inside = Filter(adapter)
     reasons: Counter[str] = Counter()
     instead = ""
     for name in named:
@@ -187,11 +186,6 @@ def _held_back(table: ModuleTable, adapter: AdapterConfig, named: list[str]) -> 
             if inside.layer_index(name) is None:
                 reasons["whose layer number cannot be read, for layers_to_transform"] += 1
                 instead = instead or _layers_pattern(table, name)
-            elif written.in_layers(name):
-                reasons[
-                    "in a layer that layers_to_transform does not name, which holds for full "
-                    "names too: PEFT shortens a list of 20 or more to endings"
-                ] += 1
             else:
                 reasons["in a layer that layers_to_transform does not name"] += 1
     why = ", ".join(f"{n} modules {reason}" for reason, n in reasons.items())

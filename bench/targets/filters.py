@@ -110,15 +110,14 @@ def matching_pattern(table: ModuleTable, adapter: AdapterConfig, pattern: str) -
     return (m.name for m in table.modules if m.kind in (LINEAR, CONV1D) and m.name != skipped)
 
 
-def condense(
-    table: ModuleTable, targets: tuple[str, ...] | str | None
-) -> tuple[str, ...] | str | None:
+def condense(table: ModuleTable, targets: tuple[str, ...]) -> tuple[str, ...]:
     """A list of twenty entries or more as PEFT shortens it: to the endings that tell what it
-    reaches from the model's other modules. What was a full name is one no longer. A string stays.
+    reaches from the model's other modules. What was a full name is one no longer.
 
     Source: peft 0.21 `tuners/tuners_utils.py` (`_find_minimal_target_modules`).
     """
-    if targets is None or isinstance(targets, str) or len(given := set(targets)) < _CONDENSED_FROM:
+    given = set(targets)
+    if len(given) < _CONDENSED_FROM:
         return targets
     others = [m.name for m in table.modules if given.isdisjoint(endings(m.name))]
     taken = {ending for name in others for ending in endings(name)}

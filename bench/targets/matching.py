@@ -96,10 +96,11 @@ def _class_refusals(table: ModuleTable, adapter: AdapterConfig) -> list[str]:
 
 def _reach(table: ModuleTable, tying: Tying, targets: Targets, refusals: list[str]) -> list[Module]:
     """The modules that get an adapter, in the model's order."""
-    inside = Filter(tying.adapter, condense(table, targets or ()))
     if isinstance(targets, str):
+        inside = Filter(tying.adapter)
         names = {n for n in matching_pattern(table, tying.adapter, targets) if inside.keeps(n)}
     else:
+        inside = Filter(tying.adapter, condense(table, targets or ()))
         names = {m.name for m in table.modules if inside.reaches(m.name)}
     if tying.adapted:
         names |= {name for name in tying.adapted if name in table.by_name}

@@ -44,7 +44,7 @@ class _Node:
 
     kind: str = ""
     children: dict[str, _Node] = field(default_factory=dict)
-    tensors: set[_Tensor] = field(default_factory=set)
+    tensors: list[_Tensor] = field(default_factory=list)
 
     def child(self, name: str) -> _Node | None:
         """As attributes are found: a saved module has those of its copy beside its own."""
@@ -120,7 +120,9 @@ def _injected(table: ModuleTable, adapted: tuple[Adapted, ...]) -> _Node:
     again = dict(table.repeated)
     for name in (*table.by_name, *again):
         parent, _, leaf = name.rpartition(".")
-        holder = root.at(parent) or _containers(root, parent)
+        holder = root.at(parent)
+        if holder is None:  # an atlas' table does not hold every container
+            holder = _containers(root, parent)
         if name in again and (same := root.at(again[name])) is not None:
             holder.children[leaf] = same
             continue
@@ -128,17 +130,19 @@ def _injected(table: ModuleTable, adapted: tuple[Adapted, ...]) -> _Node:
         node = holder.children.setdefault(leaf, _Node())
         node.kind = found if found in _LISTS else ""
     for p in table.parameters:
-        owner = p.name.rpartition(".")[0]
+        if p.name in again:
+            continue
+        holder = root.at(p.name.rpartition(".")[0])
         first = p.same_as or p.name
-        holder = root.at(owner) or _containers(root, owner)
-        holder.tensors.add(tensors.setdefault(first, _Tensor(first)))
+        tensor = tensors.setdefault(first, _Tensor(first))
+        if holder is not None and tensor not in holder.tensors:
+            holder.tensors.append(tensor)
     for item in adapted:
         _adapt(root, item)
     return root
 
 
 def _containers(root: _Node, path: str) -> _Node:
-    """The module at a path that the table does not name: an atlas' holds not every container."""
     node = root
     for name in filter(None, path.split(".")):
         node = node.children.setdefault(name, _Node())
@@ -156,7 +160,7 @@ def _adapt(root: _Node, item: Adapted) -> None:
     for part, each in _PARTS.items():
         inside = {"default": _Node()} if each else {}
         outer.children[part] = _Node("ModuleDict", inside)
-    outer.children["lora_A"].children["default"].tensors.add(_Tensor(adapter_of(item.name)))
+    outer.children["lora_A"].children["default"].tensors.append(_Tensor(adapter_of(item.name)))
     holder.children[leaf] = outer
 
 
@@ -198,7 +202,7 @@ def _saved(target: _Node, tied: _Node | None) -> _Node:
         for tensor in twin.every_tensor():
             tensor.original = False
     else:
-        twin = _Node(tensors=set(tied.tensors))
+        twin = _Node(tensors=list(tied.tensors))
     holder = _Node("ModuleDict", {"default": twin})
     wrapper = _Node(_WRAPPER, {"original_module": target, "modules_to_save": holder})
     _train(wrapper)

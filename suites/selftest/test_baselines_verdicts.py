@@ -23,7 +23,6 @@ from bench.baselines import (
     compare,
     count_verdicts,
     gate,
-    left_out,
     write_verdicts,
 )
 from bench.errors import BenchError
@@ -226,11 +225,10 @@ def test_rounds_of_launches_are_compared_side_by_side() -> None:
 
 
 def test_too_few_launches_give_no_verdict() -> None:
-    for launches in (1, 5):
-        runs = (run_with(_together(factor, launches=launches)) for factor in (1.0, 2.0))
-        (verdict,) = [v for v in compare(*runs) if (v.record, v.metric) == (STEP, "step_seconds")]
-        assert (verdict.verdict, verdict.interval) == ("unchanged", None)
-        assert verdict.explanation == f"too few launches to judge: {launches}, and it needs 8"
+    runs = (run_with(_together(factor, launches=5)) for factor in (1.0, 2.0))
+    (verdict,) = [v for v in compare(*runs) if (v.record, v.metric) == (STEP, "step_seconds")]
+    assert (verdict.verdict, verdict.interval) == ("unchanged", None)
+    assert verdict.explanation == "too few launches to judge: 5, and it needs 8"
 
 
 @pytest.mark.parametrize("side", ["baseline", "contender", "both"])
@@ -365,8 +363,6 @@ def test_a_narrowed_run_makes_only_its_own_cases_vanish() -> None:
         body["selection"] = {"arguments": ["suites/test_steps.py"], "deselected": [STEP]}
 
     assert [verdict.record for verdict in found(narrowed)] == [STEP_NF4]
-    assert left_out(BASE, run_with(narrowed)) == [QUERY, STEP]
-    assert left_out(BASE, run_with()) == []
 
     def one_precision(body: dict[str, Any]) -> None:
         narrowed(body)

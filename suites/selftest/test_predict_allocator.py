@@ -73,13 +73,14 @@ def test_of_equal_blocks_the_one_in_the_newest_segment_is_taken() -> None:
     allocator = CachingAllocator()
     for key in ("old", "new"):
         allocator.allocate(key, 20 * MIB)
+    newest = allocator._used["new"].address
     for key in ("old", "new"):
         allocator.release(key)
     allocator.allocate("a", 12 * MIB)
-    (held,) = allocator._used.values()
-    assert held.address == min(
-        address for _, address in [(0, held.address), *allocator._free[False]]
-    )
+    assert allocator._used["a"].address == newest
+    allocator.allocate("b", 8 * MIB)  # what is left of it, and not a part of the old one
+    allocator.allocate("c", 20 * MIB)
+    assert allocator.reserved_bytes == 40 * MIB
 
 
 def test_neighbours_are_merged_when_they_are_free() -> None:

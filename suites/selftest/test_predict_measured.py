@@ -6,6 +6,7 @@ way to compute and model; `-m slow` runs every row, and holds the means too.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
 import io
@@ -19,10 +20,11 @@ from typing import Any
 
 import pytest
 
-from bench.cli import main
+from bench.cli import main, memory
 from bench.errors import BenchError
 from bench.predict.allocator import CachingAllocator
 from bench.predict.evidence import FILE, Measured, load_measured
+from bench.training.cases import Case
 
 ROWS = load_measured()
 MIB = 1024**2
@@ -35,6 +37,19 @@ QUICK = (
     "flash-none-fp16-adamw-r32-ckpt-HuggingFaceTB_SmolLM2-1.7B-bs1-seq2048",
     "flash-none-fp16-adamw-r32-ckpt-Qwen_Qwen2.5-1.5B-Instruct-bs2-seq1024",
 )
+
+
+HANGS = "eager-nf4-fp16-adamw-r32-ckpt-HuggingFaceTB_SmolLM2-1.7B-bs1-seq2048"
+"""Whose peak reserved hangs on how much of the loader's copies is free when training begins: see
+`test_what_loading_leaves_free_decides_one_row`."""
+
+
+def _slow(row: Measured) -> list[pytest.MarkDecorator]:
+    """The marks of a row that is not in the quick selection."""
+    if not row.id.endswith(HANGS):
+        return [pytest.mark.slow]
+    reason = "predicted to reserve 15.15 % more; allocated and after loading agree within 0.1 %"
+    return [pytest.mark.slow, pytest.mark.xfail(strict=True, raises=AssertionError, reason=reason)]
 
 
 @functools.cache
@@ -64,19 +79,19 @@ def _quick(row: Measured) -> bool:
 
 @pytest.mark.parametrize(
     "row",
-    [pytest.param(r, id=r.id, marks=[] if _quick(r) else pytest.mark.slow) for r in ROWS],
+    [pytest.param(r, id=r.id, marks=[] if _quick(r) else _slow(r)) for r in ROWS],
 )
 def test_a_step_on_a_t4(row: Measured) -> None:
     found = predicted(row)
     assert found["trainable_parameters"] == row.trainable_parameters
     assert found["step"].endswith("keep-output loop")
     assert abs(_error(found["peak_allocated_bytes"], row.peak_allocated_bytes)) <= ALLOCATED
-    assert abs(_error(found["peak_reserved_bytes"], row.peak_reserved_bytes)) <= RESERVED
     for phase, measured in row.peak_by_phase.items():
         assert abs(_error(found["peak_by_phase"][phase], measured)) <= PHASE, phase
     if not row.quantized:  # to the byte, but for batch and rounding
         assert abs(found["loaded_bytes"] - row.loaded_bytes) < MIB // 4
         assert abs(found["peak_reserved_bytes"] - row.peak_reserved_bytes) <= 16 * MIB
+    assert abs(_error(found["peak_reserved_bytes"], row.peak_reserved_bytes)) <= RESERVED
 
 
 @pytest.mark.slow
@@ -153,6 +168,45 @@ def _said_loaded(row: Measured) -> int:
     return linear // 2 + linear // 16 + 4 * (tables + norms + biases + adapters)
 
 
+@pytest.mark.slow
+def test_what_loading_leaves_free_decides_one_row() -> None:
+    """Three blocks of 512 MiB hold a layer's scores. Whether the third is whole when the loss needs
+    384 MiB, twice, hangs on where smaller tensors went before: where loading has left 128 to
+    320 MiB more free than its own order does, as threads that copy ahead may, the peak reserved is
+    what was measured; where it has not, it is 15 % more. No row says what that run had left."""
+    from bench.predict import kernels
+    from bench.predict.trace import trace
+
+    (row,) = (row for row in ROWS if row.id.endswith(HANGS))
+    traced = trace(_case(row), kernels.cuda(None, 7.5))
+    begin = next(at for at, name in traced.marks if name == "first-step")
+
+    def reserved(free: int) -> int:
+        allocator = CachingAllocator()
+        for index, event in enumerate(traced.events):
+            if index == begin:
+                for _ in range(free // (20 * MIB)):  # segments that nothing holds
+                    allocator._keep(allocator._segment(20 * MIB, small=False))
+            if event > 0:
+                allocator.allocate(event, traced.sizes[event])
+            else:
+                allocator.release(-event)
+        return allocator.reserved_bytes
+
+    assert _error(reserved(0), row.peak_reserved_bytes) > 0.1
+    assert abs(_error(reserved(160 * MIB), row.peak_reserved_bytes)) < 0.02
+    assert abs(_error(reserved(240 * MIB), row.peak_reserved_bytes)) < 0.02
+
+
+def _case(row: Measured) -> Case:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "config.json").write_text(json.dumps(row.config), encoding="utf-8")
+        parser = argparse.ArgumentParser()
+        memory.add_options(parser.add_argument)
+        (case,) = memory.cases_of(parser.parse_args([folder, *row.options]))
+    return case
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [((",nf4,", ",nf5,"), "line 2: 'nf5'"), (("after_load", "later"), "unknown key")],
@@ -177,6 +231,7 @@ def test_a_fit_is_as_sure_as_the_rows_of_its_kind() -> None:
     found = interval("nf4", "keep-output")
     assert found.low == min(1.0, *ratios)
     assert found.high == max(1.0, *ratios)
+    assert "SmolLM2-1.7B, eager, 1 × 2048 lies farthest off" in found.why
     other = interval("bf16", "sft")
     assert other.high - 1 == pytest.approx(max(abs(ratio - 1) for ratio in ratios))
     assert other.low == pytest.approx(2 - other.high)

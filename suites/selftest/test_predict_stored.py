@@ -172,13 +172,3 @@ def test_roberta_as_published(capsys) -> None:
         "--seq-len", "96",
     )  # fmt: skip
     assert 8 <= found["peak_allocated_bytes"] / GIB <= 11
-
-
-def test_a_vision_language_model_on_text(capsys) -> None:
-    """A figure, of the whole model's weights: 3,754,622,976 in two bytes, each in its own block."""
-    found = _said(
-        capsys, FIELD / "vlm-memory", "--target-modules", "q_proj,v_proj", "--seq-len", "64"
-    )
-    q, v = 2048 + 2048, 2048 + 256
-    assert found["trainable_parameters"] == 36 * 8 * (q + v)
-    assert found["breakdown"]["weights"] == pytest.approx(2 * 3_754_622_976, rel=0.02)

@@ -1,0 +1,115 @@
+"""How good predictions are, as one table: of everything that is stored in `fixtures/measured/`.
+
+Only stored files are read, and torch is not: what was measured, and what was predicted of it.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.errors import BenchError, check_keys
+from bench.files import FIXTURES
+from bench.predict.evidence import (
+    PHASES,
+    Agreement,
+    agreement,
+    agreement_of,
+    load_kept,
+    load_measured,
+)
+
+BEGIN, END = "<!-- evidence -->", "<!-- end of evidence -->"
+TRAINERS = FIXTURES / "measured" / "trainers.csv"
+CPU = FIXTURES / "measured" / "cpu.csv"
+_HEADER = (
+    "| measured | figure | cases | mean error | worst |",
+    "| :--- | :--- | ---: | ---: | ---: |",
+)
+_T4 = "a Tesla T4, by others; nothing fitted"
+_RIVAL = "the same, as fitcheck-llm 0.3.1 states it, which was fitted on these rows"
+_TRAINERS = {
+    "trainer": "`transformers.Trainer` on the CPU, by torch.profiler",
+    "sft": "`trl.SFTTrainer` on the CPU, by torch.profiler",
+}
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One step's peak, measured and predicted, in bytes; `kind` is the loop or the model."""
+
+    kind: str
+    measured_bytes: int
+    predicted_bytes: int
+
+
+def load_compared(path: Path) -> list[Compared]:
+    """The rows of a table with `measured_bytes` and `predicted_bytes`, whose first column is the
+    kind; lines that begin with `#` say where it is from. BenchError for what is wrong."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise BenchError(f"{path}: cannot be read: {error}") from None
+    found = []
+    for row in csv.DictReader(line for line in lines if not line.startswith("#")):
+        check_keys(row, str(path), row, ("measured_bytes", "predicted_bytes"))
+        try:
+            measured, predicted = int(row["measured_bytes"]), int(row["predicted_bytes"])
+        except (TypeError, ValueError):
+            raise BenchError(f"{path}: {row}: a size is not a whole number of bytes") from None
+        found.append(Compared(next(iter(row.values())), measured, predicted))
+    return found
+
+
+def evidence_table() -> str:
+    """The table in Markdown, without marks."""
+    return "\n".join((*_HEADER, *_t4(), *_stated(), *_on_the_cpu()))
+
+
+def evidence_section() -> str:
+    """The table between its marks, as a page holds it."""
+    return f"{BEGIN}\n{evidence_table()}\n{END}"
+
+
+def _t4() -> Iterator[str]:
+    kept = load_kept()
+    rows = [row for row in load_measured() if row.id in kept]
+    yield _line(_T4, "peak allocated", agreement("peak_allocated_bytes", rows, kept))
+    for phase in PHASES:
+        yield _line(_T4, f"peak of {phase}", agreement(phase, rows, kept))
+    name = "peak_reserved_bytes"
+    found = agreement(name, rows, kept)
+    row = max(rows, key=lambda row: abs(kept[row.id][name] / row.bytes_of(name) - 1))
+    what = f"{row.model.rpartition('/')[2]}, {'nf4' if row.quantized else 'fp16'}, {row.attention}"
+    step = f"{row.batch_size} × {row.seq_len}"
+    yield _line(_T4, f"peak reserved (worst: {what}, {step})", found)
+
+
+def _stated() -> Iterator[str]:
+    yield f"| {_RIVAL} | peak allocated | 49 | 0.7 % | 4.6 % |"
+    yield f"| {_RIVAL} | the whole process | 49 | 2.4 % | 13.9 % |"
+
+
+def _on_the_cpu() -> Iterator[str]:
+    trainers = load_compared(TRAINERS)
+    for loop, words in _TRAINERS.items():
+        yield _line(words, "peak", _agreement(row for row in trainers if row.kind == loop))
+    words = "this project's own step on the CPU, by torch.profiler"
+    yield _line(words, "peak", _agreement(load_compared(CPU)))
+
+
+def _agreement(rows: Iterable[Compared]) -> Agreement:
+    return agreement_of(row.predicted_bytes / row.measured_bytes - 1 for row in rows)
+
+
+def _line(measured: str, figure: str, found: Agreement) -> str:
+    mean, worst = _percent(found.mean), _percent(found.worst, "+")
+    return f"| {measured} | {figure} | {found.rows} | {mean} | {worst} |"
+
+
+def _percent(share: float, sign: str = "") -> str:
+    """Three digits after the point where two would say nothing."""
+    digits = 2 if abs(share) >= 1e-4 else 4
+    return f"{100 * share:{sign}.{digits}f} %"
