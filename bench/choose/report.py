@@ -147,8 +147,8 @@ def choice_plot(choice: Choice) -> Figure:
         )
     title = f"{choice.model.label}: what each choice of modules costs"
     footer = (
-        f"{step_said(choice)}. ckpt: gradient checkpointing. Predicted, not measured; the CUDA "
-        f"context comes on top. {'; '.join(LIMITS)}."
+        f"{step_said(choice)}. ckpt: gradient checkpointing. Predicted, not measured; "
+        f"{'; '.join(LIMITS)}."
     )
     return choice_figure(title, groups, footer, (choice.gpu.name, choice.gpu.memory_bytes))
 

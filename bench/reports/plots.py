@@ -174,10 +174,11 @@ def _fronts(axes: Axes, groups: Mapping[str, Sequence[Point]]) -> None:
         )  # fmt: skip
         chosen = [i for i, point in enumerate(mine) if point.chosen]
         for place, i in enumerate(dict.fromkeys([*front, *chosen])):
+            left = mine[i].chosen  # beside its ring, where longer names have room
             axes.annotate(
-                one_line(mine[i].name), places[i], fontsize=6.5, color=colour,
-                weight="bold" if mine[i].chosen else "normal",
-                textcoords="offset points", xytext=(5, 5 if place % 2 else -9), bbox=_HALO,
+                one_line(mine[i].name), places[i], fontsize=6.5, color=colour, bbox=_HALO,
+                weight="bold" if left else "normal", ha="right" if left else "left",
+                xytext=(-9 if left else 5, 5 if place % 2 else -9), textcoords="offset points",
             )  # fmt: skip
         axes.scatter(
             [mine[i].x for i in chosen], [mine[i].y for i in chosen], s=150, linewidths=1.2,
@@ -189,7 +190,7 @@ def choice_figure(
     title: str, groups: Mapping[str, Sequence[Point]], footer: str, limit: tuple[str, int]
 ) -> Figure:
     """Predicted peak (bytes) against FLOPs relative to the cheapest, by precision; filled what
-    fits, a ring around the row that is proposed. limit: the GPU's name and its bytes, a line."""
+    fits, a ring around the row that is proposed. limit: the GPU and its bytes, a line."""
     figure = new_figure(8.5, 6, footer)
     axes = figure.add_subplot()
     _plain(axes)
@@ -198,15 +199,17 @@ def choice_figure(
     _fronts(axes, scaled)
     axes.axhline(limit[1] / unit, color=RED, linestyle="--", linewidth=1.2)
     axes.annotate(
-        f"{one_line(limit[0])}: {format_bytes(limit[1])}", (0.99, limit[1] / unit), ha="right",
-        xycoords=("axes fraction", "data"), fontsize=7.5, color=RED, va="bottom",
+        one_line(limit[0]), (0.5, limit[1] / unit), ha="center", va="bottom",
+        xycoords=("axes fraction", "data"), fontsize=7.5, color=RED,
     )  # fmt: skip
     axes.set_yscale("log")
     _plain_ticks(axes.yaxis)
     axes.set_xlabel("FLOPs of a step, relative to the cheapest row")
     axes.set_ylabel(f"predicted peak reserved [{name}]")
     axes.set_title(one_line(title), loc="left", fontsize=11)
-    axes.legend(title="filled: fits; line: Pareto front", fontsize=8, title_fontsize=8)
+    axes.legend(
+        title="filled: fits; line: Pareto front of a precision", fontsize=8, title_fontsize=8
+    )
     return figure
 
 

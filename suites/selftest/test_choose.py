@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from bench.choose import code, costs, rows, table
 from bench.choose.published import FILE, load_published
 from bench.cli import main
 from bench.errors import BenchError
+from bench.files import FIXTURES
 from bench.measure.counting import count, inject
 from bench.models.architectures import Model
 from bench.predict.gpus import gpu_with_memory
@@ -100,7 +102,20 @@ def test_the_largest_rank_is_the_last_that_whole_predictions_fit(
     assert told == sorted(told, reverse=True)
 
 
-@pytest.mark.parametrize("model", ["llama-3.2-1b", "phi-3-mini", "opt-350m"])
+VISION_LANGUAGE = str(FIXTURES / "field" / "qwen2.5-vl-3b-llm-only")
+
+
+def test_rows_of_a_model_with_towers_reach_its_language_model_alone() -> None:
+    plans, missing = rows.plans(load_model(VISION_LANGUAGE))
+    assert [plan.scenario for plan in plans] == list(rows.SCENARIOS)
+    assert not missing
+    for plan in plans:
+        names = [item.name for item in plan.ledger.adapted]
+        assert names
+        assert all(".language_model.layers." in f".{name}" for name in names)
+
+
+@pytest.mark.parametrize("model", ["llama-3.2-1b", "phi-3-mini", "opt-350m", VISION_LANGUAGE])
 def test_peft_reaches_the_rows_modules_from_the_printed_code(model: str) -> None:
     found = load_model(model)
     plans, _ = rows.plans(found)
@@ -126,14 +141,16 @@ def test_fused_projections_have_no_row_for_a_part_of_them() -> None:
     assert "fuses" in missing["query-value"]
 
 
+@pytest.mark.parametrize("precision", ["bf16", "int8", "nf4"])
 @pytest.mark.parametrize("tool", ["axolotl", "llama_factory"])
 def test_the_lines_are_read_back_as_the_row(
-    choice: table.Choice, tool: str, tmp_path: Path
+    choice: table.Choice, tool: str, precision: str, tmp_path: Path
 ) -> None:
     from bench.readers import read_recipe
 
     model = load_model("llama-3.2-1b")
-    for row in choice.rows[::3]:
+    for each in choice.rows[::3]:
+        row = replace(each, precision=precision)
         path = tmp_path / "train.yaml"
         extra = "base_model: x\n" if tool == "axolotl" else "model_name_or_path: x\nstage: sft\n"
         path.write_text(extra + getattr(code, tool)(row) + "\n")
