@@ -19,6 +19,7 @@ from bench.ab.rounds import CLOCKS, WARMUP, interleave, take_rounds
 from bench.baselines import compare, find_runs, gate, load_run
 from bench.cli import main
 from bench.errors import BenchError
+from bench.files import FIXTURES
 from bench.measure import StepTime
 from bench.scenarios.subjects import Request
 from bench.training.cases import StepOptions
@@ -264,6 +265,8 @@ def test_environments_that_cannot_be_used(tmp_path: Path) -> None:
 def test_another_bench_is_refused(tmp_path: Path) -> None:
     source = Path(bench.__file__).parent
     shutil.copytree(source, tmp_path / "other" / "bench")
+    (tmp_path / "other" / "fixtures").mkdir()  # what it reads when it is imported
+    shutil.copy(FIXTURES / "roles.toml", tmp_path / "other" / "fixtures")
     other = str(tmp_path / "other")
     _environment(tmp_path / "env", f"import sys; sys.path.insert(0, {other!r})")
     python = find_python(str(tmp_path / "env"), "--contender-env")
