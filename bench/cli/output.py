@@ -79,6 +79,7 @@ def no_formula(cell: object) -> object:
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _COLOURS = re.compile(r"\x1b\[(?:0|31|32|33)m|\r\x1b\[K")
 """What we write to a terminal ourselves besides text: three colours, and progress on one line."""
+_NOTHING = re.compile(r"(?!)")
 
 
 class Output:
@@ -93,8 +94,9 @@ class Output:
         """Write the text; its length."""
         if self._stream is None:
             raise BenchError(f"{self._name} is closed: nothing was written")
-        ours = _COLOURS.findall(text)
-        parts = [harmless(part) for part in _COLOURS.split(text)]
+        marks = _COLOURS if self.isatty() else _NOTHING  # into a pipe or a file we write none
+        ours = marks.findall(text)
+        parts = [harmless(part) for part in marks.split(text)]
         safe = "".join(part + mark for part, mark in zip(parts, [*ours, ""], strict=True))
         encoding = self._stream.encoding or "utf-8"
         self._stream.write(safe.encode(encoding, "replace").decode(encoding))

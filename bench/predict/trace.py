@@ -274,7 +274,11 @@ def _as_on(device: Device, journal: Journal, case: Case) -> Iterator[None]:
             replacements.append((functions, "MatMul8bitLt", functions.MatMul8bitFp))
     if case.step.optimizer.startswith("paged-"):
         functions = importlib.import_module("bitsandbytes.functional")
-        replacements.append((functions, "get_paged", _paged))
+        replacements += [
+            (functions, "get_paged", _paged),
+            (functions, "fill", _accept),
+            (functions, "prefetch_tensor", _accept),
+        ]
     replacements += [(functional, name, value) for name, value in device.functions.items()]
     if device.fused_dropout:
         replacements.append((functional, "dropout", _fused_dropout))

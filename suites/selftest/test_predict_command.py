@@ -178,3 +178,17 @@ def test_limits_are_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     text = " ".join(capsys.readouterr().out.split())
     for word in ("one GPU", "compilation", "sharding", "CUDA context"):
         assert word in text
+
+
+def test_paged_state_of_large_adapters_is_outside_the_allocator(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """bitsandbytes pages state of 1e5 elements and more: in 8 bits two bytes an element."""
+    asked = ["memory", "opt-125m", "--target-modules", "fc1", "--rank", "256", "--seq-len", "32",
+             "--json", "--optimizer"]  # fmt: skip
+    held = []
+    for optimizer in ("adamw-8bit", "paged-adamw-8bit"):
+        assert main([*asked, optimizer]) == 0
+        held.append(json.loads(capsys.readouterr().out)["breakdown"]["optimizer_state"])
+    elements = 12 * 256 * (768 + 3072)  # A and B of twelve layers, each above 1e5
+    assert held[0] - held[1] == pytest.approx(2 * elements, rel=0.02)

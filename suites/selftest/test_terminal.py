@@ -101,3 +101,20 @@ def test_a_poor_terminal_ends_in_no_traceback(
     elif "2>" not in redirected:
         assert output.startswith("bench: error: ")
         assert output.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["targets", "check"])
+def test_colours_in_a_name_are_shown_not_sent(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those that the tool itself uses too, and a line break."""
+    file = tmp_path / "adapter_config.json"
+    names = ["q_proj", "a\x1b[31mb\nc"]
+    file.write_text(json.dumps({"peft_type": "LORA", "r": 8, "target_modules": names}))
+    given = ["--adapter", str(file), "opt-125m"]
+    if command == "check":
+        given = [str(file), "--model", "opt-125m", "--no-gradients"]
+    main([command, *given])
+    said = capsys.readouterr().out
+    assert "\x1b" not in said
+    assert any("a?[31mb c" in line and "reaches nothing" in line for line in said.splitlines())
