@@ -207,6 +207,17 @@ def width_of(reporter: Any) -> int:
     return int(reporter._tw.fullwidth)
 
 
+def rename(item: Any, nodeid: str) -> None:
+    """Give a collected test another id: pytest makes it from whichever folder is the root. In
+    9.2.0 it is an object, in older releases a string."""
+    try:
+        from _pytest.nodeid import coerce_node_id
+    except ModuleNotFoundError:
+        item._nodeid = nodeid
+    else:
+        item._id = coerce_node_id(nodeid)
+
+
 def rewrite_line(reporter: Any, text: str) -> None:
     """Put `text` in the place of the terminal's last line: on the file itself, since pytest 9.2.0's
     writer counts what it writes, and would break a line that is rewritten."""

@@ -9,7 +9,7 @@ import pytest
 
 from bench.baselines import seal
 from bench.baselines.runlog import Pace
-from bench.compat import rewrite_line, width_of
+from bench.compat import rename, rewrite_line, width_of
 from bench.errors import BenchError
 from bench.files import SUITES
 from bench.plugin.resuming import begin, leave_out_finished
@@ -135,6 +135,14 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
     recording = [item for item in items if "record" in _fixtures(item)]
     if recording:
         recording[0].config.stash[LOG].deselected += [item.nodeid for item in recording]
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """A case has the id that it has in the project, wherever the suites are installed and however
+    they were named: stored runs know it by that."""
+    if item.path.is_relative_to(SUITES):
+        place = item.path.relative_to(SUITES).as_posix()
+        rename(item, f"suites/{place}::{item.nodeid.partition('::')[2]}")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -26,7 +26,7 @@ from bench.baselines.accepted import FAILED, FIRST, PASSED, no_baseline
 from bench.baselines.storage import stored_files
 from bench.compat import benchmarks_of
 from bench.errors import BenchError
-from bench.files import write_output
+from bench.files import SUITES, write_output
 from bench.plugin.resuming import options_of
 from bench.plugin.state import (
     AUTOSAVED,
@@ -99,10 +99,22 @@ def _only(config: pytest.Config) -> dict[str, list[str]]:
 
 
 def _relative(config: pytest.Config, argument: str) -> str:
+    """An argument as the ids begin that it means: in the suites by their place in the project."""
     path, colons, rest = argument.partition("::")
+    for module in _MODULES:
+        if path == module or path.startswith(f"{module}."):
+            path = str(SUITES.joinpath(*path[len(module) + 1 :].split(".")))
+            path = path if Path(path).exists() else f"{path}.py"
     full = (config.invocation_params.dir / path).resolve()
-    inside = full.is_relative_to(config.rootpath)
-    return one_line((str(full.relative_to(config.rootpath)) if inside else path) + colons + rest)
+    if full.is_relative_to(SUITES):
+        path = "/".join(("suites", *full.relative_to(SUITES).parts))
+    elif full.is_relative_to(config.rootpath):
+        path = str(full.relative_to(config.rootpath))
+    return one_line(path + colons + rest)
+
+
+_MODULES = ("lora_target_bench.suites", "bench.suites")
+"""What `--pyargs` calls the suites."""
 
 
 @pytest.hookimpl(trylast=True)

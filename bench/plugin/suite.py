@@ -11,6 +11,7 @@ from bench.plugin.collection import (
     pytest_deselected,
     pytest_generate_tests,
     pytest_ignore_collect,
+    pytest_itemcollected,
     pytest_report_teststatus,
     pytest_runtest_setup,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "pytest_deselected",
     "pytest_generate_tests",
     "pytest_ignore_collect",
+    "pytest_itemcollected",
     "pytest_report_teststatus",
     "pytest_runtest_makereport",
     "pytest_runtest_setup",

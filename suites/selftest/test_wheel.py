@@ -202,7 +202,7 @@ def test_suites_run_and_store_in_the_users_folder(installed: Installed) -> None:
         "--benchmark-compare", "--gate", "--threshold", "time=1000%",
     ).stdout  # fmt: skip
     assert "verdicts against" in again
-    assert "0001_first" in installed.bench("report", "first")
+    assert "Run 0001" in installed.bench("report", "first")
     assert installed.files() == before
     shutil.rmtree(installed.project / "results")  # the other tests ask for the package's own runs
 
