@@ -112,3 +112,8 @@ def harmless(text: str) -> str:
     return "".join(
         c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text
     )
+
+
+def harmless_line(text: str) -> str:
+    """The same on one line: a line break is spelled out too."""
+    return harmless(text).replace("\n", "\\n").replace("\t", "\\t")

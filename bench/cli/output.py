@@ -169,4 +169,7 @@ def stored_runs() -> Path:
     from bench.files import RESULTS
 
     here = Path("results")
-    return here if here.is_dir() else RESULTS
+    if here.is_dir():
+        return here
+    say("no folder results/ here: the project's own stored runs are meant")
+    return RESULTS

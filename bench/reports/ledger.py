@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from bench.formulas.totals import base_totals
-from bench.units import one_line
+from bench.units import harmless_line
 
 if TYPE_CHECKING:
     from bench.formulas import Parameters
@@ -107,7 +107,7 @@ def ledger_text(
         colours = (red, plain) if entries[0].dead else ("", "")
         said = _reach(ledger, entries)
         lines.append(f"  {colours[0]}{written:{width}}  {said}{colours[1]}")
-    lines += [f"  {red}{one_line(dead)}{plain}" for dead in ledger.dead_fields]
+    lines += [f"  {red}{harmless_line(str(dead))}{plain}" for dead in ledger.dead_fields]
     if ledger.saved:
         lines.append(f"  trained whole: {', '.join(ledger.saved)}")
     if not ledger.refusals:
@@ -146,7 +146,7 @@ def _groups(ledger: Ledger) -> Iterator[tuple[str, list[Entry]]]:
     """The entries with how they were written; of many, those alike but for their numbers as one,
     if they are dead or alive alike."""
     if len(ledger.entries) <= _MOST_ENTRIES:
-        yield from ((one_line(entry.entry), [entry]) for entry in ledger.entries)
+        yield from ((harmless_line(entry.entry), [entry]) for entry in ledger.entries)
         return
     alike: dict[tuple[str, bool, str], list[Entry]] = {}
     for entry in ledger.entries:

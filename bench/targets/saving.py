@@ -184,8 +184,8 @@ def _wrap(root: _Node, wanted: tuple[str, ...], tied: _Node | None = None) -> li
             _train(target)
         elif target.kind == _TUNER:
             refusals.append(
-                f"{path} is adapted and named in modules_to_save: PEFT cannot save an adapted "
-                "module"
+                f"{path.removeprefix('base_model.model.')} is adapted and named in "
+                "modules_to_save: PEFT cannot save an adapted module"
             )
         elif target.kind:
             refusals.append(

@@ -517,6 +517,6 @@ def test_the_end_is_short_and_a_page_is_written(run, pytester: pytest.Pytester) 
     assert "page: page.html" in said
     assert "every case: bench report 0001_base" in said
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
-    refused = run("--report", "nowhere/page.html", *STEPS)
+    refused = run("--report", "nowhere/page.html", *STEPS, apart=True)
     assert refused.ret == 2
     assert "there is no folder" in refused.stderr.str()

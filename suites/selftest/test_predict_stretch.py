@@ -2,19 +2,46 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
 import pytest
 
-from bench.predict import kernels
-from bench.predict.journal import BREAKDOWN
 from bench.predict.largest import with_value
-from bench.predict.replay import Replayed, replay
-from bench.predict.stretch import FEW, Stretched, depth_of
-from bench.predict.trace import trace
 from bench.scenarios.scenario import find_scenario
 from bench.scenarios.subjects import Subject, load_model
 from bench.training.cases import Case, StepOptions
 
-GPU = kernels.cuda(None, 8.6)
+if TYPE_CHECKING:
+    from bench.predict.replay import Replayed
+    from bench.predict.trace import Trace
+
+
+@cache
+def _gpu() -> Any:
+    """Made when it is first asked for: collecting imports no torch."""
+    from bench.predict import kernels
+
+    return kernels.cuda(None, 8.6)
+
+
+def _stretched(case: Case) -> Any:
+    from bench.predict.stretch import Stretched
+
+    return Stretched(case, _gpu())
+
+
+def _traced(case: Case) -> Trace:
+    from bench.predict.trace import trace
+
+    return trace(case, _gpu())
+
+
+def _replayed(traced: Trace) -> Replayed:
+    from bench.predict.journal import BREAKDOWN
+    from bench.predict.replay import replay
+
+    return replay(traced, _gpu().allocator(), BREAKDOWN)
 
 
 def _case(model: str, scenario: str, precision: str, checkpointing: bool) -> Case:
@@ -22,10 +49,6 @@ def _case(model: str, scenario: str, precision: str, checkpointing: bool) -> Cas
     subject = Subject(found, scenario, known.adapter(found, 16), known, precision=precision)
     step = StepOptions(batch_size=1, seq_len=128, gradient_checkpointing=checkpointing)
     return subject.case(step)
-
-
-def _whole(case: Case) -> Replayed:
-    return replay(trace(case, GPU), GPU.allocator(), BREAKDOWN)
 
 
 @pytest.mark.parametrize(
@@ -40,10 +63,12 @@ def _whole(case: Case) -> Replayed:
 def test_stretched_peaks_are_those_of_the_whole_trace(
     model: str, scenario: str, precision: str, checkpointing: bool
 ) -> None:
+    from bench.predict.stretch import FEW
+
     case = _case(model, scenario, precision, checkpointing)
-    stretched, whole = Stretched(case, GPU), trace(case, GPU)
+    stretched, whole = _stretched(case), _traced(case)
     assert stretched.layers == FEW + 1
-    assert stretched.replayed() == replay(whole, GPU.allocator(), BREAKDOWN)
+    assert stretched.replayed() == _replayed(whole)
     assert stretched.flops == whole.flops
 
 
@@ -52,8 +77,8 @@ def test_other_values_are_within_a_segment_of_the_allocator(what: str, value: in
     """The allocator's segments are 2 and 20 MiB; two of the larger would be 40."""
     case = _case("llama-3.2-1b", "everything", "bf16", True)
     found, expected = (
-        Stretched(case, GPU).replayed(what, value),
-        _whole(with_value(case, what, value)),
+        _stretched(case).replayed(what, value),
+        _replayed(_traced(with_value(case, what, value))),
     )
     assert found.peak_allocated_bytes == pytest.approx(expected.peak_allocated_bytes, rel=2e-3)
     assert abs(found.peak_reserved_bytes - expected.peak_reserved_bytes) <= 20 << 20
@@ -61,6 +86,8 @@ def test_other_values_are_within_a_segment_of_the_allocator(what: str, value: in
 
 def test_layers_that_differ_are_traced_whole() -> None:
     """A list with something else for each layer says that they are not alike."""
+    from bench.predict.stretch import depth_of
+
     case = _case("llama-3.2-1b", "query-value", "bf16", False)
     depth = depth_of(case)
     assert depth == case.config["num_hidden_layers"]
