@@ -7,6 +7,7 @@ import inspect
 import types
 import warnings
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -14,8 +15,21 @@ from tiny_models import COMMON, MODELS, OTHERS, adapted_as, other, tiny
 
 from bench.adapters.config import AdapterConfig
 from bench.models.architectures import Model, find_model, registered
-from bench.predict.gradients import _first_that_runs, trace_gradients, weights_handed_over
-from bench.predict.shallow import shallower
+
+
+def _lazily(name: str, module: str = "bench.predict.gradients") -> Any:
+    """A function whose module is imported when it is called: collecting imports no torch."""
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        return getattr(import_module(module), name)(*arguments, **options)
+
+    return call
+
+
+_first_that_runs = _lazily("_first_that_runs")
+trace_gradients = _lazily("trace_gradients")
+weights_handed_over = _lazily("weights_handed_over")
+shallower = _lazily("shallower", "bench.predict.shallow")
 
 KERNELS = {"mamba": "mamba_inner_fn", "falcon_mamba": "mamba_inner_fn"}
 """Module-level functions that transformers replaces by a fused kernel where one is installed."""
