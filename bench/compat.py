@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -210,12 +211,12 @@ def width_of(reporter: Any) -> int:
 def rename(item: Any, nodeid: str) -> None:
     """Give a collected test another id: pytest makes it from whichever folder is the root. In
     9.2.0 it is an object, in older releases a string."""
-    try:
-        from _pytest.nodeid import coerce_node_id
-    except ModuleNotFoundError:
+    structured = type(getattr(item, "_id", nodeid))
+    if structured is str:
         item._nodeid = nodeid
     else:
-        item._id = coerce_node_id(nodeid)
+        make: Any = sys.modules[structured.__module__]
+        item._id = make.coerce_node_id(nodeid)
 
 
 def rewrite_line(reporter: Any, text: str) -> None:
