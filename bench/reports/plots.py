@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError
 from bench.files import check_output
+from bench.reports.predicted import PARTS
 from bench.reports.reached import ADAPTED, FROZEN, SAVED, Strip
 from bench.reports.rows import Row, comparison_rows
 from bench.reports.tables import describe
@@ -272,19 +273,6 @@ def rank_figure(title: str, rows: Sequence[Row], footer: str) -> Figure:
 
 
 # --- memory by part -------------------------------------------------------------------------------
-
-PARTS: Mapping[str, str] = {
-    "weights": "weights",
-    "quantization_state": "quantization state",
-    "adapters": "adapters and saved modules",
-    "gradients": "gradients",
-    "optimizer_state": "optimizer state",
-    "activations": "activations",
-    "logits_and_loss": "logits and loss",
-    "kernel_workspace": "kernel workspace",
-    "other": "other",
-}
-"""The parts of a peak, from what stays to what comes and goes, and their names for people."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ SIZES = (24, 48, 80)
 """GiB of the GPUs that a table of several cases has a column for."""
 UNQUANTIZED_SHARE = 0.1
 """Of the linear and expert weights: a quantized precision that leaves more is worth a note."""
-_LABELS = {
+PARTS = {
     "weights": "weights",
     "quantization_state": "quantization state",
     "adapters": "adapters and saved modules",
@@ -31,7 +31,9 @@ _LABELS = {
     "activations": "activations",
     "logits_and_loss": "logits and loss",
     "kernel_workspace": "kernel workspace",
+    "other": "other",
 }
+"""The parts of a peak, from what stays to what comes and goes, and their names for people."""
 _RIGHT = frozenset(("r", "trainable", "predicted peak allocated", "predicted peak reserved"))
 
 
@@ -141,7 +143,7 @@ def prediction_text(done: Prediction | Solution) -> str:
     for name, size in sorted(p.breakdown.items(), key=lambda item: -item[1]):
         if size:
             share = format_percent(100 * size / p.peak_allocated_bytes)
-            lines.append(f"    {_LABELS[name]:<27}{format_bytes(size):>10}  {share:>7}")
+            lines.append(f"    {PARTS[name]:<27}{format_bytes(size):>10}  {share:>7}")
     lines += [
         f"  trainable parameters {format_count(p.trainable_parameters)}",
         f"  a step: {format_flops(p.flops)}, {format_count(p.operations)} operations, "
