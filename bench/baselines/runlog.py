@@ -74,7 +74,7 @@ class Recorder:
         self.metrics["operations"] = sum(operations.values())
         self.detail |= {
             "operations": dict(operations),
-            "breakdown": found["breakdown"],
+            "breakdown": measurement.breakdown,
             "tokens_per_step": found["tokens_per_step"],
             "file_pages_bytes": found["file_pages_bytes"],
         }

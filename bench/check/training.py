@@ -15,12 +15,13 @@ from bench.errors import BenchError
 from bench.models.architectures import Model
 from bench.predict.live import kept_random_state, live_case
 from bench.predict.result import Prediction, predict
+from bench.reports.predicted import beside_text
 from bench.targets import match
 from bench.training.cases import Case
 from bench.training.machine import versions
 from bench.training.memory import MemoryTracker
 from bench.training.storages import tag_model
-from bench.units import format_bytes, format_percent
+from bench.units import format_bytes
 
 PHASES = ("forward", "backward", "optimizer")
 _SAMPLE = 256  # rows of a data set whose lengths are looked at
@@ -107,7 +108,7 @@ class MemoryCallback(TrainerCallback):  # type: ignore[misc]  # transformers is 
             return
         line = json.dumps(_record(self._case, self._predicted, self._meter))
         self.record = record = json.loads(line)
-        self.say(_text(record))
+        self.say(f"bench: {beside_text(record['predicted'], record['measured'])}")
         self.say(f"bench: {line}")
         if self.file is not None:
             with self.file.open("a") as file:
@@ -247,9 +248,8 @@ def _predicted(case: Case, gpu: str | None, cpu: bool) -> Prediction:
 
     if cpu:
         return predict(case, device=kernels.cpu())
-    major, minor = torch.cuda.get_device_capability()
-    device = kernels.cuda(capability=major + minor / 10)
-    return predict(case, gpu=find_gpu(gpu) if gpu else None, device=device)
+    card = find_gpu(gpu) if gpu else None
+    return predict(case, gpu=card, device=kernels.this_gpu())
 
 
 def _size(case: Case) -> tuple[int, int, bool]:
@@ -291,23 +291,3 @@ def _record(case: Case, predicted: Prediction, meter: _Meter) -> dict[str, Any]:
             "peak_by_phase": meter.by_phase,
         },
     }
-
-
-def _text(record: Mapping[str, Any]) -> str:
-    """Predicted beside measured, a row each."""
-    said, seen = record["predicted"], record["measured"]
-    rows = [("peak allocated", said["peak_allocated_bytes"], seen["peak_allocated_bytes"])]
-    rows.append(("peak reserved", said["peak_reserved_bytes"], seen["peak_reserved_bytes"]))
-    rows += [(f"in {p}", said["peak_by_phase"].get(p, 0), seen["peak_by_phase"][p]) for p in PHASES]
-    lines = ["bench: predicted, measured, difference"]
-    for name, predicted, measured in rows:
-        if not measured:
-            lines.append(f"  {name:<15} {format_bytes(predicted):>10}  not measured on this device")
-            continue
-        off = 100 * (predicted / measured - 1)
-        sign = "-" if off < 0 else "+"
-        lines.append(
-            f"  {name:<15} {format_bytes(predicted):>10} {format_bytes(measured):>10}  "
-            f"{sign}{format_percent(abs(off))}"
-        )
-    return "\n".join(lines)

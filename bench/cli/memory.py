@@ -8,7 +8,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,17 +18,21 @@ from bench.cli.subject import predicted_subjects
 from bench.errors import BenchError
 from bench.models.precision import PRECISIONS, precision
 from bench.training.options import (
+    PINNED,
     PREDICTED_LENGTH,
     StepOptions,
     add_step_options,
     check_step,
     step_from,
 )
+from bench.units import format_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from bench.measure import Measurement, Session
     from bench.predict.gpus import Gpu
+    from bench.predict.kernels import Device
     from bench.predict.largest import Solution
     from bench.predict.levers import Ways
     from bench.predict.result import Prediction
@@ -62,10 +66,14 @@ def add_options(add: Add) -> None:
     add("--gpu", metavar="NAME", help=f"hold the prediction against this GPU: {gpu_names()}")
     add("--gpu-memory", metavar="SIZE", help="... or against this much memory, such as 24GiB")
     add("--solve", choices=("batch-size", "seq-len", "rank"), help="the largest that fits")
+    add("--measure", action="store_true",
+        help="run the step too, on this machine's GPU or else its CPU, with random weights in a "
+        "process of its own, and show what it took beside what is predicted for that device")
     add("--format", choices=("terminal", "markdown", "csv", "latex"),
         help="of the table that several cases give (default markdown)")
     add("--plot", type=Path, metavar="FILE",
-        help="draw what the peaks are made of (.svg or .png)")
+        help="draw what the peaks are made of (.svg or .png): of one case in each phase of the "
+        "step, of several at their highest")
     add("--store", action="store_true",
         help="keep the predictions in results/predicted, where the suite compares them")
     # fmt: on
@@ -89,6 +97,8 @@ def run(options: argparse.Namespace) -> int:
         for case in cases:
             check_has_length(case)
     line = _Line(len(cases))
+    if options.measure:
+        return _beside(cases, options, line)
     one_by_one = options.json or options.solve or (len(cases) == 1 and not options.format)
     found = []
     for case in cases:
@@ -106,10 +116,74 @@ def run(options: argparse.Namespace) -> int:
     if not one_by_one:
         _table(found, card, options.format or "markdown")
     if options.plot:
-        save_figure(_drawn(found, card), options.plot)
+        save_figure(_drawn([(p, None) for p in found], card), options.plot)
     if options.store:
         say(f"stored {len(found)} in {store(found)}")
     return int(any(p.fit is not None and not p.fit.fits for p in found))
+
+
+def _beside(cases: Sequence[Case], options: argparse.Namespace, line: _Line) -> int:
+    """Predict each case for the device at hand and measure it there; 1 if one could not be."""
+    from bench.measure import Session
+    from bench.predict.result import predict
+    from bench.reports.predicted import beside_text, prediction_text
+    from bench.training.machine import machine
+
+    here = machine()
+    room = here.memory_limit_bytes or here.memory_bytes
+    found: list[tuple[Prediction, Measurement | None]] = []
+    with Session(memory_limit_bytes=room) as session:
+        for case in cases:
+            line.begin(case.id)
+            said = predict(case, device=_device(session, case), progress=line.phase)
+            line.phase("measuring")
+            measured, why_not = _measured(session, case, said, room)
+            line.clear()
+            found.append((said, measured))
+            seen = {"failed": why_not} if measured is None else _seen(measured)
+            if options.json:
+                print(json.dumps({**_as_json(said), "measured": seen}), flush=True)
+                continue
+            beside = why_not
+            if measured is not None:
+                beside = f"{beside_text(asdict(said), seen)}\nmeasured on {measured.device}"
+                beside += ", with random weights, in a process of its own"
+            print(f"{prediction_text(said)}\n\n{beside}", flush=True)
+    if options.plot:
+        save_figure(_drawn(found, None), options.plot)
+    return int(any(measured is None for _, measured in found))
+
+
+def _device(session: Session, case: Case) -> Device:
+    from bench.predict import kernels
+
+    if session.devices == ("cpu",):
+        return kernels.cpu()
+    return kernels.this_gpu(case.step.attention if case.step.attention in PINNED else None)
+
+
+def _measured(
+    session: Session, case: Case, said: Prediction, room: int
+) -> tuple[Measurement | None, str]:
+    """What the step took, or why there is nothing to say."""
+    from bench.measure import CaseFailed
+
+    if said.device == "cpu" and said.peak_allocated_bytes > room:
+        return None, f"not measured: this machine has {format_bytes(room)}"
+    try:
+        with session.start(case) as running:
+            return running.prepare(), ""
+    except CaseFailed as error:
+        end = error.outcome
+        return None, f"not measured: {end.name} in {end.phase}: {end.message}"
+
+
+def _seen(measured: Measurement) -> dict[str, Any]:
+    peaks = {name: getattr(measured, name) for name in _PEAKS}
+    return {**peaks, "breakdown_by_phase": measured.breakdown_by_phase, "device": measured.device}
+
+
+_PEAKS = ("peak_allocated_bytes", "peak_reserved_bytes", "peak_by_phase")
 
 
 def _ways(
@@ -180,6 +254,13 @@ def _check(options: argparse.Namespace) -> None:
         raise BenchError("give --gpu or --gpu-memory, not both")
     if options.solve and not card:
         raise BenchError("--solve needs --gpu or --gpu-memory: there is nothing to fit")
+    if options.measure:
+        against = [w for w in ("gpu", "gpu_memory", "solve", "store", "format") if vars(options)[w]]
+        if against:
+            raise BenchError(
+                f"--measure predicts for the device that it measures on: give it without "
+                f"--{against[0].replace('_', '-')}"
+            )
     if options.json and options.format:
         raise BenchError("give --json or --format, not both")
     if options.store and (card or options.solve):
@@ -246,17 +327,25 @@ def _table(found: Sequence[Prediction], card: Gpu | None, format: str) -> None:
     writer.writerows({key: no_formula(cell) for key, cell in row.items()} for row in rows)
 
 
-def _drawn(found: Sequence[Prediction], card: Gpu | None) -> Figure:
-    from bench.reports.plots import MemoryBar, memory_figure
+def _drawn(found: Sequence[tuple[Prediction, Measurement | None]], card: Gpu | None) -> Figure:
+    from bench.reports.plots import memory_figure, phase_bars, step_bar
 
-    first = found[0]
-    bars = [MemoryBar(p.scenario, f"{p.scenario} {p.precision}", p.breakdown) for p in found]
+    first, seen = found[0]
+    alone = len(found) == 1
+    bars = [step_bar(p) for p, _ in found]
+    if alone or any(measured for _, measured in found):
+        bars = [bar for p, measured in found for bar in phase_bars(p, measured)]
     versions = ", ".join(f"{name} {version}" for name, version in first.versions.items())
     limit = (card.name, card.memory_bytes) if card else None
-    title = f"{first.model}, {first.step}: predicted memory at the peak"
-    return memory_figure(
-        title, bars, f"predicted for {first.device}, not measured; {versions}", limit
-    )
+    kind = "predicted beside measured" if seen else "predicted"
+    where = "in each phase of a step" if alone or seen else "at the peak"
+    name = f"{first.case}: " if alone else f"{first.model}, {first.step}: "
+    measured = "not measured"
+    if seen:
+        among = "its logits, loss and workspace are among the activations"
+        measured = f"measured on {seen.device} ({among})"
+    footer = f"predicted for {first.device}, {measured}; {versions}"
+    return memory_figure(f"{name}{kind} memory {where}", bars, footer, limit)
 
 
 def _solved(case: Case, options: argparse.Namespace, gpu: Gpu | None, line: _Line) -> Solution:

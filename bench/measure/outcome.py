@@ -69,7 +69,8 @@ class Measurement:
 
     Exact and repeatable: the tracked bytes, counts and operations. On CUDA,
     `peak_allocated_bytes` and its kin are the caching allocator's; on the CPU they are tracked
-    storages. `breakdown` says what the steady step's peak was made of, and sums to it.
+    storages. `breakdown_by_phase` says what each phase of the steady step took at its peak (all
+    that is there meanwhile included), `breakdown` the highest of them, which sums to the step's.
     `peak_rss_bytes` holds the interpreter and its libraries too: `rss_before_bytes` of it was there
     before the case, and `file_pages_bytes` are pages of files. `allocated_bytes_total`,
     `operations` and `flops` are of one steady step.
@@ -80,7 +81,7 @@ class Measurement:
     loaded_bytes: int
     first_step_peak_allocated_bytes: int
     peak_allocated_bytes: int
-    breakdown: dict[str, int]
+    breakdown_by_phase: dict[str, dict[str, int]]
     peak_reserved_bytes: int | None
     process_bytes: int | None
     """NVML's view of the process on the GPU; None on the CPU or where NVML does not know it."""
@@ -98,6 +99,16 @@ class Measurement:
     allocated_bytes_total: int
     threads: int
     device: str
+
+    @property
+    def peak_by_phase(self) -> dict[str, int]:
+        """The peak allocated in each phase of the steady step, in bytes."""
+        return {phase: sum(parts.values()) for phase, parts in self.breakdown_by_phase.items()}
+
+    @property
+    def breakdown(self) -> dict[str, int]:
+        """What the steady step's peak was made of, in bytes."""
+        return max(self.breakdown_by_phase.values(), key=lambda parts: sum(parts.values()))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe values that `from_dict` reads back."""

@@ -66,6 +66,7 @@ class Worker:
         self._tracker = memory.MemoryTracker(device=torch.device(self._device).type)
         self._phase = outcome.LOAD
         self._peak = 0
+        self._reserved = 0
         self._first_loss = math.nan  # under the seed's dropout mask: see loading.prepared
         self._steps = 0
         self._throttling: Throttling | None = None
@@ -124,9 +125,10 @@ class Worker:
             self._begin(outcome.STEADY_STEP)
             tracker.observer = cost = CostCounter()
             made = tracker.storages.made_bytes
-            loss = self._tracked_step()
+            by_phase: dict[str, dict[str, int]] = {}
+            loss = self._tracked_step(by_phase)
             tracker.observer = None
-        peak = self._phase_peak()
+        peak = max(sum(parts.values()) for parts in by_phase.values())
         gpu = torch.cuda.current_device() if self._on_gpu else None
         self._note(outcome.TIMING)
         return Measurement(
@@ -135,8 +137,8 @@ class Worker:
             loaded_bytes=loaded,
             first_step_peak_allocated_bytes=first_peak,
             peak_allocated_bytes=peak,
-            breakdown=self._breakdown(peak),
-            peak_reserved_bytes=None if gpu is None else torch.cuda.max_memory_reserved(),
+            breakdown_by_phase=by_phase,
+            peak_reserved_bytes=None if gpu is None else self._reserved,
             process_bytes=None if gpu is None else memory.nvml_process_bytes(gpu),
             peak_rss_bytes=memory.peak_rss_bytes(),
             rss_before_bytes=rss_before,
@@ -192,16 +194,29 @@ class Worker:
         marks = {} if mark is None else {"mark": mark}
         return run_step(self._training, **marks)
 
-    def _tracked_step(self) -> float:
-        tracker = self._tracker
+    def _tracked_step(self, by_phase: dict[str, dict[str, int]] | None = None) -> float:
+        """The loss of a step; what each of its phases took at its peak goes to `by_phase`."""
+        tracker, running = self._tracker, ""
 
         def mark(phase: str) -> None:
+            nonlocal running
+            if by_phase is not None and running:
+                self._end_phase(running, by_phase)
+            running = phase
             tracker.storages.category = "optimizer_state" if phase == "optimizer" else "activations"
             self._note(self._phase)
 
         with tracker:
             loss = self._step(mark)
         return self._require_finite(loss.item())
+
+    def _end_phase(self, phase: str, by_phase: dict[str, dict[str, int]]) -> None:
+        """Keep what a phase took at its peak, if more than it did before in this step, and start
+        the next one's."""
+        parts = self._breakdown(self._phase_peak())
+        if sum(parts.values()) > sum(by_phase.get(phase, {}).values()):
+            by_phase[phase] = parts
+        self._start_peak()
 
     def _loss_under_fixed_mask(self) -> float:
         # In train mode: bitsandbytes repacks 4-bit weights for good when evaluated on a CPU.
@@ -217,12 +232,18 @@ class Worker:
 
     def _begin(self, phase: str) -> None:
         gc.collect()
+        if self._on_gpu:
+            torch.cuda.synchronize()
+        self._start_peak()
+        self._note(phase)
+
+    def _start_peak(self) -> None:
+        """The peak is what is there now, from here on."""
         self._peak = max(self._peak, self._phase_peak())
         self._tracker.storages.reset_peak()
         if self._on_gpu:
-            torch.cuda.synchronize()
+            self._reserved = max(self._reserved, torch.cuda.max_memory_reserved())
             torch.cuda.reset_peak_memory_stats()
-        self._note(phase)
 
     def _note(self, phase: str) -> None:
         self._phase = phase

@@ -20,14 +20,17 @@ LOOPS: Mapping[str, str] = {
 """What each loop does with what it holds; a loop without an entry is named alone."""
 
 
-def assumptions(case: Case, gpu: Gpu | None) -> tuple[str, ...]:
-    """What is assumed of this case's step, the loop that it holds for first."""
+def assumptions(case: Case, gpu: Gpu | None, device: str = "cuda") -> tuple[str, ...]:
+    """What is assumed of this case's step on a "cuda" or "cpu" device, the loop that it holds for
+    first."""
     step, kind = case.step, precision(case.precision)
     said = [f"loop: {LOOPS.get(step.loop, step.loop)}"]
     kernel = "eager code" if step.attention not in (SDPA, *PINNED) else f"{step.attention} kernel"
     if step.attention == SDPA:
         kernel = "the kernel that PyTorch's rules choose"
-    if gpu is None and step.attention == SDPA:
+    if device == "cpu" and step.attention == SDPA:
+        kernel += " on a CPU"
+    elif gpu is None and step.attention == SDPA:
         kernel += " on a GPU of compute capability 8.0 or later"
     said.append(f"attention: {kernel}")
     wide = (

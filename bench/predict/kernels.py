@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from bench.predict import cpu_kernels, cuda_kernels
 from bench.predict.allocator import CachingAllocator, ExactAllocator
 from bench.predict.attention import Attention, cpu_attention, cuda_attention
@@ -62,6 +64,12 @@ def cuda(attention: str | None = None, capability: float = 8.0) -> Device:
         foreach_optimizer=True,
         handles=CUBLAS_WORKSPACE_HOPPER if capability >= 9 else CUBLAS_WORKSPACE,
     )
+
+
+def this_gpu(attention: str | None = None) -> Device:
+    """The GPU that torch uses here."""
+    major, minor = torch.cuda.get_device_capability()
+    return cuda(attention, major + minor / 10)
 
 
 def cpu() -> Device:

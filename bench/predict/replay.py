@@ -19,10 +19,10 @@ PHASES = ("forward", "backward", "optimizer")
 class Replayed:
     """Peaks in bytes: of loading, the first step and the steady one.
 
-    `breakdown` sums to `peak_allocated_bytes`, the steady step's peak, which `peak_by_phase` has
-    for each of its phases (all that is there meanwhile included); `peak_phase` and
-    `peak_operation` say where in the step it lies. `peak_reserved_bytes` is the largest until the
-    end, loading included: nothing that was reserved is given back.
+    `breakdown` sums to `peak_allocated_bytes`, the steady step's peak; `peak_by_phase` and
+    `breakdown_by_phase` have both for each of its phases (all that is there meanwhile included);
+    `peak_phase` and `peak_operation` say where in the step it lies. `peak_reserved_bytes` is the
+    largest until the end, loading included: nothing that was reserved is given back.
     """
 
     loaded_bytes: int
@@ -32,6 +32,7 @@ class Replayed:
     peak_reserved_bytes: int
     peak_by_phase: dict[str, int]
     breakdown: dict[str, int]
+    breakdown_by_phase: dict[str, dict[str, int]]
     peak_phase: str
     peak_operation: str
 
@@ -45,36 +46,32 @@ def replay(
     blocks = [0] * len(trace.sizes)
     peaks, ends, at = [], [], 0
     by_phase: dict[str, int] = {}
+    places: dict[str, int] = {}  # where in the events a phase's peak lies
     for start, end in pairwise(bounds):
         peak = allocator.allocated_bytes
         at = start
         begin = dict(_phases(trace, start, end))
-        by_phase, phase_peak, phase = {}, peak, ""
+        by_phase, places, phase_peak, phase = {}, {}, peak, ""
         for index in range(start, end):
             if index in begin:
-                phase, phase_peak = begin[index], allocator.allocated_bytes
-                by_phase[phase] = max(phase_peak, by_phase.get(phase, 0))
+                phase = begin[index]
+                phase_peak = by_phase.get(phase, -1)
+                if allocator.allocated_bytes > phase_peak:
+                    phase_peak = by_phase[phase] = allocator.allocated_bytes
+                    places[phase] = index - 1  # what was there before its first event
             event = trace.events[index]
             if event > 0:
                 blocks[event] = allocator.allocate(event, trace.sizes[event])
                 if allocator.allocated_bytes > peak:
                     peak, at = allocator.allocated_bytes, index
                 if allocator.allocated_bytes > phase_peak:
-                    phase_peak = allocator.allocated_bytes
-                    by_phase[phase] = max(phase_peak, by_phase.get(phase, 0))
+                    phase_peak = by_phase[phase] = allocator.allocated_bytes
+                    places[phase] = index
             else:
                 allocator.release(-event)
         peaks.append(peak)
         ends.append(allocator.allocated_bytes)
-    alive: set[int] = set()
-    for event in trace.events[: at + 1]:
-        if event > 0:
-            alive.add(event)
-        else:
-            alive.discard(-event)
-    breakdown = dict.fromkeys(categories, 0)
-    for number in alive:
-        breakdown[trace.categories[number]] += blocks[number]
+    parts = _made_of(trace, blocks, {at, *places.values()}, categories)
     phase = [name for index, name in trace.marks if index <= at][-1]
     return Replayed(
         loaded_bytes=ends[0],
@@ -83,10 +80,24 @@ def replay(
         peak_allocated_bytes=peaks[2],
         peak_reserved_bytes=allocator.reserved_bytes,
         peak_by_phase={name: by_phase[name] for name in PHASES if name in by_phase},
-        breakdown=breakdown,
+        breakdown=parts[at],
+        breakdown_by_phase={name: parts[places[name]] for name in PHASES if name in places},
         peak_phase=phase,
         peak_operation=trace.makers[abs(trace.events[at])] if trace.events else "",
     )
+
+
+def _made_of(
+    trace: Trace, blocks: list[int], places: set[int], categories: tuple[str, ...]
+) -> dict[int, dict[str, int]]:
+    """By place in the events: the bytes that are there after it, by what they are for."""
+    parts, found = dict.fromkeys(categories, 0), {}
+    for index, event in enumerate(trace.events[: max(places) + 1]):
+        number = abs(event)
+        parts[trace.categories[number]] += blocks[number] if event > 0 else -blocks[number]
+        if index in places:
+            found[index] = dict(parts)
+    return found
 
 
 def _phases(trace: Trace, start: int, end: int) -> Iterator[tuple[int, str]]:

@@ -61,6 +61,7 @@ class Prediction:
     peak_reserved_bytes: int
     peak_by_phase: dict[str, int]
     breakdown: dict[str, int]
+    breakdown_by_phase: dict[str, dict[str, int]]
     peak_phase: str
     peak_operation: str
     loaded_bytes: int
@@ -153,6 +154,7 @@ def predict(
         peak_reserved_bytes=reserved,
         peak_by_phase=found.peak_by_phase,
         breakdown=found.breakdown,
+        breakdown_by_phase=found.breakdown_by_phase,
         peak_phase=found.peak_phase,
         peak_operation=found.peak_operation,
         loaded_bytes=found.loaded_bytes,
@@ -171,6 +173,6 @@ def predict(
         loop=case.step.loop,
         fit=fit(gpu, allocated, reserved, within) if gpu else None,
         modelled_step_seconds=step_seconds(gpu, traced.work) if gpu else None,
-        assumptions=assumptions(case, gpu),
+        assumptions=assumptions(case, gpu, device.name),
         versions=versions(),
     )

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from bench.baselines import StoredRun
     from bench.baselines.history import Series
+    from bench.measure import Measurement
+    from bench.predict.result import Prediction
 
 FORMATS = ("svg", "png")
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
@@ -292,6 +294,21 @@ class MemoryBar:
         return sum(self.parts.values())
 
 
+def step_bar(said: Prediction) -> MemoryBar:
+    """What a predicted step's peak is made of."""
+    return MemoryBar(said.scenario, f"{said.scenario} {said.precision}", said.breakdown)
+
+
+def phase_bars(said: Prediction, seen: Measurement | None = None) -> list[MemoryBar]:
+    """What a step's phases are made of at their peaks, predicted and, where there is, measured."""
+    bars, case = [], f"{said.scenario} r{said.rank} {said.precision}"
+    for phase, parts in said.breakdown_by_phase.items():
+        bars.append(MemoryBar(case, phase, parts))
+        if seen is not None:
+            bars.append(MemoryBar(case, phase, seen.breakdown_by_phase[phase], measured=True))
+    return bars
+
+
 def memory_figure(
     title: str, bars: Sequence[MemoryBar], footer: str, limit: tuple[str, int] | None = None
 ) -> Figure:
@@ -330,22 +347,42 @@ def memory_figure(
         said = format_bytes(bar.total) + (kind if mixed else "")
         axes.annotate(said, (where, top), ha="center", va="bottom", fontsize=7,
                       textcoords="offset points", xytext=(0, 2))  # fmt: skip
-    turned: Any = {"rotation": 30, "ha": "right"} if len(bars) > 6 else {}
+    long = any(len(bar.label) > 12 for bar in bars)
+    turned: Any = {"rotation": 30, "ha": "right"} if long and len(bars) > 6 else {}
     axes.set_xticks(places, [one_line(bar.label) for bar in bars], fontsize=7.5, **turned)
+    heights = [bar.total / unit for bar in bars]
     if limit:
+        heights.append(limit[1] / unit)
         axes.axhline(limit[1] / unit, color=RED, linestyle="--", linewidth=1.2)
         axes.annotate(
             f"{one_line(limit[0])}: {format_bytes(limit[1])}", (0.01, limit[1] / unit),
             xycoords=("axes fraction", "data"), fontsize=7.5, color=RED, va="bottom",
         )  # fmt: skip
-    axes.margins(y=0.12)
+    axes.set_ylim(0, 1.14 * max(heights))
+    _group_names(axes, bars, places)
     axes.set_ylabel(f"allocated at the peak [{name}]")
-    axes.set_title(one_line(title), loc="left", fontsize=11)
+    wide = int(11 * figure.get_figwidth())
+    axes.set_title(textwrap.fill(one_line(title), wide), loc="left", fontsize=11)
     handles, labels = axes.get_legend_handles_labels()
     axes.legend(
         handles[::-1], labels[::-1], fontsize=7.5, loc="center left", bbox_to_anchor=(1, 0.5)
     )
     return figure
+
+
+def _group_names(axes: Axes, bars: Sequence[MemoryBar], places: Sequence[float]) -> None:
+    """Below its bars, what each group of phases is of, where there is more than one."""
+    members: dict[str, list[float]] = {}
+    for bar, place in zip(bars, places, strict=True):
+        members.setdefault(bar.group, []).append(place)
+    if len(members) < 2 or len(members) == len(bars):
+        return
+    for group, mine in members.items():
+        axes.annotate(
+            textwrap.fill(one_line(group), 12 * len(mine)), (sum(mine) / len(mine), 0),
+            xycoords=("data", "axes fraction"), xytext=(0, -24), textcoords="offset points",
+            ha="center", va="top", fontsize=8,
+        )  # fmt: skip
 
 
 # --- reach ----------------------------------------------------------------------------------------

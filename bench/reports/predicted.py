@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from bench.models.precision import precision
 from bench.predict.evidence import interval
@@ -134,16 +135,18 @@ def prediction_text(done: Prediction | Solution) -> str:
             else "one more does not"
         )
         lines.append(f"largest {done.what} that fits: {done.value} ({why})")
+    cpu = p.device == "cpu"
     lines += [
-        f"{p.case}: predicted, not measured",
+        f"{p.case}: predicted{' for the CPU' if cpu else ', not measured'}",
         f"  peak allocated  {format_bytes(p.peak_allocated_bytes)}",
-        f"  peak reserved   {format_bytes(p.peak_reserved_bytes)}",
+        *([] if cpu else [f"  peak reserved   {format_bytes(p.peak_reserved_bytes)}"]),
         f"  the peak lies in {p.peak_phase}, at {p.peak_operation}; it is made of",
     ]
     for name, size in sorted(p.breakdown.items(), key=lambda item: -item[1]):
         if size:
             share = format_percent(100 * size / p.peak_allocated_bytes)
-            lines.append(f"    {PARTS[name]:<27}{format_bytes(size):>10}  {share:>7}")
+            share = "< 0.01 %" if 1e4 * size < p.peak_allocated_bytes else share
+            lines.append(f"    {PARTS[name]:<27}{format_bytes(size):>10}  {share:>8}")
     lines += [
         f"  trainable parameters {format_count(p.trainable_parameters)}",
         f"  a step: {format_flops(p.flops)}, {format_count(p.operations)} operations, "
@@ -159,7 +162,34 @@ def prediction_text(done: Prediction | Solution) -> str:
         lines.append(_fit_line(p))
     lines += [f"  assumed: {each}" for each in p.assumptions]
     lines += [f"  note: {note}" for note in notes(p)]
-    lines.append(f"  holds for: {'; '.join(LIMITS)}")
+    if not cpu:
+        lines.append(f"  holds for: {'; '.join(LIMITS)}")
+    return "\n".join(lines)
+
+
+def beside_text(predicted: Mapping[str, Any], measured: Mapping[str, Any]) -> str:
+    """Predicted beside measured, a row each: both have `peak_allocated_bytes`,
+    `peak_reserved_bytes` (None or 0 where the device has none) and `peak_by_phase`."""
+    rows = [
+        (words, predicted[name], measured[name])
+        for words, name in (
+            ("peak allocated", "peak_allocated_bytes"), ("peak reserved", "peak_reserved_bytes"),
+        )
+    ]  # fmt: skip
+    for phase, seen in measured["peak_by_phase"].items():
+        rows.append((f"in {phase}", predicted["peak_by_phase"].get(phase, 0), seen))
+    lines = ["predicted, measured, difference"]
+    for name, said, seen in rows:
+        if seen is None and name == "peak reserved":  # a GPU's allocator alone reserves
+            continue
+        if not seen:
+            lines.append(f"  {name:<15} {format_bytes(said):>10}  not measured on this device")
+            continue
+        off = 100 * (said / seen - 1)
+        lines.append(
+            f"  {name:<15} {format_bytes(said):>10} {format_bytes(seen):>10}  "
+            f"{'-' if off < 0 else '+'}{format_percent(abs(off))}"
+        )
     return "\n".join(lines)
 
 

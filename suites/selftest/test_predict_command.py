@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,43 @@ def test_json_has_an_object_a_line(said) -> None:
         assert one["kind"] == "predicted"
         assert sum(one["breakdown"].values()) == one["peak_allocated_bytes"]
         assert one["peak_reserved_bytes"] >= one["peak_allocated_bytes"]
+
+
+def test_a_step_is_measured_beside_its_prediction(said, tmp_path) -> None:
+    asked = ("--target-modules", "q_proj", "--precision", "fp32", "--precision", "bf16")
+    picture = tmp_path / "beside.svg"
+    status, text = said(*asked, "--measure", "--json", "--plot", str(picture))
+    assert status == 0
+    for one in map(json.loads, text.splitlines()):
+        measured = one["measured"]
+        assert one["device"] == measured["device"] == "cpu"
+        assert one["peak_allocated_bytes"] == measured["peak_allocated_bytes"]
+        assert one["peak_by_phase"] == measured["peak_by_phase"]
+        for phase, parts in measured["breakdown_by_phase"].items():
+            said_parts = one["breakdown_by_phase"][phase]
+            assert sum(parts.values()) == measured["peak_by_phase"][phase]
+            for part in ("weights", "gradients", "optimizer_state"):
+                assert said_parts[part] == parts[part], (phase, part)
+        assert not measured["breakdown_by_phase"]["forward"]["gradients"]
+        assert measured["breakdown_by_phase"]["optimizer"]["gradients"]
+    drawn = picture.read_text()
+    for words in ("predicted beside measured", "own r8 bf16", "optimizer"):
+        assert words in drawn
+    _, table = said("--target-modules", "q_proj", "--measure")
+    assert "in backward" in table
+    assert "not measured" not in table
+
+
+def test_what_cannot_be_measured_here_is_said(said, monkeypatch, capsys) -> None:
+    """A step larger than the machine is not tried; a GPU that is not here cannot be measured on."""
+    from bench.training import machine
+
+    small = replace(machine.machine(), memory_bytes=1000, memory_limit_bytes=None)
+    monkeypatch.setattr(machine, "machine", lambda: small)
+    status, text = said("--target-modules", "q_proj", "--measure")
+    assert status == 1
+    assert "not measured: this machine has 1,000 B" in text
+    assert said("--target-modules", "q_proj", "--measure", "--gpu", "l4")[0] == 2
 
 
 def test_a_table_of_scenarios_and_precisions(said) -> None:

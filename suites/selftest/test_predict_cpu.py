@@ -153,6 +153,10 @@ def test_predicted_peaks_are_the_profilers(case: Case) -> None:
     assert peaks == pytest.approx(expected, rel=1e-3)
     assert sum(found.breakdown.values()) == found.peak_allocated_bytes
     assert min(found.breakdown.values()) >= 0
+    for phase, parts in found.breakdown_by_phase.items():
+        assert sum(parts.values()) == found.peak_by_phase[phase]
+        assert min(parts.values()) >= 0
+    assert found.breakdown == found.breakdown_by_phase[found.peak_phase]
 
 
 def test_there_are_enough_configurations() -> None:
@@ -179,6 +183,8 @@ def test_quantized_steps_are_as_tracked(case: Case) -> None:
     assert found.trainable_parameters == real.trainable_parameters
     assert found.quantized_layers == real.quantized_layers
     assert found.flops == real.flops
+    assert list(found.peak_by_phase) == list(real.peak_by_phase)
+    assert found.peak_by_phase == pytest.approx(real.peak_by_phase, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["opt", "phi3", "distilbert"])
