@@ -29,8 +29,11 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     measured = any(record.suite == "measurement" for record in run.records.values())
     places = [*config.stash.get(LINES, [])]
     if measured:
-        stored = run.path.stem if config.stash[SAVE] and run.path else "RUN"
-        places.append(f"every case: bench report {stored}")
+        stored = run.path.stem if config.stash[SAVE] and run.path else None
+        places.append(
+            f"every case: bench report {stored}" if stored
+            else "not stored: --benchmark-save=NAME keeps a run, for bench report and comparisons"
+        )
     if baseline is None and not measured and not places:
         return
     title = "scenarios × precisions" if baseline is None else f"verdicts against {baseline.name}"
