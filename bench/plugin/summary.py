@@ -31,7 +31,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if measured:
         stored = run.path.stem if config.stash[SAVE] and run.path else None
         places.append(
-            f"every case: bench report {stored}" if stored
+            f"every case: bench report {stored}"
+            if stored
             else "not stored: --benchmark-save=NAME keeps a run, for bench report and comparisons"
         )
     if baseline is None and not measured and not places:

@@ -1,0 +1,28 @@
+"""Pictures of what runs and predictions hold: figures in, a matplotlib figure out."""
+
+from bench.reports.plots.cost import Point, choice_figure, cost_figure, rank_figure
+from bench.reports.plots.drawing import FORMATS, new_figure, plot_format
+from bench.reports.plots.history import MOST_SERIES, history_figure
+from bench.reports.plots.memory import MemoryBar, memory_figure, phase_bars, step_bar
+from bench.reports.plots.reach import DEAD, coverage_figure, reach_figure
+from bench.reports.plots.runs import run_figures
+
+__all__ = [
+    "DEAD",
+    "FORMATS",
+    "MOST_SERIES",
+    "MemoryBar",
+    "Point",
+    "choice_figure",
+    "cost_figure",
+    "coverage_figure",
+    "history_figure",
+    "memory_figure",
+    "new_figure",
+    "phase_bars",
+    "plot_format",
+    "rank_figure",
+    "reach_figure",
+    "run_figures",
+    "step_bar",
+]

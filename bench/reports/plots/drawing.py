@@ -1,0 +1,80 @@
+"""What every picture is drawn with: formats, colours, an empty figure, ticks.
+
+Each is drawn without a display and readable without colour: what differs by colour differs by
+marker, line or hatch too. The colours are those of M. Okabe and K. Ito ("Color Universal Design",
+2008), which people with any of the usual colour-vision deficiencies tell apart. The units stand at
+the axes and the origin of the figures (machine, versions) below them.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.errors import BenchError
+from bench.files import check_output
+from bench.units import one_line
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+FORMATS = ("svg", "png")
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
+    "#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7",
+)  # fmt: skip
+GREY, PALE = "#8c8c8c", "#e8e8e8"
+COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK, YELLOW)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--")
+LINES = ("-", "--", "-.", ":")
+HALO = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
+MIB, GIB = 2**20, 2**30
+
+
+def plot_format(path: Path) -> str:
+    """ "svg" or "png", by the name's ending. Raises BenchError for any other and for
+    a file that cannot be written, ModuleNotFoundError where matplotlib is not installed."""
+    form = path.suffix.lower().removeprefix(".")
+    if form not in FORMATS:
+        raise BenchError(f"{path}: a plot is written as {' or '.join(f'.{f}' for f in FORMATS)}")
+
+    # Told before anything is computed.
+    import_module("matplotlib")
+    check_output(path)
+    return form
+
+
+def new_figure(width: float, height: float, footer: str) -> Figure:
+    """An empty figure of that size in inches, with its origin in small print below."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((width, height), layout="constrained", dpi=120)
+    lines = textwrap.wrap(one_line(footer), int(width * 17))
+    figure.supxlabel("\n".join(lines), fontsize=6.5, color="#555555", x=0.01, ha="left")
+    return figure
+
+
+def plain(axes: Axes) -> None:
+    """No frame above and to the right, and a grid behind what is drawn."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(visible=True, color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def byte_unit(largest: float) -> tuple[int, str]:
+    """The bytes and the name of the unit for figures of that size."""
+    return (GIB, "GiB") if largest >= 2 * GIB else (MIB, "MiB")
+
+
+def plain_ticks(*logarithmic: Axis) -> None:
+    """Numbers as people write them on a logarithmic axis, between the powers of ten too."""
+    from matplotlib.ticker import LogLocator, StrMethodFormatter
+
+    for axis in logarithmic:
+        axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+        axis.set_minor_formatter("")
