@@ -154,8 +154,12 @@ def save_figure(figure: Figure, path: Path) -> None:
 
     from bench.reports.plots import plot_format
 
+    import matplotlib as mpl
+
     form, buffer = plot_format(path), io.BytesIO()
-    figure.savefig(buffer, format=form)
+    # The same figures give the same file.
+    with mpl.rc_context({"svg.hashsalt": "bench"}):
+        figure.savefig(buffer, format=form, metadata={"Date": None} if form == "svg" else None)
     write_output(path, buffer.getvalue())
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.cli.options import Add
-from bench.cli.output import put, say, written
+from bench.cli.output import put, save_figure, say, written
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
@@ -27,11 +27,17 @@ def add_options(add: Add) -> None:
         help="bring the table of measured steps in docs/prediction.md up to date")
     add("--evidence", type=Path, metavar="FILE",
         help="bring the table of all evidence, where README.md has its marks, up to date")
+    add("--plot", type=Path, metavar="FILE",
+        help="draw the measured steps' errors, as in docs/images/evidence.svg (.svg or .png)")
     # fmt: on
 
 
 def run(options: argparse.Namespace) -> int:
     """Predict every published row and print the table as Markdown, or do what was asked."""
+    if options.plot:
+        from bench.reports.plots import plot_format
+
+        plot_format(options.plot)
     if options.store:
         _store()
     if options.page:
@@ -40,7 +46,12 @@ def run(options: argparse.Namespace) -> int:
         from bench.reports.evidence import evidence_section
 
         _refresh("--evidence", options.evidence, evidence_section())
-    if options.store or options.page or options.evidence:
+    if options.plot:
+        from bench.predict.evidence import load_kept, load_measured
+        from bench.reports.plots import evidence_figure
+
+        save_figure(evidence_figure(load_measured(), load_kept()), options.plot)
+    if options.store or options.page or options.evidence or options.plot:
         return 0
     from bench.reports.published import load_published, predict_published, published_report
 

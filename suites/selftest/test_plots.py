@@ -214,3 +214,29 @@ def test_a_missing_matplotlib_names_its_extra(
     said = capsys.readouterr()
     assert "lora-target-bench[plots]" in said.err
     assert (said.out, target.exists()) == ("", False)
+
+
+PICTURES = {
+    "reach.svg": ["targets", "phi-3-medium", "--rank", "16", "--target-modules",
+                  "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"],
+    "evidence.svg": ["published"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_the_documents_pictures_are_what_the_data_say(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every word, and every place to within a point; `bench ... --plot docs/images/NAME`."""
+    assert main([*PICTURES[name], "--plot", str(tmp_path / name)]) in (0, 1), capsys.readouterr()
+    stored = (Path(__file__).parents[2] / "docs" / "images" / name).read_text(encoding="utf-8")
+    drawn = (tmp_path / name).read_text(encoding="utf-8")
+    words = re.compile(r"<!-- (.*?) -->")
+    assert words.findall(drawn) == words.findall(stored)
+    places = re.compile(r'<use [^>]*?x="([\d.]+)" y="([\d.]+)"|\bd="(M[^"]*)"')
+
+    def numbers(text: str) -> list[float]:
+        return [float(n) for m in places.findall(text) for n in re.findall(r"-?\d+\.?\d*", str(m))]
+
+    assert len(numbers(stored)) > 100
+    assert numbers(drawn) == pytest.approx(numbers(stored), abs=1)

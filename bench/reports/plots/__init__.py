@@ -2,6 +2,7 @@
 
 from bench.reports.plots.cost import Point, choice_figure, cost_figure, rank_figure
 from bench.reports.plots.drawing import FORMATS, new_figure, plot_format
+from bench.reports.plots.evidence import evidence_figure
 from bench.reports.plots.history import MOST_SERIES, history_figure
 from bench.reports.plots.memory import MemoryBar, memory_figure, phase_bars, step_bar
 from bench.reports.plots.reach import DEAD, coverage_figure, reach_figure
@@ -16,6 +17,7 @@ __all__ = [
     "choice_figure",
     "cost_figure",
     "coverage_figure",
+    "evidence_figure",
     "history_figure",
     "memory_figure",
     "new_figure",
