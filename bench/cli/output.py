@@ -152,9 +152,9 @@ def save_figure(figure: Figure, path: Path) -> None:
     """A plot into its file, whole or not at all; BenchError where that cannot be."""
     import io
 
-    from bench.reports.plots import plot_format
-
     import matplotlib as mpl
+
+    from bench.reports.plots import plot_format
 
     form, buffer = plot_format(path), io.BytesIO()
     # The same figures give the same file.
