@@ -224,6 +224,7 @@ FIELD = FIXTURES / "field"
         ("qwen2.5-vl-3b-llm-only", 37_152_768, 3_791_775_744, 16, "the seven names"),
         ("nemotron-nano-9b-v2", 18_061_312, None, 16, "attention and feed-forward"),
         ("gpt-neox-20b-halved", 8_650_752, 20_563_218_432, 8, "default"),
+        ("llama3-8b-bnb-4bit", 41_943_040, 8_072_204_288, 16, "every linear layer"),
     ],
 )  # fmt: skip
 def test_field_cases(case: str, trainable: int, total: int | None, r: int, said: str) -> None:
@@ -248,12 +249,23 @@ def test_language_model_only() -> None:
     assert not [name for name in adapted if "visual" in name]
 
 
-def test_a_total_of_packed_elements() -> None:
-    """GPT-NeoX-20B in 4 bits: the linear weights halved, and the adapter."""
-    answer = explain(load_model(str(FIELD / "gpt-neox-20b-halved")).table, 8_650_752,
-                     10_588_901_376 + 8_650_752)  # fmt: skip
-    assert answer.exact[0].adapter.r == 8
-    for said in ("4 bits", "10,588,901,376", "20,563,218,432"):
+@pytest.mark.parametrize(
+    ("case", "trainable", "r", "packed", "total"),
+    [
+        ("gpt-neox-20b-halved", 8_650_752, 8, 10_588_901_376, "20,563,218,432"),
+        # 32 layers of linear weights halved; embedding, head and 65 norms as they are.
+        ("llama3-8b-bnb-4bit", 41_943_040, 16,
+         32 * (2 * 4096 * (4096 + 1024) + 3 * 4096 * 14336) // 2 + 2 * 128256 * 4096 + 65 * 4096,
+         "8,072,204,288"),
+    ],
+)  # fmt: skip
+def test_a_total_of_packed_elements(
+    case: str, trainable: int, r: int, packed: int, total: str
+) -> None:
+    """A model in 4 bits: the linear weights halved, and the adapter."""
+    answer = explain(load_model(str(FIELD / case)).table, trainable, packed + trainable)
+    assert answer.exact[0].adapter.r == r
+    for said in ("4 bits", f"{packed:,}", total):
         assert said in answer.remark
 
 

@@ -76,9 +76,10 @@ def with_images(
             f"--images {images}: their {images * each} tokens do not fit into the shorter "
             f"sequences of a padded batch of {s} tokens: give a longer --seq-len"
         )
-    ids = torch.where(ids == token, ids - 1, ids).masked_fill(place, token)
-    given["input_ids"] = ids
-    given["labels"] = batch["labels"].masked_fill(place, -100)
+    # A word drawn by chance that means an image becomes its neighbour, as input and as label.
+    ids, labels = (torch.where(t == token, t - 1, t) for t in (ids, batch["labels"]))
+    given["input_ids"] = ids.masked_fill(place, token)
+    given["labels"] = labels.masked_fill(place, -100)
     for kinds in ("token_type_ids", "mm_token_type_ids"):
         if kinds in asked:
             given[kinds] = place.long()

@@ -229,6 +229,66 @@ def test_no_label_is_padding(name: str) -> None:
     assert not batch["attention_mask"].all()
 
 
+def kind_batch(name: str, **options):
+    from test_predict_kinds import kind_case
+
+    from bench.training.loading import make_config
+    from bench.training.step import make_batch
+
+    case = kind_case(name, batch_size=4, padded=True, **options)
+    config = make_config(case)
+    return config, make_batch(config, case.auto_class, case.step)
+
+
+@pytest.mark.parametrize("name", ["qwen", "llava"])
+def test_no_label_is_an_image_or_padding(name: str) -> None:
+    """A picture's places are the model's own count of them, and nothing learns to say them."""
+    config, batch = kind_batch(name, seq_len=600 if name == "qwen" else 80)
+    ids, labels, mask = batch["input_ids"], batch["labels"], batch["attention_mask"]
+    places = ids == config.image_token_id
+    # Qwen joins 2 × 2 of the 32 × 32 patches of 448 pixels; the other config says 16 an image.
+    assert (places.sum(1) == {"qwen": 16**2, "llava": 2 * 16}[name]).all()
+    assert not mask.all()
+    assert ((labels == -100) == (places | (mask == 0))).all()
+    assert (labels == ids)[labels != -100].all()
+
+
+@pytest.mark.parametrize("seq_len", [2, 24])
+def test_no_label_of_speech_is_padding(seq_len: int) -> None:
+    """A transcript is words and then nothing; each has its own length, the first all of it."""
+    _, batch = kind_batch("whisper", seq_len=seq_len)
+    labels = batch["labels"]
+    lengths = (labels != -100).sum(1)
+    assert lengths[0] == seq_len
+    assert seq_len // 2 <= lengths[1:].min() < seq_len
+    for row, length in zip(labels, lengths, strict=True):
+        assert (row[:length] >= 10).all()
+        assert (row[length:] == -100).all()
+
+
+def test_labels_of_ctc_are_as_long_as_what_is_heard() -> None:
+    """A label for every four frames that transformers' own encoder makes of the samples kept."""
+    import torch
+    import transformers
+
+    config, batch = kind_batch("wav2vec2")
+    model = transformers.Wav2Vec2Model(config)
+    frames = model._get_feat_extract_output_lengths(batch["attention_mask"].sum(1))
+    assert frames.tolist()[0] == 49
+    assert frames.min() < 49
+    kept = torch.arange(49 // 4) < frames[:, None] // 4
+    assert ((batch["labels"] != -100) == kept).all()
+
+
+def test_masked_labels_are_words() -> None:
+    _, batch = kind_batch("roberta", seq_len=64)
+    learned = batch["labels"] != -100
+    assert learned[0, 0]
+    assert not (learned & (batch["attention_mask"] == 0)).any()
+    assert (batch["labels"] == batch["input_ids"])[learned].all()
+    assert 0.05 < learned.sum() / batch["attention_mask"].sum() < 0.3  # BERT's share is 0.15
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw-fused", "adamw-foreach"])
 def test_weights_decay(optimizer: str) -> None:
     """AdamW without a gradient shrinks each weight by rate × 0.01 and no more."""
