@@ -113,7 +113,11 @@ def check_fields(given: Mapping[str, Any]) -> None:
         try:
             re.compile(wrapped)
         except re.error as error:
-            raise BenchError(f"{name} {pattern!r} is not a regular expression: {error}") from None
+            stars = name == "target_modules" and not pattern.strip("*")
+            instead = f'; every linear layer is the string "{ALL_LINEAR}"' if stars else ""
+            raise BenchError(
+                f"{name} {pattern!r} is not a regular expression: {error}{instead}"
+            ) from None
     _check_together(given)
     _check_counts(given["monteclora_config"], "monteclora_config", "num_samples")
     _check_counts(given["use_bdlora"], "use_bdlora", "nblocks")

@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
 from bench.adapters.config import ALL_LINEAR, AdapterConfig
-from bench.models.modules import OTHER, Module, ModuleTable
+from bench.models.modules import CONV1D, LINEAR, OTHER, Module, ModuleTable
+from bench.models.roles import role_of
 from bench.targets.filters import Filter, ends_in
 from bench.targets.ledger import Ledger
 from bench.targets.suggestions import (
@@ -30,6 +31,7 @@ _ALL = {"all", "alllinear", "linear", "linears", "alllinears", "alllayers", "all
 _SYNTAX = re.compile(r"[\\^$()\[\]{}|*+?]")
 # What follows a module's name where the name of one of its tensors was written.
 _TENSORS = ("weight", "bias", "base_layer", "lora_A", "lora_B", "default")
+_DEFAULT = ("query", "value", "query_key_value")
 _SHOWN = 3
 
 
@@ -206,6 +208,8 @@ def ways_out(ledger: Ledger) -> tuple[str, ...]:
     found: list[str] = []
     if any("refuses out_proj and conv1d" in reason for reason in ledger.refusals):
         found.append(_without_leaves(ledger, ("out_proj", "conv1d")))
+    if not ledger.entries:
+        found.append(_without_a_default(table))
     faults: dict[str, list[str]] = {}
     for entry in ledger.entries:
         if entry.field == "target_modules":
@@ -222,8 +226,21 @@ def ways_out(ledger: Ledger) -> tuple[str, ...]:
     if wrapped:
         found += _around_wrappers(ledger, wrapped, faults, inner[wrapped[0]])
     whole = [e for e in faults if e not in wrapped]
+    inside = [name for e in whole for name in _inside(table, faults[e])]
+    if len(whole) == len(ledger.entries) and inside:
+        apart = [endings_of(_inside(table, faults[e]), table.by_name) for e in whole]
+        if not all(apart) or any(e.rpartition(".")[2].isdigit() for e in whole):
+            return (*found, _as_pattern(table, whole, inside))
     found += [_whole_modules(ledger, e, faults[e]) for e in whole]
     return tuple(found)
+
+
+def _without_a_default(table: ModuleTable) -> str:
+    """What PEFT's defaults are on other models, in this one's names."""
+    every = [m.name for m in table.modules]
+    asked = [m.name for m in table.modules if m.kind != OTHER and role_of(m.name) in _DEFAULT]
+    names = json.dumps([*endings_of(asked, every)] if asked else ALL_LINEAR)
+    return f"target_modules={names}" if asked else f"target_modules={names}, every linear layer"
 
 
 def _without_leaves(ledger: Ledger, leaves: Iterable[str]) -> str:
@@ -302,6 +319,35 @@ def _whole_modules(ledger: Ledger, entry: str, others: list[str]) -> str:
     at_fault = f"{entry}: it also names {others[0]}" if good else f"{entry}: it names {others[0]}"
     more = f" and {len(others) - 1} more" if len(others) > 1 else ""
     every = [m.name for m in table.modules]
-    instead = ", ".join(endings_of(good, every, least=3 if entry.isdigit() else 1))
-    way = f"write {instead}" if instead else "leave it out"
+    if good:
+        written = endings_of(good, every, least=3 if entry.isdigit() else 1)
+    else:
+        written = endings_of(_inside(table, others), every)
+    way = f"write {', '.join(written)}" if written else "leave it out"
+    if experts := _experts_in(table, others):
+        way = f"{way}; {experts}"
     return f"{at_fault}{more} ({classes}); {way}"
+
+
+def _inside(table: ModuleTable, containers: Iterable[str]) -> list[str]:
+    """The projections within modules."""
+    held = tuple(f"{name}." for name in containers)
+    return [m.name for m in table.modules if m.kind in (LINEAR, CONV1D) and m.name.startswith(held)]
+
+
+def _as_pattern(table: ModuleTable, entries: list[str], inside: list[str]) -> str:
+    """For entries that name whole layers, or a whole tower, and are all that is written."""
+    within = re.compile(rf"(.*\.)?({'|'.join(map(re.escape, entries))})\..*")
+    beside = {m.leaf for m in table.modules if within.fullmatch(m.name) and m.name not in inside}
+    # A patch embedding's `proj` is no projection: what shares its name is told by two words.
+    ends = [name.rsplit(".", 1 + (name.rpartition(".")[2] in beside)) for name in inside]
+    leaves = "|".join(dict.fromkeys(re.escape(".".join(end[1:])) for end in ends))
+    pattern = rf"{within.pattern.removesuffix('.*')}(.*\.)?({leaves})"
+    return f"{', '.join(entries)}: whole modules; write the string {json.dumps(pattern)}"
+
+
+def _experts_in(table: ModuleTable, containers: list[str]) -> str:
+    held = tuple(f"{name}." for name in containers)
+    names = [p.name for p in table.expert_parameters if p.name.startswith(held)]
+    written = endings_of(names, [p.name for p in table.parameters], 3) if names else {}
+    return f"for its experts target_parameters={json.dumps([*written])}" if written else ""

@@ -153,25 +153,31 @@ def _ending(name: str, size: int) -> str:
     return ".".join(segments[numbers[-1] + 1 if numbers else 0 :])
 
 
-_LITERAL = re.compile(r"\^?((?:\.\*\\?\.)?)((?:[A-Za-z_]\w*\\?\.)+)")
+# Words at the beginning of a pattern, each before a dot that is one, or before `.*` and the like.
+_REPEATED = r"(?=\\?\.[*+?{])"
+_LITERAL = re.compile(
+    rf"\^?(?:\.\*(?:\\?\.(?![*+?{{]))?)?((?:[A-Za-z_]\w*\\?\.(?![*+?{{]))*(?:[A-Za-z_]\w*{_REPEATED})?)"
+)
 
 
 def moved_pattern(table: ModuleTable, pattern: str) -> Iterator[tuple[str, str, str]]:
     """(old path, new path, changed pattern) for a regular expression that begins with a path which
-    the model holds elsewhere; the stacks that text feeds first."""
+    the model holds elsewhere; those that share most of its words first, then the stacks that text
+    feeds."""
     found = _LITERAL.match(pattern)
-    if found is None:
+    if found is None or not found[1]:
         return
-    segments = re.split(r"\\?\.", found[2])[:-1]
-    rest = pattern[found.end() :]
+    segments = [part for part in re.split(r"\\?\.", found[1]) if part]
+    dot = r"\." if found[1].endswith(".") else ""
     main = {stack.prefix for stack in table.main_stacks}
-    names = sorted(table.by_name, key=lambda name: table.stack_of(name).prefix not in main)
-    for start in range(len(segments)):
-        ending = ".".join(segments[start:])
-        for name in names:
-            if ends_in(name, ending):
-                yield ".".join(segments), name, rf"{re.escape(name)}\.{rest.removeprefix('.')}" \
-                    if not rest.startswith(".") else rf"{re.escape(name)}\.{rest}"  # fmt: skip
+
+    def far(name: str) -> tuple[int, bool]:
+        shared = len({*segments} & {*name.split(".")})
+        return -shared, table.stack_of(name).prefix not in main
+
+    there = (name for name in table.by_name if name.rpartition(".")[2] in segments)
+    for name in sorted(there, key=far):
+        yield ".".join(segments), name, f"{re.escape(name)}{dot}{pattern[found.end() :]}"
 
 
 def trace(table: ModuleTable, entry: str) -> tuple[str, str]:
@@ -201,13 +207,18 @@ def trace_pattern(table: ModuleTable, pattern: str) -> tuple[str, str]:
     except re.error:
         return "", ""
     there = {module.leaf for module in table.modules if module.kind != OTHER}
-    leaves: dict[str, list[str]] = {}
+    found: dict[str, list[str]] = {}
     for version, old, new in _renames(table.model_type):
         if fits(old.replace("*", "0")):
-            leaves.setdefault(version, []).extend(name.rpartition(".")[2] for name in new)
-    for version, found in leaves.items():
-        if known := [leaf for leaf in dict.fromkeys(found) if leaf in there]:
-            return f"transformers {version} had such names", rf".*\.({'|'.join(known)})"
+            found.setdefault(version, []).extend(n for n in new if n.rpartition(".")[2] in there)
+    for version, names in found.items():
+        if names:
+            leaves = "|".join(dict.fromkeys(name.rpartition(".")[2] for name in names))
+            within = {name.partition(".*.")[0] for name in names if ".*." in name} or {""}
+            bare = rf".*\.({leaves})"
+            held = rf"{re.escape(min(within))}\..*\.({leaves})"
+            one = len(within) == 1 and any(re.fullmatch(held, name) for name in table.by_name)
+            return f"transformers {version} had such names", held if one else bare
     return "", ""
 
 
