@@ -68,6 +68,7 @@ def check_targets(request: pytest.FixtureRequest) -> Callable[..., Ledger]:
     config = request.config
 
     def check(model: Any = None, adapter: Any = None, **options: Any) -> Ledger:
+        __tracebackhide__ = True
         from lora_target_bench import check_targets as checked
 
         model = config.getoption("lora_model", None) if model is None else model

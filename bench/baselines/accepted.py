@@ -3,7 +3,8 @@
 A run that failed must not become what the next one is held against: a second try would turn green.
 So a stored run records how its gate ended, and `bench accept` writes `accepted.json` beside it, an
 entry a run: the reason, by whom and when, and the run's digest, so that no other run of that name
-is meant.
+is meant. The first run has nothing to be held against: if it is whole, all its tests passed and
+somebody gave it its name, that is its acceptance, recorded in the same file for a review to see.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from bench.units import one_line
 FILE = "accepted.json"
 PASSED, FAILED, FIRST = "passed", "failed", "first"
 """How a run's gate ended; FIRST: all tests passed, and there was no baseline to hold it against."""
+FIRST_REASON = "the first run stored here: all its tests passed, and no baseline says otherwise"
 
 
 def accept(path: Path, reason: str) -> Path:
@@ -75,12 +77,14 @@ def no_baseline(run: StoredRun) -> str:
     """Why a stored run may not be a baseline; "" if it may."""
     if run.interrupted:
         return "it was interrupted"
-    if run.gate in (PASSED, FIRST):
+    if run.gate == PASSED:
         return ""
     if run.path is not None:
         entry = _accepted(run.path.parent / FILE).get(run.path.stem)
         if entry is not None and entry["digest"] == run.digest:
             return ""
+    if run.gate == FIRST:
+        return "it was the first, not accepted"
     return "its gate failed" if run.gate == FAILED else "no gate held it against another"
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -44,9 +44,11 @@ class Journal:
         self._begun = True
         self._write({**document, KEY: {**document[KEY], "records": {}}})
 
-    def add(self, key: str, record: Mapping[str, Any]) -> None:
-        """Write a finished case, to the disk itself."""
-        self._write({"key": key, "record": record})
+    def add(
+        self, key: str, record: Mapping[str, Any], benchmarks: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """Write a finished case, to the disk itself, with what pytest-benchmark has of it."""
+        self._write({"key": key, "record": record, "benchmarks": benchmarks})
 
     def close(self, *, done: bool) -> None:
         """Let the file go, and remove it if the run is stored, or has not begun."""
@@ -76,6 +78,7 @@ class Journal:
             document, *cases = lines
             body = document[KEY]
             body["records"] = {case["key"]: case["record"] for case in cases}
+            document["benchmarks"] = [each for case in cases for each in case.get("benchmarks", ())]
             body["detail"] = {**body.get("detail", {}), "interrupted": True}
             stored = write_run(self.path.parent, self._name, document)
         self._file.seek(0)

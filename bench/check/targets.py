@@ -73,8 +73,20 @@ def check_targets(
         HazardsFound: (an AssertionError) when a hazard fails; its message shows the ledger.
         BenchError: when PEFT would refuse the configuration, or the input is wrong.
     """
-    gate = HazardGate.of_project().with_options(fail_on, allow, minimum_coverage, strict=True)
-    config = AdapterConfig.of(adapter)
+    __tracebackhide__ = True
+    try:
+        gate = HazardGate.of_project().with_options(fail_on, allow, minimum_coverage, strict=True)
+        config = AdapterConfig.of(adapter)
+        found, table = _found(model, config, auto_class)
+        return _checked(found, table, config, optional, gate, tell)
+    except (BenchError, DeadEntries, HazardsFound) as error:
+        # The message says it all: where in this library it was noticed is pages of its source.
+        raise error.with_traceback(None) from None
+
+
+def _found(
+    model: Any, config: AdapterConfig, auto_class: str | None
+) -> tuple[Model, ModuleTable]:
     if isinstance(model, str | Path):
         found = find_model(str(model), auto_class)
     elif hasattr(model, "model_type") and hasattr(model, "to_dict"):
@@ -82,13 +94,11 @@ def check_targets(
         found = Model(type(model).__name__, values, auto_class or class_of(values))
     else:
         table = read_table(_live(model))
-        return _checked(
-            Model(table.class_name, {"model_type": table.model_type}, table.class_name),
-            table, config, optional, gate, tell,
-        )  # fmt: skip
+        named = {"model_type": table.model_type}
+        return Model(table.class_name, named, table.class_name), table
     if auto_class is None:
         found = found.for_task(config.task_type)
-    return _checked(found, found.table, config, optional, gate, tell)
+    return found, found.table
 
 
 def _checked(  # noqa: PLR0917

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from bench.predict.gpus import bfloat16_note
 from bench.predict.largest import BATCH_SIZE, RANK, SEQ_LEN
 from bench.predict.result import LIMITS
 from bench.reports.layout import EMPTY, FADED, GOOD, Report, Table
+from bench.training.options import DTYPES
 from bench.units import counted, format_bytes, format_count, format_percent
 
 if TYPE_CHECKING:
@@ -80,6 +82,9 @@ def _notes(choice: Choice) -> list[str]:
     notes += [f"No row for {name}: {why}." for name, why in choice.missing.items()]
     errors = {row.cost.error for row in choice.rows if row.cost.error}
     notes += [f"Not predicted: {error}." for error in sorted(errors)]
+    halves = any(row.case.compute == DTYPES["bf16"] for row in choice.rows)
+    if halves and (bf16 := bfloat16_note(choice.gpu)):
+        notes.append(f"bf16, in which quantized weights compute too: {bf16}.")
     notes.append(
         "* on the Pareto front: no other row is at least as good in peak memory, FLOPs, share of "
         "the model reached and bits of the weights, and better in one; the others are dominated. "

@@ -11,6 +11,7 @@ import pytest
 from bench.adapters.config import AdapterConfig
 from bench.baselines.runlog import Recorder
 from bench.models.architectures import Model
+from bench.plugin.storing import benchmark_entries
 from bench.plugin.state import JOURNAL, LOG, MEASURED, PARAMETERS, SUBJECTS
 from bench.scenarios.subjects import Subject, has_gpu, load_model
 from bench.training.options import StepOptions, step_from
@@ -135,5 +136,6 @@ def pytest_runtest_makereport(
             recorder.outcome = "ok"
         journal = item.config.stash[JOURNAL]
         if journal is not None and report.when == "call":
-            journal.add(item.nodeid, recorder.record(item.nodeid).to_dict())
+            timed = benchmark_entries(item.config, item.nodeid)
+            journal.add(item.nodeid, recorder.record(item.nodeid).to_dict(), timed)
     return report

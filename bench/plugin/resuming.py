@@ -77,8 +77,9 @@ def begin(config: pytest.Config, document: dict[str, Any]) -> None:
     journal = config.stash[JOURNAL]
     if journal is not None:
         journal.begin(document)
+        timed = resumed.get("benchmarks", [])
         for key, record in finished(config).items():
-            journal.add(key, record)
+            journal.add(key, record, [each for each in timed if each["fullname"] == key])
 
 
 def _sealed(resumed: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,14 @@ from bench.baselines import (
     write_run,
     write_verdicts,
 )
-from bench.baselines.accepted import FAILED, FIRST, PASSED, no_baseline
+from bench.baselines.accepted import (
+    FAILED,
+    FIRST,
+    FIRST_REASON,
+    PASSED,
+    accept,
+    no_baseline,
+)
 from bench.baselines.storage import stored_files
 from bench.compat import benchmarks_of
 from bench.errors import BenchError
@@ -133,7 +140,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if log.resumed and session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
         session.exitstatus = pytest.ExitCode.OK  # the run to go on with had done all
     document = run_document(config)
-    document["benchmarks"] += config.stash[RESUMED].get("benchmarks", [])
+    document["benchmarks"] += [
+        entry
+        for entry in config.stash[RESUMED].get("benchmarks", [])
+        if entry["fullname"] in log.resumed
+    ]
     config.stash[RUN] = run = parse_run(seal(document), "this run")
     try:
         try:
@@ -199,6 +210,17 @@ def _is_first(config: pytest.Config) -> bool:
     return not any(not no_baseline(load_run(path)) for path in stored_files(folder))
 
 
+def benchmark_entries(config: pytest.Config, key: str) -> list[dict[str, Any]]:
+    """What pytest-benchmark has of a case, as it is written to a stored run."""
+    import json
+
+    from pytest_benchmark.utils import safe_dumps
+
+    found = [each for each in benchmarks_of(config) if each.fullname == key and not each.has_error]
+    entries: list[dict[str, Any]] = json.loads(safe_dumps([e.as_dict(False) for e in found]))
+    return entries
+
+
 def _save(config: pytest.Config, name: str, document: dict[str, Any]) -> None:
     """Store the run; where its folder cannot take it, in the system's temporary folder, so that
     what was measured is not lost, and the run fails (BenchError says where it is)."""
@@ -221,6 +243,9 @@ def _save(config: pytest.Config, name: str, document: dict[str, Any]) -> None:
     stored = load_run(path)
     config.stash[RUN] = stored
     _say(config, f"stored run: {_shown(config, path)}")
+    if stored.gate == FIRST:
+        record = accept(path, FIRST_REASON)
+        _say(config, f"accepted as the first baseline here: recorded in {_shown(config, record)}")
     if why := no_baseline(stored):
         _say(
             config,

@@ -37,7 +37,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         )
     if baseline is None and not measured and not places:
         return
-    title = "scenarios × precisions" if baseline is None else f"verdicts against {baseline.name}"
+    title = "scenarios × precisions" if measured else "stored run"
+    if baseline is not None:
+        title = f"verdicts against {baseline.name}"
     terminalreporter.section(title)
     text = closing(
         run, baseline, config.stash[VERDICTS], failing,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from bench.models.precision import precision
 from bench.models.stored import read_stored
-from bench.training.options import KEEP_OUTPUT, PINNED, PLAIN, SDPA, SFT, TRAINER
+from bench.predict.gpus import bfloat16_note
+from bench.training.options import DTYPES, KEEP_OUTPUT, PINNED, PLAIN, SDPA, SFT, TRAINER
 
 if TYPE_CHECKING:
     from bench.predict.gpus import Gpu
@@ -46,6 +47,9 @@ def assumptions(case: Case, gpu: Gpu | None, device: str = "cuda") -> tuple[str,
             "leave up to 2 % more, another amount in every run"
         )
     said += trainer_assumptions(case)
+    halves = DTYPES["bf16"] in (case.compute, DTYPES.get(step.autocast or ""))
+    if halves and (note := bfloat16_note(gpu)):
+        said.append(f"bf16: {note}")
     if case.precision == "int8":
         said.append("int8: no outlier columns (they depend on the data)")
     if step.padded:

@@ -14,12 +14,11 @@ from collections.abc import Callable
 import torch
 
 from bench.errors import BenchError, UnknownName
+from bench.predict.gpus import AMPERE
 from bench.training.options import EFFICIENT, FLASH, MATH, PINNED
 
 Attention = Callable[..., torch.Tensor]
 
-AMPERE = 8.0
-"""Compute capability from which on there is a flash kernel, and bfloat16 in the efficient one."""
 _HALF = (torch.float16, torch.bfloat16)
 _WIDEST_FLASH_HEAD = 256
 _BIAS_ALIGNMENT = 8  # elements: the memory-efficient kernel's, pad_bias in attention.cpp

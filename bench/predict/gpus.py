@@ -22,6 +22,9 @@ GIB = 1 << 30
 CONTEXT_BYTES = GIB // 2
 """What the CUDA context and the libraries' code take outside the allocator: an assumption, since
 it differs by GPU, driver and by which kernels were loaded (0.3 to 0.6 GiB is usual)."""
+AMPERE = 8.0
+"""Compute capability from which on there is bfloat16 arithmetic, in the efficient attention kernel
+too, and a flash kernel at all."""
 YES, NO, UNCERTAIN = "yes", "no", "uncertain"
 _RATES = ("float32", "float16", "bfloat16", "int8")
 _KEYS = ("name", "capability", "memory_gib", "memory_source", "bandwidth", "source")
@@ -79,6 +82,21 @@ class Fit:
     def fits(self) -> bool:
         """Whether it surely does."""
         return self.verdict == YES
+
+
+def bfloat16_note(gpu: Gpu | None) -> str:
+    """What to say of a step in bfloat16 on a GPU without units for it; "" where there are some.
+
+    NVIDIA's CUDA C++ Programming Guide lists bfloat16 arithmetic from compute capability 8.0 on;
+    below it torch emulates it (`torch.cuda.is_bf16_supported(including_emulation=False)`).
+    """
+    if gpu is None or gpu.capability >= AMPERE:
+        return ""
+    return (
+        f"{gpu.name} has no hardware for bfloat16 (compute capability {gpu.capability:g}; it needs "
+        f"{AMPERE:g}): torch emulates it, slowly, and some tools refuse bf16 there; fp16 is what "
+        "such a GPU computes in"
+    )
 
 
 def load_gpus(path: Path | None = None) -> dict[str, Gpu]:

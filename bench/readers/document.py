@@ -28,7 +28,8 @@ class Document:
     """The table that a file holds.
 
     `lines` is (key, inner key, ...) → line, counted from 1; `items` is (key, item as text) → line,
-    for lists at the top. `repeated` names keys that stand twice, of which the last counts.
+    for lists at the top. `repeated` names keys that stand twice, of which the last counts. `wrong`
+    gathers what a reader finds wrong with the values, so that all of it is said at once.
     """
 
     path: Path
@@ -36,6 +37,7 @@ class Document:
     lines: Mapping[tuple[str, ...], int] = field(default_factory=dict, repr=False)
     items: Mapping[tuple[str, str], int] = field(default_factory=dict, repr=False)
     repeated: tuple[str, ...] = ()
+    wrong: list[str] = field(default_factory=list, compare=False)
 
     def line(self, *keys: str, item: str | None = None) -> int:
         """Where a key, or an item of its list, stands; the first line where that is not known."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from bench.errors import BenchError
 from bench.readers import axolotl, litgpt, llama_factory, ms_swift, peft, trl
 from bench.readers.document import Document, read_document
-from bench.readers.recipe import Recipe
+from bench.readers.recipe import Reader, Recipe, not_understood
 
 READERS = (axolotl.READER, llama_factory.READER, trl.READER, litgpt.READER, ms_swift.READER)
 
@@ -29,7 +29,24 @@ def read_recipe(path: Path) -> Recipe:
         raise BenchError(
             f"{path}: as much of {found[0].tool} as of {found[1].tool}: name the tool's own keys"
         )
-    return found[0].read(document)
+    return _read(found[0], document)
+
+
+def _read(reader: Reader, document: Document) -> Recipe:
+    """The recipe; BenchError with everything that is wrong, the keys that may be misspelt too."""
+    refused: BenchError | None = None
+    try:
+        recipe = reader.read(document)
+        if not document.wrong:
+            return recipe
+    except BenchError as error:
+        refused = error
+    said = [*document.wrong]
+    if refused is not None:
+        said.append(str(refused).removeprefix(f"{document.path}: "))
+    if strange := not_understood(reader, document):
+        said.append(f"not understood: {strange}")
+    raise BenchError(f"{document.path}: {'; '.join(said)}") from refused
 
 
 def _unknown(document: Document) -> str:

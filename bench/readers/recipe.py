@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,9 +132,8 @@ def given(value: object) -> bool:
 def notes_on(reader: Reader, document: Document) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(what to say always, what to say beside a prediction) of the keys that `reader` does not
     compute, those that it does not know among them."""
-    known = {*reader.fields, *reader.understood, reader.model_key}
-    inert = re.compile("|".join(f"(?:{pattern})" for pattern in reader.inert))
-    said, of_step, strange = [], [], []
+    known = _known(reader)
+    said, of_step = [], []
     for key, value in document.values.items():
         if not given(value) or key in known:
             continue
@@ -141,15 +141,34 @@ def notes_on(reader: Reader, document: Document) -> tuple[tuple[str, ...], tuple
             said.append(f"{key}: {reader.said[key]}")
         elif key in reader.said_of_step:
             of_step.append(f"{key}: {reader.said_of_step[key]}")
-        elif not inert.fullmatch(key):
-            strange.append(f"{key} (line {document.line(key)})")
     said += [f"{key} stands twice; the last counts" for key in document.repeated]
-    if strange:
-        said.append(
-            f"not understood, and may change the answer: {', '.join(strange)} "
-            f"(not among the keys of {reader.tool} {reader.version} that are read here)"
-        )
+    if strange := not_understood(reader, document):
+        said.append(f"not understood, and may change the answer: {strange}")
     return tuple(said), tuple(of_step)
+
+
+def not_understood(reader: Reader, document: Document) -> str:
+    """The keys that the tool is not known to have, each with its line and what it may be a slip
+    of; "" where there are none."""
+    known = {*_known(reader), *reader.said, *reader.said_of_step}
+    inert = re.compile("|".join(f"(?:{pattern})" for pattern in reader.inert))
+    found = []
+    for key, value in document.values.items():
+        if not given(value) or key in known or inert.fullmatch(key):
+            continue
+        near = get_close_matches(key, sorted(known), 1, 0.8)
+        slip = f"; did you mean {near[0]}?" if near else ""
+        found.append(f"{key} (line {document.line(key)}{slip})")
+    if not found:
+        return ""
+    return (
+        f"{', '.join(found)} (not among the keys of {reader.tool} {reader.version} that are read "
+        "here)"
+    )
+
+
+def _known(reader: Reader) -> set[str]:
+    return {*reader.fields, *reader.understood, reader.model_key}
 
 
 def renamed(document: Document, table: Mapping[str, str]) -> tuple[Fields, dict[str, Any]]:
@@ -165,16 +184,17 @@ def renamed(document: Document, table: Mapping[str, str]) -> tuple[Fields, dict[
 
 
 def whole(document: Document, key: str, default: int | None) -> int | None:
-    """A whole number of at least 1, written as one or as text; `default` for null."""
+    """A whole number of at least 1, written as one or as text; `default` for null, and for
+    anything else, which the document's `wrong` then says."""
     value = document.values.get(key)
     if value is None:
         return default
     number = int(value) if isinstance(value, str) and value.strip().isdigit() else value
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-        raise BenchError(
-            f"{document.path}: line {document.line(key)}: {key} must be a whole number of at "
-            f"least 1, not {value!r}"
+        document.wrong.append(
+            f"line {document.line(key)}: {key} must be a whole number of at least 1, not {value!r}"
         )
+        return default
     return number
 
 

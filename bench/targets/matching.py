@@ -38,7 +38,7 @@ from bench.targets.hazards import find_hazards
 from bench.targets.ledger import Adapted, Entry, Ledger, RoleOf
 from bench.targets.refusals import layer_refusals, owner_of, token_refusals, unsupported
 from bench.targets.saving import save
-from bench.targets.suggestions import suggest
+from bench.targets.suggestions import suggest, unlisted
 from bench.targets.tying import Targets, Tying, tie
 
 # The task types for which PEFT wraps the model's own generation.
@@ -168,7 +168,9 @@ def _describe(
     table, asked = ledger.table, ledger.adapter
     roles = {item.name: item.role for item in ledger.adapted}
     entries = []
-    for entry, where in _user_entries(asked, targets):
+    written_entries = _user_entries(asked, targets)
+    listed = [entry for entry, _ in written_entries]
+    for entry, where in written_entries:
         written = translated.aliases.get(entry, (entry,))
         found = tuple(dict.fromkeys(name for e in written for name in lists.get(e, ())))
         cause = suggestion = ""
@@ -176,6 +178,9 @@ def _describe(
             cause, suggestion = find_cause(table, asked, entry, where)
         if not (found or cause):
             suggestion = suggest(table, entry, role)
+        if suggestion:
+            there, suggestion = unlisted(suggestion, listed)
+            cause = "; ".join(filter(None, (cause, there)))
         entries.append(
             Entry(
                 entry,

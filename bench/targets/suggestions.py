@@ -31,6 +31,22 @@ def suggest(table: ModuleTable, entry: str, role: RoleOf = role_of) -> str:
     return ""
 
 
+_OFFERS = re.compile(r"(\S+) \([^()]*\)")
+
+
+def unlisted(suggestion: str, entries: Iterable[str]) -> tuple[str, str]:
+    """(why there is nothing to write, what to write instead) of a suggestion beside the user's
+    other entries: of module names the ones that are not among them."""
+    offers = [match[0] for match in _OFFERS.finditer(suggestion)]
+    if not offers or ", ".join(offers) != suggestion:  # a pattern, a path, a sentence
+        return "", suggestion
+    there = set(entries)
+    names = [offer.partition(" ")[0] for offer in offers]
+    if left := [o for o, name in zip(offers, names, strict=True) if name not in there]:
+        return "", ", ".join(left)
+    return f"what would do its work is listed already ({', '.join(names)})", ""
+
+
 def suggest_parameters(table: ModuleTable, entry: str) -> str:
     """What to write instead of a dead entry of target_parameters: parameters that do its work, the
     nearest, or the modules that target_modules reaches; "" if there is none."""

@@ -15,6 +15,7 @@ import pytest
 
 from bench.adapters.config import AdapterConfig
 from bench.baselines import KEY, find_runs, load_run, seal, write_run
+from bench.baselines.accepted import no_baseline
 from bench.cli import main
 from bench.measure.counting import count, inject
 from bench.models.architectures import find_model
@@ -254,7 +255,8 @@ def test_a_failed_run_is_no_baseline_until_it_is_accepted(
     """Trying again does not turn it green; accepting it by name does, and is recorded."""
     counts = {"suites": "suites/test_counts.py"}
     compared = ("--benchmark-compare", "--gate")
-    run("--benchmark-save", "good", **counts)
+    first = run("--benchmark-save", "good", **counts)
+    first.stdout.fnmatch_lines(["accepted as the first baseline here: recorded in *accepted.json"])
     _adapter(pytester.path / "mine", ["q_proj"])
     for attempt in ("second", "third"):
         result = run(*compared, "--benchmark-save", attempt, **counts)
@@ -270,13 +272,18 @@ def test_a_failed_run_is_no_baseline_until_it_is_accepted(
     folder = str(_results(pytester))
     assert main(["accept", "third", "--results", folder, "--reason", " "]) == 2
     assert main(["accept", "third", "--results", folder, "--reason", "v_proj is meant to go"]) == 0
-    accepted = json.loads((_results(pytester) / "accepted.json").read_text())
+    record = _results(pytester) / "accepted.json"
+    accepted = json.loads(record.read_text())
     assert accepted["0003_third"]["reason"] == "v_proj is meant to go"
+    assert accepted["0001_good"]["reason"].startswith("the first run stored here")
     passed = run(*compared, "--benchmark-save", "fourth", **counts)
     assert passed.ret == pytest.ExitCode.OK
     passed.stdout.fnmatch_lines(["*against third*"])
     assert "failed the gate" not in passed.stdout.lines[-1]
     run(*compared, **counts).stdout.fnmatch_lines(["*against fourth*"])  # its gate has passed
+    record.unlink()  # nothing but a passed gate and that file makes a baseline
+    assert not no_baseline(load_run(folder + "/0005_fourth.json"))
+    assert no_baseline(load_run(folder + "/0001_good.json")) == "it was the first, not accepted"
 
 
 def test_a_run_with_a_failed_test_is_no_baseline(run, pytester: pytest.Pytester) -> None:
@@ -387,6 +394,10 @@ def test_a_killed_run_keeps_its_cases_and_goes_on(
     assert len(first.records) == 2
     assert {r.precision for r in last.records.values()} == {None, "fp32", "bf16"}
     assert first.records.items() <= last.records.items()
+    timed = json.loads((_results(pytester) / "0002_long.json").read_text())["benchmarks"]
+    assert sorted(each["fullname"] for each in timed) == sorted(
+        key for key, record in last.records.items() if record.precision
+    )  # as if it had never been cut
     assert not list(_results(pytester).glob(".unfinished*"))
     over = run(*saved, "--resume", apart=True)
     assert over.ret == 2
