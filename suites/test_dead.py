@@ -348,3 +348,21 @@ def test_an_exclusion_holds_out_what_would_be_adapted() -> None:
             assert excluded(written, ["q_proj", "up_proj"]).dead_fields == ()
             assert adapted(excluded(written, ["q_proj", "up_proj"])) == 4
     assert excluded(["layers.0.self_attn.q_proj"]).dead_fields == ()
+
+
+def test_what_is_listed_already_is_not_suggested_again() -> None:
+    """Of the parts of a fused name only those that are missing; none, where all are there."""
+    fused = {"target_modules": ["q_proj", "v_proj", "Wqkv"]}
+    (dead,) = (entry for entry in ledger_of(fused).entries if entry.dead)
+    assert dead.suggestion == "k_proj (key, 4 modules)"
+    (dead,) = (
+        entry
+        for entry in ledger_of({"target_modules": ["q_proj", "k_proj", "v_proj", "Wqkv"]}).entries
+        if entry.dead
+    )
+    assert not dead.suggestion
+    assert dead.cause == "what would do its work is listed already (q_proj, k_proj, v_proj)"
+    (alone,) = ledger_of({"target_modules": ["Wqkv"]}).entries
+    assert [name.partition(" ")[0] for name in alone.suggestion.split("), ")] == [
+        "q_proj", "k_proj", "v_proj",
+    ]  # fmt: skip

@@ -141,6 +141,18 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("base_model: x\nlora_r: 8\n", "it names no adapter"),
         ("base_model: x\nadapter: lora\nlora_alpha: 8\n", "no lora_r"),
         ("base_model: x\nadapter: lora\nlora_r: 0\nlora_alpha: 8\n", "line 3: lora_r must be"),
+        (
+            "base_model: x\nadapter: lora\nlora_alhpa: 8\nsequence_len: long\n"
+            "micro_batch_size: 0\n",
+            "no lora_r: axolotl has no default for it, and PEFT takes none; no lora_alpha: axolotl "
+            "has no default for it, and PEFT takes none; line 4: sequence_len must be a whole "
+            "number of at least 1, not 'long'; line 5: micro_batch_size must be a whole number of "
+            "at least 1, not 0; not understood: lora_alhpa (line 3; did you mean lora_alpha?)",
+        ),
+        (
+            "model_name_or_path: x\nlora_target: all\nlora_rnak: 8\nquantization_bit: 3\n",
+            "not understood: lora_rnak (line 3; did you mean lora_rank?)",
+        ),
         ("base_model: x\nadapter: qlora\nlora_r: 8\nlora_alpha: 8\n", "needs load_in_4bit"),
         ("base_model: x\nadapter: llama-adapter\nlora_r: 8\n", "none of lora and qlora"),
         ("model_name_or_path: x\nfinetuning_type: full\nstage: sft\n", "finetuning_type is 'full'"),

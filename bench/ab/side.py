@@ -31,6 +31,7 @@ from bench.scenarios.subjects import MEASURED, Request, Subject, select
 from bench.targets import match
 from bench.training.cases import StepOptions
 from bench.training.machine import machine, versions
+from bench.training.options import check_positions
 
 SUITE = "ab"
 
@@ -77,6 +78,8 @@ class Side:
                 broken[name] = _one_line(error)
         self._subjects = subjects
         self._step_options = StepOptions(**step)
+        for subject in subjects.values():
+            check_positions(subject.model.config, self._step_options.seq_len, subject.model.label)
         self._session.memory_limit_bytes = limits["memory_bytes"]
         self._session.time_limit_seconds = limits["seconds"]
         _ = self._session.devices  # waits for the imports, and says so where one fails

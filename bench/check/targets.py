@@ -84,9 +84,7 @@ def check_targets(
         raise error.with_traceback(None) from None
 
 
-def _found(
-    model: Any, config: AdapterConfig, auto_class: str | None
-) -> tuple[Model, ModuleTable]:
+def _found(model: Any, config: AdapterConfig, auto_class: str | None) -> tuple[Model, ModuleTable]:
     if isinstance(model, str | Path):
         found = find_model(str(model), auto_class)
     elif hasattr(model, "model_type") and hasattr(model, "to_dict"):

@@ -79,6 +79,11 @@ def _notes(choice: Choice) -> list[str]:
             )
         elif choice.supports or choice.against:
             notes.append("None of them was made with this model, data and budget of yours.")
+    if choice.shortened_from:
+        notes.append(
+            f"{choice.step.seq_len:,} tokens: the model has positions for no more; without "
+            f"--seq-len it would be {choice.shortened_from:,}."
+        )
     notes += [f"No row for {name}: {why}." for name, why in choice.missing.items()]
     errors = {row.cost.error for row in choice.rows if row.cost.error}
     notes += [f"Not predicted: {error}." for error in sorted(errors)]

@@ -56,7 +56,7 @@ class Row:
 class Choice:
     """A model's rows on one GPU. `proposed` is None where nothing fits; `supports` and `against`
     are published results on the proposed scenario, `missing` says which scenarios the model lacks
-    and why."""
+    and why. `shortened_from` is the length in the place of which the model's own limit stands."""
 
     model: Model
     gpu: Gpu
@@ -68,6 +68,7 @@ class Choice:
     supports: tuple[str, ...]
     against: tuple[str, ...]
     budget: int | None
+    shortened_from: int | None = None
 
 
 def choose(
@@ -79,11 +80,16 @@ def choose(
     rank: int = 16,
     budget: int | None = None,
     progress: Callable[[int, int], None] = lambda done, of: None,
+    shorten: bool = False,
+    show: int | None = None,
 ) -> Choice:
     """Every role scenario × precision × checkpointing, predicted on `gpu`.
 
-    Raises BenchError for a model without roles, a budget too small for all of them, and where no
-    row can be predicted.
+    `shorten` allows a step of fewer tokens where the model has no positions for those of `step`;
+    `show` is the number of a row that has to be there.
+
+    Raises BenchError for a model without roles, a budget too small for all of them, a step too
+    long, a row that is not there (all before anything is predicted), and where no row can be.
     """
     from bench.scenarios.subjects import Subject
     from bench.training.limits import case_limit
@@ -91,6 +97,16 @@ def choose(
     for name in precisions:
         precision(name)
     planned, missing = plans(model, rank, budget)
+    rows_there = len(planned) * len(precisions) * 2
+    if show is not None and not 1 <= show <= rows_there:
+        raise BenchError(f"--show {show}: the rows are 1 to {rows_there}")
+    first = Subject(model, "own", planned[0].adapter, precision=precisions[0]).case(step)
+    limit, has_length = case_limit(first), first.task.has_length
+    asked_length = None
+    if limit is not None and step.seq_len > limit:
+        if not shorten:
+            raise BenchError(f"--seq-len {step.seq_len}: {model.label} has positions for {limit}")
+        asked_length, step = step.seq_len, replace(step, seq_len=limit)
     made = []
     for plan in planned:
         for name in precisions:
@@ -99,10 +115,6 @@ def choose(
                 (plan, name, on, subject.case(replace(step, gradient_checkpointing=on)))
                 for on in (False, True)
             ]
-    first = made[0][3]
-    limit, has_length = case_limit(first), first.task.has_length
-    if limit is not None and step.seq_len > limit:
-        raise BenchError(f"--seq-len {step.seq_len}: {model.label} has positions for {limit}")
     asked = [Asked(case, gpu, limit, has_length) for *_, case in made]
     found = costs(asked, lambda done: progress(done, len(asked)))
     if all(cost.error for cost in found):
@@ -117,7 +129,7 @@ def choose(
     supports, against = said_of(proposed.plan.scenario, others) if proposed else ([], [])
     return Choice(
         model, gpu, step, tuple(rows), missing, proposed, _reason(rows, proposed, gpu, budget),
-        tuple(supports), tuple(against), budget,
+        tuple(supports), tuple(against), budget, asked_length,
     )  # fmt: skip
 
 

@@ -11,22 +11,28 @@ import os
 import sys
 from collections.abc import Sequence
 
-from bench.cli.output import harmless_output, interruptible
+from bench.cli.output import harmless_output, interruptible, quiet_libraries
 from bench.cli.parser import make_parser
 from bench.errors import BenchError, missing_extra
-from bench.models.quantization import quiet_bitsandbytes
+from bench.measure.apart import run_apart, say_status, worker_pipe
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. Wrong input is one line on standard error."""
-    with harmless_output(), interruptible():
-        return _main(arguments)
+    pipe = worker_pipe()
+    with harmless_output(), interruptible(), quiet_libraries():
+        status = _main(arguments, in_worker=pipe is not None)
+    if pipe is not None:
+        say_status(pipe, status)
+    return status
 
 
-def _main(arguments: Sequence[str] | None) -> int:
+def _main(arguments: Sequence[str] | None, *, in_worker: bool) -> int:
     try:
         options = make_parser().parse_args(arguments)
-        quiet_bitsandbytes()
+        if getattr(options, "trust_remote_code", False) and not in_worker:
+            given = sys.argv[1:] if arguments is None else arguments
+            return run_apart("lora_target_bench", given)
         status: int = options.run(options)
         sys.stdout.flush()
         return status

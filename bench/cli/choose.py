@@ -10,6 +10,7 @@ from pathlib import Path
 from bench.cli.options import REPEATABLE, Add, add_model, add_step
 from bench.cli.output import put, save_figure, written
 from bench.errors import BenchError
+from bench.models.precision import precision
 
 HELP = "which modules? the model's role scenarios side by side on a GPU, one of them proposed"
 EPILOG = (
@@ -43,25 +44,27 @@ def add_options(add: Add) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the table; 1 where nothing fits."""
     _check(options)
-    from bench.choose.rows import PRECISIONS
-    from bench.choose.table import choose
     from bench.predict.gpus import find_gpu, gpu_with_memory
-    from bench.training.cases import StepOptions
+    from bench.training.options import StepOptions, check_positions
 
     gpu = find_gpu(options.gpu) if options.gpu else gpu_with_memory(options.gpu_memory)
     step = StepOptions(
         batch_size=options.batch_size,
-        seq_len=options.seq_len or LENGTH,
+        seq_len=LENGTH if options.seq_len is None else options.seq_len,
         optimizer=options.optimizer,
     )
     from bench.scenarios.subjects import load_model
 
     model = load_model(options.model, options.auto_class, options.trust_remote_code)
+    check_positions(model.config, options.seq_len, model.label)
+    from bench.choose.rows import PRECISIONS
+    from bench.choose.table import choose
+
     wanted = tuple(dict.fromkeys(options.precision)) or PRECISIONS
     try:
         choice = choose(
             model, gpu, step, precisions=wanted, rank=options.rank, budget=options.budget,
-            progress=_progress,
+            progress=_progress, shorten=options.seq_len is None, show=options.show,
         )  # fmt: skip
     finally:
         _progress(0, 0)
@@ -72,10 +75,7 @@ def run(options: argparse.Namespace) -> int:
     if options.show is not None:
         from bench.choose.code import as_code
 
-        rows = {row.number: row for row in choice.rows}
-        if options.show not in rows:
-            raise BenchError(f"--show {options.show}: the rows are 1 to {len(rows)}")
-        put(as_code(rows[options.show]))
+        put(as_code(choice.rows[options.show - 1]))
     elif options.json:
         from bench.choose.report import choice_json
 
@@ -97,10 +97,18 @@ def _check(options: argparse.Namespace) -> None:
         raise BenchError("give --json or --format, not both")
     if options.show is not None and (options.json or options.format):
         raise BenchError("--show prints code: give it without --json and --format")
-    for name in ("rank", "budget"):
+    for name in options.precision:
+        precision(name)
+    for name in ("rank", "budget", "show"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise BenchError(f"--{name} must be at least 1, not {value}")
+    if options.show is not None:
+        from bench.choose.rows import PRECISIONS, SCENARIOS
+
+        most = len(SCENARIOS) * len(set(options.precision) or PRECISIONS) * 2
+        if options.show > most:
+            raise BenchError(f"--show {options.show}: there are at most {most} rows")
     if options.plot:
         from bench.reports.plots import plot_format
 

@@ -29,9 +29,11 @@ def run(options: argparse.Namespace) -> int:
         total = read_count(options.total, "--total")
 
     from bench.explain import explain
+    from bench.explain.search import check_counts
     from bench.reports.explained import explanation_json, explanation_text
     from bench.scenarios.subjects import load_model
 
+    check_counts(trainable, total)
     model = load_model(options.model, options.auto_class, options.trust_remote_code)
     answer = explain(model.table, trainable, total)
     if options.json:

@@ -22,6 +22,7 @@ from bench.training.options import (
     PREDICTED_LENGTH,
     StepOptions,
     add_step_options,
+    check_positions,
     check_step,
     step_from,
 )
@@ -83,14 +84,21 @@ def run(options: argparse.Namespace) -> int:
     """Predict every configuration in every precision; 1 if a GPU was asked for and a step does not
     fit it, else 0."""
     _check(options)
+    from bench.predict.gpus import check_attention
+    from bench.scenarios.subjects import load_model
+
+    card = card_of(options)
+    if card is not None:
+        check_attention(options.attention, card.capability)
+    model = load_model(options.model, options.auto_class, options.trust_remote_code)
+    check_positions(model.config, options.seq_len, model.label)
+    subjects, cases = _cases(options)
+    if not cases:
+        raise BenchError("no scenario applies to this model: give --target-modules or --adapter")
     from bench.baselines.predicted import store
     from bench.predict.largest import Solution, check_has_length
     from bench.predict.result import predict
 
-    card = card_of(options)
-    subjects, cases = _cases(options)
-    if not cases:
-        raise BenchError("no scenario applies to this model: give --target-modules or --adapter")
     if options.store and any(subject.scenario is None for subject in subjects):
         raise BenchError("--store keeps predictions of registered scenarios: give --scenario")
     if options.seq_len is not None or options.solve == "seq-len":

@@ -19,12 +19,14 @@ def add_options(add: Add) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print every method at the size nearest to the budget; always 0."""
+    from bench.adapters.config import AdapterConfig
     from bench.cli.subject import with_head
     from bench.formulas.budgets import methods_at_budget
     from bench.formulas.methods import method, method_ledger
     from bench.reports.methods import budget_json, budget_text
     from bench.scenarios.subjects import Subject, load_model
 
+    AdapterConfig(task_type=options.task_type)  # an unknown one is told before anything is built
     model = load_model(options.model, options.auto_class, options.trust_remote_code)
     model = with_head(model, options)
     targets = None if options.target_modules is None else entries(options.target_modules)

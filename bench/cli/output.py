@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
@@ -125,6 +126,20 @@ def harmless_output() -> Iterator[None]:
         yield
     finally:
         sys.stdout, sys.stderr = given
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """What libraries warn of meanwhile is not shown: it speaks of calls that are ours, and what of
+    it concerns a configuration our own answers say. `python -W always` shows it all the same."""
+    from bench.models.quantization import quiet_bitsandbytes
+
+    quiet_bitsandbytes()
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        yield
 
 
 @contextlib.contextmanager

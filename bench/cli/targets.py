@@ -86,8 +86,8 @@ def run(options: argparse.Namespace) -> int:
         split(options.fail_on), split(options.allow), options.minimum_coverage, options.strict
     )
     failed = False
-    for number, name in enumerate(options.models):
-        subject = asked_subject(options, name)
+    subjects = [asked_subject(options, name) for name in options.models]  # none is built yet
+    for number, subject in enumerate(subjects):
         ledger = gate.judge(match(subject.model.table, subject.adapter, subject.model.role_of))
         if options.gradients and not ledger.refusals:
             from bench.predict.gradients import with_gradients

@@ -42,6 +42,14 @@ _UNLIKELY = 5
 _KNOWN_RANKS = (1, 2, 4, 128, 256)
 
 
+def check_counts(trainable: int, total: int | None) -> None:
+    """Raise BenchError for counts that no model has."""
+    if trainable < 1:
+        raise BenchError(f"--trainable must be at least 1, not {trainable}")
+    if total is not None and total < trainable:
+        raise BenchError(f"--total {total} is smaller than --trainable {trainable}")
+
+
 @dataclass(frozen=True)
 class Found:
     """A configuration, what it trains, and the total that PEFT prints with it.
@@ -123,10 +131,7 @@ class Search:
 
     def explain(self, trainable: int, total: int | None = None) -> Explanation:
         """What `explain` answers for this model."""
-        if trainable < 1:
-            raise BenchError(f"--trainable must be at least 1, not {trainable}")
-        if total is not None and total < trainable:
-            raise BenchError(f"--total {total} is smaller than --trainable {trainable}")
+        check_counts(trainable, total)
         base = self.table.total_parameters
         full = trainable == base
         shown = self._best((*self._popular(trainable), *self._sets(trainable)), trainable, total)

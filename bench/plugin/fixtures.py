@@ -11,8 +11,8 @@ import pytest
 from bench.adapters.config import AdapterConfig
 from bench.baselines.runlog import Recorder
 from bench.models.architectures import Model
-from bench.plugin.storing import benchmark_entries
 from bench.plugin.state import JOURNAL, LOG, MEASURED, PARAMETERS, SUBJECTS
+from bench.plugin.storing import benchmark_entries
 from bench.scenarios.subjects import Subject, has_gpu, load_model
 from bench.training.options import StepOptions, step_from
 

@@ -5,6 +5,7 @@ plain names (`--model`, `--rank`) and its hooks choose among tests: it is for th
 these suites alone. What everybody has is `lora_target_bench.pytest_plugin`.
 """
 
+from bench.plugin.apart import pytest_cmdline_main
 from bench.plugin.collection import (
     pytest_collection_finish,
     pytest_collection_modifyitems,
@@ -41,6 +42,7 @@ __all__ = [
     "peft_count",
     "pytest_addoption",
     "pytest_benchmark_update_machine_info",
+    "pytest_cmdline_main",
     "pytest_collection_finish",
     "pytest_collection_modifyitems",
     "pytest_configure",

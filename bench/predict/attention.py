@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 
 from bench.errors import BenchError, UnknownName
-from bench.predict.gpus import AMPERE
+from bench.predict.gpus import AMPERE, check_attention
 from bench.training.options import EFFICIENT, FLASH, MATH, PINNED
 
 Attention = Callable[..., torch.Tensor]
@@ -46,11 +46,7 @@ def cuda_attention(forced: str | None = None, capability: float = AMPERE) -> Att
     """
     if forced is not None and forced not in PINNED:
         raise UnknownName("attention kernel", forced, PINNED)
-    if forced == FLASH and capability < AMPERE:
-        raise BenchError(
-            f"--attention {FLASH}: the kernel needs a GPU of compute capability {AMPERE} or later, "
-            f"and this one has {capability}"
-        )
+    check_attention(forced, capability)
 
     def attention(  # noqa: PLR0917  # torch's signature
         query: torch.Tensor,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from bench.errors import BenchError, UnknownName, check_keys
 from bench.files import FIXTURES, read_toml
+from bench.training.options import FLASH
 
 if TYPE_CHECKING:
     from bench.predict.trace import Work
@@ -97,6 +98,15 @@ def bfloat16_note(gpu: Gpu | None) -> str:
         f"{AMPERE:g}): torch emulates it, slowly, and some tools refuse bf16 there; fp16 is what "
         "such a GPU computes in"
     )
+
+
+def check_attention(forced: str | None, capability: float) -> None:
+    """Raise BenchError for an attention kernel that a GPU of this compute capability has not."""
+    if forced == FLASH and capability < AMPERE:
+        raise BenchError(
+            f"--attention {FLASH}: the kernel needs a GPU of compute capability {AMPERE} or later, "
+            f"and this one has {capability}"
+        )
 
 
 def load_gpus(path: Path | None = None) -> dict[str, Gpu]:

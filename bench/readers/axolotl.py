@@ -138,9 +138,7 @@ def read(document: Document) -> Recipe:
     fields, keys = renamed(document, FIELDS)
     for key, field in (("lora_r", "r"), ("lora_alpha", "lora_alpha")):
         if field not in fields:
-            document.wrong.append(
-                f"no {key}: axolotl has no default for it, and PEFT takes none"
-            )
+            document.wrong.append(f"no {key}: axolotl has no default for it, and PEFT takes none")
     fields["r"] = whole(document, "lora_r", None)
     if isinstance(fields.get("target_parameters"), str):
         fields["target_parameters"] = [fields["target_parameters"]]

@@ -193,6 +193,15 @@ def check_step(options: StepOptions) -> None:
         raise BenchError("--liger: Liger's fused loss is not predicted yet")
 
 
+def check_positions(config: Mapping[str, Any], seq_len: int | None, label: str) -> None:
+    """Raise BenchError for more tokens than a model's config.json says that it has positions for,
+    before anything is built. One that lets it pass may have fewer (`bench.training.limits`)."""
+    text = config.get("text_config")
+    said = (text if isinstance(text, dict) else config).get("max_position_embeddings")
+    if seq_len is not None and type(said) is int and seq_len > said > 0:
+        raise BenchError(f"--seq-len {seq_len}: {label} has positions for {said} tokens")
+
+
 def _flag(option: Any) -> str:
     flag: str = option.metadata.get("flag") or f"--{option.name.replace('_', '-')}"
     return flag

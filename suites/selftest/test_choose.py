@@ -15,6 +15,7 @@ import yaml
 from bench.adapters.config import AdapterConfig
 from bench.choose import code, costs, rows, table
 from bench.choose.published import FILE, load_published
+from bench.choose.report import choice_report
 from bench.cli import main
 from bench.errors import BenchError
 from bench.files import FIXTURES
@@ -189,6 +190,22 @@ def test_nothing_is_proposed_where_nothing_fits(small: Model) -> None:
     found = _choice(small, "513MiB", precisions=("bf16",))
     assert found.proposed is None
     assert "nothing fits" in found.reason
+
+
+def test_a_length_that_nobody_asked_for_is_the_models_own(
+    small: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what cannot be is said before anything is predicted."""
+    short = replace(small, config={**small.config, "max_position_embeddings": 32})
+    found = _choice(short, precisions=("bf16",), shorten=True)
+    assert {row.case.step.seq_len for row in found.rows} == {32}
+    assert found.shortened_from == STEP.seq_len == 64
+    assert any("positions for no more" in note for note in choice_report(found).notes)
+    monkeypatch.setattr(table, "costs", lambda *_: pytest.fail("predicted"))
+    with pytest.raises(BenchError, match="--seq-len 64: small has positions for 32"):
+        _choice(short, precisions=("bf16",))
+    with pytest.raises(BenchError, match="--show 11: the rows are 1 to 10"):
+        _choice(small, precisions=("bf16",), show=11)
 
 
 def test_published_results_are_cited_with_source_and_contradiction(choice: table.Choice) -> None:

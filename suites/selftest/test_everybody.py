@@ -206,3 +206,22 @@ for name in ("bench.units", "bench.errors"):
 def test_both_names_mean_the_same_modules(order: str, tmp_path: Path) -> None:
     done = _run(tmp_path, "-c", BOTH_NAMES[order] + SAME)
     assert done.returncode == 0, done.stderr
+
+
+def test_wrong_input_shows_the_line_of_the_test_and_none_of_ours(theirs: Path) -> None:
+    (theirs / "test_theirs.py").write_text(
+        "def test_fixture(check_targets):\n"
+        "    check_targets('no-such-model', ['q_proj'])\n"
+        "def test_function():\n"
+        "    from lora_target_bench import check_targets\n"
+        "    check_targets('mine', 5)\n"
+        "def test_dead(check_targets):\n"
+        "    check_targets('mine', ['qq_proj'])\n"
+    )
+    done = _pytest(theirs)
+    assert "3 failed" in done.stdout
+    places = re.findall(r"^(\S+\.py):\d+", done.stdout, re.MULTILINE)
+    assert places == ["test_theirs.py"] * 3, done.stdout
+    assert "unknown architecture 'no-such-model'" in done.stdout
+    assert "found int" in done.stdout
+    assert "qq_proj: dead; write instead: q_proj" in done.stdout

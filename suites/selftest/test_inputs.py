@@ -101,6 +101,64 @@ def test_wrong_option(llama: Path, refused, options: list[str], said: str) -> No
     assert said in refused("targets", llama, *options)
 
 
+# Wrong for a registered model, whose class is declared: nothing has to be imported to say so.
+TOLD_AT_ONCE = """
+memory opt-350m --target-modules q_proj --seq-len 99999
+memory opt-350m --target-modules q_proj --seq-len 99999 --solve seq-len --gpu T4
+memory opt-350m --target-modules q_proj --rank 0
+memory opt-350m --target-modules q_proj --optimizer adamm
+memory opt-350m --target-modules q_proj --attention flash --gpu T4
+choose opt-350m --gpu T4 --seq-len 99999
+choose opt-350m --gpu T4 --seq-len 0
+choose opt-350m --gpu T4 --show 99
+choose opt-350m --gpu T4 --show 0
+choose opt-350m --gpu T4 --precision fp17
+targets opt-350m no-such-model --target-modules q_proj
+targets opt-350m --target-modules q_proj --precision fp17
+methods opt-350m --budget 1000 --task-type FOO
+explain opt-350m --trainable 0
+explain opt-350m --trainable 100 --total 50
+"""
+WITHOUT = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "transformers", "peft"):
+            sys.exit(f"{name} was imported for {asked}")
+
+sys.meta_path.insert(0, Refuse())
+from bench.cli import main
+
+for asked in sys.stdin.read().strip().splitlines():
+    if main(asked.split()) != 2:
+        sys.exit(f"not refused: {asked}")
+"""
+
+
+def test_options_are_checked_before_anything_is_imported_or_built() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT], input=TOLD_AT_ONCE,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("bench: error: ") == len(TOLD_AT_ONCE.split("\n")) - 2
+
+
+def test_what_libraries_warn_of_is_not_shown() -> None:
+    code = (
+        "import warnings, bench.cli.list\n"
+        "bench.cli.list.run = lambda options: warnings.warn('of a library') or 0\n"
+        "from bench.cli import main\n"
+        "main(['list', 'models'])"
+    )
+    for options, shown in (([], False), (["-W", "always"], True)):
+        done = subprocess.run(
+            [sys.executable, *options, "-c", code], capture_output=True, text=True, check=True
+        )
+        assert ("of a library" in done.stderr) == shown
+
+
 @pytest.mark.parametrize("way", ["adapter", "scenario"])
 def test_parameters_beside_a_whole_configuration(llama: Path, refused, way: str) -> None:
     """Both name the parameters: neither is dropped without a word."""

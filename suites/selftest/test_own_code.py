@@ -14,7 +14,9 @@ CONFIGURATION = """
 import os
 from transformers import PretrainedConfig
 
-open(os.environ["BENCH_RAN"], "a").write("ran\\n")
+open(os.environ["BENCH_RAN"], "a").write(f"{os.getpid()} {os.getppid()}\\n")
+if "BENCH_ENDS" in os.environ:
+    os._exit(0)
 
 class TinyConfig(PretrainedConfig):
     model_type = "tiny-of-its-own"
@@ -70,6 +72,8 @@ CONFIG = {
     "auto_map": {"AutoConfig": "configuration_tiny.TinyConfig",
                  "AutoModelForCausalLM": "modeling_tiny.TinyForCausalLM"},
 }  # fmt: skip
+PROJECT = Path(__file__).resolve().parents[2]
+_CALLED: list[int] = []
 TRAINED = 4 * (16 + 16) * 2  # r (in + out) in each of two layers
 MEASURE = """
 import sys
@@ -98,18 +102,29 @@ def own(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def _run(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
         "BENCH_RAN": str(folder / "ran"),
         "HF_MODULES_CACHE": str(folder / "modules"),
         "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[2]), *sys.path]),
+        "PYTHONPATH": os.pathsep.join([str(PROJECT), *sys.path]),
+        **more,
     }
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, *arguments], cwd=folder, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as started:  # fmt: skip
+        stdout, stderr = started.communicate()
+    _CALLED.append(started.pid)
+    return subprocess.CompletedProcess(arguments, started.returncode, stdout, stderr)
+
+
+def _ran_apart(folder: Path) -> bool:
+    """Whether the code ran, and only in children of the process that was called last."""
+    lines = (folder / "ran").read_text().split()
+    ran, parents = lines[::2], lines[1::2]
+    return str(_CALLED[-1]) not in ran and set(parents) == {str(_CALLED[-1])}
 
 
 ASKED = ("own", "--target-modules", "odd_proj", "--rank", "4", "--json")
@@ -124,8 +139,37 @@ def test_own_code_is_run_where_it_is_trusted_and_nowhere_else(own: Path, command
     assert not (own / "ran").exists()
     done = _run(own, "-m", "bench", command, *ASKED, *task, "--trust-remote-code")
     assert done.returncode == 0, done.stderr
-    assert (own / "ran").exists()
+    assert _ran_apart(own)
     assert json.loads(done.stdout)["trainable_parameters"] == TRAINED
+
+
+def test_code_that_ends_its_process_is_no_answer(own: Path) -> None:
+    """os._exit(0) would be the status of a check that holds."""
+    done = _run(own, "-m", "bench", "targets", *ASKED, "--trust-remote-code", "--strict",
+                BENCH_ENDS="1")  # fmt: skip
+    assert done.returncode == 2
+    assert "the model's own code (--trust-remote-code) ended or crashed it" in done.stderr
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_the_suites_run_own_code_in_a_worker_alone(own: Path, trusted: bool) -> None:
+    (own / "adapter.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 4, "target_modules": ["odd_proj"]})
+    )
+    asked = ("-m", "pytest", str(PROJECT / "suites" / "test_counts.py"), "--model", "own", "-q",
+             "--adapter", "adapter.json", "-k", "user", "-p", "no:cacheprovider")  # fmt: skip
+    done = _run(own, *asked, *["--trust-remote-code"] * trusted)
+    if not trusted:
+        assert done.returncode != 0
+        assert "only run with --trust-remote-code" in done.stdout + done.stderr
+        assert not (own / "ran").exists()
+        return
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    assert "1 passed" in done.stdout
+    assert _ran_apart(own)
+    ended = _run(own, *asked, "--trust-remote-code", BENCH_ENDS="1")
+    assert ended.returncode == 2
+    assert "ended or crashed it" in ended.stderr
 
 
 def test_own_code_trains_in_a_worker(own: Path) -> None:

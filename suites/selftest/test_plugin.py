@@ -247,6 +247,8 @@ def test_one_step_is_not_stored_as_a_measured_case(run, pytester: pytest.Pyteste
     assert not list(pytester.path.glob("results/*/*.json"))
     counted = run("--benchmark-save", "base", "--benchmark-disable", suites="suites/test_counts.py")
     assert counted.ret == pytest.ExitCode.OK
+    counted.stdout.fnmatch_lines(["*= stored run =*", "stored run: *"])  # no table is announced
+    counted.stdout.no_fnmatch_line("*scenarios × precisions*")
 
 
 def test_a_failed_run_is_no_baseline_until_it_is_accepted(

@@ -201,6 +201,22 @@ def test_which_capabilities_prefer_cudnn() -> None:
     assert preferring == [9.0, 10.0]
 
 
+@pytest.mark.parametrize(
+    ("asked", "said_so"),
+    [
+        (("--precision", "bf16", "--gpu", "T4"), True),
+        (("--precision", "nf4", "--gpu", "T4"), True),  # it computes in bf16
+        (("--precision", "fp16", "--gpu", "T4"), False),
+        (("--precision", "bf16", "--gpu", "A10"), False),
+    ],
+)
+def test_bf16_without_hardware_for_it_is_said(said, asked: tuple[str, ...], said_so: bool) -> None:
+    told = said("--target-modules", "q_proj", *asked)[1]
+    assert (
+        "T4 has no hardware for bfloat16 (compute capability 7.5; it needs 8)" in told
+    ) == said_so
+
+
 def test_a_little_that_stays_unquantized_is_no_note(said) -> None:
     """A layer that is trained whole stays as it is because that was asked for."""
     _, text = said("--target-modules", "q_proj", "--precision", "nf4", "--json")

@@ -49,7 +49,7 @@ def refused(capsys: pytest.CaptureFixture[str], llama: str) -> Callable[..., str
         (("--gpu-memory", "24"), "expected a size with its unit, such as 24GiB"),
         (("--gpu-memory", "0GiB"), "must be greater than 0"),
         (("--gpu", "t4", "--gpu-memory", "24GiB"), "not both"),
-        (("--seq-len", "65"), "sequence length 65: "),
+        (("--seq-len", "65"), "--seq-len 65: "),
         (("--seq-len", "65"), "has positions for 64 tokens"),
         (("--seq-len", "0"), "seq_len: expected a whole number >= 1, found 0"),
         (("--batch-size", "-1"), "batch_size: expected a whole number >= 1, found -1"),

@@ -1,0 +1,77 @@
+"""A whole command in a worker process: where a model repository's own code runs in it.
+
+Such code may do anything by mistake: end the process with status 0, crash it, replace functions.
+The process that was called runs none of it, and takes the command's word only if the command came
+to its end and said so.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.errors import BenchError
+
+_PIPE = "LORA_TARGET_BENCH_WORKER"
+"""Names the descriptor on which a worker says its exit status."""
+_state: dict[str, bool] = {}
+_SOURCE = Path(__file__).resolve().parents[2]
+
+
+def worker_pipe() -> int | None:
+    """The descriptor to say the exit status on, if this process is such a worker; asked for once:
+    what it starts is none."""
+    found = os.environ.pop(_PIPE, None)
+    if found is None or not found.isdecimal():
+        return None
+    _state["worker"] = True
+    return int(found)
+
+
+def in_worker() -> bool:
+    """Whether `worker_pipe` has found this process to be one."""
+    return "worker" in _state
+
+
+def say_status(pipe: int, status: int) -> None:
+    """A worker's last word."""
+    os.write(pipe, str(status).encode())
+    os.close(pipe)
+
+
+def run_apart(module: str, arguments: Sequence[str]) -> int:
+    """Run `python -m module arguments` on our own streams; its exit status.
+
+    BenchError where it ended before it said one; KeyboardInterrupt ends it too.
+    """
+    ours, theirs = os.pipe()
+    path = [str(_SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, _PIPE: str(theirs), "PYTHONPATH": os.pathsep.join(path)}
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    # -P: the folder that we are in is not ours, and may hold a module of any name.
+    command = [sys.executable, "-P", "-m", module, *arguments]
+    with os.fdopen(ours) as said:
+        try:
+            worker = subprocess.Popen(command, env=environment, pass_fds=[theirs])
+        finally:
+            os.close(theirs)
+        try:
+            worker.wait()
+        except KeyboardInterrupt:
+            worker.terminate()  # it keeps what it has, as at Ctrl-C
+            worker.wait()
+            raise
+        status = said.read()
+    if status:
+        return int(status)
+    how = (
+        f"status {worker.returncode}" if worker.returncode >= 0 else f"signal {-worker.returncode}"
+    )
+    raise BenchError(
+        f"the worker process ended ({how}) before it had an answer: the model's own code "
+        "(--trust-remote-code) ended or crashed it"
+    )
