@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from bench.errors import BenchError
-from bench.reports.published import FILE, Published, load_published, predict_published
+from bench.reports.published import (
+    FILE,
+    Published,
+    load_published,
+    not_predicted,
+    predict_published,
+)
+from bench.units import format_bytes
 
 ROWS = [row for row in load_published() if row.within is not None]
 QUICK = ("litgpt-phi-1.5-bf16-b1", "litgpt-phi-1.5-nf4-dq-b1")
@@ -32,6 +39,25 @@ def test_what_is_held_against_is_what_was_measured() -> None:
     assert [row.id for row in rows if row.length == "fitted"] == ["metamathqa-r32"]
     assert len({row.id for row in rows}) == len(rows) >= 30
     assert len(ROWS) >= 20
+
+
+def test_every_collected_row_is_predicted_or_says_why_not() -> None:
+    reasons = not_predicted()
+    assert len(reasons) + sum(row.id.startswith("m2-") for row in load_published()) == 88
+    assert all(len(reason) > 10 for reason in reasons.values())
+
+
+def test_the_page_has_every_row() -> None:
+    """docs/prediction.md, from `bench published`: each row with its published figure, and the
+    reason beside each that is more than 5 % off."""
+    page = (Path(__file__).parents[2] / "docs" / "prediction.md").read_text(encoding="utf-8")
+    for row in load_published():
+        (line,) = (line for line in page.splitlines() if line.startswith(f"| {row.id} |"))
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[4] == format_bytes(row.bytes)
+        error = float(cells[6].removesuffix(" %"))
+        assert row.within is None or abs(error) <= 100 * row.within
+        assert f"\n{cells[7]}: {row.differs}\n" in page, row.id
 
 
 @pytest.mark.parametrize(
