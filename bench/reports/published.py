@@ -33,7 +33,8 @@ _UNITS = {"B": 1, "GB": 1000**3, "GiB": 1024**3}
 _KEYS = (
     "id", "model", "config", "target_modules", "r", "precision", "batch_size", "seq_len",
     "gradient_checkpointing", "padded", "keeps_inputs", "use_dora", "lora_dropout",
-    "autocast_adapter_dtype", "autocast", "kbit_preparation", "length", "published", "unit", "metric", "within", "differs", "source",
+    "autocast_adapter_dtype", "autocast", "kbit_preparation", "length",
+    "published", "unit", "metric", "within", "differs", "source",
 )  # fmt: skip
 
 
