@@ -1,4 +1,4 @@
-"""Cases spread over several GPUs: one at a time on each, ahead of the tests that ask for them."""
+"""Cases spread over several devices: one at a time on each, ahead of the tests that ask for them."""
 
 from __future__ import annotations
 
@@ -59,11 +59,21 @@ class Taken:
 class Spread:
     """Measures the cases of `plan` on every device of a session; `start` waits for one of them.
 
+    `devices` are those of the session by default. One that is named twice runs two cases at once:
+    they disturb each other's times, and nothing else.
+
     Each case is loaded, makes `steps` timed steps and has its loss checked over `loss_steps` (0:
     not at all). Use as a context manager; leaving it ends the session and what still runs.
     """
 
-    def __init__(self, session: Session, plan: Sequence[Case], steps: int, loss_steps: int) -> None:
+    def __init__(
+        self,
+        session: Session,
+        plan: Sequence[Case],
+        steps: int,
+        loss_steps: int,
+        devices: Sequence[str] = (),
+    ) -> None:
         self._session = session
         self._waiting = deque(plan)
         self._planned = {case.id for case in plan}
@@ -72,7 +82,7 @@ class Spread:
         self._changed = threading.Condition()
         self._threads = [
             threading.Thread(target=self._work, args=(device,), name=device, daemon=True)
-            for device in session.devices
+            for device in devices or session.devices
         ]
 
     def __enter__(self) -> Self:

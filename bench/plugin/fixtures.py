@@ -99,21 +99,26 @@ def record(request: pytest.FixtureRequest) -> Recorder:
 def measuring(
     request: pytest.FixtureRequest, step_options: StepOptions
 ) -> Iterator[Session | Spread]:
-    """What starts one worker process a case; on several GPUs, ahead on each of them."""
+    """What starts one worker process a case; on several GPUs, ahead on each of them, and on the
+    CPU's cores too where times are not measured."""
     from bench.measure import WARMUP_ROUNDS, Session, Spread
+    from bench.training.machine import usable_processors
 
     config = request.config
     option = config.option
     on_gpu = has_gpu()
     limit = memory_limit_bytes(option.memory_limit, on_gpu=on_gpu)
     with Session(memory_limit_bytes=limit, time_limit_seconds=option.time_limit) as session:
-        if not on_gpu or len(session.devices) == 1:
+        devices = session.devices
+        if devices == ("cpu",) and option.benchmark_disable:  # no times that they could disturb
+            devices *= usable_processors()
+        if len(devices) == 1:
             yield session
             return
         subjects = [config.stash[SUBJECTS].measured[key] for key in config.stash[MEASURED]]
         cases = [subject.case(step_options) for subject in subjects]
         rounds = 1 if option.benchmark_disable else WARMUP_ROUNDS + option.rounds
-        with Spread(session, cases, rounds, option.check_loss) as spread:
+        with Spread(session, cases, rounds, option.check_loss, devices) as spread:
             yield spread
 
 

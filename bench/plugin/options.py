@@ -98,6 +98,8 @@ def pytest_configure(config: pytest.Config) -> None:
         "measured: runs a real training step and measures it",
         "gpu: needs a CUDA device",
         "slow: left out of the default run; choose it with -m slow",
+        "wheel: slow, of an installation in an environment of its own",
+        "xdist_group(name): with pytest-xdist's --dist loadgroup, run by one worker",
     ):
         config.addinivalue_line("markers", line)
     from hypothesis import HealthCheck, settings

@@ -138,13 +138,20 @@ def _processor() -> Mapping[str, str]:
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
+def usable_processors() -> int:
+    """On how many processors this process may run."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def limits(cores: int, root: Path = CGROUPS, groups: Path = GROUPS_OF) -> Mapping[str, Any]:
     """What a container, or whoever started this process, lets it have of the machine: processors
     (a share of time, or those that it may run on) and bytes; None where that is everything.
 
     Linux's control groups, version 2 (`cpu.max`, `memory.max`) and 1; of nested ones the tightest.
     """
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
+    usable = usable_processors()
     processors = [float(usable)] if usable < cores else []
     memory = []
     for folder in _control_groups(root, groups):

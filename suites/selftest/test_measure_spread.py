@@ -85,3 +85,32 @@ def test_leaving_ends_what_still_runs() -> None:
             server = psutil.Process(session._server.pid)
         assert not server.is_running()
     assert [t for t in threading.enumerate() if t.name in TwoDevices.devices] == []
+
+
+class Together(Session):
+    """No case goes on before another one has begun."""
+
+    def __init__(self) -> None:
+        super().__init__(device="cpu", time_limit_seconds=60)
+        self.both = threading.Barrier(2, timeout=60)
+
+    def start(self, case, device=None, clock=None):
+        running = super().start(case, device, clock)
+        self.both.wait()
+        return running
+
+
+def test_a_device_named_twice_has_two_cases_at_once() -> None:
+    """As where times are not asked for; the exact figures are those of a case alone."""
+    plan = [CASES[0], CASES[3]]
+    with (
+        Together() as session,
+        Spread(session, plan, steps=1, loss_steps=0, devices=("cpu", "cpu")) as spread,
+    ):
+        measured = [spread.start(case, WorkerClock()).prepare() for case in plan]
+    with Session(device="cpu", time_limit_seconds=60) as alone:
+        for case, found in zip(plan, measured, strict=True):
+            with alone.start(case) as running:
+                expected = running.prepare()
+            assert found.breakdown_by_phase == expected.breakdown_by_phase
+            assert found.operations == expected.operations
