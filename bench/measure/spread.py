@@ -1,4 +1,4 @@
-"""Cases spread over several devices: one at a time on each, ahead of the tests that ask for them."""
+"""Cases spread over devices: one at a time on each, ahead of the tests that ask for them."""
 
 from __future__ import annotations
 
