@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import gc
 import hashlib
 import importlib
 import json
+import math
 import os
 import resource
 import signal
@@ -24,6 +26,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import spec_from_file_location
+from itertools import accumulate
 from pathlib import Path
 from random import Random
 from types import CodeType
@@ -42,7 +45,6 @@ TESTS = (
     "suites/selftest/test_formulas.py", "suites/selftest/test_statistics.py",
     "suites/selftest/test_baselines.py", "suites/selftest/test_baselines_verdicts.py",
 )  # fmt: skip
-OURS = ("bench", "lora_target_bench", "test_", "suites", "conftest")
 PYTEST = ["-x", "-q", "-p", "no:cacheprovider", f"--rootdir={ROOT}"]
 
 
@@ -174,7 +176,11 @@ def measure() -> dict[str, Any]:
             }
             for file in data.measured_files()
         }
-        libraries = sorted(n for n in sys.modules if not n.startswith((*OURS, "__main__")))
+        ours = (str(ROOT), "None")
+        libraries = sorted(
+            name for name, module in sys.modules.items()
+            if not str(getattr(module, "__file__", None)).startswith(ours)
+        )  # fmt: skip
         KEPT.mkdir(exist_ok=True)
         found = {"lines": lines, "seconds": watch.seconds, "libraries": libraries}
         if status == 0:
@@ -193,7 +199,10 @@ def judge(mutant: Mutant, tests: list[str], seconds: float) -> tuple[str, str]:
     def work() -> tuple[int, str]:
         import pytest
 
-        sys.meta_path.insert(0, Mutated(mutant))
+        loader = Mutated(mutant)
+        sys.meta_path.insert(0, loader)
+        loaded = importlib.import_module(loader.module)  # before the plugin, under its own name
+        assert loaded.__loader__ is loader
         watch = Watch()
         status = pytest.main([*PYTEST, *tests], plugins=[watch])
         return int(status), watch.failed
@@ -208,6 +217,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=12)
     parser.add_argument("--mutants", type=int, default=300)
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf, help="of tests for each, the fastest first"
+    )
     parser.add_argument("--only", default="", help="files or mutants whose name holds this")
     options = parser.parse_args()
     os.chdir(ROOT)
@@ -218,15 +230,27 @@ def main() -> int:
             importlib.import_module(name)
         except Exception:  # a part of a library that only works where it was imported from
             continue
+    assert "bench" not in sys.modules
+    gc.collect()
+    gc.freeze()  # a collection in a fork would copy every page of the libraries
     every = [made for path in mutated_files() for made in mutants_of(path)]
     every = [m for m in every if options.only in f"{m[0].relative_to(ROOT)}:{m[1]}#{m[2]}"]
     Random(options.seed).shuffle(every)
     counts: Counter[str] = Counter()
+    for path in [made[0] for made in every[:1]]:
+        tests = sorted(found["seconds"], key=lambda test: found["seconds"][test])[:20]
+        as_it_is = Mutant(path, 1, -1, path.read_text("utf-8"))
+        if (control := judge(as_it_is, tests, 0)) != ("survived", ""):
+            sys.exit(f"{as_it_is.name} without a change: {control}")
     for path, line, number, text in every[: options.mutants]:
         mutant = Mutant(path, line, number, text())
         lines = found["lines"].get(str(path.relative_to(ROOT)), {})
         tests = lines.get(str(line)) or sorted({t for of_line in lines.values() for t in of_line})
         tests = sorted(tests, key=lambda test: found["seconds"][test])
+        spent = [*accumulate(found["seconds"][test] for test in tests)]
+        tests = [
+            test for test, so_far in zip(tests, spent, strict=True) if so_far < options.seconds
+        ]
         verdict, test = judge(mutant, tests, sum(found["seconds"][t] for t in tests))
         counts[verdict] += 1
         print(f"{verdict} {mutant.name} {test}", flush=True)

@@ -243,6 +243,35 @@ def test_three_tied_tokens() -> None:
         assert trainable - both("qwen2-CausalLM", plain)[0][0] == rows * 32
 
 
+def test_tied_names_are_taken_out_before_a_list_is_condensed() -> None:
+    """Of 21 names two are tied to Marian's embedding, which is listed as tied itself: 19 are left,
+    full names that layers_to_transform does not hold back."""
+    leaves = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "fc1", "fc2")
+    names = [f"model.encoder.layers.{n}.{leaf}" for n in range(3) for leaf in leaves]
+    names += [f"model.decoder.layers.{n}" for n in ("0.fc1", "0.fc2", "1.fc1")] + ["model.shared"]
+    tied = ["model.decoder.embed_tokens", "lm_head"]
+    adapter = AdapterConfig(
+        (*names, *tied), r=2, layers_to_transform=(3,), ensure_weight_tying=True
+    )
+    agrees("marian-Seq2SeqLM", adapter)
+    adapted = {a.name for a in match(small("marian-Seq2SeqLM").table, adapter).adapted}
+    assert adapted > {*names}
+
+
+def test_tokens_of_an_embedding_within_a_saved_module() -> None:
+    """PEFT looks for the embedding after saving, where it has another name: both are taken."""
+    model = small("modernbert-MaskedLM")
+    embedding = "model.embeddings.tok_embeddings"
+    for saved, refused in (((embedding,), True), ((embedding, "model"), False)):
+        adapter = AdapterConfig(("dense",), modules_to_save=saved, trainable_token_indices=(0, 1))
+        assert bool(match(model.table, adapter).refusals) == refused
+        if refused:
+            with pytest.raises(BenchError, match="already marked to be trained fully"):
+                inject(model.build(), adapter)
+        else:
+            assert "model" in count(inject(model.build(), adapter)).saved
+
+
 def test_lora_fa_freezes_every_a() -> None:
     """In the copies of saved modules too; no term is below zero."""
     model = small("opt-CausalLM")

@@ -63,8 +63,10 @@ def tie(table: ModuleTable, adapter: AdapterConfig, targets: Targets) -> Tying:
             ) from None
         return replace(unchanged, targets=whole, adapted=table.tied)
     if any(name.rpartition(".")[2] in _NAMES for name in targets or ()):
-        kept, replaced = _take_out(targets or (), table)
-        kept = tuple(dict.fromkeys((*kept, table.input_embedding)))
+        # Where the input embedding is itself listed as tied (Marian), it is taken out again.
+        wanted = tuple(dict.fromkeys((*(targets or ()), table.input_embedding)))
+        kept, gone = _take_out(wanted, table)
+        replaced = tuple(entry for entry in gone if entry[0] in (targets or ()))
         return replace(unchanged, targets=kept, adapted=table.tied, replaced=replaced)
     return unchanged
 
@@ -107,7 +109,11 @@ def token_layers(table: ModuleTable, adapter: AdapterConfig) -> tuple[TokenLayer
     embedding = table.input_embedding or "embed_tokens"
     asked = {embedding: given} if isinstance(given, tuple) else dict(given)
     saved = tie(table, adapter, None).adapter.guarded_modules
-    if both := [key for key in asked if key in saved]:
+    # PEFT asks for the embedding's name after saving: within a saved container it is another.
+    held = isinstance(given, tuple) and any(
+        re.match(rf"(^|.*\.){entry}\..*", embedding) for entry in saved
+    )
+    if both := [] if held else [key for key in asked if key in saved]:
         raise BenchError(f"trainable_token_indices: {both[0]} is in modules_to_save as well")
     shared = [
         key
