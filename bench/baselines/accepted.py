@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.baselines.runs import StoredRun, load_run
-from bench.baselines.storage import SAVE_HINT, find_runs
+from bench.baselines.storage import SAVE_HINT, alone, find_runs, stored_files
 from bench.errors import BenchError, check_keys
 from bench.files import read_json, write_atomically
 from bench.units import one_line
@@ -40,14 +40,15 @@ def accept(path: Path, reason: str) -> Path:
     if run.interrupted:
         raise BenchError(f"{path}: it was interrupted, and lacks cases: it cannot be a baseline")
     file = path.parent / FILE
-    accepted = _accepted(file)
-    accepted[path.stem] = {
+    entry = {
         "reason": reason,
         "by": _who(),
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "digest": run.digest,
     }
-    write_atomically(file, json.dumps(dict(sorted(accepted.items())), indent=1) + "\n")
+    with alone(path.parent):
+        accepted = {**_accepted(file), path.stem: entry}
+        write_atomically(file, json.dumps(dict(sorted(accepted.items())), indent=1) + "\n")
     return file
 
 
@@ -73,6 +74,23 @@ def _accepted(file: Path) -> dict[str, dict[str, Any]]:
     return dict(found)
 
 
+def is_first(folder: Path) -> bool:
+    """Whether the next run in `folder` has nothing there to be held against.
+
+    A run that cannot be read may have been the baseline: then it is not. BenchError for an
+    `accepted.json` that cannot be read.
+    """
+    _accepted(folder / FILE)
+    for path in stored_files(folder):
+        try:
+            run = load_run(path)
+        except BenchError:
+            return False
+        if not no_baseline(run):
+            return False
+    return True
+
+
 def no_baseline(run: StoredRun) -> str:
     """Why a stored run may not be a baseline; "" if it may."""
     if run.interrupted:
@@ -86,6 +104,19 @@ def no_baseline(run: StoredRun) -> str:
     if run.gate == FIRST:
         return "it was the first, not accepted"
     return "its gate failed" if run.gate == FAILED else "no gate held it against another"
+
+
+def check_gated(baseline: StoredRun) -> None:
+    """BenchError for a run that failed or was cut short, and that nobody has accepted: to be named
+    makes it something to look at beside this run, and nothing that a gate may pass against."""
+    why = no_baseline(baseline)
+    if why and (baseline.interrupted or baseline.gate == FAILED):
+        ways = ["name another", "compare without --gate"]
+        if not baseline.interrupted:
+            ways.insert(0, f"accept it (bench accept {baseline.label} --reason WHY)")
+        raise BenchError(
+            f"--gate: {baseline.label} may not be a baseline: {why}; {' or '.join(ways)}"
+        )
 
 
 def load_baseline(storage: Path | str, selector: str | None = None) -> StoredRun:

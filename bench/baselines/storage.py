@@ -114,7 +114,7 @@ def write_run(folder: Path | str, name: str, document: Mapping[str, Any]) -> Pat
     check_name(name)
     text = _lines(seal(document), 3) + "\n"
     folder = Path(folder)
-    with saving(folder / name, text) as temporary, _alone(folder):
+    with saving(folder / name, text) as temporary, alone(folder):
         number = 1 + max((_number(path) for path in folder.glob("*.json")), default=0)
         while True:
             path = folder / f"{number:04}_{name}.json"
@@ -137,8 +137,9 @@ def _lines(value: Any, depth: int) -> str:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, so that two savers do not take one number under two names.
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, so that two savers do not take one number under two names, and no
+    entry of a file that both rewrite is lost.
 
     Where the system or the file system has no such lock, numbers may repeat; no run is lost.
     """

@@ -11,7 +11,7 @@ import pytest
 
 from bench.adapters.config import written_targets
 from bench.baselines import all_thresholds, gate
-from bench.baselines.accepted import load_baseline
+from bench.baselines.accepted import check_gated, load_baseline
 from bench.baselines.runlog import RunLog
 from bench.baselines.storage import check_name
 from bench.errors import BenchError, missing_extra
@@ -167,6 +167,8 @@ def pytest_configure(config: pytest.Config) -> None:
             selector = None if option.benchmark_compare is True else option.benchmark_compare
             storage = storage_folder(config)
             config.stash[BASELINE] = baseline = load_baseline(storage, selector)
+            if option.gate:
+                check_gated(baseline)
             # pytest-benchmark reads the same run, for --benchmark-compare-fail.
             option.benchmark_storage = f"file://{storage}"
             option.benchmark_compare = str(baseline.path)

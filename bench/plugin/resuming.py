@@ -10,12 +10,13 @@ from typing import Any, NoReturn
 import pytest
 
 from bench.baselines import KEY, parse_run
+from bench.baselines.accepted import is_first
 from bench.baselines.differences import version_changes
 from bench.baselines.journal import Journal, unfinished
 from bench.baselines.runs import StoredRun
 from bench.baselines.verdicts import other_machine
 from bench.errors import BenchError
-from bench.plugin.state import JOURNAL, LOG, RESUMED, SAVE, storage_folder
+from bench.plugin.state import IS_FIRST, JOURNAL, LOG, RESUMED, SAVE, storage_folder
 from bench.training.options import step_from
 
 _ENDING = ("ok", "oom")
@@ -64,6 +65,7 @@ def open_journal(config: pytest.Config) -> None:
         return
     config.stash[JOURNAL] = journal = Journal(storage_folder(config), name)
     config.add_cleanup(lambda: journal.close(done=False))
+    config.stash[IS_FIRST] = is_first(storage_folder(config))
     if config.option.resume:
         config.stash[RESUMED] = unfinished(storage_folder(config), name)
 

@@ -26,6 +26,7 @@ FAILING = pytest.StashKey[Sequence[Verdict]]()
 THRESHOLDS = pytest.StashKey[Thresholds]()
 VERDICTS = pytest.StashKey[Sequence[Verdict]]()
 MEASURED = pytest.StashKey[list[str]]()  # keys of the measured subjects, in the run's order
+IS_FIRST = pytest.StashKey[bool]()  # when it began, no run of its folder could be a baseline
 JOURNAL = pytest.StashKey[Journal | None]()
 RESUMED = pytest.StashKey[dict[str, Any]]()  # the document of the run to go on with
 LINES = pytest.StashKey[list[str]]()

@@ -30,7 +30,6 @@ from bench.baselines.accepted import (
     accept,
     no_baseline,
 )
-from bench.baselines.storage import stored_files
 from bench.compat import benchmarks_of
 from bench.errors import BenchError
 from bench.files import SUITES, write_output
@@ -40,6 +39,7 @@ from bench.plugin.state import (
     BASELINE,
     FAILING,
     GATE,
+    IS_FIRST,
     JOURNAL,
     LINES,
     LOG,
@@ -197,17 +197,11 @@ def _gate_result(session: pytest.Session, run: StoredRun) -> str | None:
     result = session.config.stash[GATE]
     if result == FAILED or session.exitstatus != 0 or run.interrupted:
         return FAILED
-    if result is None and session.config.stash[BASELINE] is None and _is_first(session.config):
+    config = session.config
+    named = not (config.option.benchmark_disable or config.stash[AUTOSAVED])
+    if result is None and config.stash[BASELINE] is None and named and config.stash[IS_FIRST]:
         return FIRST
     return result
-
-
-def _is_first(config: pytest.Config) -> bool:
-    """Whether no run of this folder may be a baseline yet, and this one was given its name."""
-    if config.option.benchmark_disable or config.stash[AUTOSAVED]:
-        return False
-    folder = storage_folder(config)
-    return not any(not no_baseline(load_run(path)) for path in stored_files(folder))
 
 
 def benchmark_entries(config: pytest.Config, key: str) -> list[dict[str, Any]]:

@@ -104,7 +104,7 @@ def test_a_folder_without_hard_links_still_overwrites_nothing(
 
 def save_many(folder: Path, process: int, count: int, locked: bool, begin: object) -> None:
     if not locked:
-        storage._alone = lambda folder: contextlib.nullcontext()  # type: ignore[assignment]
+        storage.alone = lambda folder: contextlib.nullcontext()  # type: ignore[assignment]
     begin.wait()  # type: ignore[attr-defined]
     for number in range(count):
         name = f"p{process}" if locked else "same"

@@ -267,6 +267,10 @@ def test_a_failed_run_is_no_baseline_until_it_is_accepted(
             ["*against good*", f"*bench accept 000?_{attempt} --reason WHY*", "=*1 passed*"]
         )
         assert "verdicts failed the gate" in result.stdout.lines[-1]
+    named = run("--benchmark-compare=second", "--gate", **counts, apart=True)
+    assert named.ret == 2
+    named.stderr.fnmatch_lines(["*--gate: 0002_second may not be a baseline: its gate failed; accept it*"])
+    assert run("--benchmark-compare=second", **counts).ret == pytest.ExitCode.OK
     # Nor does one that no gate has looked at.
     run("--benchmark-save", "unseen", **counts)
     assert run(*compared, **counts).ret == pytest.ExitCode.TESTS_FAILED
@@ -286,6 +290,28 @@ def test_a_failed_run_is_no_baseline_until_it_is_accepted(
     record.unlink()  # nothing but a passed gate and that file makes a baseline
     assert not no_baseline(load_run(folder + "/0005_fourth.json"))
     assert no_baseline(load_run(folder + "/0001_good.json")) == "it was the first, not accepted"
+
+
+def test_a_broken_record_of_baselines_is_told_before_anything_runs(
+    run, pytester: pytest.Pytester
+) -> None:
+    """And an edited run keeps none from being stored; it may have been the baseline, so that the
+    new one is not taken for the first."""
+    counts = {"suites": "suites/test_counts.py"}
+    run("--benchmark-save", "first", **counts)
+    folder = _results(pytester)
+    record = folder / "accepted.json"
+    whole = record.read_text()
+    record.write_text("{")
+    refused = run("--benchmark-save", "second", **counts, apart=True)
+    assert refused.ret == 2
+    refused.stderr.fnmatch_lines(["*accepted.json: not JSON*"])
+    assert "passed" not in refused.stdout.str()
+    record.write_text(whole)
+    (folder / "0001_first.json").write_text("{}")
+    stored = run("--benchmark-save", "third", **counts)
+    assert stored.ret == pytest.ExitCode.OK
+    assert no_baseline(load_run(folder / "0002_third.json")) == "no gate held it against another"
 
 
 def test_a_run_with_a_failed_test_is_no_baseline(run, pytester: pytest.Pytester) -> None:
