@@ -100,10 +100,17 @@ def run(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> Plan:
     from bench.ab.pair import Plan
+    from bench.adapters.config import AdapterConfig
     from bench.scenarios.subjects import Request
     from bench.training.cases import StepOptions
 
     _check_ways(options)
+    for rank in (options.rank, options.contender_rank):
+        if rank is not None:
+            AdapterConfig(r=rank)  # 0 is wrong, not absent
+    for targets in (options.target_modules, options.contender_target_modules):
+        if targets is not None:
+            AdapterConfig(entries(targets))
     request = Request(
         models=tuple(options.model),
         scenarios=tuple(options.scenario),
@@ -114,16 +121,16 @@ def _plan(options: argparse.Namespace) -> Plan:
     )
     contender = None
     if any(getattr(options, name) is not None for name in _CONTENDERS):
-        other = options.contender_adapter or options.contender_target_modules
-        contender = replace(
-            request,
-            scenarios=() if other else request.scenarios,
-            adapter=options.contender_adapter if other else request.adapter,
-            target_modules=(
-                entries(options.contender_target_modules) if other else request.target_modules
-            ),
-            r=options.contender_rank or request.r,
-        )
+        contender = request
+        if any(getattr(options, name) is not None for name in _CONTENDERS[:2]):
+            contender = replace(
+                contender,
+                scenarios=(),
+                adapter=options.contender_adapter,
+                target_modules=entries(options.contender_target_modules),
+            )
+        if options.contender_rank is not None:
+            contender = replace(contender, r=options.contender_rank)
     elif options.contender_env is None:
         raise BenchError(
             "there is nothing to compare: give --contender-env, or another configuration with "

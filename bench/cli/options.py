@@ -79,9 +79,27 @@ def add_format(add: Add, default: str | None, formats: tuple[str, ...] = FORMATS
     told = default or "terminal on a terminal, else markdown"
     # fmt: off
     add("--format", choices=formats, default=default, help=f"(default: {told})")
-    add("--json", action="store_const", const="json", dest="format",
+    add("--json", action=Json, nargs=0, dest="format",
         help="one JSON object a line: --format json")
     # fmt: on
+
+
+class Json(argparse.Action):
+    """--format json; beside a --format one of them would be dropped."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        """Set the format, unless another is given."""
+        given = namespace.__dict__.setdefault("_given", set())
+        if self.dest in given and namespace.format != "json":
+            parser.error("give --json or --format, not both")
+        given.add(self.dest)
+        namespace.format = "json"
 
 
 def split(text: str) -> tuple[str, ...]:

@@ -72,6 +72,8 @@ class _Once(argparse.Action):
         """Keep the value, unless there is one already."""
         given = namespace.__dict__.setdefault("_given", set())
         if option_string is not None and self.dest in given:
+            if option_string == "--format" and namespace.format == "json":
+                parser.error("give --json or --format, not both")
             parser.error(f"{option_string} is given twice, and takes one value")
         given.add(self.dest)
         setattr(namespace, self.dest, values)

@@ -47,8 +47,7 @@ def add_options(add: Add) -> None:
     add("--plot", type=Path, metavar="FILE",
         help="draw what is reached, layers by projections (.svg or .png)")
     add("--modules", action="store_true", help="list every adapted module, and every missed one")
-    add("--format", choices=("terminal", "markdown", "latex"), default="terminal",
-        help="(default: %(default)s)")
+    add("--format", choices=("terminal", "markdown", "latex"), help="(default: terminal)")
     add("--gradients", action="store_true",
         help="list adapters that a step gives no gradient: they match, and train nothing")
     add("--method", metavar="M", help="another PEFT method: ia3, vera, prefix_tuning, full, ...")
@@ -61,6 +60,8 @@ def run(options: argparse.Namespace) -> int:
     """Tell what every entry reaches on each model; 1 with --strict when one is dead."""
     if options.method is not None:
         return _other_method(options)
+    if options.json and options.format:
+        raise BenchError("give --json or --format, not both")
     if options.settings:
         raise BenchError(
             "--set goes with --method; LoRA's own fields go into an adapter_config.json (--adapter)"
@@ -101,7 +102,7 @@ def run(options: argparse.Namespace) -> int:
                 answer["adapted_modules"] = adapted_modules(ledger)
                 answer["missed_modules"] = missed_modules(subject, ledger)
             print(json.dumps(answer), flush=True)
-        elif options.format != "terminal":
+        elif options.format not in (None, "terminal"):
             report = ledger_report(subject, ledger, parameters, modules=options.modules)
             put(written(report, options.format))
         else:

@@ -74,6 +74,9 @@ def test_two_configurations_are_one_case_and_a_cut_comparison_goes_on(
     [
         ((), "there is nothing to compare: give --contender-env"),
         (("--adapter", "a", "--target-modules", "b", "--contender-rank", "2"), "give one of"),
+        (("--contender-rank", "0"), "r must be a whole number of at least 1, not 0"),
+        (("--contender-target-modules", ""), "target_modules is empty"),
+        (("--contender-rank", "2", "--rank", "0"), "r must be a whole number of at least 1, not 0"),
         (("--contender-rank", "2", "--resume"), "--resume needs --save DIR"),
         (("--contender-rank", "2", "--save", "/proc/none"), "cannot be written to"),
         (("--contender-rank", "2", "--save", "new", "--resume"), "no unfinished comparison lies"),

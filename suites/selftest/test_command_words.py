@@ -125,6 +125,28 @@ def test_the_advice_fits_what_is_stored(
     assert "bench accept 0002_new --reason WHY" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ("targets", "opt-350m"), ("memory", "opt-350m"), ("choose", "opt-350m", "--gpu", "T4"),
+        ("compare", "a", "b"), ("report",), ("ab",), ("check", "file.yaml"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("last", [True, False])
+def test_two_formats_are_one_too_many(
+    asked: tuple[str, ...], last: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    formats = ["--format", "github" if asked[0] == "check" else "latex"]
+    try:
+        status: object = main(
+            [*asked, *(formats if last else ()), "--json", *(() if last else formats)]
+        )
+    except SystemExit as ended:
+        status = ended.code
+    assert status == 2
+    assert "give --json or --format, not both" in capsys.readouterr().err
+
+
 def test_an_option_of_one_value_is_given_once(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["targets", "opt-350m", "--adapter", "a.json", "--adapter", "b.json"])

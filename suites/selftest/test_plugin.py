@@ -269,7 +269,9 @@ def test_a_failed_run_is_no_baseline_until_it_is_accepted(
         assert "verdicts failed the gate" in result.stdout.lines[-1]
     named = run("--benchmark-compare=second", "--gate", **counts, apart=True)
     assert named.ret == 2
-    named.stderr.fnmatch_lines(["*--gate: 0002_second may not be a baseline: its gate failed; accept it*"])
+    named.stderr.fnmatch_lines(
+        ["*--gate: 0002_second may not be a baseline: its gate failed; accept it*"]
+    )
     assert run("--benchmark-compare=second", **counts).ret == pytest.ExitCode.OK
     # Nor does one that no gate has looked at.
     run("--benchmark-save", "unseen", **counts)
@@ -492,7 +494,10 @@ def test_an_interrupted_run_is_kept_and_is_no_baseline(
     document[KEY]["detail"] = {"interrupted": True}
     later.write_text(json.dumps(seal(document)))
     run("--benchmark-compare", "--gate", **counts).stdout.fnmatch_lines(["*against whole*"])
-    named = run("--benchmark-compare=cut-later", "--gate", **counts)
+    gated = run("--benchmark-compare=cut-later", "--gate", apart=True, **counts)
+    assert gated.ret == 2
+    assert "it was interrupted; name another or compare without --gate" in gated.stderr.str()
+    named = run("--benchmark-compare=cut-later", **counts)
     assert named.ret == pytest.ExitCode.OK
     assert "interrupted: not every case was reached" in " ".join(named.stdout.str().split())
 
