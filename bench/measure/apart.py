@@ -7,11 +7,14 @@ to its end and said so.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from bench.errors import BenchError
 
@@ -45,29 +48,31 @@ def say_status(pipe: int, status: int) -> None:
 def run_apart(module: str, arguments: Sequence[str]) -> int:
     """Run `python -m module arguments` on our own streams; its exit status.
 
-    BenchError where it ended before it said one; KeyboardInterrupt ends it too.
+    A signal that would end us goes to it, so that it ends as it does by itself. BenchError where
+    it ended before it said a status.
     """
     ours, theirs = os.pipe()
     path = [str(_SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, _PIPE: str(theirs), "PYTHONPATH": os.pathsep.join(path)}
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    # -P: the folder that we are in is not ours, and may hold a module of any name.
+    # -P: the folder that we are in is not ours, and may hold a module of any name. In a session of
+    # its own: a terminal's Ctrl-C comes from us, once.
     command = [sys.executable, "-P", "-m", module, *arguments]
     with os.fdopen(ours) as said:
         try:
-            worker = subprocess.Popen(command, env=environment, pass_fds=[theirs])
+            worker = subprocess.Popen(
+                command, env=environment, pass_fds=[theirs], start_new_session=True
+            )
         finally:
             os.close(theirs)
-        try:
+        with _handed_on(worker) as sent:
             worker.wait()
-        except KeyboardInterrupt:
-            worker.terminate()  # it keeps what it has, as at Ctrl-C
-            worker.wait()
-            raise
         status = said.read()
     if status:
         return int(status)
+    if -worker.returncode in sent:
+        return 128 - worker.returncode
     how = (
         f"status {worker.returncode}" if worker.returncode >= 0 else f"signal {-worker.returncode}"
     )
@@ -75,3 +80,27 @@ def run_apart(module: str, arguments: Sequence[str]) -> int:
         f"the worker process ended ({how}) before it had an answer: the model's own code "
         "(--trust-remote-code) ended or crashed it"
     )
+
+
+@contextlib.contextmanager
+def _handed_on(worker: subprocess.Popen[bytes]) -> Iterator[list[int]]:
+    """Meanwhile, signals go to the worker; which ones did. One that is ignored (nohup) stays so."""
+    sent: list[int] = []
+
+    def hand_on(number: int, frame: object) -> None:
+        sent.append(number)
+        worker.send_signal(number)
+
+    before: dict[int, Any] = {}
+    try:
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+                before[number] = signal.signal(number, hand_on)
+    except ValueError:  # not the main thread: nothing reaches us
+        pass
+    try:
+        yield sent
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

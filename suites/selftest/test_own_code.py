@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,10 @@ from transformers import PretrainedConfig
 open(os.environ["BENCH_RAN"], "a").write(f"{os.getpid()} {os.getppid()}\\n")
 if "BENCH_ENDS" in os.environ:
     os._exit(0)
+if "BENCH_SIGNAL" in os.environ:  # to the process that was called; it comes back to this one
+    import signal
+    os.kill(os.getppid(), int(os.environ["BENCH_SIGNAL"]))
+    signal.sigtimedwait([], 20)
 
 class TinyConfig(PretrainedConfig):
     model_type = "tiny-of-its-own"
@@ -170,6 +175,23 @@ def test_the_suites_run_own_code_in_a_worker_alone(own: Path, trusted: bool) -> 
     ended = _run(own, *asked, "--trust-remote-code", BENCH_ENDS="1")
     assert ended.returncode == 2
     assert "ended or crashed it" in ended.stderr
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("command", ["targets", "pytest"])
+def test_a_signal_ends_the_worker_too(own: Path, command: str, name: str) -> None:
+    asked = ("bench", "targets", *ASKED)
+    if command == "pytest":
+        suite = str(PROJECT / "suites" / "test_counts.py")
+        asked = ("pytest", suite, "--model", "own", "--target-modules", "odd_proj")
+    number = int(signal.Signals[name])
+    done = _run(own, "-m", *asked, "--trust-remote-code", BENCH_SIGNAL=str(number))
+    assert done.returncode in (130, 128 + number, 2), done.stderr  # and not -number
+    assert "Traceback" not in done.stderr
+    assert "ended or crashed it" not in done.stderr
+    (worker,) = {int(pid) for pid in (own / "ran").read_text().split()[::2]}
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)
 
 
 def test_own_code_trains_in_a_worker(own: Path) -> None:
