@@ -86,7 +86,7 @@ def format_change(ratio: float) -> str:
 
 
 def format_quantity(value: float | str, unit: str) -> str:
-    """`value` of a metric whose unit is count, operations, bytes, seconds, flops or text."""
+    """`value` of a metric whose unit is count, operations, bytes, seconds, flops, nats or text."""
     if isinstance(value, str):
         return value
     if unit == "bytes":
@@ -95,6 +95,8 @@ def format_quantity(value: float | str, unit: str) -> str:
         return format_seconds(value)
     if unit == "flops":
         return format_flops(value)
+    if unit == "nats":
+        return f"{value:.4f}"
     return format_count(value)
 
 

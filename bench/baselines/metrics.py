@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from bench.errors import BenchError, UnknownName
 
-EXACT, ALLOCATED, RESERVED, TIME = "exact", "allocated", "reserved", "time"
+EXACT, ALLOCATED, RESERVED, TIME, LOSS = "exact", "allocated", "reserved", "time", "loss"
 
-DEFAULT_THRESHOLDS: dict[str, float] = {ALLOCATED: 0.01, RESERVED: 0.05, TIME: 0.05}
+DEFAULT_THRESHOLDS: dict[str, float] = {ALLOCATED: 0.01, RESERVED: 0.05, TIME: 0.05, LOSS: 0.02}
 """Relative change that a kind tolerates, as a fraction. Exact metrics tolerate none."""
 
 
@@ -19,8 +19,9 @@ class Metric:
     """One figure of a case.
 
     kind: exact (compared for equality), allocated (what tensors occupy), reserved (what the
-    process or the caching allocator holds) or time (compared by confidence interval).
-    unit: count, bytes, seconds, flops, operations or text, as stored.
+    process or the caching allocator holds), time (compared by confidence interval) or loss (one
+    value a seed, compared seed by seed).
+    unit: count, bytes, seconds, flops, operations, nats or text, as stored.
     """
 
     name: str
@@ -59,6 +60,7 @@ METRICS: dict[str, Metric] = {
         Metric("forward_seconds", TIME, "seconds", "forward time"),
         Metric("backward_seconds", TIME, "seconds", "backward time"),
         Metric("optimizer_seconds", TIME, "seconds", "optimizer time"),
+        Metric("evaluation_loss", LOSS, "nats", "evaluation loss"),
     )
 }
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bench.baselines.metrics import EXACT, TIME, Metric, metric_named
+from bench.baselines.metrics import EXACT, LOSS, TIME, Metric, metric_named
 from bench.errors import BenchError, UnknownName, check_keys
 from bench.files import read_text
 from bench.training.machine import INSTRUCTION_SETS, Accelerator, Machine
@@ -359,10 +359,10 @@ def parse_record(key: str, data: Any, file: str) -> Record:
 
 
 def _value(metric: Metric, value: Any, where: str) -> Value:
-    """`value`, if the metric's unit allows it; times are a list of rounds, or one number."""
+    """`value`, if the metric's unit allows it; times and losses are a list, or one number."""
     if metric.unit == "text":
         return _word(value, where)
-    if metric.kind == TIME:
+    if metric.kind in (TIME, LOSS):
         rounds = value if isinstance(value, list) else [value]
         if not rounds:
             raise BenchError(f"{where}: a list of rounds is empty")

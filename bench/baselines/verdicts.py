@@ -5,6 +5,7 @@ What may be compared depends on the metric's kind:
 - exact figures, everywhere;
 - allocated memory, where the accelerator is the same. Without one it is counted tensor by tensor,
   which no CPU, thread count or allocator changes, so that two CPU machines compare;
+- losses, everywhere, seed by seed: another machine's last digits are within the margin;
 - reserved memory, RSS and time, on the same machine: its id, the processor's name, model and
   instruction sets, its cores and memory, the accelerator and its driver, the threads, and what a
   container leaves of all that.
@@ -26,7 +27,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from bench.baselines.differences import differences, workload_change
-from bench.baselines.metrics import ALLOCATED, EXACT, METRICS, TIME, Metric, Thresholds
+from bench.baselines.losses import by_seed, compare_losses
+from bench.baselines.metrics import ALLOCATED, EXACT, LOSS, METRICS, TIME, Metric, Thresholds
 from bench.baselines.runs import Record, Selection, StoredRun
 from bench.statistics import (
     MINIMUM_LAUNCHES,
@@ -172,6 +174,8 @@ def _compare_records(
             yield Verdict(before.id, name, VANISHED, _middle(old), explanation="not in this run")
         elif metric.kind == TIME:
             yield _compare_times(metric, before, after, thresholds, why)
+        elif metric.kind == LOSS:
+            yield _compare_losses(metric, before, after, thresholds, why)
         else:
             yield _compare_values(metric, before, after, thresholds, why)
 
@@ -239,6 +243,18 @@ def _compare_times(
         verdict = _direction(metric, found.beyond(threshold))
         remark = "" if verdict == UNCHANGED else why
     return Verdict(before.id, metric.name, verdict, *middles, ratio, interval, threshold, remark)
+
+
+def _compare_losses(
+    metric: Metric, before: Record, after: Record, thresholds: Thresholds, why: str
+) -> Verdict:
+    threshold = thresholds.of(metric, before.scenario)
+    found = compare_losses(by_seed(before, metric.name), by_seed(after, metric.name), threshold)
+    verdict = _direction(metric, found.sign)
+    return Verdict(
+        before.id, metric.name, verdict, *found.means, _ratio(*found.means), found.interval,
+        threshold, found.remark or ("" if verdict == UNCHANGED else why),
+    )  # fmt: skip
 
 
 def _launches_together(before: Record, after: Record, *rounds: int) -> int:
@@ -320,6 +336,8 @@ def _obstacle(metric: Metric, old: Machine, new: Machine, before: Record, after:
         return ""
     if workload := workload_change(before, after):
         return f"another workload: {workload}"
+    if metric.kind == LOSS:
+        return ""
     return other_machine(old, new, ("accelerator",) if metric.kind == ALLOCATED else MACHINE)
 
 

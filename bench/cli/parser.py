@@ -15,6 +15,7 @@ from bench.cli import (
     compare,
     explain,
     history,
+    learn,
     memory,
     methods,
     published,
@@ -54,6 +55,7 @@ COMMANDS: dict[str, Command] = {
     "list": list_,
     "history": history,
     "ab": ab,
+    "learn": learn,
     "published": published,
     "suites": suites,
 }

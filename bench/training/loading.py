@@ -39,13 +39,17 @@ def load(case: Case, device: str = "cpu") -> Training:
     if precision(case.precision).stored:
         raise BenchError(f"{case.model}: {case.precision} weights are predicted, not measured")
     quiet_libraries()
+    return prepared(case, *base_model(case, device), device)
+
+
+def base_model(case: Case, device: str = "cpu") -> tuple[Any, Any]:
+    """The transformers config and the base model, drawn (what the weights lack, too) from
+    `case.step.seed`."""
     torch.manual_seed(case.step.seed)
     config = make_config(case)
     if case.weights:
-        model = _real_weights(case, config, device)
-    else:
-        model = random_weights(case, config, device)
-    return prepared(case, config, model, device)
+        return config, _real_weights(case, config, device)
+    return config, random_weights(case, config, device)
 
 
 def prepared(case: Case, config: Any, model: Any, device: str) -> Training:

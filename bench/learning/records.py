@@ -1,0 +1,182 @@
+"""What an arm has shown so far, and the record of a stored run that holds it, both ways."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from bench.baselines.runs import KEY, Record, Selection, StoredRun
+from bench.errors import BenchError
+from bench.learning.arms import Arm
+from bench.learning.fit import Fitted
+from bench.learning.tuning import Tuned
+from bench.training.machine import MEASURING_THREADS, machine, versions
+
+if TYPE_CHECKING:
+    from bench.learning.study import Study
+
+SUITE = "learning"
+_TIME = "taken beside other processes: for the report, not for a verdict"
+
+
+@dataclass
+class Shown:
+    """One arm: its tuning by the tuning's seed, and its training by seed."""
+
+    arm: Arm
+    tuned: dict[int, Tuned] = field(default_factory=dict)
+    fitted: dict[int, Fitted] = field(default_factory=dict)
+
+    @property
+    def rate(self) -> float | None:
+        """The rate that its seeds are trained with: the first tuning's."""
+        return self.tuned[min(self.tuned)].rate if self.tuned else None
+
+    @property
+    def losses(self) -> dict[int, float]:
+        """The last evaluation loss by seed, in nats; inf where it diverged."""
+        return {seed: one.final for seed, one in sorted(self.fitted.items())}
+
+
+def record_id(study: Study, arm: Arm) -> str:
+    """What the arm is stored under."""
+    return f"{SUITE}/{study.name}/{arm.id}"
+
+
+def to_record(study: Study, shown: Shown) -> Record:
+    """The record of what an arm has shown. Diverged seeds have no loss, and make its outcome."""
+    arm = shown.arm
+    fits = [shown.fitted[seed] for seed in sorted(shown.fitted)]
+    learned = [one for one in fits if not one.diverged]
+    metrics: dict[str, Any] = {
+        "trainable_parameters": arm.trainable, "total_parameters": arm.total,
+        "adapted_layers": arm.layers,
+    }  # fmt: skip
+    if learned:
+        metrics["evaluation_loss"] = tuple(one.final for one in learned)
+        metrics["step_seconds"] = tuple(one.step_seconds for one in learned)
+    followed = next((one for one in fits if one.peak_allocated_bytes is not None), None)
+    if followed is not None:
+        metrics["peak_allocated_bytes"] = followed.peak_allocated_bytes
+    settings = study.settings
+    return Record(
+        record_id(study, arm), SUITE, study.model.label, arm.name, arm.rank, arm.precision,
+        "ok" if len(learned) == len(fits) else "diverged",
+        metrics,
+        {
+            "batch_size": settings.batch_size,
+            "seq_len": settings.length,
+            "step_options": study.described,
+            "matched": arm.budget,
+            "shifted": arm.shift,
+            "ranks": arm.ranks,
+            "reached": dict(arm.reached),
+            "rate": shown.rate,
+            "tuning": {str(seed): _tuning(one) for seed, one in shown.tuned.items()},
+            "seeds": [one.seed for one in learned],
+            "fits": [_plain(one) for one in fits],
+            "unstable": _TIME,
+        },
+    )  # fmt: skip
+
+
+def _tuning(tuned: Tuned) -> dict[str, Any]:
+    losses = {
+        f"{rate:g}": {str(step): _told(loss) for step, loss in by_step.items()}
+        for rate, by_step in tuned.losses.items()
+    }
+    return {"rate": tuned.rate, "losses": losses}
+
+
+def _told(loss: float) -> float | None:
+    return round(loss, 6) if math.isfinite(loss) else None
+
+
+def _plain(one: Fitted) -> dict[str, Any]:
+    values = asdict(one)
+    values["losses"] = {str(step): _told(loss) for step, loss in one.losses.items()}
+    norms = one.gradient_norms.items()
+    values["gradient_norms"] = {role: float(f"{norm:.5g}") for role, norm in norms}
+    return values
+
+
+def from_record(record: Record, arm: Arm | None = None) -> Shown:
+    """What `to_record` wrote, of `arm` or of what the record tells of it. BenchError where the
+    record is no such one."""
+    try:
+        detail = record.detail
+        arm = arm or _arm_of(record)
+        tuned = {
+            int(seed): Tuned(
+                values["rate"],
+                {
+                    float(rate): {int(s): _read(loss) for s, loss in by_step.items()}
+                    for rate, by_step in values["losses"].items()
+                },
+            )
+            for seed, values in detail["tuning"].items()
+        }
+        fits = [
+            Fitted(**{**v, "losses": {int(s): _read(loss) for s, loss in v["losses"].items()}})
+            for v in detail["fits"]
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BenchError(f"{record.id}: not a record of the learning suite: {error}") from None
+    return Shown(arm, tuned, {one.seed: one for one in fits})
+
+
+def _arm_of(record: Record) -> Arm:
+    counts = {name: record.metrics[name] for name in ("trainable_parameters", "total_parameters")}
+    trainable, total = (int(str(value)) for value in counts.values())
+    detail = record.detail
+    return Arm(
+        record.scenario, "", None, trainable, total,
+        rank=record.rank, ranks=detail["ranks"], budget=detail["matched"],
+        precision=record.precision or "", shift=detail["shifted"], seeds=len(detail["fits"]),
+        reached=detail["reached"],
+    )  # fmt: skip
+
+
+def shown_in(run: StoredRun) -> dict[str, Shown]:
+    """Every arm of a stored run, by name. BenchError for a run of another suite."""
+    if not all(record.suite == SUITE for record in run.records.values()):
+        raise BenchError(f"{run.label}: not a run of the learning suite (bench learn --save NAME)")
+    found = (from_record(record) for record in run.records.values())
+    return {one.arm.name: one for one in found}
+
+
+def _read(loss: Any) -> float:
+    return math.inf if loss is None else float(loss)
+
+
+def run_of(study: Study, shown: Mapping[str, Shown], name: str, *, interrupted: bool) -> StoredRun:
+    """The stored run of what the arms have shown."""
+    asked: tuple[str, ...] = (f"{SUITE}/{study.name}",)
+    if not study.whole:
+        asked = tuple(record_id(study, arm) for arm in study.arms)
+    records = [to_record(study, one) for one in shown.values() if one.fitted or one.tuned]
+    return StoredRun(
+        name,
+        versions(),
+        machine(MEASURING_THREADS),
+        {record.id: record for record in records},
+        selection=Selection(asked),
+        interrupted=interrupted,
+        options={"study": study.name, "margin": study.settings.margin},
+    )
+
+
+def document_of(run: StoredRun) -> dict[str, Any]:
+    """The run as `bench.baselines.write_run` stores it."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"datetime": now, "machine_info": {}, "commit_info": {}, "benchmarks": [],
+            KEY: run.table()}  # fmt: skip
+
+
+def mean_loss(shown: Shown) -> float:
+    """The mean over seeds, inf where one diverged."""
+    return statistics.fmean(shown.losses.values())

@@ -1,0 +1,65 @@
+"""What the first gradient foretells: its norm by role before any training, against the ranking.
+
+A probe of seconds: forward and backward over a few texts, nothing trained. It is told with its rank
+correlation with the losses that training then gave, whatever that is.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bench.learning import texts
+from bench.learning.arms import FULL, Arm
+from bench.learning.fit import load_arm, norms_by_role
+from bench.statistics import kendall_tau
+
+if TYPE_CHECKING:
+    from bench.learning.records import Shown
+    from bench.learning.study import Study
+
+BATCHES = 4
+
+
+@dataclass(frozen=True)
+class Signal:
+    """Kendall's tau between an arm's gradient norm and how low its loss became: over all `arms`,
+    and over those of one role alone; NaN for fewer than two."""
+
+    arms: tuple[str, ...]
+    tau: float
+    single_tau: float
+
+
+def probe(study: Study, seed: int = 0) -> dict[str, float]:
+    """The norm of the loss' gradient by the base model's own weights, by role, over a few batches
+    of the training text, with the head as the seed draws it."""
+    material, size = study.plain, study.settings.batch_size
+    model = load_arm(study, Arm("probe", FULL, None, 0, 0), seed).eval()
+    for batch in texts.batches(material.train, size, BATCHES, seed, material.pad):
+        placed = {name: tensor.to(study.device) for name, tensor in batch.items()}
+        (model(**placed).loss / BATCHES).backward()
+    return norms_by_role(model, study.model.role_of)
+
+
+def arm_norm(norms: Mapping[str, float], roles: Sequence[str]) -> float:
+    """The norm over all the roles that an arm adapts."""
+    return math.sqrt(sum(norms.get(role, 0.0) ** 2 for role in roles))
+
+
+def against(norms: Mapping[str, float], shown: Sequence[Shown]) -> Signal:
+    """The norms held against the losses of arms at one budget."""
+    arms = [one for one in shown if one.arm.reached and one.losses]
+    foretold = [-arm_norm(norms, tuple(one.arm.reached)) for one in arms]
+    losses = [statistics.fmean(one.losses.values()) for one in arms]
+
+    def tau(chosen: Sequence[int]) -> float:
+        if len(chosen) < 2:
+            return math.nan
+        return kendall_tau([foretold[i] for i in chosen], [losses[i] for i in chosen])
+
+    single = [i for i, one in enumerate(arms) if len(one.arm.reached) == 1]
+    return Signal(tuple(one.arm.name for one in arms), tau(range(len(arms))), tau(single))

@@ -1,0 +1,349 @@
+"""A study: one model on one text, the arms that are compared on it, and what is claimed of them.
+
+`fixtures/learning/*.toml` hold them, written before anything is run: margins and claims too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.errors import BenchError, UnknownName, check_keys
+from bench.files import FIXTURES, read_toml
+from bench.learning import packages, texts
+from bench.learning.arms import FULL, HEAD, LORA, Arm, budget_of, lora_arm, whole_arm
+from bench.models.architectures import Model, find_model
+from bench.models.precision import precision
+from bench.scenarios.scenario import Scenario, find_scenario
+
+if TYPE_CHECKING:
+    from bench.learning.texts import Material, Text
+
+FOLDER = FIXTURES / "learning"
+WEIGHTS = {"minilm": packages.minilm, "smollm2": packages.smollm2}
+CLASSIFICATION, LANGUAGE_MODEL = "classification", "language-model"
+CLASSES = {
+    CLASSIFICATION: "AutoModelForSequenceClassification",
+    LANGUAGE_MODEL: "AutoModelForCausalLM",
+}
+_SETTINGS = ("weights", "task", "text", "other", "length", "batch_size", "steps", "evaluate_at",
+             "held_back", "evaluation", "other_examples", "new_tokens", "budget_scenario",
+             "budget_rank", "lora_alpha", "lora_dropout", "rates", "full_rates", "head_rates",
+             "rungs", "kept", "margin", "seeds")  # fmt: skip
+_ARM_KEYS = ("scenario", "roles", "optional_roles", "saved_roles", "kind", "r", "lora_alpha",
+             "budget", "precision", "shift", "seeds", "same_rate_as", "tuning_seeds", "use_rslora",
+             "use_dora", "init_lora_weights", "quick", "stands_for")  # fmt: skip
+_VARIANTS = ("use_rslora", "use_dora", "init_lora_weights")
+_PUBLISHED_KEYS = ("with", "without", "matched_with", "matched_without")
+_CLAIM_KEYS = ("says", "source", "kind", "better", "worse", "with", "without", "full", "sets",
+               "expected", "metric")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How every arm of a study is trained and evaluated; see the comments of its file.
+
+    rungs: steps after which the rates are compared, and `kept` how many go on from each. margin:
+    nats of loss below which a difference does not count, fixed before the run.
+    """
+
+    weights: str
+    task: str
+    text: Mapping[str, Any]
+    other: Mapping[str, Any]
+    length: int
+    batch_size: int
+    steps: int
+    evaluate_at: tuple[int, ...]
+    held_back: int
+    evaluation: int
+    other_examples: int
+    new_tokens: int
+    budget_scenario: str
+    budget_rank: int
+    lora_alpha: float
+    lora_dropout: float
+    rates: tuple[float, ...]
+    full_rates: tuple[float, ...]
+    head_rates: tuple[float, ...]
+    rungs: tuple[int, ...]
+    kept: tuple[int, ...]
+    margin: float
+    seeds: int
+
+    def __post_init__(self) -> None:
+        if self.task not in CLASSES:
+            raise UnknownName("task", self.task, CLASSES)
+        if len(self.rungs) != len(self.kept) or max(self.rungs) > self.steps:
+            raise BenchError("rungs and kept go together, and no rung is beyond the last step")
+        if self.evaluate_at[-1] != self.steps:
+            raise BenchError("the last of evaluate_at must be the last step")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Something that has been said, and between which arms it is tested here: see `claims`."""
+
+    name: str
+    says: str
+    source: str
+    kind: str
+    arms: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a study is to answer. margin: nats. published: the arms that stand for the published
+    comparison, as it was made (`with`, `without`) and at one budget (`matched_with`,
+    `matched_without`). stands_for: published shapes that are the same as an arm on this model."""
+
+    claims: tuple[Claim, ...]
+    margin: float
+    published: Mapping[str, str] = field(default_factory=dict)
+    stands_for: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything that decides a run. `weights` is the folder, `where` names the text in errors."""
+
+    name: str
+    settings: Settings
+    weights: Path
+    model: Model = field(repr=False)
+    grown: Model = field(repr=False)
+    """The model with the new words of the shift."""
+    plain: Material = field(repr=False)
+    shifted: Material = field(repr=False)
+    arms: tuple[Arm, ...]
+    said: Said | None = None
+    quick: tuple[str, ...] = ()
+    """Arms of the one-minute version."""
+    device: str = "cpu"
+    whole: bool = True
+    """Whether it has all its arms."""
+
+    def material(self, arm: Arm) -> Material:
+        """What an arm sees."""
+        return self.shifted if arm.shift else self.plain
+
+    def model_of(self, arm: Arm) -> Model:
+        """The base model of an arm, with the words that its text has."""
+        return self.grown if arm.shift else self.model
+
+    def arm(self, name: str) -> Arm:
+        """The arm of that name; UnknownName with the nearest."""
+        for arm in self.arms:
+            if arm.name == name:
+                return arm
+        raise UnknownName("arm", name, [arm.name for arm in self.arms])
+
+    def only(self, names: Sequence[str]) -> Study:
+        """With these arms alone, and those whose rates they take."""
+        wanted = {self.arm(name).name for name in names}
+        wanted |= {arm.same_rate_as for arm in self.arms if arm.name in wanted}
+        arms = tuple(arm for arm in self.arms if arm.name in wanted)
+        return replace(self, arms=arms, whole=len(arms) == len(self.arms))
+
+    @cached_property
+    def described(self) -> dict[str, Any]:
+        """What must be the same for two runs to be comparable."""
+        values = json.loads(json.dumps(asdict(self.settings)))
+        for name in ("margin", "seeds"):
+            del values[name]
+        return {**values, "text_digest": self.plain.digest, "shifted_digest": self.shifted.digest}
+
+
+def studies() -> list[str]:
+    """The studies that there are."""
+    return sorted(p.stem for p in FOLDER.glob("*.toml") if p.stem != "packages")
+
+
+@lru_cache(maxsize=4)
+def load_study(
+    name: str, weights: Path | None = None, data: Path | None = None, device: str = "cpu"
+) -> Study:
+    """The study of that name, or the same on one's own weights and text.
+
+    Raises BenchError for a missing or changed package, a text that is too short, and arms that do
+    not reach the budget.
+    """
+    if name not in studies():
+        raise UnknownName("study", name, studies())
+    path = FOLDER / f"{name}.toml"
+    return make_study(name, read_toml(path), str(path), weights=weights, data=data, device=device)
+
+
+def make_study(
+    name: str,
+    values: Mapping[str, Any],
+    where: str,
+    *,
+    weights: Path | None = None,
+    data: Path | None = None,
+    device: str = "cpu",
+) -> Study:
+    """A study from the values of its file."""
+    check_keys(values, where, ("study", "arm", "claim", "published"), ("study", "arm"))
+    raw = values["study"]
+    check_keys(raw, f"{where}: study", _SETTINGS, _SETTINGS)
+    texts_given = None if data is None else texts.read_data(data)
+    task = raw["task"]
+    if texts_given is not None:
+        task = LANGUAGE_MODEL if texts_given[0].label is None else CLASSIFICATION
+    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+    settings = Settings(**{**given, "task": task})
+    folder = weights or _weights(settings.weights)
+    model = _model(folder, task, name if weights is None else folder.resolve().name)
+    plain = _material(
+        settings, folder, texts_given, "the text" if data is None else f"--data {data}"
+    )
+    model = _with_labels(model, plain.labels)
+    vocabulary = int(model.config["vocab_size"])
+    shifted = texts.shifted(plain, vocabulary, settings.new_tokens)
+    grown = replace(model, config={**model.config, "vocab_size": vocabulary + shifted.new_tokens})
+    study = Study(name, settings, folder, model, grown, plain, shifted, (), device=device)
+    arms, quick = [], []
+    for key, facts in values["arm"].items():
+        check_keys(facts, f"{where}: arm.{key}", _ARM_KEYS)
+        arms.append(_arm(study, key, facts))
+        quick += [key] if facts.get("quick") else []
+    said = read_said(values, where)
+    return replace(study, arms=tuple(arms), said=said, quick=tuple(quick))
+
+
+def read_said(values: Mapping[str, Any], where: str) -> Said:
+    """Claims and what goes with them, from the values of a study's file: no package is needed."""
+    names = list(values["arm"])
+    claims = []
+    for key, facts in values.get("claim", {}).items():
+        check_keys(facts, f"{where}: claim.{key}", _CLAIM_KEYS, ("says", "source", "kind"))
+        given = {k: v for k, v in facts.items() if k not in ("says", "source", "kind")}
+        for arm_name in _names(given):
+            if arm_name not in names:
+                raise UnknownName(f"arm in {where}: claim.{key}:", arm_name, names)
+        claims.append(Claim(key, facts["says"], facts["source"], facts["kind"], given))
+    published = values.get("published", {})
+    check_keys(published, f"{where}: published", _PUBLISHED_KEYS)
+    stands_for = {
+        key: tuple(facts["stands_for"])
+        for key, facts in values["arm"].items()
+        if "stands_for" in facts
+    }
+    return Said(tuple(claims), float(values["study"]["margin"]), published, stands_for)
+
+
+def said_of(name: str) -> Said:
+    """What the study of that name claims; UnknownName with the nearest."""
+    if name not in studies():
+        raise UnknownName("study", name, studies())
+    path = FOLDER / f"{name}.toml"
+    return read_said(read_toml(path), str(path))
+
+
+def _names(values: Mapping[str, Any]) -> list[str]:
+    """Every arm that a claim names."""
+    found: list[str] = []
+    for key, value in values.items():
+        if key in ("expected", "metric"):
+            continue
+        flat = value if isinstance(value, list) else [value]
+        for item in flat:
+            found += item if isinstance(item, list) else [item]
+    return found
+
+
+def _weights(name: str) -> Path:
+    if name not in WEIGHTS:
+        raise UnknownName("weights", name, WEIGHTS)
+    return WEIGHTS[name]()
+
+
+def _model(folder: Path, task: str, label: str) -> Model:
+    if not any(folder.glob("*.safetensors")):
+        raise BenchError(f"--weights {folder}: no *.safetensors file is in that folder")
+    return replace(find_model(str(folder), CLASSES[task]), label=label, architecture=None)
+
+
+def _with_labels(model: Model, labels: Sequence[str]) -> Model:
+    if not labels:
+        return model
+    ids = {str(i): label for i, label in enumerate(labels)}
+    more = {"id2label": ids, "label2id": {label: int(i) for i, label in ids.items()}}
+    return replace(model, config={**model.config, "num_labels": len(labels), **more})
+
+
+def _material(settings: Settings, folder: Path, given: list[Text] | None, where: str) -> Material:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise BenchError(f"{folder}: its tokenizer cannot be loaded: {first}") from None
+    text = given if given is not None else _source(settings.text)
+    make = texts.classified if settings.task == CLASSIFICATION else texts.continued
+    sizes = texts.Sizes(
+        settings.length, settings.held_back, settings.evaluation, settings.other_examples
+    )
+    made = make(text, _source(settings.other), tokenizer, sizes, where)
+    return texts.checked(made, settings.batch_size, where)
+
+
+def _source(values: Mapping[str, Any]) -> list[Text]:
+    given = dict(values)
+    name = given.pop("source")
+    if name not in texts.SOURCES:
+        raise UnknownName("source of text", name, texts.SOURCES)
+    return texts.SOURCES[name](**given)
+
+
+def _arm(study: Study, name: str, facts: Mapping[str, Any]) -> Arm:
+    settings = study.settings
+    kind = facts.get("kind", LORA)
+    grids = {LORA: settings.rates, FULL: settings.full_rates, HEAD: settings.head_rates}
+    if kind not in grids:
+        raise UnknownName("kind of arm", kind, grids)
+    common: dict[str, Any] = {
+        "precision": precision(facts.get("precision", "fp32")).name,
+        "shift": facts.get("shift", False),
+        "seeds": facts.get("seeds", settings.seeds),
+        "rates": grids[kind],
+        "same_rate_as": facts.get("same_rate_as", ""),
+        "tuning_seeds": facts.get("tuning_seeds", 1),
+    }
+    model = study.grown if common["shift"] else study.model
+    if kind != LORA:
+        return whole_arm(name, kind, model, **common)
+    scenario = _scenario(name, facts)
+    scenario = replace(
+        scenario,
+        r=facts.get("r", settings.budget_rank),
+        lora_alpha=facts.get("lora_alpha", settings.lora_alpha),
+        lora_dropout=settings.lora_dropout,
+    )
+    budget = None
+    if facts.get("budget"):
+        budget = budget_of(
+            study.model, find_scenario(settings.budget_scenario), settings.budget_rank
+        )
+    more = {key: facts[key] for key in _VARIANTS if key in facts}
+    return lora_arm(name, model, scenario, budget=budget, more=more, **common)
+
+
+def _scenario(name: str, facts: Mapping[str, Any]) -> Scenario:
+    if "scenario" in facts:
+        found = find_scenario(facts["scenario"])
+        saved = tuple(facts.get("saved_roles", found.saved_roles))
+        more = tuple(facts.get("roles", ()))
+        return replace(found, name=name, roles=(*found.roles, *more), saved_roles=saved)
+    return Scenario(
+        name,
+        roles=tuple(facts.get("roles", ())),
+        optional_roles=tuple(facts.get("optional_roles", ())),
+        saved_roles=tuple(facts.get("saved_roles", ())),
+    )

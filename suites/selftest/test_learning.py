@@ -1,0 +1,474 @@
+"""The learning suite on a small random model: splits, budgets, resuming, rankings and claims."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from learning_study import SETTINGS, small_study, texts_of
+
+from bench.baselines import load_run, write_run
+from bench.errors import BenchError
+from bench.learning import fit, packages, texts
+from bench.learning.arms import Arm
+from bench.learning.claims import DOES_NOT, HOLDS, NO_DIFFERENCE, findings
+from bench.learning.fit import Fitted
+from bench.learning.ranking import ranking
+from bench.learning.records import Shown, document_of, run_of, shown_in, to_record
+from bench.learning.schedule import cases, run_study
+from bench.learning.signal import against, probe
+from bench.learning.study import Claim, make_study, said_of, studies
+from bench.learning.texts import Example, Material, Text
+from bench.learning.tuning import Tuned
+from bench.statistics import kendall_tau, mean_interval, student_quantile
+
+ARMS = {
+    "query": {"scenario": "query", "budget": True, "seeds": 2},
+    "everything": {"scenario": "everything", "budget": True, "seeds": 2},
+    "everything-again": {"scenario": "everything", "same_rate_as": "everything", "seeds": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("learning")
+
+
+@pytest.fixture(scope="module")
+def study(folder: Path):
+    return small_study(folder, ARMS, {"steps": 6, "evaluate_at": [0, 6], "rungs": [2, 4]})
+
+
+@pytest.fixture(scope="module")
+def shown(study):
+    return run_study(study, None)
+
+
+# --- texts ----------------------------------------------------------------------------------------
+
+
+def test_no_text_is_in_two_splits() -> None:
+    found = [Text(f"sentence number {n}") for n in range(2000)]
+    shares = {name: sum(t.split == name for t in found) / 2000 for name, _ in texts.SHARES}
+    assert shares == pytest.approx({"evaluation": 0.2, "held-back": 0.15, "train": 0.65}, abs=0.03)
+    assert Text("An  Example ").split == Text("an example").split
+    assert Text("An  Example ").hash == Text("an example").hash
+
+
+def test_the_split_of_a_text_is_its_own(tmp_path: Path) -> None:
+    """Whatever else is in the file: half of it gives the same splits."""
+    whole = texts.read_data(texts_of(tmp_path))
+    (tmp_path / "half.txt").write_text("\n\n".join(t.text for t in whole[::2]), encoding="utf-8")
+    half = {t.text: t.split for t in texts.read_data(tmp_path / "half.txt")}
+    assert half == {t.text: t.split for t in whole[::2]}
+
+
+def test_equal_texts_are_one(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("One text\n\none  text\n\nanother", encoding="utf-8")
+    assert len(texts.read_data(tmp_path / "a.txt")) == 2
+
+
+def test_prose_is_split_without_an_overlap() -> None:
+    found = texts.prose()
+    hashes = [t.hash for t in found]
+    assert len(set(hashes)) == len(hashes) > 1000
+
+
+def test_batches_are_the_same_for_every_arm_and_differ_by_seed() -> None:
+    examples = [Example((n,), n % 3) for n in range(40)]
+    first, again, other = (texts.batches(examples, 8, 6, seed, 0) for seed in (1, 1, 2))
+    ids = [[b["input_ids"].tolist() for b in batches] for batches in (first, again, other)]
+    assert ids[0] == ids[1] != ids[2]
+    seen = [i for batch in ids[0] for (i,) in batch]
+    assert len(set(seen[:40])) == 40  # everything once, before anything comes again
+
+
+def test_a_batch_is_padded_and_masked() -> None:
+    batch = texts.collate([Example((7, 8, 9)), Example((5,))], 0)
+    assert batch["input_ids"].tolist() == [[7, 8, 9], [5, 0, 0]]
+    assert batch["labels"].tolist() == [[7, 8, 9], [5, -100, -100]]
+
+
+def test_the_shift_renames_the_most_frequent_words_everywhere_but_outside() -> None:
+    part = (Example((0, 5, 6), 0), Example((5, 7), 1))
+    shifted = texts.shifted(Material(part, part, part, part, pad=0), 100, 1)
+    assert [e.ids for e in shifted.evaluation] == [(0, 100, 6), (100, 7)]
+    assert shifted.other == part
+    assert shifted.new_tokens == 1
+
+
+# --- arms -----------------------------------------------------------------------------------------
+
+
+def test_matched_arms_train_alike_in_peft_too(folder: Path) -> None:
+    """The closed form's ranks, counted in the model that is trained: within 1 % of the budget."""
+    names = ("query", "query-value", "attention", "feed-forward", "everything")
+    # Rank 20 of everything, 30,720 elements in two layers of 32 and 64 wide.
+    study = small_study(
+        folder, {n: {"scenario": n, "budget": True} for n in names}, {"budget_rank": 20}
+    )
+    budget = 2 * 20 * (4 * (32 + 32) + 2 * (32 + 64))
+    for arm in study.arms:
+        model = fit.load_arm(study, arm, 0)
+        adapters = sum(p.numel() for n, p in model.named_parameters() if "lora_" in n)
+        assert abs(adapters / budget - 1) <= 0.01, arm.name
+        assert sum(p.numel() for p in model.parameters() if p.requires_grad) == arm.trainable
+
+
+def test_a_budget_that_no_ranks_meet_is_an_error(folder: Path) -> None:
+    with pytest.raises(BenchError, match="no ranks come within 1% of the budget"):
+        small_study(folder, {"up": {"roles": ["up"], "budget": True}}, {"budget_rank": 1})
+
+
+def test_the_real_budgets_are_within_one_percent() -> None:
+    """The widths of both models, from their own configs; r (in + out) a module, by hand."""
+    minilm = 6 * (4 * 8 * (384 + 384) + 2 * 8 * (384 + 1536))
+    assert minilm == 331_776
+    for roles, width in (((1,), 768), ((29,), 1920)):
+        for r in roles:
+            near = 6 * width * (72 if width == 768 else r)
+            assert abs(near / minilm - 1) <= 0.01
+
+
+def test_full_and_head_train_what_they_say(folder: Path) -> None:
+    study = small_study(folder, {"full": {"kind": "full"}, "head": {"kind": "head"}})
+    for arm in study.arms:
+        model = fit.load_arm(study, arm, 0)
+        trained = [n for n, p in model.named_parameters() if p.requires_grad]
+        assert sum(p.numel() for p in model.parameters() if p.requires_grad) == arm.trainable
+        if arm.name == "head":
+            assert sorted(trained) == ["classifier.bias", "classifier.weight"]
+
+
+def test_all_arms_start_from_the_same_model(folder: Path) -> None:
+    arms = {n: {"scenario": n, "budget": True} for n in ("query", "everything")}
+    study = small_study(folder, {**arms, "full": {"kind": "full"}})
+    losses = set()
+    for arm in study.arms:
+        one = fit.Fit(study, arm, 1e-3, 3)
+        losses.add(round(one.loss_on(study.plain.evaluation), 6))
+    assert len(losses) == 1
+
+
+def test_the_new_words_of_a_shift_are_grown(folder: Path) -> None:
+    study = small_study(
+        folder, {"a": {"scenario": "everything", "roles": ["embedding"], "shift": True}}
+    )
+    model = fit.load_arm(study, study.arms[0], 0)
+    rows = study.model.config["vocab_size"] + 12
+    assert model.get_input_embeddings().base_layer.weight.shape[0] == rows
+    assert study.grown.config["vocab_size"] == rows
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == study.arms[0].trainable
+
+
+# --- training, records, resuming ------------------------------------------------------------------
+
+
+def test_every_case_is_recorded(study, shown) -> None:
+    assert cases(study) == 2 + 2 + 1 + 2
+    record = to_record(study, shown["query"])
+    assert record.outcome == "ok"
+    assert len(record.metrics["evaluation_loss"]) == 2
+    assert record.metrics["peak_allocated_bytes"] > 0
+    (first, _) = record.detail["fits"]
+    assert list(first["losses"]) == ["0", "6"]
+    assert set(first["gradient_norms"]) == {"query", "head"}
+    assert first["tokens"] > 6 * 8
+    assert first["forgetting"] >= 0
+    assert first["flops"] > 0
+
+
+def test_the_same_again_gives_the_same(study, shown) -> None:
+    again = fit.fit(study, study.arm("query"), shown["query"].rate, 1)
+    assert again.losses == shown["query"].fitted[1].losses
+
+
+def test_following_memory_changes_no_loss(study, shown) -> None:
+    plain = fit.fit(study, study.arm("query"), shown["query"].rate, 0)
+    assert plain.losses == shown["query"].fitted[0].losses  # whose memory was followed
+    assert plain.peak_allocated_bytes is None
+
+
+def test_a_stored_run_holds_everything(study, shown, tmp_path: Path) -> None:
+    run = run_of(study, shown, "one", interrupted=False)
+    read = load_run(write_run(tmp_path, "one", document_of(run)))
+    back = shown_in(read)
+    assert {n: s.losses for n, s in back.items()} == pytest.approx(
+        {n: pytest.approx(s.losses, abs=1e-6) for n, s in shown.items()}
+    )
+    assert {n: s.rate for n, s in back.items() if n != "everything-again"} == {
+        n: s.rate for n, s in shown.items() if n != "everything-again"
+    }
+
+
+def test_an_interrupted_run_goes_on_without_repeating(study, shown) -> None:
+    """After Ctrl-C in its fourth case three are kept, and four are left to do."""
+    kept: dict[str, Shown] = {}
+    done: list[str] = []
+
+    def interrupt(text: str) -> None:
+        done.append(text)
+        if len(done) == 3:
+            raise KeyboardInterrupt
+
+    def keep(one: Shown) -> None:
+        kept[one.arm.name] = replace(one, tuned=dict(one.tuned), fitted=dict(one.fitted))
+
+    with pytest.raises(KeyboardInterrupt):
+        run_study(study, None, ended=keep, say=interrupt)
+    more: list[str] = []
+    again = run_study(study, None, done=kept, say=more.append)
+    assert (len(done), len(more)) == (3, cases(study) - 3)
+    assert {n: s.losses for n, s in again.items()} == {n: s.losses for n, s in shown.items()}
+
+
+def test_a_loss_that_is_no_number_is_recorded_and_the_run_goes_on(
+    study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = fit.training_step
+    monkeypatch.setattr(
+        fit, "training_step",
+        lambda model, *a, **k: step(model, *a, **k) * (
+            math.nan if _adapted(model) == {"query"} else 1
+        ),
+    )  # fmt: skip
+    found = run_study(study, None)
+    assert to_record(study, found["query"]).outcome == "diverged"
+    assert "evaluation_loss" not in to_record(study, found["query"]).metrics
+    assert found["query"].fitted[0].diverged == 1
+    assert to_record(study, found["everything"]).outcome == "ok"
+    order = ranking(list(found.values()))
+    assert order.left_out == ("query",)
+
+
+def _adapted(model) -> set[str]:
+    names = (n for n, _ in model.named_parameters() if "lora_A" in n)
+    return {n.partition(".lora_A")[0].rpartition(".")[2] for n in names}
+
+
+# --- what the losses say --------------------------------------------------------------------------
+
+
+def arm_with(name: str, losses: list[float], **more) -> Shown:
+    fitted = {
+        seed: Fitted(seed, 1e-3, {0: 2.0, 6: loss}, step_seconds=more.get("seconds", 1.0),
+                     peak_allocated_bytes=more.get("peak", 100))
+        for seed, loss in enumerate(losses)
+    }  # fmt: skip
+    arm = Arm(name, "lora", None, 10, 20, budget=True, reached={name: 4})
+    return Shown(arm, {}, fitted)
+
+
+def verdict(kind: str, shown: list[Shown], **arms) -> str:
+    (found,) = findings([Claim("c", "it is so", "somebody", kind, arms)], 0.02,
+                        {one.arm.name: one for one in shown})  # fmt: skip
+    return found.verdict
+
+
+LOW, HIGH = [0.50, 0.60, 0.70, 0.55, 0.65], [0.61, 0.69, 0.80, 0.66, 0.75]
+NOISE = [0.10, 0.90, 0.55, 0.80, 0.65]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [(LOW, HIGH, HOLDS), (HIGH, LOW, DOES_NOT), (LOW, LOW, NO_DIFFERENCE),
+     (LOW, NOISE, NO_DIFFERENCE)],
+)  # fmt: skip
+def test_better_is_decided_seed_by_seed(a, b, expected) -> None:
+    shown = [arm_with("a", a), arm_with("b", b)]
+    assert verdict("better", shown, better=["a"], worse=["b"]) == expected
+
+
+def test_one_pair_against_it_is_enough() -> None:
+    shown = [arm_with("a", LOW), arm_with("b", HIGH), arm_with("c", [0.3] * 5)]
+    assert verdict("better", shown, better=["a"], worse=["b", "c"]) == DOES_NOT
+
+
+def test_a_shift_has_to_matter() -> None:
+    shown = [arm_with("a", LOW), arm_with("b", HIGH)]
+    assert verdict("shift", shown, **{"with": ["a", "a"], "without": ["b", "a"]}) == HOLDS
+    assert verdict("shift", shown, **{"with": ["a", "a"], "without": ["b", "b"]}) == DOES_NOT
+    assert verdict("shift", shown, **{"with": ["a", "a"], "without": ["a", "b"]}) == NO_DIFFERENCE
+
+
+def test_costs_are_compared_in_memory_and_time() -> None:
+    cheap, dear = arm_with("a", LOW), arm_with("b", LOW, peak=110, seconds=1.2)
+    assert verdict("cost", [cheap, dear], better=["a"], worse=["b"]) == HOLDS
+    assert verdict("cost", [dear, cheap], better=["b"], worse=["a"]) == DOES_NOT
+    same_time = arm_with("b", LOW, peak=110)
+    assert verdict("cost", [cheap, same_time], better=["a"], worse=["b"]) == NO_DIFFERENCE
+
+
+def test_rates_are_ten_times_or_not() -> None:
+    def tuned(name: str, rates: list[float]) -> Shown:
+        grid = {rate: {1: 1.0} for rate in (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)}
+        return Shown(Arm(name, "", None, 1, 1), {s: Tuned(r, grid) for s, r in enumerate(rates)})
+
+    facts = {"with": "a", "full": "f", "expected": 10.0}
+    full = tuned("f", [1e-4] * 5)
+    assert verdict("rate", [tuned("a", [1e-3] * 5), full], **facts) == HOLDS
+    assert verdict("rate", [tuned("a", [1e-4] * 5), full], **facts) == DOES_NOT
+    mixed = tuned("a", [1e-3, 1e-4, 1e-2, 1e-3, 1e-4])
+    assert verdict("rate", [mixed, full], **facts) == NO_DIFFERENCE
+
+
+def test_modules_against_ranks() -> None:
+    def sets(modules: float, ranks: float) -> list[Shown]:
+        return [
+            arm_with(f"{m}{r}", [x + modules * m + ranks * r for x in LOW])
+            for m in (0, 1) for r in (0, 1)
+        ]  # fmt: skip
+
+    names = [["00", "01"], ["10", "11"]]
+    assert verdict("spread", sets(0.3, 0.1), sets=names) == HOLDS
+    assert verdict("spread", sets(0.1, 0.3), sets=names) == DOES_NOT
+    assert verdict("spread", sets(0.1, 0.1), sets=names) == NO_DIFFERENCE
+
+
+def test_a_ranking_tells_how_far_it_comes_again() -> None:
+    same = ranking([arm_with("a", LOW), arm_with("b", HIGH), arm_with("c", [1.0] * 5)])
+    assert [place.arm.name for place in same.places] == ["a", "b", "c"]
+    assert same.tau == 1.0
+    assert same.believed
+    drawn = ranking([arm_with("a", NOISE), arm_with("b", NOISE[::-1]), arm_with("c", [0.6] * 5)])
+    assert not drawn.believed
+
+
+def test_kendalls_tau() -> None:
+    """1 − 2·2 / 10 pairs … by hand: of six pairs one is reversed; ties count in neither."""
+    assert kendall_tau([1, 2, 3, 4], [1, 2, 4, 3]) == pytest.approx(4 / 6)
+    assert kendall_tau([1, 2, 3], [3, 2, 1]) == -1
+    assert kendall_tau([1, 1, 2], [1, 2, 3]) == pytest.approx(2 / math.sqrt(2 * 3))
+    assert math.isnan(kendall_tau([1, 1], [1, 2]))
+
+
+@pytest.mark.parametrize(
+    ("freedom", "confidence", "t"),
+    [(1, 0.95, 12.706), (2, 0.95, 4.303), (4, 0.95, 2.776), (4, 0.99, 4.604), (9, 0.99, 3.250),
+     (30, 0.95, 2.042)],
+)  # fmt: skip
+def test_students_quantile_is_that_of_the_tables(freedom, confidence, t) -> None:
+    assert student_quantile(freedom, confidence) == pytest.approx(t, abs=5e-4)
+
+
+def test_a_mean_has_its_interval() -> None:
+    """Of 1 to 5: mean 3, deviation √2.5, so ± 2.776 · √2.5 / √5."""
+    found = mean_interval([1, 2, 3, 4, 5], confidence=0.95)
+    assert found.mean == 3
+    assert found.high - 3 == pytest.approx(2.776 * math.sqrt(0.5), abs=1e-3)
+
+
+def test_the_first_gradient_is_held_against_the_ranking(study, shown) -> None:
+    norms = probe(study)
+    assert {"query", "key", "value", "output", "up", "down", "head"} <= norms.keys()
+    arms = [arm_with("up", LOW), arm_with("query", HIGH), arm_with("key", [1.0] * 5)]
+    assert against({"up": 3, "query": 2, "key": 1}, arms).tau == 1
+    assert against({"up": 1, "query": 2, "key": 3}, arms).single_tau == -1
+
+
+# --- what is wrong is said ------------------------------------------------------------------------
+
+
+def test_every_study_names_arms_that_it_has() -> None:
+    for name in studies():
+        said = said_of(name)
+        assert len(said.claims) >= 4
+        assert all(claim.source for claim in said.claims)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.txt", "", "it holds no text"),
+        ("short.txt", "two words", "the evaluation part is shorter than 8 tokens"),
+        ("one.jsonl", '{"text": "a", "label": "x"}\n{"text": "b", "label": "x"}', "two labels"),
+        ("bad.jsonl", '{"text": "a"}\n{nonsense', "line 2 is not JSON"),
+        ("none.csv", "words,label\nhello,x", 'line 2 has no "text"'),
+        ("mixed.jsonl", '{"text": "a", "label": "x"}\n{"text": "b"}', "some have none"),
+        ("what.bin", "x", "expected a file .txt, .jsonl or .csv"),
+    ],
+)
+def test_bad_text_is_told(folder: Path, tmp_path: Path, name, content, message) -> None:
+    small_study(folder, {})
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    values = {"study": SETTINGS, "arm": {}}
+    with pytest.raises(BenchError, match=message):
+        make_study("small", values, "small", weights=folder / "weights", data=tmp_path / name)
+
+
+def test_less_than_a_batch_is_told(folder: Path) -> None:
+    with pytest.raises(BenchError, match="less than one batch of 1000"):
+        small_study(folder, {}, {"batch_size": 1000})
+
+
+def test_weights_without_safetensors_are_told(tmp_path: Path) -> None:
+    texts_of(tmp_path)
+    values = {"study": SETTINGS, "arm": {}}
+    with pytest.raises(BenchError, match=r"no \*\.safetensors file"):
+        make_study("small", values, "small", weights=tmp_path, data=tmp_path / "texts.jsonl")
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., packages.Package]:
+    """A package of one file, installed in a folder of its own."""
+    (tmp_path / "made_up").mkdir()
+    (tmp_path / "made_up" / "a.txt").write_text("as it was", encoding="utf-8")
+    info = tmp_path / "made_up-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: made-up\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    digest = packages.digest_of(tmp_path / "made_up" / "a.txt")
+
+    def make(name: str = "made-up", version: str = "1.0") -> packages.Package:
+        module = name.replace("-", "_")
+        return packages.Package(name, module, version, "MIT", "a text", {"a.txt": digest})
+
+    return make
+
+
+def test_a_package_is_found_and_checked(package, tmp_path: Path) -> None:
+    assert package().folder() == tmp_path / "made_up"
+
+
+def test_a_missing_package_is_told(package) -> None:
+    with pytest.raises(BenchError, match=r"not-there is missing \(a text\): pip install not-there"):
+        package("not-there").folder()
+
+
+def test_another_version_is_told(package) -> None:
+    with pytest.raises(BenchError, match=r"made-up is 1\.0, and the stored figures are of 2\.0"):
+        package(version="2.0").folder()
+
+
+def test_a_changed_file_is_told(package, tmp_path: Path) -> None:
+    (tmp_path / "made_up" / "a.txt").write_text("changed", encoding="utf-8")
+    with pytest.raises(BenchError, match=r"made-up: a\.txt has changed"):
+        package().folder()
+
+
+def test_the_extra_and_the_listed_packages_agree() -> None:
+    """pyproject's pins are those whose digests are recorded."""
+    import tomllib
+
+    from bench.files import SUITES
+
+    project = tomllib.loads((SUITES.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    extra = project["project"]["optional-dependencies"]["learning"]
+    known = packages.packages().values()
+    assert {p.requirement for p in known if not p.without_dependencies} <= set(extra)
+    tox = (SUITES.parent / "tox.ini").read_text(encoding="utf-8")
+    assert all(p.requirement in tox for p in known if p.without_dependencies)
+
+
+def test_json_of_a_report(study, shown) -> None:
+    from bench.reports.learning import learning_json, learning_report
+
+    run = run_of(study, shown, "one", interrupted=False)
+    rows = list(learning_json(run, study.said))
+    assert json.loads(json.dumps(rows))[0]["place"] == 1
+    report = learning_report(run, study.said)
+    assert len(report.tables) == 2
