@@ -13,17 +13,18 @@ from transformers import TrainerCallback
 from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError
 from bench.models.architectures import Model
+from bench.predict.contributed import measured_step
 from bench.predict.live import kept_random_state, live_case
 from bench.predict.result import Prediction, predict
 from bench.reports.predicted import beside_text
 from bench.targets import match
 from bench.training.cases import Case
-from bench.training.machine import versions
+from bench.training.machine import gpu_facts
 from bench.training.memory import MemoryTracker
+from bench.training.options import PHASES
 from bench.training.storages import tag_model
 from bench.units import format_bytes
 
-PHASES = ("forward", "backward", "optimizer")
 _SAMPLE = 256  # rows of a data set whose lengths are looked at
 
 
@@ -106,13 +107,24 @@ class MemoryCallback(TrainerCallback):  # type: ignore[misc]  # transformers is 
         if self._steps < 2:
             self.say("bench: one step is too few to measure: the second has the optimizer's state")
             return
-        line = json.dumps(_record(self._case, self._predicted, self._meter))
+        line = json.dumps(self._measured())
         self.record = record = json.loads(line)
         self.say(f"bench: {beside_text(record['predicted'], record['measured'])}")
         self.say(f"bench: {line}")
         if self.file is not None:
             with self.file.open("a") as file:
                 file.write(line + "\n")
+
+    def _measured(self) -> dict[str, Any]:
+        assert self._case is not None
+        assert self._predicted is not None
+        by_phase = self._meter.by_phase
+        peaks = {
+            "peak_allocated_bytes": max(by_phase.values()),
+            "peak_reserved_bytes": self._meter.reserved_bytes,
+            "peak_by_phase": by_phase,
+        }
+        return measured_step(self._case, self._meter.device, self._predicted, peaks)
 
     def _predict(self, model: Any, args: Any, batch: int, length: int, padded: bool) -> None:
         self._predicted = self._case = None
@@ -185,12 +197,7 @@ class _Meter:
 
     @property
     def device(self) -> dict[str, Any]:
-        properties = torch.cuda.get_device_properties(0)
-        return {
-            "name": properties.name,
-            "capability": f"{properties.major}.{properties.minor}",
-            "memory_bytes": properties.total_memory,
-        }
+        return gpu_facts()
 
 
 class _Tracked(_Meter):
@@ -271,23 +278,3 @@ def _hazards(case: Case) -> list[str]:
     ledger = match(found.table, AdapterConfig.from_dict(case.adapter), found.role_of)
     dead = [f"dead-entry: {e.entry}{e.why_dead}" for e in ledger.entries if e.dead]
     return [*dead, *(f"{hazard.code}: {hazard.reason}" for hazard in ledger.hazards)]
-
-
-def _record(case: Case, predicted: Prediction, meter: _Meter) -> dict[str, Any]:
-    """One measured step, as `fixtures/measured` takes it."""
-    return {
-        "kind": "measured-step",
-        "case": case.to_dict(),
-        "device": meter.device,
-        "versions": versions(),
-        "predicted": {
-            "peak_allocated_bytes": predicted.peak_allocated_bytes,
-            "peak_reserved_bytes": predicted.peak_reserved_bytes,
-            "peak_by_phase": predicted.peak_by_phase,
-        },
-        "measured": {
-            "peak_allocated_bytes": max(meter.by_phase.values()),
-            "peak_reserved_bytes": meter.reserved_bytes,
-            "peak_by_phase": meter.by_phase,
-        },
-    }

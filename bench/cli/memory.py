@@ -16,6 +16,7 @@ from bench.cli.options import REPEATABLE, Add, add_adapter, add_model
 from bench.cli.output import no_formula, put, save_figure, say, written
 from bench.cli.subject import predicted_subjects
 from bench.errors import BenchError
+from bench.files import check_output
 from bench.models.precision import PRECISIONS, precision
 from bench.training.options import (
     PINNED,
@@ -70,6 +71,8 @@ def add_options(add: Add) -> None:
     add("--measure", action="store_true",
         help="run the step too, on this machine's GPU or else its CPU, with random weights in a "
         "process of its own, and show what it took beside what is predicted for that device")
+    add("--record", type=Path, metavar="FILE",
+        help="with --measure: append each step as a line of JSON, for somebody to check")
     add("--format", choices=("terminal", "markdown", "csv", "latex"),
         help="of the table that several cases give (default markdown)")
     add("--plot", type=Path, metavar="FILE",
@@ -148,6 +151,8 @@ def _beside(cases: Sequence[Case], options: argparse.Namespace, line: _Line) -> 
             measured, why_not = _measured(session, case, said, room)
             line.clear()
             found.append((said, measured))
+            if measured is not None and options.record:
+                _append(case, said, measured, options.record)
             seen = {"failed": why_not} if measured is None else _seen(measured)
             if options.json:
                 print(json.dumps({**_as_json(said), "measured": seen}), flush=True)
@@ -160,6 +165,16 @@ def _beside(cases: Sequence[Case], options: argparse.Namespace, line: _Line) -> 
     if options.plot:
         save_figure(_drawn(found, None), options.plot)
     return int(any(measured is None for _, measured in found))
+
+
+def _append(case: Case, said: Prediction, measured: Measurement, file: Path) -> None:
+    from bench.predict.contributed import measured_step
+    from bench.training.machine import gpu_facts
+
+    device = {"name": measured.device} if measured.device == "cpu" else gpu_facts()
+    line = json.dumps(measured_step(case, device, said, _seen(measured)))
+    with file.open("a", encoding="utf-8") as lines:
+        lines.write(line + "\n")
 
 
 def _device(session: Session, case: Case) -> Device:
@@ -262,6 +277,10 @@ def _check(options: argparse.Namespace) -> None:
         raise BenchError("give --gpu or --gpu-memory, not both")
     if options.solve and not card:
         raise BenchError("--solve needs --gpu or --gpu-memory: there is nothing to fit")
+    if options.record and not options.measure:
+        raise BenchError("--record keeps what --measure measured: give both")
+    if options.record:
+        check_output(options.record)
     if options.measure:
         against = [w for w in ("gpu", "gpu_memory", "solve", "store", "format") if vars(options)[w]]
         if against:

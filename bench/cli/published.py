@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.cli.options import Add
-from bench.cli.output import put, save_figure, say, written
+from bench.cli.output import format_for, put, save_figure, say, written
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
@@ -29,6 +29,12 @@ def add_options(add: Add) -> None:
         help="bring the table of all evidence, where README.md has its marks, up to date")
     add("--plot", type=Path, metavar="FILE",
         help="draw the measured steps' errors, as in docs/images/evidence.svg (.svg or .png)")
+    add("--measure", type=int, metavar="N",
+        help="run N of the measured steps of fixtures/measured on this machine, each beside its "
+        "prediction, and append them to --record FILE")
+    add("--record", type=Path, metavar="FILE", help="of --measure")
+    add("--received", type=Path, metavar="FILE",
+        help="check measured steps that somebody sent, and say how far the predictions were off")
     # fmt: on
 
 
@@ -38,6 +44,10 @@ def run(options: argparse.Namespace) -> int:
         from bench.reports.plots import plot_format
 
         plot_format(options.plot)
+    if options.received:
+        return _received(options.received)
+    if options.measure is not None:
+        return _measure(options.measure, options.record)
     if options.store:
         _store()
     if options.page:
@@ -61,6 +71,35 @@ def run(options: argparse.Namespace) -> int:
         predictions.append(predict_published(row))
     put(written(published_report(rows, predictions), "markdown"))
     return 0
+
+
+def _received(file: Path) -> int:
+    from bench.predict.contributed import load_steps
+    from bench.reports.measured import received_report
+
+    put(written(received_report(load_steps(file)), format_for(None, None)))
+    return 0
+
+
+def _measure(count: int, record: Path | None) -> int:
+    """Measure rows from all over the table, each by the command line that says it; 1 if one could
+    not be."""
+    from bench.cli import memory
+    from bench.predict.evidence import load_measured
+
+    rows = load_measured()
+    if not 1 <= count <= len(rows) or record is None:
+        raise BenchError(f"--measure takes a number from 1 to {len(rows)}, and --record FILE")
+    failed = 0
+    for row in rows[:: len(rows) // count][:count]:
+        parser = argparse.ArgumentParser()
+        memory.add_options(parser.add_argument)
+        at = row.options.index("--gpu")
+        step = (*row.options[:at], *row.options[at + 2 :], "--measure", "--record", str(record))
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "config.json").write_text(json.dumps(row.config), encoding="utf-8")
+            failed |= memory.run(parser.parse_args([folder, *step]))
+    return failed
 
 
 def _store() -> None:

@@ -20,11 +20,10 @@ from bench.errors import BenchError, check_keys
 from bench.files import FIXTURES
 from bench.models.precision import precision
 from bench.predict.gpus import Interval
-from bench.training.options import KEEP_OUTPUT
+from bench.training.options import KEEP_OUTPUT, PHASES
 
 FILE = FIXTURES / "measured" / "t4.csv"
 KEPT_FILE = FIXTURES / "measured" / "predicted.json"
-PHASES = ("forward", "backward", "optimizer")
 _KEYS = (
     "id", "model", "quant", "attention", "batch", "seq_len", "r", "allocated", "reserved",
     "after_load", "peak_forward", "peak_backward", "peak_optimizer", "trainable", "step_seconds",

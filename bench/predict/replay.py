@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from bench.training.options import PHASES
+
 if TYPE_CHECKING:
     from bench.predict.allocator import CachingAllocator, ExactAllocator
     from bench.predict.trace import Trace
-
-
-PHASES = ("forward", "backward", "optimizer")
 
 
 @dataclass(frozen=True)

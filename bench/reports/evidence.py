@@ -13,13 +13,13 @@ from pathlib import Path
 from bench.errors import BenchError, check_keys
 from bench.files import FIXTURES
 from bench.predict.evidence import (
-    PHASES,
     Agreement,
     agreement,
     agreement_of,
     load_kept,
     load_measured,
 )
+from bench.training.options import PHASES
 
 BEGIN, END = "<!-- evidence -->", "<!-- end of evidence -->"
 TRAINERS = FIXTURES / "measured" / "trainers.csv"

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from bench.errors import BenchError
-from bench.predict.evidence import PHASES, Kept, Measured, agreement
+from bench.predict.contributed import MeasuredStep, summary
+from bench.predict.evidence import Kept, Measured, agreement
+from bench.reports.layout import Report, Table
+from bench.training.options import PHASES
+from bench.units import format_bytes, one_line
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 FIGURES = {
@@ -60,3 +64,22 @@ def refreshed(page: str, section: str) -> str:
     if not begun or not ended:
         raise BenchError(f"the marks {first} and {last} are not there")
     return before + section + after
+
+
+def received_report(steps: Sequence[MeasuredStep]) -> Report:
+    """What was sent: each step's peak, predicted beside measured, and how they agree."""
+    rows = []
+    for step in steps:
+        said, seen = (d["peak_allocated_bytes"] for d in (step.predicted, step.measured))
+        rows.append((
+            one_line(step.case.id), step.device["name"], step.versions.get("torch", "?"),
+            format_bytes(said), format_bytes(seen), f"{100 * step.difference:+.2f} %",
+        ))  # fmt: skip
+    header = ("step", "device", "torch", "predicted", "measured", "difference")
+    right = frozenset(("predicted", "measured", "difference"))
+    notes = tuple(
+        f"{device}, {precision}: {count} steps, mean {100 * mean:.2f} %, worst {100 * worst:+.2f} %"
+        for device, precision, count, mean, worst in summary(steps)
+    )
+    table = Table("", header, tuple(rows), 1, right)
+    return Report("Measured steps, as received", (), (table,), notes)

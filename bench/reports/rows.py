@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.baselines import VERDICTS, Record, StoredRun, Verdict, compare
 from bench.statistics import summarize
+from bench.training.options import PHASES
 from bench.units import (
     one_line,
 )
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _ORDER = ("fp32", "bf16", "fp16", "int8", "nf4", "fp4")
-PHASES = ("forward", "backward", "optimizer")
 
 
 def _column(header: str, default: Any = None) -> Any:

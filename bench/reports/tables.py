@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 from bench.baselines import Machine, StoredRun
 from bench.reports.layout import BAD, EMPTY, GOOD, NOTED, Report, Table
-from bench.reports.rows import PHASES, Row, comparison_rows
+from bench.reports.rows import Row, comparison_rows
+from bench.training.options import PHASES
 from bench.units import (
     counted,
     format_bytes,

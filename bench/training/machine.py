@@ -104,6 +104,18 @@ def accelerator() -> Accelerator | None:
     )
 
 
+def gpu_facts() -> dict[str, Any]:
+    """The first GPU's name, compute capability and memory (bytes), as a measured step has them."""
+    import torch
+
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "name": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "memory_bytes": properties.total_memory,
+    }
+
+
 def machine(threads: int = MEASURING_THREADS) -> Machine:
     """This machine. Whether two runs come from one machine not the id alone decides."""
     import psutil

@@ -14,6 +14,8 @@ from bench.errors import BenchError, UnknownName
 
 PLAIN, KEEP_OUTPUT, TRAINER, SFT = "plain", "keep-output", "trainer", "sft"
 LOOPS = (PLAIN, KEEP_OUTPUT, TRAINER, SFT)
+PHASES = ("forward", "backward", "optimizer")
+"""Of a step, in order."""
 SDPA, EAGER, FLASH, EFFICIENT, MATH = "sdpa", "eager", "flash", "efficient", "math"
 NEEDED: Mapping[str, tuple[str, ...]] = {
     TRAINER: ("accelerate",),

@@ -1,0 +1,110 @@
+"""Measured steps that people send: written by the command, read as data alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.cli import main
+from bench.errors import BenchError
+from bench.predict.contributed import MOST_BYTES, load_steps
+
+CONFIG = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "vocab_size": 50,
+          "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+          "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `bench memory --measure --record` wrote, of a real step."""
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    file = folder / "measured.jsonl"
+    asked = ["memory", str(folder), "--target-modules", "q_proj", "--seq-len", "8", "--measure"]
+    for precision in ("fp32", "bf16"):
+        assert main([*asked, "--precision", precision, "--record", str(file)]) == 0
+    return file
+
+
+def test_what_was_written_is_read_and_agrees(sent: Path, capsys) -> None:
+    steps = load_steps(sent)
+    assert [step.case.precision for step in steps] == ["fp32", "bf16"]
+    assert [step.difference for step in steps] == [0, 0]
+    assert str(sent.parent) not in sent.read_text()
+    capsys.readouterr()
+    assert main(["published", "--received", str(sent)]) == 0
+    said = capsys.readouterr().out
+    assert "cpu, bf16: 1 steps, mean 0.00 %, worst +0.00 %" in said
+
+
+def _set(*path: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    def change(line: dict[str, Any]) -> None:
+        *way, last = path
+        for key in way:
+            line = line[key]
+        line[last] = value
+
+    return change
+
+
+WRONG = {
+    "kind": (_set("kind", value="shell"), "kind 'shell'"),
+    "more": (_set("run", value="rm"), "unknown key in .* line 1: 'run'"),
+    "a folder": (_set("case", "weights", value="/etc"), "names a folder"),
+    "code": (_set("case", "code", value="evil"), "names a folder"),
+    "precision": (_set("case", "precision", value="fp7"), "unknown precision 'fp7'"),
+    "text": (_set("measured", "peak_allocated_bytes", value="1"), "'1' is no number of bytes"),
+    "below": (_set("predicted", "peak_by_phase", "forward", value=-5), "-5 is no number of bytes"),
+    "bool": (_set("measured", "peak_by_phase", "forward", value=True), "True is no number"),
+    "vast": (_set("measured", "peak_by_phase", "forward", value=1 << 60), "no number of bytes"),
+    "sum": (_set("measured", "peak_allocated_bytes", value=7), "is 7, and the highest phase's"),
+    "phase": (_set("measured", "peak_by_phase", value={"forward": 1}), "missing key 'backward'"),
+    "device": (_set("device", "name", value="\x1b[31mT4"), "not a short name"),
+    "version": (_set("versions", "torch", value="x" * 200), "not a short name"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_no_measured_step_is_refused_by_its_line(
+    name: str, sent: Path, tmp_path: Path, capsys
+) -> None:
+    change, said = WRONG[name]
+    line = json.loads(sent.read_text().splitlines()[0])
+    change(line)
+    file = tmp_path / "sent.jsonl"
+    file.write_text(json.dumps(line) + "\n")
+    with pytest.raises(BenchError, match=said):
+        load_steps(file)
+    assert main(["published", "--received", str(file)]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "no measured step"),
+        ("[" * 100_000, "line 1: not JSON"),
+        ("not json", "line 1: not JSON"),
+        ('{"kind": NaN}', "NaN is no figure"),
+        ("[]", "expected a table"),
+        ("\n" * 6000, "more than 5000 lines"),
+        ("x" * (MOST_BYTES + 1), "larger than 4 MiB"),
+    ],
+    ids=["empty", "nested", "text", "nan", "list", "lines", "large"],
+)
+def test_a_file_of_something_else_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "sent.jsonl"
+    file.write_text(text)
+    with pytest.raises(BenchError, match=said):
+        load_steps(file)
+
+
+def test_there_must_be_something_to_keep(tmp_path: Path, capsys) -> None:
+    assert main(["memory", "opt-125m", "--record", str(tmp_path / "a")]) == 2
+    assert main(["published", "--measure", "3"]) == 2
+    assert main(["published", "--measure", "0", "--record", str(tmp_path / "a")]) == 2
+    assert "takes a number from 1 to 49" in capsys.readouterr().err
