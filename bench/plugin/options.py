@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench.adapters.config import written_targets
+from bench.adapters.config import AdapterConfig, written_targets
 from bench.baselines import all_thresholds, gate
 from bench.baselines.accepted import check_gated, load_baseline
 from bench.baselines.runlog import RunLog
@@ -53,7 +53,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--scenario", action="append", default=[], metavar="NAME",
         help="only this scenario; repeatable (default: all that apply)")
     add("--adapter", type=Path, metavar="FILE", help="a PEFT adapter_config.json, or its folder")
-    add("--target-modules", default="", metavar="A,B", help="target modules, comma-separated")
+    add("--target-modules", metavar="A,B", help="target modules, comma-separated")
     add("--rank", type=int, metavar="R", help="only this rank r")
     add("--precision", action="append", default=[], metavar="P",
         help="fp32, bf16, fp16, int8, nf4, fp4, nf4-dq, fp4-dq; repeatable (default: first five)")
@@ -113,6 +113,8 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     settings.load_profile("bench")
     option = config.option
+    if not hasattr(option, "benchmark_save"):
+        pytest.exit("error: pytest-benchmark is switched off, and these suites need it", 2)
     load_model.cache_clear()  # a second run in this process may find other files
     config.stash[LOG] = RunLog()
     config.stash[BASELINE] = None
@@ -136,12 +138,16 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[THRESHOLDS] = all_thresholds(
             option.threshold, config.rootpath / "pyproject.toml"
         )
+        targets: tuple[str, ...] | str = ()
+        if option.target_modules is not None:
+            targets = written_targets(option.target_modules)
+            AdapterConfig(targets)  # nothing at all is wrong, not absent
         config.stash[SUBJECTS] = select(
             Request(
                 models=tuple(option.model),
                 scenarios=tuple(option.scenario),
                 adapter=option.adapter,
-                target_modules=written_targets(option.target_modules),
+                target_modules=targets,
                 r=option.rank,
                 precisions=tuple(option.precision),
                 optional=_split(option.optional),

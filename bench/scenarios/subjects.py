@@ -125,6 +125,10 @@ def select(request: Request) -> Subjects:
     and for a scenario that was asked for on a model that does not have its roles."""
     if request.r is not None and request.r < 1:
         raise BenchError(f"--rank must be a whole number of at least 1, not {request.r}")
+    ways = {"adapter": request.adapter, "target-modules": request.target_modules,
+            "scenario": request.scenarios}  # fmt: skip
+    if len(named := [f"--{name}" for name, value in ways.items() if value]) > 1:
+        raise BenchError(f"give one of {', '.join(named)}: each is a configuration")
     _check_weights(request)
     scenarios = [find_scenario(s) for s in request.scenarios] or list(load_scenarios().values())
     precisions = tuple(precision(p).name for p in request.precisions) or USUAL

@@ -116,6 +116,16 @@ def test_two_models_of_one_name_are_two(run, pytester: pytest.Pytester) -> None:
         (["--scenario", "qurey"], "unknown scenario 'qurey': did you mean query"),
         (["--adapter", "a.json", "--adapter", "b.json"], "--adapter is given twice"),
         (["--model", "opt-350m", "--model", "opt-350m"], "--model opt-350m is given twice"),
+        (["-p", "no:benchmark", "-o", "addopts="], "pytest-benchmark is switched off"),
+        (
+            ["--adapter", "a.json", "--target-modules", "q_proj"],
+            "--adapter, --target-modules: each",
+        ),
+        (
+            ["--scenario", "query", "--target-modules", "q_proj"],
+            "--target-modules, --scenario: each",
+        ),
+        (["--target-modules", ""], "target_modules is empty"),
         (["--rank", "0"], "--rank must be a whole number of at least 1"),
         (["--model", "opt-35m"], "unknown architecture 'opt-35m': did you mean opt-350m"),
         (["--model", "./nowhere"], "nowhere"),
