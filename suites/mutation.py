@@ -2,10 +2,11 @@
 
     python suites/mutation.py --seed 12 --mutants 300
 
-mutmut makes the mutants; each runs in a fork of a process that has imported the libraries but
-nothing of `bench`, with the tests that execute its line, the fastest first, until one fails. Which
-tests those are is measured once and kept in `.mutation/`. A sample is drawn with a seed; one that
-is cut short is a smaller sample. Needs `mutmut` and `coverage`.
+mutmut makes the mutants, of what is inside functions. The tests are collected once; each mutant
+then runs in a fork, in which its function gets the changed code, with the tests that execute its
+line, the fastest first, until one fails. Which tests those are is measured once and kept in
+`.mutation/`. A sample is drawn with a seed; one that is cut short is a smaller sample. Needs
+`mutmut` and `coverage`.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ import resource
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
-from importlib.machinery import ModuleSpec, SourceFileLoader
-from importlib.util import spec_from_file_location
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 from random import Random
-from types import CodeType
-from typing import Any
+from types import FunctionType, ModuleType
+from typing import Any, NamedTuple
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / ".mutation"
@@ -45,36 +46,36 @@ TESTS = (
     "suites/selftest/test_formulas.py", "suites/selftest/test_statistics.py",
     "suites/selftest/test_baselines.py", "suites/selftest/test_baselines_verdicts.py",
 )  # fmt: skip
-PYTEST = ["-x", "-q", "-p", "no:cacheprovider", f"--rootdir={ROOT}"]
+PYTEST = ["-x", "-q", "-s", "-p", "no:cacheprovider", f"--rootdir={ROOT}", *TESTS]
 
 
-@dataclass(frozen=True)
-class Mutant:
-    """One change of one file: where, and the file's text with it."""
+class Mutant(NamedTuple):
+    """One change of one file; `text` makes the whole file with it."""
 
     path: Path
     line: int
     number: int
-    text: str
+    text: Callable[[], str]
+
+    @property
+    def file(self) -> str:
+        return str(self.path.relative_to(ROOT))
 
     @property
     def name(self) -> str:
-        return f"{self.path.relative_to(ROOT)}:{self.line}#{self.number}"
+        return f"{self.file}:{self.line}#{self.number}"
 
     @property
     def diff(self) -> str:
-        lines = difflib.unified_diff(
-            self.path.read_text("utf-8").splitlines(), self.text.splitlines(), lineterm="", n=0
-        )
-        return "\n".join([*lines][3:])
+        before, after = self.path.read_text("utf-8").splitlines(), self.text().splitlines()
+        return "\n".join([*difflib.unified_diff(before, after, lineterm="", n=0)][3:])
 
 
 def mutated_files() -> list[Path]:
     return sorted(path for pattern in MUTATED for path in ROOT.glob(pattern))
 
 
-def mutants_of(path: Path) -> Iterator[tuple[Path, int, int, Any]]:
-    """(file, line, number within the file, a function that makes the file's mutated text)."""
+def mutants_of(path: Path) -> Iterator[Mutant]:
     import libcst
     from libcst.metadata import MetadataWrapper, PositionProvider
     from mutmut.mutation.file_mutation import MutationVisitor, deep_replace
@@ -87,36 +88,47 @@ def mutants_of(path: Path) -> Iterator[tuple[Path, int, int, Any]]:
     places = wrapper.resolve(PositionProvider)
     for number, change in enumerate(visitor.mutations):
 
-        def text(change: Any = change, tree: Any = tree) -> str:
-            made = deep_replace(tree, change.original_node, change.mutated_node)
-            return str(made.code)
+        def text(change: Any = change) -> str:
+            return str(deep_replace(tree, change.original_node, change.mutated_node).code)
 
-        yield path, places[change.original_node].start.line, number, text
+        if change.contained_by_top_level_function is not None:
+            yield Mutant(path, places[change.original_node].start.line, number, text)
 
 
-class Mutated(SourceFileLoader):
-    """Loads one module of `bench` as the mutant has it, and finds itself on the way."""
+def graft(mutant: Mutant) -> None:
+    """The mutant's code in the functions of its module that everybody has imported already."""
+    parts = mutant.path.relative_to(ROOT).with_suffix("").parts
+    module = importlib.import_module(".".join(p for p in parts if p != "__init__"))
+    changed = ModuleType(module.__name__)
+    changed.__dict__.update(__file__=module.__file__, __package__=module.__package__)
+    exec(compile(mutant.text(), str(mutant.path), "exec", dont_inherit=True), changed.__dict__)
+    _graft_all(vars(module), vars(changed), module.__name__)
 
-    def __init__(self, mutant: Mutant) -> None:
-        self.mutant = mutant
-        parts = mutant.path.relative_to(ROOT).with_suffix("").parts
-        self.module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        super().__init__(self.module, str(mutant.path))
 
-    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        return (
-            spec_from_file_location(name, self.path, loader=self) if name == self.module else None
-        )
-
-    def get_code(self, fullname: str) -> CodeType:
-        return compile(self.mutant.text, self.path, "exec", dont_inherit=True)
+def _graft_all(old: Any, new: Any, module: str) -> None:
+    for name in set(old) & set(new):
+        ours, theirs = old[name], new[name]
+        if isinstance(theirs, type) and theirs.__module__ == module:
+            _graft_all(vars(ours), vars(theirs), module)
+            continue
+        if hasattr(ours, "cache_clear"):
+            ours.cache_clear()
+        for inner in ("__wrapped__", "__func__", "fget", "func"):
+            ours, theirs = getattr(ours, inner, ours), getattr(theirs, inner, theirs)
+        if isinstance(theirs, FunctionType) and theirs.__module__ == module:
+            ours.__code__ = theirs.__code__
+            if ours.__defaults__ != theirs.__defaults__:
+                ours.__defaults__ = theirs.__defaults__
+            if ours.__kwdefaults__ != theirs.__kwdefaults__:
+                ours.__kwdefaults__ = theirs.__kwdefaults__
 
 
 class Watch:
     """Notes how long each test took, and the first that failed."""
 
     def __init__(self, coverage: Any = None) -> None:
-        self.coverage, self.seconds, self.failed = coverage, {}, ""
+        self.coverage, self.failed = coverage, ""
+        self.seconds: dict[str, float] = {}
 
     def pytest_runtest_setup(self, item: Any) -> None:
         if self.coverage:
@@ -128,7 +140,7 @@ class Watch:
             self.failed = report.nodeid
 
 
-def in_a_fork(work: Any, cpu_seconds: int) -> tuple[int, str]:
+def in_a_fork(work: Callable[[], tuple[int, str]], cpu_seconds: int) -> tuple[int, str]:
     """(exit status, what `work` returned as text) of a child; below 0 the signal that ended it."""
     read, write = os.pipe()
     child = os.fork()
@@ -150,7 +162,7 @@ def in_a_fork(work: Any, cpu_seconds: int) -> tuple[int, str]:
 
 
 def measure() -> dict[str, Any]:
-    """Which tests execute which lines, how long each takes, and which libraries they import."""
+    """Which tests execute which lines, and how long each takes."""
     files = sorted([*mutated_files(), *(ROOT / test for test in TESTS)])
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     kept = KEPT / f"tests-{digest[:12]}.json"
@@ -159,14 +171,12 @@ def measure() -> dict[str, Any]:
 
     def work() -> tuple[int, str]:
         import coverage
-        import pytest
 
-        measured = coverage.Coverage(
-            data_file=None, include=[str(ROOT / pattern) for pattern in MUTATED]
-        )
+        include = [str(ROOT / pattern) for pattern in MUTATED]
+        measured = coverage.Coverage(data_file=None, include=include)
         watch = Watch(measured)
         measured.start()
-        status = pytest.main([*PYTEST, *TESTS], plugins=[watch])
+        status = pytest.main(PYTEST, plugins=[watch])
         measured.stop()
         data = measured.get_data()
         lines = {
@@ -176,15 +186,9 @@ def measure() -> dict[str, Any]:
             }
             for file in data.measured_files()
         }
-        ours = (str(ROOT), "None")
-        libraries = sorted(
-            name for name, module in sys.modules.items()
-            if not str(getattr(module, "__file__", None)).startswith(ours)
-        )  # fmt: skip
         KEPT.mkdir(exist_ok=True)
-        found = {"lines": lines, "seconds": watch.seconds, "libraries": libraries}
         if status == 0:
-            kept.write_text(json.dumps(found))
+            kept.write_text(json.dumps({"lines": lines, "seconds": watch.seconds}))
         return int(status), watch.failed
 
     status, failed = in_a_fork(work, 3600)
@@ -193,24 +197,54 @@ def measure() -> dict[str, Any]:
     return json.loads(kept.read_text())
 
 
-def judge(mutant: Mutant, tests: list[str], seconds: float) -> tuple[str, str]:
-    """("killed", the test that failed), ("timeout", "") or ("survived", "")."""
+class Mutation(Watch):
+    """A pytest plugin: in the place of a run of the tests, one for each mutant."""
 
-    def work() -> tuple[int, str]:
-        import pytest
+    def __init__(self, mutants: list[Mutant], found: dict[str, Any], seconds: float) -> None:
+        super().__init__()
+        self.mutants, self.found, self.most = mutants, found, seconds
+        self.counts: Counter[str] = Counter()
 
-        loader = Mutated(mutant)
-        sys.meta_path.insert(0, loader)
-        loaded = importlib.import_module(loader.module)  # before the plugin, under its own name
-        assert loaded.__loader__ is loader
-        watch = Watch()
-        status = pytest.main([*PYTEST, *tests], plugins=[watch])
-        return int(status), watch.failed
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        items = {item.nodeid: item for item in session.items}
+        gc.collect()
+        gc.freeze()  # a collection in a fork would copy every page
+        first = self.mutants[0]
+        as_it_is = first._replace(text=lambda: first.path.read_text("utf-8"))
+        control = self.judge(session, as_it_is, [*items.values()][::20], 600)
+        assert control == ("survived", ""), f"without a change: {control}"
+        for mutant in self.mutants:
+            lasts = self.found["seconds"]
+            tests = self.found["lines"].get(mutant.file, {}).get(str(mutant.line), [])
+            tests = sorted((t for t in tests if t in items), key=lambda test: lasts[test])
+            spent = [*accumulate(lasts[test] for test in tests)]
+            chosen = [items[t] for t, so_far in zip(tests, spent, strict=True)
+                      if so_far < self.most]  # fmt: skip
+            verdict, test = self.judge(session, mutant, chosen, sum(map(lasts.get, tests)))
+            self.counts[verdict] += 1
+            print(f"{verdict} {mutant.name} {test}", flush=True)
+            if verdict == "survived":
+                print(mutant.diff, flush=True)
+        return True
 
-    status, failed = in_a_fork(work, int(60 + 10 * seconds))
-    if status == 0:
-        return "survived", ""
-    return ("timeout" if status == -signal.SIGXCPU else "killed"), failed
+    def judge(
+        self, session: pytest.Session, mutant: Mutant, items: list[pytest.Item], seconds: float
+    ) -> tuple[str, str]:
+        """("killed", the test that failed), ("timeout", "") or ("survived", "")."""
+        from _pytest.main import pytest_runtestloop
+
+        def work() -> tuple[int, str]:
+            graft(mutant)
+            session.items = items
+            with suppress(session.Failed, session.Interrupted):
+                pytest_runtestloop(session)
+            return int(bool(self.failed)), self.failed
+
+        status, failed = in_a_fork(work, int(30 + 10 * seconds))
+        if status == 0:
+            return "survived", ""
+        return ("timeout" if status == -signal.SIGXCPU else "killed"), failed
 
 
 def main() -> int:
@@ -220,44 +254,19 @@ def main() -> int:
     parser.add_argument(
         "--seconds", type=float, default=math.inf, help="of tests for each, the fastest first"
     )
-    parser.add_argument("--only", default="", help="files or mutants whose name holds this")
+    parser.add_argument("--only", default="", help="files or mutants whose name holds one of these")
     options = parser.parse_args()
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))  # this copy of `bench`, not the installed one
     found = measure()
-    for name in found["libraries"]:
-        try:
-            importlib.import_module(name)
-        except Exception:  # a part of a library that only works where it was imported from
-            continue
-    assert "bench" not in sys.modules
-    gc.collect()
-    gc.freeze()  # a collection in a fork would copy every page of the libraries
-    every = [made for path in mutated_files() for made in mutants_of(path)]
-    every = [m for m in every if options.only in f"{m[0].relative_to(ROOT)}:{m[1]}#{m[2]}"]
+    every = [mutant for path in mutated_files() for mutant in mutants_of(path)]
+    every = [m for m in every if any(word in f"{m.name} " for word in options.only.split(","))]
     Random(options.seed).shuffle(every)
-    counts: Counter[str] = Counter()
-    for path in [made[0] for made in every[:1]]:
-        tests = sorted(found["seconds"], key=lambda test: found["seconds"][test])[:20]
-        as_it_is = Mutant(path, 1, -1, path.read_text("utf-8"))
-        if (control := judge(as_it_is, tests, 0)) != ("survived", ""):
-            sys.exit(f"{as_it_is.name} without a change: {control}")
-    for path, line, number, text in every[: options.mutants]:
-        mutant = Mutant(path, line, number, text())
-        lines = found["lines"].get(str(path.relative_to(ROOT)), {})
-        tests = lines.get(str(line)) or sorted({t for of_line in lines.values() for t in of_line})
-        tests = sorted(tests, key=lambda test: found["seconds"][test])
-        spent = [*accumulate(found["seconds"][test] for test in tests)]
-        tests = [
-            test for test, so_far in zip(tests, spent, strict=True) if so_far < options.seconds
-        ]
-        verdict, test = judge(mutant, tests, sum(found["seconds"][t] for t in tests))
-        counts[verdict] += 1
-        print(f"{verdict} {mutant.name} {test}", flush=True)
-        if verdict == "survived":
-            print(mutant.diff, flush=True)
-    print(f"seed {options.seed}: {sum(counts.values())} of {len(every)} mutants, {dict(counts)}")
-    return 0
+    plugin = Mutation(every[: options.mutants], found, options.seconds)
+    status = pytest.main(PYTEST, plugins=[plugin])
+    told = sum(plugin.counts.values())
+    print(f"seed {options.seed}: {told} of {len(every)} mutants, {dict(plugin.counts)}")
+    return int(status)
 
 
 if __name__ == "__main__":

@@ -258,3 +258,34 @@ def test_a_fused_name_of_code_from_elsewhere(answer) -> None:
     (entry,) = answer("internvl3-1b", AdapterConfig(("wqkv",))).entries
     offers = re.findall(r"(\w+) \(", entry.suggestion)
     assert offers == ["q_proj", "k_proj", "v_proj"]
+
+
+@pytest.mark.parametrize(
+    ("written", "leaves", "modules"),
+    [
+        (r".*self_attn.*", {"q_proj", "k_proj", "v_proj", "o_proj"}, 16 * 4),
+        (r"layers\.[01]\..*", {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj",
+                               "down_proj"}, 2 * 7),
+    ],
+)  # fmt: skip
+def test_a_pattern_that_reaches_whole_modules_too(
+    answer, written: str, leaves: set[str], modules: int
+) -> None:
+    """It is held to the projections among what it reaches."""
+    refused = answer("llama-3.2-1b-bare", AdapterConfig(written))
+    (way,) = refused.ways_out
+    assert way.startswith(f"{written} reaches whole modules too: write ")
+    found = answer("llama-3.2-1b-bare", AdapterConfig(way.partition(": write ")[2]))
+    assert {a.name.rpartition(".")[2] for a in found.adapted} == leaves
+    assert len(found.adapted) == modules
+
+
+def test_a_pattern_without_a_projection(answer) -> None:
+    refused = answer("llama-3.2-1b-bare", AdapterConfig(r".*norm"))
+    (way,) = refused.ways_out
+    assert way == ".*norm reaches modules without a weight of their own alone"
+
+
+def test_a_pattern_that_reaches_everything(answer) -> None:
+    refused = answer("llama-3.2-1b-bare", AdapterConfig(r".*"))
+    assert refused.ways_out == ('.* reaches whole modules too: write the string "all-linear"',)

@@ -288,3 +288,23 @@ def test_every_operation_counts(tmp_path: Path) -> None:
             survivors.append(label)
     assert number > 40
     assert survivors == []
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "value"),
+    [
+        ("target_modules", "q_proj", ["q_proj"]),
+        ("target_modules", '"q_proj"', ["q_proj"]),  # JSON's quotes are no part of the name
+        ("target_modules", "q_proj, v_proj,", ["q_proj", "v_proj"]),
+        ("target_modules", '["q_proj"]', ["q_proj"]),
+        ("target_modules", "re:.*q_proj", ".*q_proj"),
+        ("target_modules", "ALL-linear", "ALL-linear"),
+        ("target_modules", "null", None),
+        ("r", "8", 8),
+        ("task_type", "CAUSAL_LM", "CAUSAL_LM"),
+    ],
+)
+def test_values_as_a_command_line_writes_them(field: str, text: str, value: object) -> None:
+    from bench.formulas import settings
+
+    assert settings.parse("loha", field, text) == value

@@ -1,0 +1,85 @@
+"""Which case of one run is held against which of the other, and the ratios of launches by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from test_baselines import QUERY, STEP, run_with
+
+from bench.baselines import Selection, compare
+from bench.baselines.verdicts import launch_ratios, left_out
+
+AT_8, AT_16 = (f"suites/test_parameters.py::test_user[opt-350m-own-r{r}]" for r in (8, 16))
+
+
+def own(*ids: str, **changes: Any):
+    """A run with cases of a user's own configuration, each as QUERY is stored."""
+
+    def edit(body: dict[str, Any]) -> None:
+        records = body["records"]
+        for key in ids:
+            records[key] = {**records[QUERY], "scenario": "own", "rank": int(key[-3:-1].strip("r"))}
+            records[key] |= changes
+
+    return run_with(edit)
+
+
+def test_the_users_case_at_another_rank_is_the_same_case() -> None:
+    """Its rank is what changed: it neither vanished nor is it new, and nothing was left out."""
+    before, after = own(AT_8), own(AT_16)
+    verdicts = compare(before, after)
+    told = {v.record for v in verdicts if "own" in v.record}
+    assert told == {AT_8}
+    assert not {"vanished", "new"} & {v.verdict for v in verdicts}
+    assert left_out(before, after) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (own(AT_8), own(AT_16, precision="nf4")),
+        (own(AT_8), own(AT_16, model="opt-125m")),
+        (own(AT_8), own(AT_16.replace("test_user", "test_other"))),
+        (own(AT_8, AT_8.replace("r8", "r4")), own(AT_16)),  # which of the two?
+        (own(AT_8), own(AT_16, AT_16.replace("r16", "r32"))),
+    ],
+)
+def test_another_case_at_another_rank_is_another_case(before, after) -> None:
+    verdicts = compare(before, after)
+    gone = {v.record for v in verdicts if v.verdict == "vanished"}
+    came = {v.record for v in verdicts if v.verdict == "new"}
+    assert gone == {*before.records} - {*after.records}
+    assert came == {*after.records} - {*before.records}
+
+
+def test_a_rank_that_was_asked_for_makes_another_case() -> None:
+    asked = Selection(only={"rank": ["16"]})
+    verdicts = compare(own(AT_8), own(AT_16), selection=asked)
+    assert AT_16 in {v.record for v in verdicts if v.verdict == "new"}
+
+
+def test_a_case_that_was_not_asked_for_is_left_out() -> None:
+    def drop(body: dict[str, Any]) -> None:
+        del body["records"][STEP]
+        body["selection"] = {"only": {"precision": ["nf4"]}}
+
+    after = run_with(drop)
+    assert left_out(run_with(), after) == [STEP]
+    assert not [v for v in compare(run_with(), after) if v.record == STEP]
+
+
+def test_ratios_of_launches_by_hand() -> None:
+    """Pairs are added, what the order did cancels; each launch gives the median of its pairs."""
+    old = [1.0, 3.0, 2.0, 2.0, 1.0, 1.0]
+    new = [3.0, 1.0, 4.0, 4.0, 3.0, 5.0]
+    assert launch_ratios(old, new, 3) == [1.0, 2.0, 4.0]
+    assert launch_ratios(old, new, 1) == [2.0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [([1.0, 1.0, 1.0], [1.0] * 3), ([1.0] * 2, [1.0] * 4), ([1.0] * 4, [1.0] * 2)]
+)
+def test_rounds_without_a_partner_raise(old: list[float], new: list[float]) -> None:
+    with pytest.raises(ValueError, match="zip"):
+        launch_ratios(old, new, 1)
