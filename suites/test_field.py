@@ -129,8 +129,10 @@ class TestBareLayers:
         ledger, *_ = answer(self.case)
         assert ledger.refusals
         for entry in ledger.entries:
-            assert "layer number cannot be read" in entry.cause
-            assert entry.suggestion.startswith('layers_pattern="layers"')
+            assert entry.cause == (
+                "32 modules whose layer number cannot be read, for layers_to_transform"
+            )
+            assert entry.suggestion == 'layers_pattern="layers" beside layers_to_transform'
 
     def test_with_the_pattern(self, answer) -> None:
         ledger, trainable, _ = answer(self.case, "adapter_fixed")

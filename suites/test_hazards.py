@@ -17,6 +17,7 @@ from bench.errors import BenchError
 from bench.measure.counting import count, inject
 from bench.models.architectures import Model
 from bench.models.classes import model_class
+from bench.scenarios.subjects import load_model
 from bench.targets import Ledger, match
 from bench.targets.hazards import HAZARDS, NOT_AS_WRITTEN
 
@@ -250,3 +251,24 @@ class TestGate:
         (record,) = caplog.records
         assert (record.name, record.levelname) == ("bench", "WARNING")
         assert "hazard tower-adapted: vision model.vision_tower" in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("model", "entry", "share", "rest"),
+    [
+        # A layer: 2 × 4096² + 2 × 4096 × 1024 + 3 × 4096 × 14336 elements.
+        ("llama-3-8b", "v_proj", 4096 * 1024 / 218_103_808, "gate_proj, up_proj, down_proj"),
+        # Beside 8 experts of 3 × 4096 × 14336 in two fused weights, and a router of 8 × 4096.
+        ("mixtral-8x7b", "k_proj", 4096 * 1024 / (8 * 3 * 58_720_256 + 41_943_040 + 32_768),
+         "mlp.experts.gate_up_proj, mlp.experts.down_proj, q_proj"),
+    ],
+)  # fmt: skip
+def test_low_coverage_says_how_much_and_where_the_rest_is(
+    model: str, entry: str, share: float, rest: str
+) -> None:
+    ledger = match(load_model(model).table, AdapterConfig((entry,)))
+    (said,) = (h.reason for h in ledger.hazards if h.code == "low-coverage")
+    assert said == (
+        f"{share:.1%} of the linear weights and 100% of the layers carry an adapter; "
+        f"most of the rest is in {rest}"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -13,7 +14,7 @@ from bench.errors import BenchError
 from bench.formulas import lora_parameters
 from bench.formulas.methods import method, method_parameters
 from bench.measure.counting import count, count_lora_fa, inject
-from bench.models.modules import read_table
+from bench.models.modules import OTHER, read_table
 from bench.scenarios.subjects import load_model
 from bench.targets import match
 
@@ -270,6 +271,17 @@ def test_tokens_of_an_embedding_within_a_saved_module() -> None:
                 inject(model.build(), adapter)
         else:
             assert "model" in count(inject(model.build(), adapter)).saved
+
+
+def test_saved_in_a_table_without_containers() -> None:
+    """An atlas holds no lists and blocks: what is saved within them is found all the same."""
+    model = small("opt-CausalLM")
+    bare = replace(model.table, modules=tuple(m for m in model.table.modules if m.kind != OTHER))
+    adapter = AdapterConfig(("q_proj",), r=2, modules_to_save=("fc2", "layers.0.self_attn.k_proj"))
+    counted = count(inject(model.build(), adapter))
+    ledger = match(bare, adapter)
+    assert sorted(ledger.saved) == sorted(counted.saved)
+    assert lora_parameters(ledger).trainable == counted.trainable
 
 
 def test_lora_fa_freezes_every_a() -> None:

@@ -229,7 +229,7 @@ def ways_out(ledger: Ledger) -> tuple[str, ...]:
     inside = [name for e in whole for name in _inside(table, faults[e])]
     if len(whole) == len(ledger.entries) and inside:
         apart = [endings_of(_inside(table, faults[e]), table.by_name) for e in whole]
-        if not all(apart) or any(e.rpartition(".")[2].isdigit() for e in whole):
+        if not all(apart):
             return (*found, _as_pattern(table, whole, inside))
     found += [_whole_modules(ledger, e, faults[e]) for e in whole]
     return tuple(found)
