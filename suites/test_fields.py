@@ -196,6 +196,9 @@ def test_what_has_no_closed_form_raises() -> None:
         ({"kasa_config": True}, "fields of its own"),
         ({"monteclora_config": {"num_samples": "8"}}, "num_samples must be a whole number"),
         ({"use_bdlora": {"nblocks": 0}}, "nblocks must be a whole number"),
+        # All that is wrong is said at once.
+        ({"r": 0, "lora_dropout": "x"}, r"r must be .*; lora_dropout must be "),
+        ({"lora_alhpa": 8, "r": 0}, "'lora_alhpa': did you mean lora_alpha.*; .*r must be a whole"),
         ({"trainable_token_indices": "a"}, "token indices"),
         ({"trainable_token_indices": {"wte": [1, -2]}}, "token indices"),
         ({"layer_replication": "ab"}, r"\[start, end\)"),

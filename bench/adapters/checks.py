@@ -94,11 +94,14 @@ _OPTIONAL = {"target_modules", "exclude_modules", "layers_pattern", "layers_to_t
 
 
 def check_fields(given: Mapping[str, Any]) -> None:
-    """Raise BenchError, naming the field, for a value that cannot be. `given` holds every field."""
-    for name, (fits, wanted) in _TYPES.items():
-        value = given[name]
-        if not fits(value) and not (value is None and name in _OPTIONAL):
-            raise BenchError(f"{name} must be {wanted}, not {_plain(value)!r}")
+    """Raise BenchError, naming the fields, for values that cannot be. `given` holds every field."""
+    wrong = [
+        f"{name} must be {wanted}, not {_plain(value)!r}"
+        for name, (fits, wanted) in _TYPES.items()
+        if not fits(value := given[name]) and not (value is None and name in _OPTIONAL)
+    ]
+    if wrong:
+        raise BenchError("; ".join(wrong))
     if given["bias"] not in BIASES:
         raise UnknownName("bias", str(given["bias"]), BIASES)
     if given["task_type"] is not None and given["task_type"] not in BY_TYPE:

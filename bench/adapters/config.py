@@ -167,20 +167,29 @@ class AdapterConfig:
         if method not in (None, "LORA"):
             raise BenchError(f"{where}: peft_type is {method!r}; only 'LORA' is understood")
         known = {f.name for f in fields(cls)} - {"ignored"}
+        wrong: list[BenchError] = []
         for key, value in data.items():
-            if key in REFUSED and value not in (None, False, {}, [], ""):
-                raise BenchError(f"{where}: no closed form for {key}: {REFUSED[key]}")
-            if key not in known | INERT and value not in (None, False, {}, [], ""):
-                raise UnknownName(f"field with a value in {where}:", key, known, _in_peft(key))
+            if value in (None, False, {}, [], ""):
+                continue
+            if key in REFUSED:
+                wrong.append(BenchError(f"{where}: no closed form for {key}: {REFUSED[key]}"))
+            elif key not in known | INERT:
+                name = f"field with a value in {where}:"
+                wrong.append(UnknownName(name, key, known, _in_peft(key)))
         given = {
             key: value if key in NESTED else _to_tuples(value)
             for key, value in data.items()
             if key in known and value is not None and not (key in NESTED and value is False)
         }
         try:
-            return cls(**given, ignored=_ignored(data))
+            made = cls(**given, ignored=_ignored(data))
         except (TypeError, BenchError) as error:
-            raise BenchError(f"{where}: {error}") from None
+            wrong.append(BenchError(f"{where}: {error}"))
+        if len(wrong) > 1:
+            raise BenchError("; ".join(map(str, wrong)))
+        if wrong:
+            raise wrong[0] from None
+        return made
 
     @classmethod
     def from_file(cls, path: Path) -> AdapterConfig:

@@ -139,6 +139,8 @@ _LORA_ONLY = {
     "minimum_coverage": "coverage is LoRA's",
     "modules": "it lists LoRA's; leave it out",
     "precision": "the counts are the same in every precision; leave it out",
+    "format": "its answer is text, or --json",
+    "plot": "it draws what LoRA reaches; leave it out",
     "gradients": "the step that is traced has LoRA's adapters; leave it out",
 }  # fmt: skip
 
