@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING
 
 from bench.errors import BenchError
 from bench.predict.gpus import Fit, Gpu, fit
-from bench.predict.largest import BATCH_SIZE, LARGEST, RANK, SEQ_LEN, largest_fitting, value_of
+from bench.predict.largest import (
+    BATCH_SIZE,
+    LARGEST,
+    RANK,
+    SEQ_LEN,
+    largest_fitting,
+    settled,
+    value_of,
+)
 
 if TYPE_CHECKING:
     from bench.predict.replay import Replayed
@@ -58,14 +66,18 @@ class Asked:
 
 
 def cost(asked: Asked) -> Cost:
-    """Predict one row; an error of the prediction is in the answer."""
-    from bench.predict import kernels
+    """Predict one row; an error of the prediction is in the answer.
+
+    The search for a limit goes along lines through sizes that were traced; what it finds is then
+    predicted, and the next larger value too.
+    """
     from bench.predict.evidence import interval
+    from bench.predict.result import device_of
     from bench.predict.stretch import Stretched
 
     gpu, case = asked.gpu, asked.case
     try:
-        step = Stretched(case, kernels.cuda(None, gpu.capability))
+        step = Stretched(case, device_of(case, gpu))
         own = step.replayed()
     except BenchError as error:
         return Cost(error=str(error))
@@ -78,18 +90,21 @@ def cost(asked: Asked) -> Cost:
     def limit(what: str) -> Limit | None:
         largest = min(LARGEST[what], (what == SEQ_LEN and asked.length_limit) or LARGEST[what])
 
-        def margin(value: int) -> int:
-            at = own if value == value_of(case, what) else step.replayed(what, value)
-            return held(at).margin_bytes
+        def estimate(value: int) -> int:
+            return held(step.estimated(what, value)).margin_bytes
 
-        found = largest_fitting(value_of(case, what), largest, margin)
-        return None if found is None else Limit(*found)
+        def fits(value: int) -> bool:
+            return held(step.replayed(what, value)).margin_bytes >= 0
+
+        near = largest_fitting(value_of(case, what), largest, estimate)
+        value = settled(near[0] if near else 0, largest, fits)
+        return Limit(value, value == largest) if value else None
 
     wanted = (RANK, SEQ_LEN, BATCH_SIZE) if asked.has_length else (RANK, BATCH_SIZE)
     return Cost(
         peak_allocated_bytes=own.peak_allocated_bytes,
         peak_reserved_bytes=own.peak_reserved_bytes,
-        flops=step.flops,
+        flops=step.trace.flops,
         fit=held(own),
         limits={what: limit(what) for what in wanted},
         traced_layers=step.layers,
@@ -133,6 +148,9 @@ def _pool(count: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _alone() -> None:
+    import gc
+
     import torch
 
+    gc.freeze()  # what is imported stays: no collection has to look through it
     torch.set_num_threads(1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -171,7 +171,7 @@ def fit(gpu: Gpu, peak_allocated_bytes: int, peak_reserved_bytes: int, within: I
     )
 
 
-def step_seconds(gpu: Gpu, work: Iterable[Work]) -> float | None:
+def step_seconds(gpu: Gpu, work: Mapping[Work, int], moved_bytes: int) -> float | None:
     """A model of the step time, from below: every operation takes the longer of its arithmetic at
     the peak rate and its memory traffic at the full bandwidth, and nothing waits.
 
@@ -182,4 +182,9 @@ def step_seconds(gpu: Gpu, work: Iterable[Work]) -> float | None:
     if gpu.bandwidth is None:
         return None
     bandwidth = gpu.bandwidth
-    return math.fsum(max(w.flops / gpu.rate(w.dtype), w.bytes / bandwidth) for w in work)
+    each = (
+        max(w.flops / gpu.rate(w.dtype), w.bytes / bandwidth)
+        for w, times in work.items()
+        for _ in range(times)
+    )
+    return math.fsum((*each, moved_bytes / bandwidth))

@@ -10,6 +10,7 @@ import torch
 from bench.compat import private
 from bench.errors import BenchError
 from bench.predict.dependent import DEPENDENT
+from bench.predict.shapes import KnownShapes
 from bench.predict.values import KnownValues, tensors_in
 from bench.training.memory import Observer
 from bench.training.storages import CATEGORIES, StorageLedger
@@ -25,6 +26,8 @@ BREAKDOWN = (*CATEGORIES, LOGITS, WORKSPACE)
 _NAMESPACES = ("aten", "prim", "prims", "profiler")
 _ELEMENTWISE = {torch.ops.aten.mul.Tensor, torch.ops.aten.add.Tensor}
 _DispatchMode = private("dispatch mode")
+_SHAPES = KnownShapes()
+"""One for all traces: no result on meta depends on more than its arguments."""
 _READ = torch.ops.aten._local_scalar_dense.default
 
 
@@ -105,7 +108,7 @@ class Journal(_DispatchMode):  # type: ignore[misc, valid-type]  # torch is seen
             if run is not None:
                 return self._emulated(run)
         try:
-            return func(*args, **kwargs)
+            return _SHAPES.run(func, args, kwargs)
         except (NotImplementedError, RuntimeError) as error:
             if (out := self.values.shaped(func, args, kwargs)) is not None:
                 return out

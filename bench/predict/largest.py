@@ -106,6 +106,29 @@ def largest_fitting(
     return low, not high
 
 
+def settled(near: int, largest: int, fits: Callable[[int], bool]) -> int:
+    """The largest value from 1 to `largest` that fits, 0 if not even 1 does, searched for around a
+    value that is near it, in steps that double. What fits does not depend on where the search
+    begins: a value fits wherever a larger one does."""
+    step, low, high = 1, 0, largest + 1
+    at = min(near + 1, largest)  # what does not fit first: between that and what does lies `near`
+    while low < at < high:
+        if fits(at):
+            low, at = at, min(at + step, high)
+        else:
+            high, at = at, max(at - step, low)
+        if low and high <= largest:
+            break
+        step *= 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        if fits(middle):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
 def value_of(case: Case, what: str) -> int:
     """The case's own value of `what`."""
     return {

@@ -117,6 +117,15 @@ def _cudnn_first(case: Case, gpu: Gpu, traced: Trace) -> bool:
     return prefers_cudnn(gpu.capability) and halves and fused
 
 
+def device_of(case: Case, gpu: Gpu | None) -> Device:
+    """The NVIDIA GPU that a case is predicted for: of `gpu`'s compute capability, and with the
+    attention kernel that the step names."""
+    from bench.predict import kernels
+
+    attention = case.step.attention if case.step.attention in PINNED else None
+    return kernels.cuda(attention, gpu.capability if gpu else 8.0)
+
+
 def predict(
     case: Case,
     *,
@@ -124,20 +133,19 @@ def predict(
     device: Device | None = None,
     progress: Callable[[str], None] = lambda phase: None,
 ) -> Prediction:
-    """Trace the case's training step on meta and replay its allocations.
+    """Trace the case's training step on meta and replay its allocations. Of layers that are all
+    alike a few are traced (`stretch`), which changes no figure.
 
     `gpu` adds whether it fits and a model of the step time; `device` is an NVIDIA GPU by default.
     Raises BenchError where the step cannot be traced, naming the operation.
     """
-    from bench.predict import kernels
     from bench.predict.journal import BREAKDOWN
     from bench.predict.replay import replay
-    from bench.predict.trace import trace
+    from bench.predict.stretch import Stretched
 
     if device is None:
-        attention = case.step.attention if case.step.attention in PINNED else None
-        device = kernels.cuda(attention, gpu.capability if gpu else 8.0)
-    traced = trace(case, device, progress)
+        device = device_of(case, gpu)
+    traced = Stretched(case, device, progress=progress).trace
     within = interval(case.precision, case.step.loop)
     found = replay(traced, device.allocator(), BREAKDOWN)
     allocated, reserved = found.peak_allocated_bytes, found.peak_reserved_bytes
@@ -169,10 +177,10 @@ def predict(
         flops=traced.flops,
         operations=sum(traced.operations.values()),
         operations_by_name=traced.operations,
-        bytes_moved=sum(work.bytes for work in traced.work),
+        bytes_moved=traced.bytes_moved,
         loop=case.step.loop,
         fit=fit(gpu, allocated, reserved, within) if gpu else None,
-        modelled_step_seconds=step_seconds(gpu, traced.work) if gpu else None,
+        modelled_step_seconds=step_seconds(gpu, traced.work, traced.moved_bytes) if gpu else None,
         assumptions=assumptions(case, gpu, device.name),
         versions=versions(),
     )

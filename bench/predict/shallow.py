@@ -28,7 +28,7 @@ def shallower(model: Model, adapter: AdapterConfig) -> Model | None:
     configuration names no layer; else None."""
     depths = [key for key in _DEPTHS if isinstance(model.config.get(key), int)]
     table = model.table
-    if len(depths) != 1 or len(table.stacks) != 1 or _names_layers(adapter):
+    if len(depths) != 1 or len(table.stacks) != 1 or names_layers(adapter):
         return None
     depth = model.config[depths[0]]
     kinds, outside = _layers(table)
@@ -80,15 +80,15 @@ def _layers(table: ModuleTable) -> tuple[dict[str, Kind], Kind]:
     return {layer: frozenset(held) for layer, held in kinds.items()}, frozenset(outside)
 
 
-def _names_layers(adapter: AdapterConfig) -> bool:
+def names_layers(adapter: AdapterConfig) -> bool:
     """Whether the configuration tells layers apart, by their numbers or by a pattern."""
     if adapter.layers_to_transform is not None or adapter.layer_replication:
         return True
     named = (adapter.target_modules, adapter.exclude_modules, adapter.target_parameters,
              adapter.modules_to_save, tuple(adapter.rank_pattern))  # fmt: skip
     for value in named:
-        if isinstance(value, str) and re.search(r"[0-9]|\\d", value):
-            return True  # a regular expression: any digit may be a layer's
+        if isinstance(value, str) and re.search(r"[0-9]|\\d", value.replace(r"\.\d+\.", "")):
+            return True  # a regular expression: but for `\.\d+\.` any digit may be a layer's
         if any(part.isdigit() for entry in value or () for part in entry.split(".")):
             return True
     return False

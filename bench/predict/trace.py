@@ -6,6 +6,7 @@ import contextlib
 import copy
 import gc
 import importlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import prod
@@ -33,11 +34,10 @@ from bench.training.options import check_step
 from bench.training.step import Training, counted
 
 LOAD, FIRST, STEADY = "load", "first-step", "steady-step"
-_INITIALIZERS = ("kaiming_uniform_", "uniform_", "normal_", "zeros_")
 Progress = Callable[[str], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Work:
     """One operation's work: floating-point operations, bytes read and written, and the dtype it
     computes in ("float32"; "int8" for integer products)."""
@@ -53,7 +53,8 @@ class Trace:
 
     `events`, `sizes` (bytes), `categories` and `makers` are the journal's. `marks` are
     (index into events, phase): "load", then "first-step" and "steady-step", each followed by its
-    "forward", "backward", "optimizer" and "end".
+    "forward", "backward", "optimizer" and "end". `work` counts the operations with FLOPs that are
+    alike; `moved_bytes` is what all others read and write.
     """
 
     events: tuple[int, ...]
@@ -63,12 +64,18 @@ class Trace:
     marks: tuple[tuple[int, str], ...]
     operations: dict[str, int]
     flops: int
-    work: tuple[Work, ...]
+    work: dict[Work, int]
+    moved_bytes: int
     trainable_parameters: int
     quantized_layers: int
     unquantized_bytes: dict[str, int]
     unquantized_share: float
     tokens: int
+
+    @property
+    def bytes_moved(self) -> int:
+        """What every operation reads and writes once."""
+        return self.moved_bytes + sum(each.bytes * times for each, times in self.work.items())
 
 
 def trace(case: Case, device: Device, progress: Progress = lambda phase: None) -> Trace:
@@ -148,7 +155,8 @@ def _traced(  # noqa: PLR0917  # one call
         marks=tuple(journal.marks),
         operations=dict(sorted(cost.counter.operations.items())),
         flops=cost.counter.flops,
-        work=tuple(cost.work),
+        work=dict(cost.work),
+        moved_bytes=cost.moved_bytes,
         trainable_parameters=training.trainable_parameters,
         quantized_layers=training.quantized_layers,
         unquantized_bytes={kind: sum(p.nbytes for p in held) for kind, held in left.items()},
@@ -215,11 +223,12 @@ def _heads(model: torch.nn.Module) -> list[torch.nn.Module]:
 
 
 class _Cost:
-    """Counts operations and FLOPs, and lists each operation's work."""
+    """Counts operations and FLOPs, and what they read and write."""
 
     def __init__(self) -> None:
         self.counter = CostCounter()
-        self.work: list[Work] = []
+        self.work: Counter[Work] = Counter()
+        self.moved_bytes = 0
 
     def __call__(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, nested: bool
@@ -235,10 +244,14 @@ class _Cost:
         if not fresh and not (given and func._schema.is_mutable):
             return  # a view
         size = sum(_bytes(t) for t in (*given, *fresh))
+        flops = self.counter.flops - before
+        if not flops:
+            self.moved_bytes += size
+            return
         dtype = str(given[0].dtype if given else fresh[0].dtype).removeprefix("torch.")
         if ".int8_" in str(func):
             dtype = "int8"
-        self.work.append(Work(self.counter.flops - before, size, dtype))
+        self.work[Work(flops, size, dtype)] += 1
 
 
 def _bytes(tensor: torch.Tensor) -> int:
@@ -258,8 +271,6 @@ def _as_on(device: Device, journal: Journal, case: Case) -> Iterator[None]:
         (importlib.import_module("torch.optim.adam"), "_device_dtype_check_for_fused", _accept),
         (torch.nn.utils.clip_grad, "_has_foreach_support", lambda *_: device.foreach_optimizer),
     ]
-    # Adapters begin on the CPU; what their values are does not matter here.
-    replacements += [(torch.nn.init, name, _as_it_is) for name in _INITIALIZERS]
     if precision(case.precision).bits == 4:
         parameters = importlib.import_module("bitsandbytes.nn").Params4bit
         replacements.append((parameters, "__deepcopy__", _copied_4bit))
@@ -282,7 +293,7 @@ def _as_on(device: Device, journal: Journal, case: Case) -> Iterator[None]:
     replacements += [(functional, name, value) for name, value in device.functions.items()]
     if device.fused_dropout:
         replacements.append((functional, "dropout", _fused_dropout))
-    with patched(*replacements):
+    with patched(*replacements), loading.undrawn():  # adapters begin on the CPU
         yield
 
 
@@ -328,10 +339,6 @@ def _paged(*shape: int, dtype: torch.dtype = torch.float32, **_: Any) -> torch.T
     held.is_paged = True
     held.page_deviceid = 0
     return held
-
-
-def _as_it_is(tensor: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-    return tensor
 
 
 def _accept(*_: Any, **__: Any) -> None:

@@ -6,7 +6,6 @@ but those that follow from the batch's integers are computed beside, for real, o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -51,11 +50,14 @@ class KnownValues:
         An operation that writes to known values from unknown ones ends that knowledge; but for the
         check of gradients under loss scaling, which finds nothing wrong here.
         """
-        given = [*tensors_in(args), *tensors_in(kwargs)]
         if func in _FILLS and _followed(out):
             self._know(out, torch.full(out.shape, _FILLS[func], dtype=out.dtype))
             return
-        unknown = any(not self._has(t) for t in given if t.device.type == "meta")
+        given = tensors_in(args)
+        if kwargs:
+            given += tensors_in(kwargs)
+        real = self._real
+        unknown = any(t.untyped_storage()._cdata not in real for t in given if t.is_meta)
         if unknown and not func._schema.is_mutable:
             return
         if func is _CHECK_OF_GRADIENTS:
@@ -73,12 +75,12 @@ class KnownValues:
             return
         try:
             with torch.no_grad():
-                real = func(*self._values(args), **self._values(kwargs))
+                values = func(*self._values(args), **self._values(kwargs))
         except RuntimeError:  # the CPU has no kernel for it
             for tensor in made:
                 self.forget(tensor.untyped_storage()._cdata)
             return
-        for tensor, value in zip(made, tensors_in(real), strict=True):
+        for tensor, value in zip(made, tensors_in(values), strict=True):
             if not self._has(tensor):
                 self._know(tensor, value)
 
@@ -124,16 +126,24 @@ class KnownValues:
         return value
 
 
-def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """Every tensor in nested lists, tuples and dicts."""
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """Every tensor in nested lists, tuples and dicts, in order."""
+    found: list[torch.Tensor] = []
+    _gather(value, found)
+    return found
+
+
+def _gather(value: Any, found: list[torch.Tensor]) -> None:
     if isinstance(value, torch.Tensor):
-        yield value
+        found.append(value)
     elif isinstance(value, (tuple, list)):
         for item in value:
-            yield from tensors_in(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from tensors_in(item)
+            if isinstance(item, torch.Tensor):
+                found.append(item)
+            elif isinstance(item, (tuple, list, dict)):
+                _gather(item, found)
+    elif isinstance(value, dict) and value:
+        _gather(list(value.values()), found)
 
 
 def _on_meta(value: Any) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.nn.utils import parametrize
 
-from bench.compat import private
+from bench.compat import patched, private
 from bench.errors import BenchError
 from bench.models.classes import config_by_own_code
 from bench.models.precision import precision
@@ -108,10 +108,23 @@ def meta_model(case: Case, config: Any) -> Any:
 
     auto_class = getattr(transformers, case.auto_class)
     dtype = getattr(torch, case.compute)
-    with torch.device("meta"):
+    with torch.device("meta"), undrawn():
         return auto_class.from_config(
             config, dtype=dtype, attn_implementation=_attention(case), **_trusted(case)
         )
+
+
+_INITIALIZERS = ("kaiming_uniform_", "uniform_", "normal_", "zeros_")
+
+
+def undrawn() -> contextlib.AbstractContextManager[None]:
+    """While active, torch's initializers leave a tensor as it is: on meta there is nothing to draw,
+    and its functions take a while to find that out."""
+    return patched(*((torch.nn.init, name, _as_it_is) for name in _INITIALIZERS))
+
+
+def _as_it_is(tensor: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    return tensor
 
 
 def _trusted(case: Case) -> dict[str, bool]:

@@ -242,9 +242,9 @@ def test_the_modelled_time_is_the_roofline() -> None:
     from bench.predict.trace import Work
 
     gpu = Gpu("x", 1, bandwidth=100.0, rates={"float32": 10.0, "bfloat16": 50.0})
-    work = [Work(100, 100, "float32"), Work(100, 1000, "bfloat16"), Work(0, 50, "int64")]
-    assert step_seconds(gpu, work) == pytest.approx(10 + 10 + 0.5)
-    assert step_seconds(Gpu("unknown", 1), work) is None
+    work = {Work(100, 100, "float32"): 1, Work(100, 1000, "bfloat16"): 2}
+    assert step_seconds(gpu, work, 50) == pytest.approx(10 + 2 * 10 + 0.5)
+    assert step_seconds(Gpu("unknown", 1), work, 50) is None
 
 
 NVIDIA_SMI = {"h100": 81559, "a100-80gb": 81920, "a100-40gb": 40960, "a10": 23028, "l40s": 46068,
