@@ -102,6 +102,9 @@ def pytest_configure(config: pytest.Config) -> None:
         "xdist_group(name): with pytest-xdist's --dist loadgroup, run by one worker",
     ):
         config.addinivalue_line("markers", line)
+    # A library's word about another one, which no user of the suites can act on.
+    jit = r"ignore:.torch\.jit\.script_method. is deprecated:DeprecationWarning"
+    config.addinivalue_line("filterwarnings", jit)
     from hypothesis import HealthCheck, settings
 
     settings.register_profile(

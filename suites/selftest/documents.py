@@ -30,6 +30,8 @@ _BLOCK = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 
+_EXIT = re.compile(r"^\(exit \d+\)$", re.MULTILINE)
+
 
 @dataclass(frozen=True)
 class Block:
@@ -68,7 +70,9 @@ def commands(body: str) -> list[tuple[str, str]]:
 
 
 def fits(expected: str, obtained: str) -> bool:
-    """Whether the output is the expected one, `...` standing for anything."""
+    """Whether the output is the expected one, `...` standing for anything but how it ends."""
+    if ("".join(expected.splitlines()[-1:]) in ("...", "")) and _EXIT.search(obtained):
+        return False
     pattern = "".join(
         r"(?:.*\n)*?" if line.strip() == "..." else
         r".*?".join(map(re.escape, line.rstrip("\n").split("..."))) + r"\n"

@@ -61,4 +61,6 @@ def test_how_a_block_is_read() -> None:
     assert commands(block.body) == [("a b", "c\n")]
     assert fits("a ... c\n...\nz\n", "a b c\nmore\nlines\nz\n")
     assert not fits("a ... c\n", "a b d\n")
+    assert not fits("...\n", "a\n(exit 1)\n")
+    assert fits("...\n(exit 1)\n", "a\n(exit 1)\n")
     assert run("bash -c 'echo x; exit 3'") == "x\n(exit 3)\n"
