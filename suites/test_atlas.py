@@ -198,3 +198,17 @@ def test_a_saved_name_is_traced_to_its_new_one(model_type: str) -> None:
             offered = re.findall(r"[\w.]*\w", entry.suggestion)
             found = any(ends_in(name, offer) for offer in offered for name in names)
             assert not entry.dead or (entry.cause and found), old
+
+
+def test_an_experts_old_weight_is_traced_to_its_parameter() -> None:
+    """GraniteMoE's input_linear, a module of transformers 4.57, is a parameter now."""
+    from bench.adapters.config import AdapterConfig
+    from bench.targets import match
+
+    table = stored_atlas().types["granitemoe"].table("granitemoe")
+    old = "model.layers.0.block_sparse_moe.input_linear.weight"
+    (entry,) = match(table, AdapterConfig((old,))).entries
+    assert entry.cause == "transformers 4.57.6 called it so"
+    name = "model.layers.0.block_sparse_moe.experts.gate_up_proj"
+    assert entry.suggestion == f'target_parameters=["{name}"]'
+    assert name in {p.name for p in table.parameters}
