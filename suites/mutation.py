@@ -92,7 +92,7 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
         def text(change: Any = change) -> str:
             return str(deep_replace(tree, change.original_node, change.mutated_node).code)
 
-        if change.contained_by_top_level_function is not None:
+        if isinstance(change.contained_by_top_level_function, libcst.FunctionDef):
             yield Mutant(path, places[change.original_node].start.line, number, text)
 
 

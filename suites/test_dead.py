@@ -325,6 +325,30 @@ def test_parameters_are_offered_for_target_parameters() -> None:
     work = {"target_modules": ["q_proj"], "target_parameters": ["fc1"]}
     (entry,) = dead(ledger_of(work))
     assert entry.suggestion == "in target_modules: up_proj (up, 4 modules)"
+    slip = {"target_modules": ["q_proj"], "target_parameters": ["mlp.experts.gate_up_prj"]}
+    (entry,) = dead(ledger_of(slip, MIXTRAL))
+    assert entry.suggestion == 'target_parameters=["mlp.experts.gate_up_proj"] (2 layers)'
+
+
+@pytest.mark.parametrize(
+    ("excluded", "offer"),
+    [
+        (["q_prj"], "q_proj"),  # a slip
+        (["layers.0.self"], 'the string ".*layers.0.self.*"'),  # the middle of names
+        (["nothing"], ""),
+        (["self_attn"], 'the string ".*\\\\bself_attn\\\\..*"'),  # what holds the modules
+        (["lm_head"], ""),  # there, and not to be adapted
+    ],
+)
+def test_what_to_write_for_an_exclusion_without_effect(excluded: list[str], offer: str) -> None:
+    given = {"target_modules": ["q_proj", "up_proj"], "exclude_modules": excluded}
+    ledger = ledger_of(given)
+    assert dead_fields(ledger) == [("exclude_modules", excluded[0], offer)]
+    if offer:  # what is offered holds something out
+        written = json.loads(offer.removeprefix("the string ")) if " " in offer else [offer]
+        fewer = ledger_of({**given, "exclude_modules": written})
+        assert 0 < len(fewer.adapted) < len(ledger.adapted)
+        assert fewer.dead_fields == ()
 
 
 def test_an_exclusion_holds_out_what_would_be_adapted() -> None:

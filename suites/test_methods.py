@@ -300,6 +300,30 @@ def test_sizes_are_read_where_peft_reads_them(model_type: str, name: str) -> Non
     assert prompts.elements(name, settings, config, "CAUSAL_LM") == expected
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("num_hidden_layers", "hidden_size", "num_attention_heads"),
+        ("num_layers", "n_embd", "n_head"),
+        ("n_layer", "d_model", "num_heads"),
+        ("num_layers", "hidden_size", "encoder_attention_heads"),
+    ],
+    ids=lambda names: names[-1],
+)
+def test_sizes_by_every_name_that_peft_knows(names: tuple[str, str, str]) -> None:
+    """Three layers of width 32, whatever a configuration calls them."""
+    import peft
+    from peft.utils.other import _prepare_prompt_learning_config
+    from transformers import PretrainedConfig
+
+    config = PretrainedConfig(**dict(zip(names, (3, 32, 4), strict=True)))
+    theirs = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5)
+    _prepare_prompt_learning_config(theirs, config)
+    assert (theirs.num_layers, theirs.token_dim, theirs.num_attention_heads) == (3, 32, 4)
+    settings = {**METHODS["prefix-tuning"].settings, "num_virtual_tokens": 5}
+    assert prompts.elements("prefix-tuning", settings, config, "CAUSAL_LM") == 5 * 2 * 3 * 32
+
+
 MAMBA = Model(
     "mamba", {"model_type": "mamba", "num_hidden_layers": 2, "hidden_size": 64, "vocab_size": 48},
     "MambaForCausalLM",
