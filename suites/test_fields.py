@@ -169,6 +169,18 @@ def test_replication_leaves_the_model_as_it_was() -> None:
     assert len(read_table(LLAMA.build()).layers) == 2
 
 
+def test_kasa_leaves_a_rank_of_the_weight_out() -> None:
+    """k_proj is 8 × 16 here: PEFT takes 7 ranks and no more."""
+    seven, eight = (AdapterConfig(("k_proj",), r=r, kasa_config={}) for r in (7, 8))
+    assert match(LLAMA.table, seven).refusals == ()
+    inject(on_cpu(LLAMA), seven)
+    assert match(LLAMA.table, eight).refusals == (
+        "model.layers.0.self_attn.k_proj: KaSA takes at most rank 7, not 8",
+    )
+    with pytest.raises(BenchError, match="PEFT refuses"):
+        inject(on_cpu(LLAMA), eight)
+
+
 def test_mica_holds_no_more_ranks_than_the_weight() -> None:
     adapter = AdapterConfig(("k_proj",), r=9, init_lora_weights="mica")
     assert match(LLAMA.table, adapter).refusals == (
