@@ -218,6 +218,18 @@ def test_an_entry_that_names_whole_modules(
     assert all(held.fullmatch(a.name) for a in found.adapted)
 
 
+def test_the_entry_at_fault_is_named_with_what_it_names(answer) -> None:
+    (one,) = answer("qwen3-vl-4b", AdapterConfig(("merger", "q_proj"))).ways_out
+    assert one == (
+        "merger: it names model.visual.merger (Qwen3VLVisionPatchMerger); "
+        "write merger.linear_fc1, merger.linear_fc2"
+    )
+    (many,) = answer("llama-3.2-1b-bare", AdapterConfig(("mlp",))).ways_out
+    assert many == (
+        "mlp: it names layers.0.mlp and 15 more (LlamaMLP); write gate_proj, up_proj, down_proj"
+    )
+
+
 @pytest.mark.parametrize("written", ["mlp", "experts"])
 def test_experts_are_parameters(answer, written: str) -> None:
     refused = answer("qwen3-30b-a3b", AdapterConfig((written, "q_proj")))
