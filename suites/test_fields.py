@@ -190,6 +190,25 @@ def test_mica_holds_no_more_ranks_than_the_weight() -> None:
         inject(on_cpu(LLAMA), adapter)
 
 
+@pytest.mark.parametrize("init", ["corda", "loftq", "lora_ga"])
+def test_a_decomposed_weight_has_no_more_ranks_than_it_is_wide(init: str) -> None:
+    """k_proj is 8 × 16: rank 8 is counted, of 9 no closed form is known."""
+    eight, nine = (AdapterConfig(("k_proj",), r=r, init_lora_weights=init) for r in (8, 9))
+    assert lora_parameters(match(LLAMA.table, eight)).trainable == 2 * 8 * (8 + 16)
+    with pytest.raises(BenchError, match=f"'{init}' with rank 9 on .*k_proj"):
+        lora_parameters(match(LLAMA.table, nine))
+
+
+def test_a_module_in_both_block_diagonal_lists() -> None:
+    both = {"target_modules_bd_a": ["k_proj"], "target_modules_bd_b": ["k_proj"], "nblocks": 2}
+    adapter = AdapterConfig(("k_proj",), use_bdlora=both)
+    assert match(LLAMA.table, adapter).refusals == (
+        "model.layers.0.self_attn.k_proj: matches both block-diagonal lists",
+    )
+    with pytest.raises(BenchError, match="PEFT refuses"):
+        inject(LLAMA.build(), adapter)
+
+
 def test_what_has_no_closed_form_raises() -> None:
     """Nothing is ignored: a field is counted, changes nothing, or raises by name."""
     eva = AdapterConfig(ATTENTION, init_lora_weights="eva")

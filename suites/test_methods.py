@@ -90,7 +90,7 @@ def test_unknown_method_and_field() -> None:
         method("loha", r=0)
     with pytest.raises(BenchError, match="task type"):
         method_parameters(model_called("llama").table, method("prompt-tuning"), {})
-    with pytest.raises(BenchError, match="CUDA extension"):
+    with pytest.raises(BenchError, match="CUDA extension is missing: the count depends"):
         method_parameters(model_called("llama").table, method("boft", boft_n_butterfly_factor=2))
 
 

@@ -308,3 +308,22 @@ def test_values_as_a_command_line_writes_them(field: str, text: str, value: obje
     from bench.formulas import settings
 
     assert settings.parse("loha", field, text) == value
+
+
+@pytest.mark.parametrize(
+    ("method", "field", "good", "bad"),
+    [
+        ("loha", "rank_dropout_scale", (True, False), (1, None, "true")),
+        ("lokr", "init_weights", (True, False, "lycoris"), (1, None, "LYCORIS")),
+        ("prefix-tuning", "init_weights", (None, "zero"), (True, 0)),
+    ],
+)
+def test_one_of_a_few_values(method: str, field: str, good: tuple, bad: tuple) -> None:
+    from bench.errors import BenchError
+    from bench.formulas import settings
+
+    for value in good:
+        settings.check(method, {field: value})
+    for value in bad:
+        with pytest.raises(BenchError, match=f"{method}: {field} must be"):
+            settings.check(method, {field: value})
