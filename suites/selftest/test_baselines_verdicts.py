@@ -294,7 +294,7 @@ def test_pages_of_files_alone_are_no_regression(old: Any, new: Any, verdict: str
 
 def test_more_memory_of_its_own_under_the_same_peak() -> None:
     """Pages of files made room for it: the peak did not change, and there is nothing to explain."""
-    runs = run_with(_rss(1500 * MIB, 300 * MIB)), run_with(_rss(1500 * MIB, 200 * MIB))
+    runs = run_with(_rss(1500, 300 * MIB)), run_with(_rss(1500, 200 * MIB))
     found = {(v.record, v.metric): v for v in compare(*runs)}[STEP, "peak_rss_bytes"]
     assert (found.verdict, found.ratio) == ("regressed", 1.0)
     assert found.explanation == "without pages of files 1.172 GiB -> 1.270 GiB"
