@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import atexit
 import functools
+import gc
+import importlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.measure import Session
 from bench.training.cases import Case, StepOptions
+
+if TYPE_CHECKING:
+    from bench.predict import Prediction
 
 _CLASSIFIER = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "task_type": "SEQ_CLS"}
 _CAUSAL = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.05, "task_type": "CAUSAL_LM"}
@@ -173,3 +179,24 @@ def shared_session() -> Session:
         os.environ.update(before)
     atexit.register(session.close)
     return session
+
+
+def kept_out_of_collections(*modules: str) -> Iterator[None]:
+    """Import what a reference needs, and keep it out of garbage collections while it is used."""
+    import torch
+
+    for name in ("peft", "transformers", *modules):
+        importlib.import_module(name)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    gc.freeze()
+    yield
+    gc.unfreeze()
+    torch.set_num_threads(threads)
+
+
+def predicted(case: Case) -> Prediction:
+    """What is predicted of the case on the CPU."""
+    from bench.predict import kernels, predict
+
+    return predict(case, device=kernels.cpu())

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from measure_support import recurrence, shared_session, tiny_case
+from measure_support import kept_out_of_collections, recurrence, shared_session, tiny_case
 
 from bench.measure import Session
 from bench.training.cases import Case
@@ -44,14 +44,7 @@ CASES = [
 
 @pytest.fixture(scope="module", autouse=True)
 def imported() -> Iterator[None]:
-    """Import what the reference needs and keep it out of garbage collections."""
-    import peft
-    import transformers
-
-    gc.freeze()
-    yield
-    gc.unfreeze()
-    del peft, transformers
+    yield from kept_out_of_collections()
 
 
 @pytest.fixture

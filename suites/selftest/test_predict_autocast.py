@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from measure_support import tiny_case
+from measure_support import kept_out_of_collections, tiny_case
 from test_measure_memory import profiled
 from test_predict_kinds import kind_case
 
@@ -35,17 +34,7 @@ CASES = [
 
 @pytest.fixture(scope="module", autouse=True)
 def imported() -> Iterator[None]:
-    """Import what the reference needs and keep it out of garbage collections."""
-    import peft
-    import torch
-    import transformers
-
-    threads = torch.get_num_threads()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-    torch.set_num_threads(threads)
-    del peft, transformers
+    yield from kept_out_of_collections()
 
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")

@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from measure_support import RECURRENCES, recurrence, shared_session, tiny_case
+from measure_support import (
+    RECURRENCES,
+    kept_out_of_collections,
+    predicted,
+    recurrence,
+    shared_session,
+    tiny_case,
+)
 from test_measure_memory import profiled
 
 from bench.training.cases import Case, StepOptions
@@ -122,24 +129,7 @@ CASES = UNQUANTIZED + [with_adapter(*v) for v in OTHER_ADAPTERS] + MIXTURES + RE
 
 @pytest.fixture(scope="module", autouse=True)
 def imported() -> Iterator[None]:
-    """Import what the reference needs and keep it out of garbage collections."""
-    import peft
-    import torch
-    import transformers
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    gc.freeze()
-    yield
-    gc.unfreeze()
-    torch.set_num_threads(threads)
-    del peft, transformers
-
-
-def predicted(case: Case):
-    from bench.predict import kernels, predict
-
-    return predict(case, device=kernels.cpu())
+    yield from kept_out_of_collections()
 
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")

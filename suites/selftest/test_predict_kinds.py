@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from measure_support import kept_out_of_collections, predicted
 from test_measure_memory import profiled
 
 from bench.errors import BenchError
@@ -112,23 +112,7 @@ CASES = [
 
 @pytest.fixture(scope="module", autouse=True)
 def imported() -> Iterator[None]:
-    """Import what the reference needs and keep it out of garbage collections."""
-    import peft
-    import torch
-    import transformers
-
-    threads = torch.get_num_threads()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-    torch.set_num_threads(threads)
-    del peft, transformers
-
-
-def predicted(case: Case):
-    from bench.predict import kernels, predict
-
-    return predict(case, device=kernels.cpu())
+    yield from kept_out_of_collections()
 
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
-from measure_support import shared_session, tiny_case
+from measure_support import kept_out_of_collections, predicted, shared_session, tiny_case
 from trainer_reference import third_step_peak, trainer_case
 
 from bench.errors import BenchError
@@ -32,18 +30,7 @@ CASES = [
 
 @pytest.fixture(scope="module", autouse=True)
 def imported() -> Iterator[None]:
-    """Import what the reference needs and keep it out of garbage collections."""
-    import peft
-    import torch
-    import transformers
-    import trl
-
-    threads = torch.get_num_threads()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-    torch.set_num_threads(threads)
-    del peft, transformers, trl
+    yield from kept_out_of_collections("trl")
 
 
 @pytest.fixture
@@ -53,12 +40,6 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     from trl.trainer import utils
 
     monkeypatch.setattr(utils, "_CHUNKED_LOGPROB_CHUNK_SIZE", 256)
-
-
-def predicted(case: Case) -> Any:
-    from bench.predict import kernels, predict
-
-    return predict(case, device=kernels.cpu())
 
 
 def test_there_are_enough_configurations() -> None:
