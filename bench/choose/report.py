@@ -91,8 +91,9 @@ def _notes(choice: Choice) -> list[str]:
     if halves and (bf16 := bfloat16_note(choice.gpu)):
         notes.append(f"bf16, in which quantized weights compute too: {bf16}.")
     notes.append(
-        "* on the Pareto front: no other row is at least as good in peak memory, FLOPs, share of "
-        "the model reached and bits of the weights, and better in one; the others are dominated. "
+        "* on the Pareto front: the row fits, and no other that does is at least as good in share "
+        "of the model reached, bits of the weights and FLOPs, and better in one; the others are "
+        "dominated, or do not fit. "
         "ckpt: gradient checkpointing. peak reserved: predicted. FLOPs: of a step, relative to the "
         "cheapest row. Each limit (max) holds with everything else as asked for; + marks one that "
         "the model's positions or the search ended, not memory."

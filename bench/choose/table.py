@@ -25,8 +25,11 @@ _PREFERRED = ("everything", "feed-forward", "attention", "query-value")
 class Row:
     """One scenario in one precision, with or without checkpointing.
 
-    `on_front` says that no other row is at least as good in everything and better in something:
-    peak memory, FLOPs, how much of the model is reached, bits of the frozen weights.
+    `on_front` says that the row fits, and that no other that fits is at least as good in everything
+    and better in something: how much of the model is reached, bits of the frozen weights, FLOPs.
+    Memory is what they have to fit in, and no aim beside: what a row leaves over is in its limits.
+    With it as a fourth aim every row would be on the front, since each saving of memory costs one
+    of the other three.
     """
 
     number: int
@@ -44,12 +47,7 @@ class Row:
 
     def aims(self) -> tuple[float, ...]:
         """What is compared, each the better the smaller."""
-        return (
-            self.cost.peak_reserved_bytes,
-            self.cost.flops,
-            -self.plan.reached,
-            -precision(self.precision).bits,
-        )
+        return (-self.plan.reached, -precision(self.precision).bits, self.cost.flops)
 
 
 @dataclass(frozen=True)
@@ -134,14 +132,15 @@ def choose(
 
 
 def _standing(rows: Sequence[Row]) -> list[Row]:
-    told = [row for row in rows if not row.cost.error]
-    least = min(row.cost.flops for row in told)
+    least = min(row.cost.flops for row in rows if not row.cost.error)
+    fitting = [row for row in rows if row.fits]
     return [
         row if row.cost.error
         else replace(
             row,
             relative_flops=row.cost.flops / least,
-            on_front=not any(dominates(other.aims(), row.aims()) for other in told),
+            on_front=row.fits
+            and not any(dominates(other.aims(), row.aims()) for other in fitting),
         )
         for row in rows
     ]  # fmt: skip

@@ -61,18 +61,23 @@ def test_front_is_what_no_row_dominates(choice: table.Choice) -> None:
     """Worked out again, from the JSON, by sorting out pairs."""
     from bench.choose.report import choice_json
 
-    found = choice_json(choice)["rows"]
+    found = [row for row in choice_json(choice)["rows"] if row["fits"] == "yes"]
     bits = {"bf16": 16}
 
     def worse(a: dict[str, Any], b: dict[str, Any]) -> bool:
         """Whether a is no better than b anywhere, and not its equal."""
-        ours = (a["peak_reserved_bytes"], a["flops"], -a["reached"], -bits[a["precision"]])
-        theirs = (b["peak_reserved_bytes"], b["flops"], -b["reached"], -bits[b["precision"]])
+        ours, theirs = ((-row["reached"], -bits[row["precision"]], row["flops"]) for row in (a, b))
         return ours != theirs and not any(x < y for x, y in zip(ours, theirs, strict=True))
 
     front = {a["row"] for a in found if not any(worse(a, b) for b in found)}
-    assert front == {r["row"] for r in found if r["front"]}
+    assert front == {row.number for row in choice.rows if row.on_front}
     assert 0 < len(front) < len(found)
+
+
+@pytest.mark.parametrize("memory", ["513MiB", "560MiB"])
+def test_what_does_not_fit_is_on_no_front(small: Model, memory: str) -> None:
+    for row in _choice(small, memory, precisions=("bf16",)).rows:
+        assert row.fits or not row.on_front
 
 
 def test_wider_scenarios_never_reach_less(choice: table.Choice) -> None:
@@ -351,3 +356,32 @@ def test_a_row_says_what_a_prediction_of_whole_traces_says(
                 at = whole(with_value(case, what, value))
                 held = fit(gpu, at.peak_allocated_bytes, at.peak_reserved_bytes, within)
                 assert held.fits == fits, (what, value)
+
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+
+
+@pytest.mark.parametrize(("number", "scenario"), [(2, "query-value"), (8, "everything")])
+def test_the_readme_shows_what_is_predicted(number: int, scenario: str) -> None:
+    """The rows of its table, predicted again: peak, whether it fits and the three limits."""
+    from bench.predict.gpus import Fit
+    from bench.scenarios.subjects import Subject
+    from bench.units import format_bytes
+
+    text = README.read_text(encoding="utf-8")
+    _, _, block = text.partition("$ bench choose llama-3.2-1b --gpu-memory 8GiB --precision nf4\n")
+    (line,) = re.findall(rf"^ +{number}  (.+)$", block.partition("```")[0], re.MULTILINE)
+    model = load_model("llama-3.2-1b")
+    case = Subject(
+        model, scenario, rows.scenario(scenario).adapter(model, rows.RANK), precision="nf4"
+    ).case(StepOptions(batch_size=1, seq_len=2048, gradient_checkpointing=True))
+    found = costs.cost(costs.Asked(case, gpu_with_memory("8GiB"), 131_072))
+    assert isinstance(found.fit, Fit)
+    limits = [limit.value if limit else 0 for limit in found.limits.values()]
+    said = [
+        "yes",
+        format_bytes(found.peak_reserved_bytes),
+        found.fit.verdict,
+        *map("{:,}".format, limits),
+    ]
+    assert line.split()[:7] == " ".join(said).split()
