@@ -272,3 +272,11 @@ def test_low_coverage_says_how_much_and_where_the_rest_is(
         f"{share:.1%} of the linear weights and 100% of the layers carry an adapter; "
         f"most of the rest is in {rest}"
     )
+
+
+@pytest.mark.parametrize("fields", [{"layers_to_transform": (0, 1)}, {"exclude_modules": ".*"}])
+def test_little_that_was_asked_for_is_no_low_coverage(fields: dict) -> None:
+    """Some of the layers on purpose, or nothing at all, which PEFT refuses."""
+    ledger = match(load_model("llama-3-8b").table, AdapterConfig(("v_proj",), **fields))
+    assert ledger.weight_coverage < 0.02
+    assert "low-coverage" not in {h.code for h in ledger.hazards}

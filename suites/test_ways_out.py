@@ -301,3 +301,11 @@ def test_a_pattern_without_a_projection(answer) -> None:
 def test_a_pattern_that_reaches_everything(answer) -> None:
     refused = answer("llama-3.2-1b-bare", AdapterConfig(r".*"))
     assert refused.ways_out == ('.* reaches whole modules too: write the string "all-linear"',)
+
+
+def test_a_tensors_old_name_is_a_modules_new_one(answer) -> None:
+    written = "language_model.model.layers.0.self_attn.q_proj.weight"
+    (entry,) = answer("llava-1.5-7b", AdapterConfig((written,))).entries
+    assert entry.cause == "it is now model.language_model.layers.0.self_attn.q_proj"
+    found = answer("llava-1.5-7b", AdapterConfig((entry.suggestion,)))
+    assert [a.name for a in found.adapted] == [entry.cause.removeprefix("it is now ")]
