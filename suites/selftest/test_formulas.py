@@ -325,5 +325,6 @@ def test_one_of_a_few_values(method: str, field: str, good: tuple, bad: tuple) -
     for value in good:
         settings.check(method, {field: value})
     for value in bad:
-        with pytest.raises(BenchError, match=f"{method}: {field} must be"):
+        with pytest.raises(BenchError, match=f"{method}: {field} must be") as error:
             settings.check(method, {field: value})
+        assert str(error.value).endswith(f", not {json.dumps(value)}")
