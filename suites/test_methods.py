@@ -90,8 +90,8 @@ def test_unknown_method_and_field() -> None:
         method("loha", r=0)
     with pytest.raises(BenchError, match="task type"):
         method_parameters(model_called("llama").table, method("prompt-tuning"), {})
+    sizes = {"boft_block_size": 4, "boft_block_num": 4}
     with pytest.raises(BenchError, match="boft: give either boft_block_size or boft_block_num"):
-        sizes = {"boft_block_size": 4, "boft_block_num": 4}
         method_parameters(model_called("llama").table, method("boft", **sizes))
     with pytest.raises(BenchError, match="CUDA extension is missing: the count depends"):
         method_parameters(model_called("llama").table, method("boft", boft_n_butterfly_factor=2))
