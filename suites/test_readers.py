@@ -88,9 +88,9 @@ def test_a_dead_entry_is_found_on_its_line(name: str) -> None:
         assert entry in found.recipe.path.read_text().splitlines()[line - 1]
 
 
-def test_every_tool_has_six_files() -> None:
+def test_every_tool_has_six_files_at_least() -> None:
     folders = [name.split("/")[0] for name in EXPECTED]
-    assert {folders.count(folder) for folder in folders} == {6}
+    assert min(folders.count(folder) for folder in folders) >= 6
     assert len(set(folders)) == len(READERS) + 1
     assert all((FILES / name).exists() for name in EXPECTED)
 
