@@ -31,10 +31,10 @@ def test_losses_are_those_of_the_stored_run(stored: StoredRun) -> None:
     pytest.importorskip("torch")
     from bench.learning.records import run_of, shown_in
     from bench.learning.schedule import run_study
-    from bench.learning.study import load_study
+    from bench.learning.study import Origin, load_study
 
     try:
-        study = load_study(STUDY)
+        study = load_study(Origin(STUDY))
     except BenchError as error:
         pytest.fail(str(error))
     study = study.only(study.quick)

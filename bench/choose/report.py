@@ -8,6 +8,7 @@ from bench.predict.gpus import bfloat16_note
 from bench.predict.largest import BATCH_SIZE, RANK, SEQ_LEN
 from bench.predict.result import LIMITS
 from bench.reports.layout import EMPTY, FADED, GOOD, Report, Table
+from bench.reports.learning import cited
 from bench.training.options import DTYPES
 from bench.units import counted, format_bytes, format_count, format_percent
 
@@ -84,6 +85,9 @@ def _notes(choice: Choice) -> list[str]:
             f"{choice.step.seq_len:,} tokens: the model has positions for no more; without "
             f"--seq-len it would be {choice.shortened_from:,}."
         )
+    notes += [f"{line}." for line in cited()]
+    if choice.signal:
+        notes.append(choice.signal)
     notes += [f"No row for {name}: {why}." for name, why in choice.missing.items()]
     errors = {row.cost.error for row in choice.rows if row.cost.error}
     notes += [f"Not predicted: {error}." for error in sorted(errors)]
@@ -179,6 +183,8 @@ def choice_json(choice: Choice) -> dict[str, Any]:
         "reason": choice.reason,
         "for": list(choice.supports),
         "against": list(choice.against),
+        "trained_here": cited(),
+        "signal": dict(choice.norms),
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -67,6 +67,9 @@ class Choice:
     against: tuple[str, ...]
     budget: int | None
     shortened_from: int | None = None
+    norms: Mapping[str, float] = field(default_factory=dict)
+    """Of the gradient by role, where a probe was asked for; `signal` says it in words."""
+    signal: str = ""
 
 
 def choose(

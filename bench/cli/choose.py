@@ -6,11 +6,15 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.cli.options import REPEATABLE, Add, add_model, add_step
 from bench.cli.output import put, save_figure, written
 from bench.errors import BenchError
 from bench.models.precision import precision
+
+if TYPE_CHECKING:
+    from bench.choose.table import Choice
 
 HELP = "which modules? the model's role scenarios side by side on a GPU, one of them proposed"
 EPILOG = (
@@ -35,6 +39,10 @@ def add_options(add: Add) -> None:
         help="the rank of each row at which it trains most nearly N parameters")
     add("--show", type=int, metavar="ROW",
         help="print that row as LoraConfig(...), for axolotl and for LLaMA-Factory instead")
+    add("--probe", action="store_true",
+        help="the gradient's norm by role before any training, with --weights; trains nothing")
+    add("--weights", type=Path, metavar="DIR", help="the model's weights, for --probe")
+    add("--data", type=Path, metavar="FILE", help="one's own text, for --probe")
     add("--plot", type=Path, metavar="FILE",
         help="draw predicted peak against FLOPs, too (.svg or .png)")
     add("--format", choices=("terminal", "markdown", "latex"), help="(default: terminal)")
@@ -68,6 +76,8 @@ def run(options: argparse.Namespace) -> int:
         )  # fmt: skip
     finally:
         _progress(0, 0)
+    if options.probe:
+        choice = _probed(choice, options)
     if options.plot:
         from bench.choose.report import choice_plot
 
@@ -87,12 +97,27 @@ def run(options: argparse.Namespace) -> int:
     return 0 if any(row.fits for row in choice.rows) else 1
 
 
+def _probed(choice: Choice, options: argparse.Namespace) -> Choice:
+    """The choice with what the first gradient of its weights says."""
+    from dataclasses import replace
+
+    from bench.learning.signal import probe_weights
+    from bench.reports.learning import signal_said
+
+    norms = probe_weights(options.weights, options.data)
+    return replace(choice, norms=norms, signal=signal_said(norms))
+
+
 def _check(options: argparse.Namespace) -> None:
     """Raise BenchError for wrong options, before a model is built."""
     if bool(options.gpu) == bool(options.gpu_memory):
         raise BenchError(
             "give --gpu NAME or --gpu-memory SIZE, one of them: what has to fit where?"
         )
+    if options.probe and options.weights is None:
+        raise BenchError("--probe needs --weights DIR: the gradient is that of real weights")
+    if not options.probe and (options.weights or options.data):
+        raise BenchError("--weights and --data are for --probe")
     if options.json and options.format:
         raise BenchError("give --json or --format, not both")
     if options.show is not None and (options.json or options.format):

@@ -37,6 +37,8 @@ def add_options(add: Add) -> None:
     add("--arm", **REPEATABLE, metavar="NAME", help="only this arm; repeatable")
     add("--seeds", type=count, metavar="N", help="at most so many of each arm")
     add("--steps", type=count, metavar="N", help="another number of training steps")
+    add("--batch-size", type=count, metavar="N", help="... of sequences in a step")
+    add("--seq-len", type=count, metavar="N", help="... of tokens in a sequence")
     add("--workers", type=count, metavar="N", help="processes of one thread (default: 2)")
     add("--plan", action="store_true", help="say what would be done, and end")
     add("--save", metavar="NAME", help="store the run under this name")
@@ -61,18 +63,18 @@ def run(options: argparse.Namespace) -> int:
         plot_format(options.plot)
     if options.read is not None:
         return _read(options)
-    from bench.learning.schedule import Origin, default_workers, plan, run_study
-    from bench.learning.study import load_study
+    from bench.learning.schedule import default_workers, plan, run_study
+    from bench.learning.study import Origin, load_study
 
-    study = load_study(options.study, options.weights, options.data, options.device)
-    study = _narrowed(study, options)
-    workers = options.workers or default_workers()
+    origin = Origin(
+        options.study, options.weights, options.data, options.device,
+        options.steps, options.batch_size, options.seq_len,
+    )  # fmt: skip
+    study = _narrowed(load_study(origin), options)
+    workers = options.workers or (1 if options.device != "cpu" else default_workers())
     say(plan(study, workers))
     if options.plan:
         return 0
-    origin = None
-    if options.steps is None:
-        origin = Origin(options.study, options.weights, options.data, options.device)
     journal, done = _journal(study, options)
 
     def ended(shown: Shown) -> None:
@@ -108,7 +110,7 @@ def _read(options: argparse.Namespace) -> int:
 
 
 def _narrowed(study: Study, options: argparse.Namespace) -> Study:
-    """With the arms, seeds and steps that were asked for."""
+    """With the arms and seeds that were asked for."""
     from dataclasses import replace
 
     if options.arm:
@@ -116,12 +118,6 @@ def _narrowed(study: Study, options: argparse.Namespace) -> Study:
     if options.seeds:
         arms = tuple(replace(a, seeds=min(a.seeds, options.seeds)) for a in study.arms)
         study = replace(study, arms=arms)
-    if options.steps:
-        settings = study.settings
-        at = tuple(sorted({0, options.steps // 2, options.steps}))
-        rungs = tuple(max(1, r * options.steps // settings.steps) for r in settings.rungs)
-        settings = replace(settings, steps=options.steps, evaluate_at=at, rungs=rungs)
-        study = replace(study, settings=settings)
     return study
 
 

@@ -177,16 +177,23 @@ class Fit:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * self._share()
         batch = self._placed(batch)
-        begun = time.process_time()
+        begun = self._clock()
         loss = training_step(
             self.model, batch, self.optimizer, mark=self._mark, options=self.options
         )
-        self.seconds.append(time.process_time() - begun)
+        self.seconds.append(self._clock() - begun)
         self.tokens += int(batch["attention_mask"].sum())
         self.step += 1
         if not math.isfinite(float(loss)):
             raise Diverged(self.step)
         return loss
+
+    def _clock(self) -> float:
+        """Seconds: the processor's, which other processes do not lengthen; on a GPU the wall's."""
+        if self.study.device == "cpu":
+            return time.process_time()
+        torch.cuda.synchronize(self.study.device)
+        return time.perf_counter()
 
     def _share(self) -> float:
         steps = self.study.settings.steps

@@ -13,14 +13,13 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 from bench.errors import BenchError
 from bench.learning import fit as fitting
 from bench.learning.arms import TOLERANCE, Arm
 from bench.learning.records import Shown
-from bench.learning.study import Study, load_study
+from bench.learning.study import Origin, Study, load_study
 from bench.learning.tuning import FIRST_SEED, tune
 from bench.units import counted
 
@@ -38,16 +37,6 @@ class Job:
     seed: int
     rate: float = 0.0
     follow: bool = False
-
-
-@dataclass(frozen=True)
-class Origin:
-    """How another process makes the same study."""
-
-    name: str
-    weights: Path | None = None
-    data: Path | None = None
-    device: str = "cpu"
 
 
 def default_workers() -> int:
@@ -100,6 +89,7 @@ def plan(study: Study, workers: int) -> str:
             f"matched budget, each within {TOLERANCE:.0%}: {counts[0]:,} to {counts[-1]:,} "
             f"trainable parameters in {counted(len(matched), 'arm')}"
         )
+    lines += [f"left out: {why}" for why in study.left_out.values()]
     return "\n".join(lines)
 
 
@@ -189,8 +179,7 @@ def _begin_worker() -> None:
 
 
 def _work(origin: Origin, job: Job) -> Any:
-    study = load_study(origin.name, origin.weights, origin.data, origin.device)
-    return do(study, job)
+    return do(load_study(origin), job)
 
 
 def resumed(study: Study, records: Mapping[str, Any], described: Mapping[str, Any]) -> None:

@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING
 from bench.learning import texts
 from bench.learning.arms import FULL, Arm
 from bench.learning.fit import load_arm, norms_by_role
+from bench.learning.study import CLASSES, LANGUAGE_MODEL, Origin, Study, text_of
+from bench.models.architectures import find_model
 from bench.statistics import kendall_tau
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from bench.learning.records import Shown
-    from bench.learning.study import Study
 
 BATCHES = 4
 
@@ -32,6 +35,13 @@ class Signal:
     arms: tuple[str, ...]
     tau: float
     single_tau: float
+
+
+def probe_weights(weights: Path, data: Path | None = None, device: str = "cpu") -> dict[str, float]:
+    """The same of one's own weights, on one's own text or on that of the study of their kind."""
+    kind = find_model(str(weights)).task_class
+    name = "smollm2" if kind == CLASSES[LANGUAGE_MODEL] else "minilm"
+    return probe(text_of(Origin(name, weights, data, device)))
 
 
 def probe(study: Study, seed: int = 0) -> dict[str, float]:

@@ -124,6 +124,8 @@ class Study:
     quick: tuple[str, ...] = ()
     """Arms of the one-minute version."""
     device: str = "cpu"
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Arms that the model has not the roles for, and why."""
     whole: bool = True
     """Whether it has all its arms."""
 
@@ -163,34 +165,75 @@ def studies() -> list[str]:
     return sorted(p.stem for p in FOLDER.glob("*.toml") if p.stem != "packages")
 
 
+@dataclass(frozen=True)
+class Origin:
+    """How a study is made, here and in another process: its name, or the same on one's own weights
+    and text, with other numbers of steps, sequences in a batch and tokens where they are given."""
+
+    name: str
+    weights: Path | None = None
+    data: Path | None = None
+    device: str = "cpu"
+    steps: int | None = None
+    batch_size: int | None = None
+    length: int | None = None
+
+    def changed(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings of the study's file, with what is given; fewer or more steps move those at
+        which is evaluated, and at which rates are compared, in proportion."""
+        found = dict(settings)
+        for name in ("batch_size", "length"):
+            if (value := getattr(self, name)) is not None:
+                found[name] = value
+        if self.steps is not None:
+            share = self.steps / settings["steps"]
+            found["evaluate_at"] = sorted({round(share * at) for at in settings["evaluate_at"]})
+            found["rungs"] = [max(1, round(share * rung)) for rung in settings["rungs"]]
+            found["steps"] = self.steps
+        return found
+
+
 @lru_cache(maxsize=4)
-def load_study(
-    name: str, weights: Path | None = None, data: Path | None = None, device: str = "cpu"
-) -> Study:
-    """The study of that name, or the same on one's own weights and text.
+def load_study(origin: Origin) -> Study:
+    """The study of that origin.
 
     Raises BenchError for a missing or changed package, a text that is too short, and arms that do
     not reach the budget.
     """
+    _check_device(origin.device)
+    values, where = _file(origin.name)
+    return make_study(origin, values, where)
+
+
+def _file(name: str) -> tuple[dict[str, Any], str]:
     if name not in studies():
         raise UnknownName("study", name, studies())
     path = FOLDER / f"{name}.toml"
-    return make_study(name, read_toml(path), str(path), weights=weights, data=data, device=device)
+    return read_toml(path), str(path)
 
 
-def make_study(
-    name: str,
-    values: Mapping[str, Any],
-    where: str,
-    *,
-    weights: Path | None = None,
-    data: Path | None = None,
-    device: str = "cpu",
-) -> Study:
-    """A study from the values of its file."""
+def _check_device(device: str) -> None:
+    import torch
+
+    if device.partition(":")[0] not in ("cpu", "cuda"):
+        raise BenchError(f"--device {device}: expected cpu or cuda")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise BenchError(f"--device {device}: torch sees no GPU here")
+
+
+def text_of(origin: Origin) -> Study:
+    """The study without its arms: a model and its text."""
+    values, where = _file(origin.name)
+    return make_study(origin, {"study": values["study"], "arm": {}}, where)
+
+
+def make_study(origin: Origin, values: Mapping[str, Any], where: str) -> Study:
+    """A study from the values of its file. On one's own weights the arms whose roles the model
+    lacks are left out."""
+    name, weights, data = origin.name, origin.weights, origin.data
     check_keys(values, where, ("study", "arm", "claim", "published"), ("study", "arm"))
-    raw = values["study"]
-    check_keys(raw, f"{where}: study", _SETTINGS, _SETTINGS)
+    check_keys(values["study"], f"{where}: study", _SETTINGS, _SETTINGS)
+    raw = origin.changed(values["study"])
     texts_given = None if data is None else texts.read_data(data)
     task = raw["task"]
     if texts_given is not None:
@@ -206,14 +249,22 @@ def make_study(
     vocabulary = int(model.config["vocab_size"])
     shifted = texts.shifted(plain, vocabulary, settings.new_tokens)
     grown = replace(model, config={**model.config, "vocab_size": vocabulary + shifted.new_tokens})
-    study = Study(name, settings, folder, model, grown, plain, shifted, (), device=device)
-    arms, quick = [], []
+    study = Study(name, settings, folder, model, grown, plain, shifted, (), device=origin.device)
+    arms: list[Arm] = []
+    quick: list[str] = []
+    left_out: dict[str, str] = {}
     for key, facts in values["arm"].items():
         check_keys(facts, f"{where}: arm.{key}", _ARM_KEYS)
-        arms.append(_arm(study, key, facts))
+        try:
+            arms.append(_arm(study, key, facts))
+        except BenchError as error:
+            if weights is None:
+                raise
+            left_out[key] = str(error)
         quick += [key] if facts.get("quick") else []
+    arms = [arm for arm in arms if arm.same_rate_as not in left_out]
     said = read_said(values, where)
-    return replace(study, arms=tuple(arms), said=said, quick=tuple(quick))
+    return replace(study, arms=tuple(arms), said=said, quick=tuple(quick), left_out=left_out)
 
 
 def read_said(values: Mapping[str, Any], where: str) -> Said:
@@ -239,10 +290,7 @@ def read_said(values: Mapping[str, Any], where: str) -> Said:
 
 def said_of(name: str) -> Said:
     """What the study of that name claims; UnknownName with the nearest."""
-    if name not in studies():
-        raise UnknownName("study", name, studies())
-    path = FOLDER / f"{name}.toml"
-    return read_said(read_toml(path), str(path))
+    return read_said(*_file(name))
 
 
 def _names(values: Mapping[str, Any]) -> list[str]:

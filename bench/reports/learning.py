@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from bench.errors import BenchError
 from bench.learning.claims import DOES_NOT, HOLDS, Finding, findings
 from bench.learning.ranking import (
     CONFIDENCE,
@@ -20,11 +21,11 @@ from bench.learning.ranking import (
 from bench.learning.records import Shown, shown_in
 from bench.learning.signal import against
 from bench.reports.layout import BAD, EMPTY, GOOD, NOTED, Report, Table
+from bench.reports.plots.learning import LossPoint
 from bench.reports.tables import describe
 from bench.units import format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from bench.baselines import StoredRun
@@ -94,13 +95,13 @@ def _cells(place: Place) -> tuple[str, ...]:
     one, arm = place.shown, place.arm
     fits = list(one.fitted.values())
     drifts = [fit.forgetting for fit in fits if fit.forgetting is not None]
-    peaks = [fit.peak_allocated_bytes for fit in fits if fit.peak_allocated_bytes is not None]
+    peak = _peak(place)
     return (
         arm.name, arm.ranks or EMPTY, format_count(arm.trainable), _spread(place.loss),
         EMPTY if place.gap is None else _spread(place.gap),
         f"{fits[0].rate:g}",
         f"{statistics.fmean(drifts):.3f}" if drifts else EMPTY,
-        format_bytes(peaks[0]) if peaks else EMPTY,
+        format_bytes(peak) if peak else EMPTY,
         format_seconds(statistics.median(fit.step_seconds for fit in fits)),
         str(len(fits)),
     )  # fmt: skip
@@ -131,6 +132,25 @@ def _claims_table(claimed: Sequence[Finding]) -> Table:
     return Table("claims", header, rows, leading=2, right=frozenset({"seeds"}), styles=styles)
 
 
+def signal_said(norms: Mapping[str, float]) -> str:
+    """A probe in words, with how well the same foretold the rankings of the stored runs."""
+    from bench.baselines import load_stored
+    from bench.files import RESULTS
+    from bench.learning.study import studies
+
+    told = f"Probe: the gradient's norm before training by role is {_norms_said(norms)}."
+    for name in studies():
+        folder = RESULTS / "learning" / name
+        if any(folder.glob("*.json")):
+            run = load_stored(folder)
+            told += "".join(f" On {name}: {line}" for line in _signal_said(run, shown_in(run)))
+    return f"{told} A large norm is no promise: see docs/learning.md."
+
+
+def _norms_said(norms: Mapping[str, float]) -> str:
+    return ", ".join(f"{r} {v:.3g}" for r, v in sorted(norms.items(), key=lambda i: -i[1]))
+
+
 def _signal_said(run: StoredRun, shown: Mapping[str, Shown]) -> list[str]:
     norms = run.options.get(PROBE)
     mine = [one for one in shown.values() if one.arm.budget and not one.arm.shift
@@ -138,11 +158,10 @@ def _signal_said(run: StoredRun, shown: Mapping[str, Shown]) -> list[str]:
     if not isinstance(norms, Mapping) or len(mine) < 2:
         return []
     found = against(norms, mine)
-    order = ", ".join(f"{r} {v:.3g}" for r, v in sorted(norms.items(), key=lambda i: -i[1]))
     return [
-        f"Early signal: the gradient's norm before training by role is {order}. Kendall's tau with "
-        f"the ranking at one budget: {found.tau:.2f} over {len(found.arms)} arms, "
-        f"{found.single_tau:.2f} over those of one role alone."
+        f"Early signal: the gradient's norm before training by role is {_norms_said(norms)}. "
+        f"Kendall's tau with the ranking at one budget: {found.tau:.2f} over {len(found.arms)} "
+        f"arms, {found.single_tau:.2f} over those of one role alone."
     ]
 
 
@@ -188,6 +207,37 @@ def agreement_said(run: StoredRun, other: StoredRun) -> str:
     )
 
 
+def cited() -> list[str]:
+    """What the project's own stored runs say, a line a study, for whoever chooses modules; nothing
+    where none is stored."""
+    from bench.baselines import load_stored
+    from bench.files import RESULTS
+    from bench.learning.study import said_of, studies
+
+    lines = []
+    for name in studies():
+        folder = RESULTS / "learning" / name
+        if not any(folder.glob("*.json")):
+            continue
+        try:
+            run = load_stored(folder)
+        except BenchError:  # interrupted ones alone
+            continue
+        shown = shown_in(run)
+        found = ranking(groups(shown).get("at one budget", []))
+        if not found.places:
+            continue
+        order = ", ".join(f"{p.arm.name} {_spread(p.loss)}" for p in found.places)
+        claimed = findings(said_of(name).claims, said_of(name).margin, shown)
+        verdicts = "; ".join(f"{one.claim.says}: {one.verdict}" for one in claimed)
+        lines.append(
+            f"Trained here ({name}, {found.places[0].arm.trainable:,} trainable parameters each, "
+            f"loss in nats): {order}; tau between seeds {found.tau:.2f}. {verdicts} "
+            f"(bench learn {name} --read)"
+        )
+    return lines
+
+
 def learning_json(run: StoredRun, said: Said) -> Iterator[dict[str, Any]]:
     """One object an arm, then one a claim."""
     shown = shown_in(run)
@@ -205,61 +255,27 @@ def learning_json(run: StoredRun, said: Said) -> Iterator[dict[str, Any]]:
                "evidence": list(one.evidence), "source": one.claim.source}  # fmt: skip
 
 
-# --- the picture ----------------------------------------------------------------------------------
-
-
 def learning_figure(run: StoredRun) -> Figure:
-    """Loss (nats) against trainable parameters, peak memory and step time: one point an arm, with
-    the interval of its mean over seeds; arms at one budget filled."""
-    from bench.reports.plots import BLUE, GREY, MIB, ORANGE, new_figure
+    """Loss against trainable parameters, peak memory and step time, of the arms in fp32 on plain
+    text. Raises BenchError where there is none."""
+    from bench.reports.plots.learning import loss_figure
 
     shown = [one for one in shown_in(run).values() if not one.arm.shift]
-    shown = [one for one in shown if one.arm.precision == "fp32"]
-    places = ranking(shown).places
-    figure = new_figure(13, 5.5, describe(run))
-    axes = figure.subplots(1, 3, sharey=True)
-    seconds = {p.arm.name: statistics.median(f.step_seconds for f in p.shown.fitted.values())
-               for p in places}  # fmt: skip
-    peaks = {p.arm.name: f.peak_allocated_bytes for p in places
-             for f in p.shown.fitted.values() if f.peak_allocated_bytes is not None}  # fmt: skip
-    drawn = (
-        ("trainable parameters", {p.arm.name: float(p.arm.trainable) for p in places}, True),
-        ("peak memory of a step [MiB]", {n: peak / MIB for n, peak in peaks.items()}, False),
-        ("step time, processor's [ms]", {n: 1e3 * value for n, value in seconds.items()}, False),
-    )
-    for panel, (label, values, logarithmic) in zip(axes, drawn, strict=True):
-        _panel(panel, places, values, (BLUE, ORANGE, GREY))
-        panel.set_xlabel(label)
-        if logarithmic:
-            panel.set_xscale("log")
-    axes[0].set_ylabel("evaluation loss [nats]")
-    axes[0].set_title("What each choice of modules learned", loc="left", fontsize=11)
-    axes[0].legend(fontsize=8)
-    return figure
-
-
-def _panel(
-    axes: Axes, places: Sequence[Place], values: Mapping[str, float], colours: tuple[str, ...]
-) -> None:
-    filled, hollow, line = colours
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(visible=True, color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    told = set()
-    for place in places:
-        if place.arm.name not in values:
-            continue
-        x, y = values[place.arm.name], place.loss
-        matched = place.arm.budget
-        label = "at one budget" if matched else "at its own size"
-        half = y.high - y.mean if math.isfinite(y.high) else 0.0
-        axes.errorbar(
-            x, y.mean, yerr=half, fmt="o" if matched else "s", markersize=5, color=line,
-            markerfacecolor=filled if matched else "white",
-            markeredgecolor=filled if matched else hollow, elinewidth=0.7,
-            label=None if label in told else label,
-        )  # fmt: skip
-        told.add(label)
-        axes.annotate(
-            place.arm.name, (x, y.mean), xytext=(5, 1), textcoords="offset points", fontsize=6
+    places = ranking([one for one in shown if one.arm.precision == "fp32"]).places
+    if not places:
+        raise BenchError(f"{run.label}: no arm has a loss to plot")
+    points = [
+        LossPoint(
+            place.arm.name, place.loss, place.arm.budget, place.arm.trainable, _peak(place),
+            statistics.median(fit.step_seconds for fit in place.shown.fitted.values()),
         )
+        for place in places
+    ]  # fmt: skip
+    return loss_figure(
+        f"{run.options['study']}: what each choice of modules learned", points, describe(run)
+    )
+
+
+def _peak(place: Place) -> int | None:
+    peaks = (fit.peak_allocated_bytes for fit in place.shown.fitted.values())
+    return next((peak for peak in peaks if peak is not None), None)

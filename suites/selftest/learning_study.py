@@ -10,7 +10,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from bench.learning.study import Study, make_study
+from bench.learning.study import Origin, Study, make_study
 
 WORDS = [f"{first}{second}" for first in "bdfgklmnprst" for second in ("a", "e", "i", "o", "u")]
 TOPICS = ("apples", "boats", "clocks")
@@ -87,4 +87,4 @@ def small_study(
         weights_of(weights)
         texts_of(folder)
     values = {"study": {**SETTINGS, **(settings or {})}, "arm": arms, **more}
-    return make_study("small", values, "small", weights=weights, data=folder / "texts.jsonl")
+    return make_study(Origin("small", weights, folder / "texts.jsonl"), values, "small")

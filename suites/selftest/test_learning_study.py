@@ -21,7 +21,7 @@ from bench.learning.ranking import ranking
 from bench.learning.records import Shown, document_of, run_of, shown_in, to_record
 from bench.learning.schedule import cases, run_study
 from bench.learning.signal import against, probe
-from bench.learning.study import Claim, make_study, said_of, studies
+from bench.learning.study import Claim, Origin, make_study, said_of, studies
 from bench.learning.texts import Example, Material, Text
 from bench.learning.tuning import Tuned
 from bench.statistics import kendall_tau, mean_interval, student_quantile
@@ -397,7 +397,7 @@ def test_bad_text_is_told(folder: Path, tmp_path: Path, name, content, message) 
     (tmp_path / name).write_text(content, encoding="utf-8")
     values = {"study": SETTINGS, "arm": {}}
     with pytest.raises(BenchError, match=message):
-        make_study("small", values, "small", weights=folder / "weights", data=tmp_path / name)
+        make_study(Origin("small", folder / "weights", tmp_path / name), values, "small")
 
 
 def test_less_than_a_batch_is_told(folder: Path) -> None:
@@ -409,7 +409,7 @@ def test_weights_without_safetensors_are_told(tmp_path: Path) -> None:
     texts_of(tmp_path)
     values = {"study": SETTINGS, "arm": {}}
     with pytest.raises(BenchError, match=r"no \*\.safetensors file"):
-        make_study("small", values, "small", weights=tmp_path, data=tmp_path / "texts.jsonl")
+        make_study(Origin("small", tmp_path, tmp_path / "texts.jsonl"), values, "small")
 
 
 @pytest.fixture

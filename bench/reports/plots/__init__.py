@@ -4,6 +4,7 @@ from bench.reports.plots.cost import Point, choice_figure, cost_figure, rank_fig
 from bench.reports.plots.drawing import FORMATS, new_figure, plot_format
 from bench.reports.plots.evidence import evidence_figure
 from bench.reports.plots.history import MOST_SERIES, history_figure
+from bench.reports.plots.learning import LossPoint, loss_figure
 from bench.reports.plots.memory import MemoryBar, memory_figure, phase_bars, step_bar
 from bench.reports.plots.reach import DEAD, coverage_figure, reach_figure
 from bench.reports.plots.runs import run_figures
@@ -12,6 +13,7 @@ __all__ = [
     "DEAD",
     "FORMATS",
     "MOST_SERIES",
+    "LossPoint",
     "MemoryBar",
     "Point",
     "choice_figure",
@@ -19,6 +21,7 @@ __all__ = [
     "coverage_figure",
     "evidence_figure",
     "history_figure",
+    "loss_figure",
     "memory_figure",
     "new_figure",
     "phase_bars",

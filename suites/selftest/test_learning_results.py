@@ -1,0 +1,91 @@
+"""The stored learning runs: complete, told on the page as they are, and cited by `bench choose`."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.baselines import compare, gate
+from bench.files import RESULTS
+from bench.learning.claims import DOES_NOT, HOLDS, NO_DIFFERENCE, findings
+from bench.learning.records import shown_in
+from bench.learning.study import said_of
+from bench.reports.learning import cited, learning_figure
+
+ROOT = Path(__file__).resolve().parents[2]
+STORED = sorted(path.name for path in (RESULTS / "learning").glob("*") if any(path.glob("*.json")))
+
+
+@pytest.fixture(scope="module")
+def page():
+    spec = importlib.util.spec_from_file_location("learning_page", ROOT / "docs" / "_learning.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_tells_the_stored_runs(page) -> None:
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert text == page.written(text), "out of date: python docs/_learning.py"
+
+
+@pytest.mark.parametrize("study", STORED)
+def test_every_claim_has_its_verdict(page, study: str) -> None:
+    run, _ = page.runs_of(study)
+    said = said_of(study)
+    found = findings(said.claims, said.margin, shown_in(run))
+    assert [one.claim.name for one in found if one.verdict not in VERDICTS] == []
+    assert all(one.seeds >= 5 for one in found)
+    assert all(one.evidence for one in found)
+
+
+VERDICTS = (HOLDS, DOES_NOT, NO_DIFFERENCE)
+
+
+@pytest.mark.parametrize("study", STORED)
+def test_arms_at_one_budget_are_within_one_percent_of_it(page, study: str) -> None:
+    """Of the trainable parameters that the runs report, heads (alike in all) included."""
+    run, _ = page.runs_of(study)
+    counts = [
+        one.arm.trainable
+        for one in shown_in(run).values()
+        if one.arm.budget and one.arm.name != "everything"
+    ]
+    budget = shown_in(run)["everything"].arm.trainable
+    assert len(counts) >= 10
+    assert all(abs(count / budget - 1) <= 0.011 for count in counts)
+
+
+@pytest.mark.parametrize("study", STORED)
+def test_every_arm_has_at_least_three_seeds(page, study: str) -> None:
+    run, _ = page.runs_of(study)
+    assert {n: len(s.fitted) for n, s in shown_in(run).items() if len(s.fitted) < 3} == {}
+
+
+@pytest.mark.parametrize("study", STORED)
+def test_two_complete_runs_pass_each_others_gate(page, study: str) -> None:
+    run, other = page.runs_of(study)
+    if other is None:
+        pytest.skip(f"{study}: one complete run is stored")
+    assert gate(compare(run, other)) == []
+
+
+@pytest.mark.parametrize("study", STORED)
+def test_the_picture_has_a_point_an_arm(page, study: str) -> None:
+    pytest.importorskip("matplotlib")
+    run, _ = page.runs_of(study)
+    figure = learning_figure(run)
+    named = {text.get_text() for text in figure.axes[0].texts}
+    plain = {n for n, s in shown_in(run).items() if s.arm.precision == "fp32" and not s.arm.shift}
+    assert named == plain
+    assert len(figure.axes) == 3
+
+
+def test_choose_cites_what_was_trained_here() -> None:
+    lines = cited()
+    assert [line.partition("(")[2].partition(",")[0] for line in lines] == STORED
+    assert all("tau between seeds" in line for line in lines)
