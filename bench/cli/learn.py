@@ -144,6 +144,7 @@ def _journal(study: Study, options: argparse.Namespace) -> tuple[Journal | None,
     folder = _folder(study, options)
     journal = Journal(folder, options.save)
     done: dict[str, Shown] = {}
+    path: str | None = None
     try:
         if options.resume:
             document = unfinished(folder, options.save)
@@ -153,7 +154,6 @@ def _journal(study: Study, options: argparse.Namespace) -> tuple[Journal | None,
             for arm in study.arms:
                 if (record := before.records.get(record_id(study, arm))) is not None:
                     done[arm.name] = from_record(record, arm)
-            Path(path).unlink()
         journal.begin(document_of(run_of(study, {}, options.save, interrupted=True)))
     except BaseException:
         journal.close(done=False)
@@ -161,6 +161,8 @@ def _journal(study: Study, options: argparse.Namespace) -> tuple[Journal | None,
     for shown in done.values():
         record = to_record(study, shown)
         journal.add(record.id, record.to_dict())
+    if path is not None:
+        Path(path).unlink()  # all that it held is in the journal now
     return journal, done
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from bench.errors import BenchError, UnknownName, check_keys
 from bench.files import FIXTURES, read_toml
@@ -153,11 +152,3 @@ def _convert(folder: Path, name: str, made: Path) -> None:
     fresh.save_pretrained(made)
     AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(made)
     (made / "done").write_text(json.dumps({"from": name}) + "\n", encoding="utf-8")
-
-
-def origin() -> dict[str, Any]:
-    """Licence and digest of every package, as a stored run tells them."""
-    return {
-        p.name: {"version": p.version, "licence": p.licence, "sha256": dict(p.files)}
-        for p in packages().values()
-    }

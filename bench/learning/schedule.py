@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any
@@ -152,6 +153,11 @@ def _results(
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 job = running.pop(future)
                 yield job, future.result()
+    except BrokenProcessPool:
+        raise BenchError(
+            "a worker was killed, perhaps for the memory that it took: try --workers 1 (what was "
+            "finished is kept where the run is stored: --resume)"
+        ) from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
