@@ -58,6 +58,11 @@ def stored_precision(settings: object, where: str) -> tuple[str, str | None] | N
     """
     if not isinstance(settings, Mapping) or not settings:
         return None
+    if not any(name in settings for name in ("quant_method", "load_in_4bit", "load_in_8bit")):
+        raise BenchError(
+            f"{where}: config.json has a quantization_config without a quant_method: how its "
+            "weights are stored is not known; --precision says what to take them for"
+        )
     method = str(settings.get("quant_method") or "bitsandbytes").lower()
     if method == "bitsandbytes":
         return _bitsandbytes(settings, where)

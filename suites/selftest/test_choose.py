@@ -356,32 +356,3 @@ def test_a_row_says_what_a_prediction_of_whole_traces_says(
                 at = whole(with_value(case, what, value))
                 held = fit(gpu, at.peak_allocated_bytes, at.peak_reserved_bytes, within)
                 assert held.fits == fits, (what, value)
-
-
-README = Path(__file__).resolve().parents[2] / "README.md"
-
-
-@pytest.mark.parametrize(("number", "scenario"), [(2, "query-value"), (8, "everything")])
-def test_the_readme_shows_what_is_predicted(number: int, scenario: str) -> None:
-    """The rows of its table, predicted again: peak, whether it fits and the three limits."""
-    from bench.predict.gpus import Fit
-    from bench.scenarios.subjects import Subject
-    from bench.units import format_bytes
-
-    text = README.read_text(encoding="utf-8")
-    _, _, block = text.partition("$ bench choose llama-3.2-1b --gpu-memory 8GiB --precision nf4\n")
-    (line,) = re.findall(rf"^ +{number}  (.+)$", block.partition("```")[0], re.MULTILINE)
-    model = load_model("llama-3.2-1b")
-    case = Subject(
-        model, scenario, rows.scenario(scenario).adapter(model, rows.RANK), precision="nf4"
-    ).case(StepOptions(batch_size=1, seq_len=2048, gradient_checkpointing=True))
-    found = costs.cost(costs.Asked(case, gpu_with_memory("8GiB"), 131_072))
-    assert isinstance(found.fit, Fit)
-    limits = [limit.value if limit else 0 for limit in found.limits.values()]
-    said = [
-        "yes",
-        format_bytes(found.peak_reserved_bytes),
-        found.fit.verdict,
-        *map("{:,}".format, limits),
-    ]
-    assert line.split()[:7] == " ".join(said).split()

@@ -118,6 +118,7 @@ def test_what_a_config_says(settings, said) -> None:
         ({**AWQ, "bits": "four"}, "bits: a whole number, not 'four'"),
         ({**PACKED, "format": "float-quantized"}, "pack-quantized with one group is predicted"),
         ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf3"}, "'nf3': nf4 or fp4"),
+        ({"bits": 4, "group_size": 128}, "without a quant_method.*--precision says"),
     ],
 )
 def test_what_is_not_predicted_is_refused_by_name(settings, said: str) -> None:
@@ -172,3 +173,14 @@ def test_roberta_as_published(capsys) -> None:
         "--seq-len", "96",
     )  # fmt: skip
     assert 8 <= found["peak_allocated_bytes"] / GIB <= 11
+
+
+def test_a_vision_language_model_has_a_figure(capsys) -> None:
+    """Asked of Qwen2.5-VL-3B (`vlm-memory`): 3,754,622,976 weights of two bytes, and the adapters
+    of `q_proj` and `v_proj` in four; the allocator's blocks are up to a MiB larger."""
+    case = FIELD / "qwen2.5-vl-3b-llm-only"
+    asked = ("--target-modules", "q_proj,v_proj", "--rank", "8", "--seq-len", "1024")
+    text, pictures = (_said(capsys, case, *asked, *more) for more in ((), ("--images", "1")))
+    assert text["breakdown"]["weights"] == pytest.approx(2 * 3_754_622_976, rel=0.02)
+    assert text["breakdown"]["adapters"] == pytest.approx(4 * text["trainable_parameters"], rel=0.1)
+    assert text["peak_allocated_bytes"] < pictures["peak_allocated_bytes"]
