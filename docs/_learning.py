@@ -22,12 +22,14 @@ BEGIN, END = "<!-- results, written by docs/_learning.py -->", "<!-- end of resu
 
 
 def runs_of(study: str) -> tuple[StoredRun, StoredRun | None] | None:
-    """The accepted run of a study, and another complete one; None where none is stored."""
+    """The accepted run of a study, and another one, complete if there is such; None where none is
+    stored."""
     if not any((RESULTS / study).glob("*.json")):
         return None
     first = load_baseline(RESULTS / study)
     others = [load_run(path) for path in stored_files(RESULTS / study) if path != first.path]
-    return first, next((run for run in others if not run.interrupted), None)
+    others.sort(key=lambda run: run.interrupted)
+    return first, next(iter(others), None)
 
 
 def results() -> str:

@@ -192,18 +192,22 @@ def published_said(said: Said, shown: Mapping[str, Shown]) -> list[str]:
 
 
 def agreement_said(run: StoredRun, other: StoredRun) -> str:
-    """How far two complete runs agree."""
-    means = [
-        {name: statistics.fmean(s.losses.values()) for name, s in shown_in(each).items()
-         if s.losses and all(map(math.isfinite, s.losses.values()))}
-        for each in (run, other)
-    ]  # fmt: skip
-    common = [name for name in means[0] if name in means[1]]
-    largest = max((abs(means[0][n] - means[1][n]) for n in common), default=math.nan)
+    """How far two runs agree, in the arms and seeds that both have."""
+    ones, others = shown_in(run), shown_in(other)
+    means: dict[str, tuple[float, float]] = {}
+    for name in ones.keys() & others.keys():
+        pair = [ones[name], others[name]]
+        values = [[each.losses[s] for s in common_seeds(pair)] for each in pair]
+        if values[0] and all(map(math.isfinite, [*values[0], *values[1]])):
+            means[name] = statistics.fmean(values[0]), statistics.fmean(values[1])
+    tau = tau_between_runs(*({n: pair[i] for n, pair in means.items()} for i in (0, 1)))
+    largest = max((abs(a - b) for a, b in means.values()), default=math.nan)
+    rates = sum(ones[n].rate != others[n].rate for n in means)
+    what = "A second run, cut short," if other.interrupted else "A second complete run,"
     return (
-        f"Two complete runs, {run.label} and {other.label}: Kendall's tau of their "
-        f"{len(common)} mean losses is {tau_between_runs(*means):.3f}, the largest difference "
-        f"{largest:.2g} nats."
+        f"{what} {other.label}, against {run.label}: Kendall's tau of the mean losses of "
+        f"{len(means)} arms is {tau:.3f}, the largest difference {largest:.2g} nats; "
+        f"{rates or 'no'} rates differ."
     )
 
 
