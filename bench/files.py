@@ -9,7 +9,7 @@ import os
 import secrets
 import stat
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -69,8 +69,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise BenchError(f"{path}: not TOML: {error}") from None
 
 
-def check_output(path: Path | str) -> None:
+def check_output(path: Path | str, suffixes: Sequence[str] = ()) -> None:
     """BenchError, naming the path, unless `write_output` may write there.
+
+    `suffixes`: a file that is there already and ends in none of them is somebody else's.
 
     A symbolic link stands for what it points to. Refused are folders, read-only files (for root
     too, whom the system would let) and files in a folder that is not there.
@@ -90,6 +92,9 @@ def check_output(path: Path | str) -> None:
         raise BenchError(f"{path}: cannot be written: {error.strerror}") from None
     if stat.S_ISDIR(found.st_mode):
         raise BenchError(f"{path}: this is a folder; name a file in it")
+    if suffixes and found.st_size and target.suffix.lower() not in ("", ".txt", *suffixes):
+        known = " or ".join(suffixes)
+        raise BenchError(f"{path}: {target.name} is there, and no file in {known}: name another")
     if not found.st_mode & 0o222 or not os.access(target, os.W_OK):
         raise BenchError(f"{path}: this file is read-only")
 

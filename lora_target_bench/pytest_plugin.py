@@ -60,21 +60,21 @@ def _is_ours(name: str) -> bool:
 def check_targets(request: pytest.FixtureRequest) -> Callable[..., Ledger]:
     """`lora_target_bench.check_targets`: assert that a LoRA configuration has no dead entry.
 
-    `check_targets(model, adapter)` as in the library; what is left out comes from --lora-model and
-    --lora-adapter, and the test is skipped where these do not give it either. --lora-optional adds
-    to `optional`. What `bench targets` would say is printed, so that -rA shows it of a test that
-    passed too.
+    `check_targets(model, adapter)` as in the library; what is left out (None is not) comes from
+    --lora-model and --lora-adapter, and the test is skipped where these do not give it either.
+    --lora-optional adds to `optional`. What `bench targets` would say is printed, so that -rA shows
+    it of a test that passed too.
     """
     config = request.config
 
-    def check(model: Any = None, adapter: Any = None, **options: Any) -> Ledger:
+    def check(model: Any = ..., adapter: Any = ..., **options: Any) -> Ledger:
         __tracebackhide__ = True
         from lora_target_bench import check_targets as checked
 
-        model = config.getoption("lora_model", None) if model is None else model
-        adapter = config.getoption("lora_adapter", None) if adapter is None else adapter
+        model = config.getoption("lora_model", None) or ... if model is ... else model
+        adapter = config.getoption("lora_adapter", None) or ... if adapter is ... else adapter
         for given, option in ((model, "--lora-model"), (adapter, "--lora-adapter")):
-            if given is None:
+            if given is ...:
                 pytest.skip(f"no {option}")
         if config.getoption("lora_auto_class", None) and isinstance(model, str | Path):
             options.setdefault("auto_class", config.getoption("lora_auto_class"))

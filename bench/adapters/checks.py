@@ -23,6 +23,10 @@ NESTED = ("kasa_config", "monteclora_config", "use_bdlora", "velora_config", "ev
 """Fields that hold the fields of a class of PEFT's."""
 
 
+LARGEST_RANK = 1 << 20
+"""No layer of any model is as wide, and past its width a rank adds nothing."""
+
+
 def _whole(value: object, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
@@ -153,6 +157,10 @@ def _check_together(given: Mapping[str, Any]) -> None:
         )
     if given["layers_pattern"] and given["layers_to_transform"] is None:
         raise BenchError("layers_pattern needs layers_to_transform beside it")
+    if given["r"] > LARGEST_RANK:
+        raise BenchError(
+            f"r is {given['r']:,}: no layer is that wide, and {LARGEST_RANK:,} is most"
+        )
     if given["lora_bias"] and given["use_dora"]:
         raise BenchError("lora_bias does not go with use_dora")
 

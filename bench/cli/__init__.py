@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -50,8 +51,8 @@ def _main(arguments: Sequence[str] | None, *, in_worker: bool) -> int:
             raise
         _discard_output()
         return _refuse(f"the output was not written: {error.strerror}")
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as stopped:  # as a shell has it: 128 and the signal
+        return 128 + getattr(signal, str(stopped) or "SIGINT", signal.SIGINT)
 
 
 def _refuse(line: str) -> int:

@@ -16,7 +16,6 @@ from bench.cli.options import REPEATABLE, Add, add_adapter, add_model
 from bench.cli.output import no_formula, put, save_figure, say, written
 from bench.cli.subject import predicted_subjects
 from bench.errors import BenchError
-from bench.files import check_output
 from bench.models.precision import PRECISIONS, precision
 from bench.training.options import (
     PINNED,
@@ -151,30 +150,28 @@ def _beside(cases: Sequence[Case], options: argparse.Namespace, line: _Line) -> 
             measured, why_not = _measured(session, case, said, room)
             line.clear()
             found.append((said, measured))
-            if measured is not None and options.record:
-                _append(case, said, measured, options.record)
             seen = {"failed": why_not} if measured is None else _seen(measured)
-            if options.json:
-                print(json.dumps({**_as_json(said), "measured": seen}), flush=True)
-                continue
             beside = why_not
             if measured is not None:
                 beside = f"{beside_text(asdict(said), seen)}\nmeasured on {measured.device}"
                 beside += ", with random weights, in a process of its own"
-            print(f"{prediction_text(said)}\n\n{beside}", flush=True)
+            if options.json:
+                print(json.dumps({**_as_json(said), "measured": seen}), flush=True)
+            else:
+                print(f"{prediction_text(said)}\n\n{beside}", flush=True)
+            if measured is not None and options.record:
+                _append(case, said, measured, options.record)
     if options.plot:
         save_figure(_drawn(found, None), options.plot)
     return int(any(measured is None for _, measured in found))
 
 
 def _append(case: Case, said: Prediction, measured: Measurement, file: Path) -> None:
-    from bench.predict.contributed import measured_step
+    from bench.predict.contributed import append_step, measured_step
     from bench.training.machine import gpu_facts
 
     device = {"name": measured.device} if measured.device == "cpu" else gpu_facts()
-    line = json.dumps(measured_step(case, device, said, _seen(measured)))
-    with file.open("a", encoding="utf-8") as lines:
-        lines.write(line + "\n")
+    append_step(file, measured_step(case, device, said, _seen(measured)))
 
 
 def _device(session: Session, case: Case) -> Device:
@@ -280,7 +277,9 @@ def _check(options: argparse.Namespace) -> None:
     if options.record and not options.measure:
         raise BenchError("--record keeps what --measure measured: give both")
     if options.record:
-        check_output(options.record)
+        from bench.predict.contributed import check_record
+
+        check_record(options.record)
     if options.measure:
         against = [w for w in ("gpu", "gpu_memory", "solve", "store", "format") if vars(options)[w]]
         if against:

@@ -40,6 +40,12 @@ def add_options(add: Add) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Predict every published row and print the table as Markdown, or do what was asked."""
+    alone = [n for n in ("received", "measure") if getattr(options, n) is not None]
+    others = [n for n in ("store", "page", "evidence", "plot") if getattr(options, n)]
+    if alone and len(alone + others) > 1:
+        raise BenchError(f"--{alone[0]} stands alone: give it without --{(alone + others)[1]}")
+    if options.record and options.measure is None:
+        raise BenchError("--record keeps what --measure N measured: give both")
     if options.plot:
         from bench.reports.plots import plot_format
 

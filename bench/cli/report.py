@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 
 HELP = "stored runs as a comparison table, a page, or plots"
 
+SUFFIXES = {
+    "html": (".html", ".htm"), "csv": (".csv",), "json": (".json", ".jsonl"),
+    "markdown": (".md",), "latex": (".tex",), "terminal": (".txt",),
+}  # fmt: skip
+"""Of files that may be replaced, by format."""
+
 
 def add_options(add: Add) -> None:
     """The runs, what they are held against, and how they are written."""
@@ -45,8 +51,9 @@ def run(options: argparse.Namespace) -> int:
     from bench.baselines import find_runs, load_run, load_stored
     from bench.files import check_output
 
+    format = format_for(options.format, options.output)
     if options.output is not None:
-        check_output(options.output)
+        check_output(options.output, SUFFIXES[format])
     storage = stored_runs()
     found = [path for selector in options.runs for path in find_runs(storage, selector)]
     runs = [load_run(path) for path in dict.fromkeys(found)] or [load_stored(storage)]
@@ -54,7 +61,6 @@ def run(options: argparse.Namespace) -> int:
     if options.plots:
         _plots(runs, options.plots)
         return 0
-    format = format_for(options.format, options.output)
     put(_text(runs, baseline, format, options.output is not None), options.output)
     return 0
 

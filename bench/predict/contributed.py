@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError, check_keys
-from bench.files import read_text
+from bench.files import check_output, read_text
 from bench.training.cases import Case
 from bench.training.machine import versions
 from bench.training.options import PHASES
@@ -62,6 +62,32 @@ def measured_step(
         "predicted": {name: getattr(predicted, name) for name in _PEAKS},
         "measured": {name: measured[name] for name in _PEAKS},
     }
+
+
+def check_record(file: Path) -> None:
+    """BenchError unless measured steps may be appended to the file: a new one, or one that holds
+    such steps already."""
+    check_output(file)
+    if not file.exists():
+        return
+    if not file.is_file():
+        raise BenchError(f"{file}: not a regular file: measured steps are appended to one")
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        first = lines.readline(1 << 16)
+    if first.strip() and not first.startswith(f'{{"kind": "{KIND}"'):
+        raise BenchError(f"{file}: this file holds something else than measured steps")
+
+
+def append_step(file: Path, step: Mapping[str, Any]) -> None:
+    """Write the step as a line of its own, after one that was cut short too."""
+    try:
+        with file.open("a+b") as lines:
+            if lines.tell():
+                lines.seek(-1, 2)
+                lines.write(b"" if lines.read(1) == b"\n" else b"\n")
+            lines.write(json.dumps(step).encode() + b"\n")
+    except OSError as error:
+        raise BenchError(f"{file}: the step was not kept: {error.strerror}") from None
 
 
 def load_steps(path: Path) -> list[MeasuredStep]:

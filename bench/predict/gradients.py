@@ -133,7 +133,8 @@ def _injected(base: Any, adapter: AdapterConfig) -> Any:
         try:
             return get_peft_model(base, LoraConfig(**adapter.to_dict()))
         except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
-            raise BenchError(f"PEFT refuses the configuration: {error}") from error
+            said = str(error).partition("\n")[0]
+            raise BenchError(f"PEFT refuses the configuration: {said}") from error
 
 
 def _owners(base: Any) -> dict[int, str]:

@@ -9,7 +9,7 @@ from bench.predict.contributed import MeasuredStep, summary
 from bench.predict.evidence import Kept, Measured, agreement
 from bench.reports.layout import Report, Table
 from bench.training.options import PHASES
-from bench.units import format_bytes, one_line
+from bench.units import counted, format_bytes, one_line
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 FIGURES = {
@@ -75,11 +75,13 @@ def received_report(steps: Sequence[MeasuredStep]) -> Report:
             one_line(step.case.id), step.device["name"], step.versions.get("torch", "?"),
             format_bytes(said), format_bytes(seen), f"{100 * step.difference:+.2f} %",
         ))  # fmt: skip
-    header = ("step", "device", "torch", "predicted", "measured", "difference")
-    right = frozenset(("predicted", "measured", "difference"))
+    header = ("step", "device", "torch", "predicted, as sent", "measured", "difference")
+    right = frozenset(("predicted, as sent", "measured", "difference"))
     notes = tuple(
-        f"{device}, {precision}: {count} steps, mean {100 * mean:.2f} %, worst {100 * worst:+.2f} %"
+        f"{device}, {precision}: {counted(count, 'step')}, mean {100 * mean:.2f} %, "
+        f"worst {100 * worst:+.2f} %"
         for device, precision, count, mean, worst in summary(steps)
     )
+    notes += ("Both sides are as they were sent; no step was predicted or measured anew.",)
     table = Table("", header, tuple(rows), 1, right)
     return Report("Measured steps, as received", (), (table,), notes)

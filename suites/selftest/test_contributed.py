@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from bench.cli import main
 from bench.errors import BenchError
-from bench.predict.contributed import MOST_BYTES, load_steps
+from bench.predict.contributed import MOST_BYTES, append_step, load_steps
 
 CONFIG = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "vocab_size": 50,
           "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -38,7 +39,7 @@ def test_what_was_written_is_read_and_agrees(sent: Path, capsys) -> None:
     capsys.readouterr()
     assert main(["published", "--received", str(sent)]) == 0
     said = capsys.readouterr().out
-    assert "cpu, bf16: 1 steps, mean 0.00 %, worst +0.00 %" in said
+    assert "cpu, bf16: 1 step, mean 0.00 %, worst +0.00 %" in said
 
 
 def _set(*path: str, value: Any) -> Callable[[dict[str, Any]], None]:
@@ -108,3 +109,32 @@ def test_there_must_be_something_to_keep(tmp_path: Path, capsys) -> None:
     assert main(["published", "--measure", "3"]) == 2
     assert main(["published", "--measure", "0", "--record", str(tmp_path / "a")]) == 2
     assert "takes a number from 1 to 49" in capsys.readouterr().err
+
+
+def test_steps_are_appended_to_their_own_kind_of_file(sent: Path, tmp_path: Path, capsys) -> None:
+    """One that was cut short is gone on with; somebody else's is left as it is."""
+    line = json.loads(sent.read_text().splitlines()[0])
+    file = tmp_path / "kept.jsonl"
+    for step in (line, line):
+        append_step(file, step)
+    assert len(load_steps(file)) == 2
+    file.write_text(file.read_text() + '{"kind": "measured-st')
+    append_step(file, line)
+    assert [json.loads(each) for each in file.read_text().splitlines()[::3]] == [line, line]
+    theirs = tmp_path / "train.yaml"
+    theirs.write_text("lora_r: 16\n")
+    os.mkfifo(tmp_path / "pipe")
+    for wrong in (theirs, tmp_path / "pipe", Path("/dev/full")):
+        asked = ["memory", "opt-125m", "--target-modules", "q_proj", "--measure"]
+        assert main([*asked, "--record", str(wrong)]) == 2
+        assert str(wrong) in capsys.readouterr().err
+    assert theirs.read_text() == "lora_r: 16\n"
+
+
+@pytest.mark.parametrize(
+    "options", [["--plot", "a.svg"], ["--store"], ["--measure", "1", "--record", "b"]]
+)
+def test_received_steps_stand_alone(options: list[str], sent: Path, capsys) -> None:
+    assert main(["published", "--received", str(sent), *options]) == 2
+    assert "stands alone" in capsys.readouterr().err
+    assert main(["published", "--record", "b"]) == 2

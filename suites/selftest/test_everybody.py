@@ -150,6 +150,17 @@ def test_options_of_the_fixture(theirs: Path) -> None:
     assert "1 passed" in _pytest(theirs, *given, "--lora-optional", "fc1").stdout
 
 
+def test_nothing_given_by_mistake_is_no_skip(theirs: Path) -> None:
+    """A key that is misspelt gives None: that fails, with an adapter from the options too."""
+    (theirs / "test_theirs.py").write_text(
+        "def test_it(check_targets):\n    check_targets('mine', {}.get('target_module'))\n"
+    )
+    for options in ((), ("--lora-adapter", "adapter_config.json")):
+        done = _pytest(theirs, *options)
+        assert done.returncode == 1
+        assert "found NoneType" in done.stdout
+
+
 def test_the_plugin_brings_nothing_along(theirs: Path) -> None:
     code = (
         f"import sys, pytest, {PLUGIN}\n"

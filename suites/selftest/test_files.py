@@ -109,3 +109,19 @@ def test_commands_refuse_it_before_they_read_a_run(
     option = {"report": ["--output"], "compare": ["a", "b", "--verdict-file"]}[command]
     assert main([command, *option, str(tmp_path / "nowhere" / "x")]) == 2
     assert "there is no folder" in capsys.readouterr().err
+
+
+def test_somebody_elses_file_is_not_replaced(tmp_path: Path) -> None:
+    """By its name's ending, where a link points; an empty or a new one may be written."""
+    theirs, link = tmp_path / "train.yaml", tmp_path / "plot.svg"
+    theirs.write_text("r: 8")
+    link.symlink_to(theirs)
+    for path in (theirs, link):
+        with pytest.raises(BenchError, match=r"train.yaml is there, and no file in .svg"):
+            check_output(path, [".svg"])
+    for allowed in ("old.SVG", "notes.txt", "plot"):
+        (tmp_path / allowed).write_text("old")
+        check_output(tmp_path / allowed, [".svg"])
+    theirs.write_text("")
+    check_output(theirs, [".svg"])
+    check_output(tmp_path / "new.yaml", [".svg"])

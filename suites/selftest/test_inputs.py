@@ -89,6 +89,7 @@ def test_remote_code_is_refused(llama: Path, refused) -> None:
     ("options", "said"),
     [
         (["--target-modules", "q_proj", "--rank", "0"], "r must be a whole number of at least 1"),
+        (["--target-modules", "q_proj", "--rank", "9999999"], "r is 9,999,999: no layer is that"),
         (["--target-modules", "re:(q_proj"], "'(q_proj' is not a regular expression"),
         (["--target-modules", ""], "target_modules is empty"),
         (["--target-modules", "q_proj", "--task-type", "MULTIPLE_CHOICE"],

@@ -79,7 +79,7 @@ def _fronts(axes: Axes, groups: Mapping[str, Sequence[Point]]) -> None:
         axes.scatter(
             [x for x, _ in places], [y for _, y in places], s=34, linewidths=1.2,
             marker=MARKERS[index % len(MARKERS)], edgecolors=colour,
-            facecolors=[colour if point.filled else "none" for point in mine], label=group,
+            facecolors=[colour if point.filled else "none" for point in mine], label=group, zorder=3,
         )  # fmt: skip
         axes.plot(
             [places[i][0] for i in front], [places[i][1] for i in front], drawstyle="steps-post",
@@ -92,6 +92,7 @@ def _fronts(axes: Axes, groups: Mapping[str, Sequence[Point]]) -> None:
                 one_line(mine[i].name), places[i], fontsize=6.5, color=colour, bbox=HALO,
                 weight="bold" if left else "normal", ha="right" if left else "left",
                 xytext=(-9 if left else 5, 5 if place % 2 else -9), textcoords="offset points",
+                zorder=2,
             )  # fmt: skip
         axes.scatter(
             [mine[i].x for i in chosen], [mine[i].y for i in chosen], s=150, linewidths=1.2,

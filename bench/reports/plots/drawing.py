@@ -44,7 +44,7 @@ def plot_format(path: Path) -> str:
 
     # Told before anything is computed.
     import_module("matplotlib")
-    check_output(path)
+    check_output(path, [f".{form}"])
     return form
 
 
