@@ -79,7 +79,8 @@ def _fronts(axes: Axes, groups: Mapping[str, Sequence[Point]]) -> None:
         axes.scatter(
             [x for x, _ in places], [y for _, y in places], s=34, linewidths=1.2,
             marker=MARKERS[index % len(MARKERS)], edgecolors=colour,
-            facecolors=[colour if point.filled else "none" for point in mine], label=group, zorder=3,
+            facecolors=[colour if point.filled else "none" for point in mine], label=group,
+            zorder=3,
         )  # fmt: skip
         axes.plot(
             [places[i][0] for i in front], [places[i][1] for i in front], drawstyle="steps-post",
