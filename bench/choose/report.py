@@ -158,6 +158,7 @@ def choice_plot(choice: Choice) -> Figure:
                 f"proposed: {name}" if proposed else name,
                 row.fits,
                 proposed,
+                str(row.number),
             )
         )
     title = f"{choice.model.label}: what each choice of modules costs"

@@ -60,13 +60,14 @@ def cost_figure(title: str, rows: Sequence[Row], footer: str) -> Figure:
 @dataclass(frozen=True)
 class Point:
     """One case of a plot of cost. `filled` where it fits; one that is `chosen` has a ring around it
-    and is named even where it is not on its front."""
+    and is named even where it is not on its front; one that is not named bears its `mark`."""
 
     x: float
     y: float
     name: str
     filled: bool = False
     chosen: bool = False
+    mark: str = ""
 
 
 def _fronts(axes: Axes, groups: Mapping[str, Sequence[Point]]) -> None:
@@ -87,14 +88,22 @@ def _fronts(axes: Axes, groups: Mapping[str, Sequence[Point]]) -> None:
             linestyle=LINES[index % len(LINES)], color=colour, linewidth=1,
         )  # fmt: skip
         chosen = [i for i, point in enumerate(mine) if point.chosen]
-        for place, i in enumerate(dict.fromkeys([*front, *chosen])):
-            left = mine[i].chosen  # beside its ring, where longer names have room
+        middle = sum(x for x, _ in places) / len(places)
+        named = dict.fromkeys([*front, *chosen])
+        for place, i in enumerate(named):
+            left = mine[i].chosen and mine[i].x > middle  # of its ring, where names have room
             axes.annotate(
                 one_line(mine[i].name), places[i], fontsize=6.5, color=colour, bbox=HALO,
-                weight="bold" if left else "normal", ha="right" if left else "left",
-                xytext=(-9 if left else 5, 5 if place % 2 else -9), textcoords="offset points",
-                zorder=2,
+                weight="bold" if mine[i].chosen else "normal", ha="right" if left else "left",
+                xytext=(-9 if left else 9 if mine[i].chosen else 5, 5 if place % 2 else -9),
+                textcoords="offset points", zorder=2,
             )  # fmt: skip
+        for i, point in enumerate(mine):
+            if point.mark and i not in named:
+                axes.annotate(
+                    point.mark, places[i], fontsize=6.5, color=colour, ha="center", va="bottom",
+                    xytext=(0, 4), textcoords="offset points",
+                )  # fmt: skip
         axes.scatter(
             [mine[i].x for i in chosen], [mine[i].y for i in chosen], s=150, linewidths=1.2,
             marker="o", facecolors="none", edgecolors=BLACK,
