@@ -69,6 +69,15 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise BenchError(f"{path}: not TOML: {error}") from None
 
 
+def check_weights(folder: Path) -> None:
+    """BenchError unless a user's folder of real weights holds a *.safetensors file: a pickle could
+    execute anything."""
+    if not folder.is_dir():
+        raise BenchError(f"--weights {folder}: there is no such folder")
+    if not any(folder.glob("*.safetensors")):
+        raise BenchError(f"--weights {folder}: no *.safetensors file is in that folder")
+
+
 def check_output(path: Path | str, suffixes: Sequence[str] = ()) -> None:
     """BenchError, naming the path, unless `write_output` may write there.
 

@@ -95,11 +95,15 @@ def run(options: argparse.Namespace) -> int:
 
 def _read(options: argparse.Namespace) -> int:
     """What a stored run says, and the one before it of the same study; no package is needed."""
-    from bench.baselines.storage import find_runs, load_stored
+    from bench.baselines.storage import find_runs, load_stored, stored_files
     from bench.files import RESULTS
     from bench.learning.study import said_of
 
     folder = options.results or RESULTS / "learning" / options.study
+    if not stored_files(folder) and not Path(options.read).is_file():
+        raise BenchError(
+            f"no stored run in {folder}: bench learn {options.study} --save NAME makes one"
+        )
     run = load_stored(folder, options.read or None)
     said = said_of(options.study)
     others = [path for path in find_runs(folder, "*") if path != run.path] if not (

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError, UnknownName, check_keys
-from bench.files import FIXTURES, read_toml
+from bench.files import FIXTURES, check_weights, read_toml
 from bench.learning import packages, texts
 from bench.learning.arms import FULL, HEAD, LORA, Arm, budget_of, lora_arm, whole_arm
 from bench.models.architectures import Model, find_model
@@ -312,8 +312,7 @@ def _weights(name: str) -> Path:
 
 
 def _model(folder: Path, task: str, label: str) -> Model:
-    if not any(folder.glob("*.safetensors")):
-        raise BenchError(f"--weights {folder}: no *.safetensors file is in that folder")
+    check_weights(folder)
     return replace(find_model(str(folder), CLASSES[task]), label=label, architecture=None)
 
 

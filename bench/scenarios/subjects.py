@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError
+from bench.files import check_weights
 from bench.models.architectures import Model, find_model, registered
 from bench.models.precision import precision
 from bench.scenarios.scenario import Scenario, find_scenario, load_scenarios
@@ -243,8 +244,7 @@ def _check_weights(request: Request) -> None:
         return
     if len(request.models) != 1:
         raise BenchError("--weights needs exactly one --model: the model that they belong to")
-    if not any(request.weights.glob("*.safetensors")):
-        raise BenchError(f"--weights {request.weights}: no *.safetensors file is in that folder")
+    check_weights(request.weights)
 
 
 def _given_adapter(request: Request, model: Model) -> tuple[AdapterConfig | None, Path | None]:

@@ -119,9 +119,10 @@ def test_matched_arms_train_alike_in_peft_too(folder: Path) -> None:
         assert sum(p.numel() for p in model.parameters() if p.requires_grad) == arm.trainable
 
 
-def test_a_budget_that_no_ranks_meet_is_an_error(folder: Path) -> None:
-    with pytest.raises(BenchError, match="no ranks come within 1% of the budget"):
-        small_study(folder, {"up": {"roles": ["up"], "budget": True}}, {"budget_rank": 1})
+def test_an_arm_that_no_ranks_bring_to_the_budget_is_left_out_and_told(folder: Path) -> None:
+    study = small_study(folder, {"up": {"roles": ["up"], "budget": True}}, {"budget_rank": 1})
+    assert study.arms == ()
+    assert "no ranks come within 1% of the budget" in study.left_out["up"]
 
 
 def test_the_real_budgets_are_within_one_percent() -> None:
@@ -384,7 +385,7 @@ def test_every_study_names_arms_that_it_has() -> None:
     ("name", "content", "message"),
     [
         ("empty.txt", "", "it holds no text"),
-        ("short.txt", "two words", "the evaluation part is shorter than 8 tokens"),
+        ("short.txt", "two words", "the train part is shorter than 8 tokens"),
         ("one.jsonl", '{"text": "a", "label": "x"}\n{"text": "b", "label": "x"}', "two labels"),
         ("bad.jsonl", '{"text": "a"}\n{nonsense', "line 2 is not JSON"),
         ("none.csv", "words,label\nhello,x", 'line 2 has no "text"'),
