@@ -213,6 +213,23 @@ def test_the_nearest_of_sizes_whose_count_falls(budget: int) -> None:
     assert row.off == min((n / budget - 1 for n in counts), key=abs)
 
 
+def test_block_sizes_are_powers_of_two() -> None:
+    """A budget that blocks of 3 would meet, which divide these widths too: 2 or 4 is told."""
+    bert = model_called("bert")
+    table = dataclasses.replace(bert, config={**bert.config, "hidden_size": 48}).table
+    targets = ("query", "value")
+
+    def count(size: int) -> int:
+        asked = method("oft", target_modules=targets, oft_block_size=size)
+        return method_parameters(table, asked).trainable
+
+    budget = count(3)
+    assert budget not in (count(2), count(4))
+    (row,) = methods_at_budget(table, budget, target_modules=targets, names=["oft"])
+    nearest = min((2, 4), key=lambda size: abs(count(size) - budget))
+    assert (row.setting, row.trainable) == (f"oft_block_size={nearest}", count(nearest))
+
+
 def test_no_more_tokens_than_rows() -> None:
     """A budget above the method's largest: all of the vocabulary, all of a weight's elements."""
     model = model_called("llama")
