@@ -56,12 +56,22 @@ def _is_ours(name: str) -> bool:
     return found is not None and lora_target_bench.is_ours(found.origin)
 
 
+def _beside(model: Any) -> Path | None:
+    """The adapter_config.json beside a model's config.json, where there is one."""
+    if not isinstance(model, str | Path):
+        return None
+    folder = Path(model) if Path(model).is_dir() else Path(model).parent
+    file = folder / "adapter_config.json"
+    return file if Path(model).exists() and file.is_file() else None
+
+
 @pytest.fixture(scope="session")
 def check_targets(request: pytest.FixtureRequest) -> Callable[..., Ledger]:
     """`lora_target_bench.check_targets`: assert that a LoRA configuration has no dead entry.
 
     `check_targets(model, adapter)` as in the library; what is left out (None is not) comes from
-    --lora-model and --lora-adapter, and the test is skipped where these do not give it either.
+    --lora-model and --lora-adapter, the adapter else from the adapter_config.json beside the model.
+    Where neither is given by these, and no model by the test, the test is skipped.
     --lora-optional adds to `optional`. What `bench targets` would say is printed, so that -rA shows
     it of a test that passed too.
     """
@@ -71,8 +81,16 @@ def check_targets(request: pytest.FixtureRequest) -> Callable[..., Ledger]:
         __tracebackhide__ = True
         from lora_target_bench import check_targets as checked
 
-        model = config.getoption("lora_model", None) or ... if model is ... else model
-        adapter = config.getoption("lora_adapter", None) or ... if adapter is ... else adapter
+        named = model is not ...
+        model = model if named else config.getoption("lora_model", None) or ...
+        if adapter is ...:
+            adapter = config.getoption("lora_adapter", None) or _beside(model) or ...
+        if named and adapter is ...:
+            pytest.fail(
+                "check_targets: no adapter: give a LoraConfig, a file or a list of target modules, "
+                "or --lora-adapter",
+                pytrace=False,
+            )
         for given, option in ((model, "--lora-model"), (adapter, "--lora-adapter")):
             if given is ...:
                 pytest.skip(f"no {option}")
@@ -81,9 +99,9 @@ def check_targets(request: pytest.FixtureRequest) -> Callable[..., Ledger]:
         allowed = options.pop("optional", ())
         optional = (allowed,) if isinstance(allowed, str) else tuple(allowed)
         more = config.getoption("lora_optional", "").split(",")
-        named = tuple(entry.strip() for entry in more if entry.strip())
+        listed = tuple(entry.strip() for entry in more if entry.strip())
         options.setdefault("tell", print)
-        ledger: Ledger = checked(model, adapter, optional=(*optional, *named), **options)
+        ledger: Ledger = checked(model, adapter, optional=(*optional, *listed), **options)
         return ledger
 
     return check

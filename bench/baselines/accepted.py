@@ -23,8 +23,9 @@ from bench.files import read_json, write_atomically
 from bench.units import one_line
 
 FILE = "accepted.json"
-PASSED, FAILED, FIRST = "passed", "failed", "first"
-"""How a run's gate ended; FIRST: all tests passed, and there was no baseline to hold it against."""
+PASSED, FAILED, FIRST, NARROWER = "passed", "failed", "first", "narrower"
+"""How a run's gate ended; FIRST: all tests passed, and there was no baseline to hold it against;
+NARROWER: it passed, and was not asked for every case of its baseline."""
 FIRST_REASON = "the first run stored here: all its tests passed, and no baseline says otherwise"
 
 
@@ -103,6 +104,8 @@ def no_baseline(run: StoredRun) -> str:
             return ""
     if run.gate == FIRST:
         return "it was the first, not accepted"
+    if run.gate == NARROWER:
+        return "it was not asked for every case of its baseline, which stays the one"
     return "its gate failed" if run.gate == FAILED else "no gate held it against another"
 
 

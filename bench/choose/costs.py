@@ -93,12 +93,18 @@ def cost(asked: Asked) -> Cost:
         def estimate(value: int) -> int:
             return held(step.estimated(what, value)).margin_bytes
 
+        untraced: list[int] = []
+
         def fits(value: int) -> bool:
-            return held(step.replayed(what, value)).margin_bytes >= 0
+            try:
+                return held(step.replayed(what, value)).margin_bytes >= 0
+            except BenchError:  # a branch that depends on data: not known to fit
+                untraced.append(value)
+                return False
 
         near = largest_fitting(value_of(case, what), largest, estimate)
         value = settled(near[0] if near else 0, largest, fits)
-        return Limit(value, value == largest) if value else None
+        return Limit(value, value == largest or value + 1 in untraced) if value else None
 
     wanted = (RANK, SEQ_LEN, BATCH_SIZE) if asked.has_length else (RANK, BATCH_SIZE)
     return Cost(

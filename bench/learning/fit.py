@@ -11,13 +11,13 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from bench.learning import texts
 from bench.learning.arms import FULL, LORA
+from bench.learning.records import Fitted
 from bench.training.cases import Case, StepOptions
 from bench.training.cost import CostCounter
 from bench.training.loading import adapt, base_model, quantized_layers, quiet_libraries
@@ -35,32 +35,6 @@ WARMUP = 0.1
 """Share of the steps over which the rate rises; then it falls linearly, to nothing after the last.
 Tuning stops early on the same schedule."""
 _TRACKED = 2  # steps whose memory is followed: in the second the optimizer's state is there
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What training one arm with one seed has shown.
-
-    losses: evaluation loss (nats a text or token) by step; forgetting: how far the text of another
-    kind is from where it was (see `Fit.drift`); gradient_norms: by role, at the first step;
-    step_seconds: the median of the processor's time; peak_allocated_bytes and flops: of the second
-    step, where they were followed. diverged: at which step the loss was no number, 0 if never.
-    """
-
-    seed: int
-    rate: float
-    losses: dict[int, float] = field(default_factory=dict)
-    forgetting: float | None = None
-    tokens: int = 0
-    gradient_norms: dict[str, float] = field(default_factory=dict)
-    step_seconds: float = 0.0
-    peak_allocated_bytes: int | None = None
-    flops: float | None = None
-    diverged: int = 0
-
-    @property
-    def final(self) -> float:
-        return self.losses[max(self.losses)] if self.losses and not self.diverged else math.inf
 
 
 class Diverged(ArithmeticError):

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 from bench.baselines.runs import KEY, Record, Selection, StoredRun
 from bench.errors import BenchError
 from bench.learning.arms import Arm
-from bench.learning.fit import Fitted
-from bench.learning.tuning import Tuned
 from bench.training.machine import MEASURING_THREADS, machine, versions
 
 if TYPE_CHECKING:
@@ -21,6 +19,46 @@ if TYPE_CHECKING:
 
 SUITE = "learning"
 _TIME = "taken beside other processes: for the report, not for a verdict"
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The best rate, and the held-back loss of each rate at each rung (rate -> step -> nats; inf
+    where it diverged)."""
+
+    rate: float
+    losses: dict[float, dict[int, float]] = field(default_factory=dict)
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the best is the least or the largest tried: a better one may lie beyond."""
+        return self.rate in (min(self.losses), max(self.losses))
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What training one arm with one seed has shown.
+
+    losses: evaluation loss (nats a text or token) by step; forgetting: how far the text of another
+    kind is from where it was (see `Fit.drift`); gradient_norms: by role, at the first step;
+    step_seconds: the median of the processor's time; peak_allocated_bytes and flops: of the second
+    step, where they were followed. diverged: at which step the loss was no number, 0 if never.
+    """
+
+    seed: int
+    rate: float
+    losses: dict[int, float] = field(default_factory=dict)
+    forgetting: float | None = None
+    tokens: int = 0
+    gradient_norms: dict[str, float] = field(default_factory=dict)
+    step_seconds: float = 0.0
+    peak_allocated_bytes: int | None = None
+    flops: float | None = None
+    diverged: int = 0
+
+    @property
+    def final(self) -> float:
+        return self.losses[max(self.losses)] if self.losses and not self.diverged else math.inf
 
 
 @dataclass

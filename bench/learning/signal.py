@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from bench.learning import texts
 from bench.learning.arms import FULL, Arm
-from bench.learning.fit import load_arm, norms_by_role
 from bench.learning.study import CLASSES, LANGUAGE_MODEL, Origin, Study, text_of
 from bench.models.architectures import find_model
 from bench.statistics import kendall_tau
@@ -47,6 +46,8 @@ def probe_weights(weights: Path, data: Path | None = None, device: str = "cpu") 
 def probe(study: Study, seed: int = 0) -> dict[str, float]:
     """The norm of the loss' gradient by the base model's own weights, by role, over a few batches
     of the training text, with the head as the seed draws it."""
+    from bench.learning.fit import load_arm, norms_by_role
+
     material, size = study.plain, study.settings.batch_size
     model = load_arm(study, Arm("probe", FULL, None, 0, 0), seed).eval()
     for batch in texts.batches(material.train, size, BATCHES, seed, material.pad):

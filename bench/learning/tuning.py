@@ -8,10 +8,10 @@ decade apart, so that the best is known to within that.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from bench.learning.fit import Diverged, Fit
+from bench.learning.records import Tuned
 
 if TYPE_CHECKING:
     from bench.learning.arms import Arm
@@ -19,20 +19,6 @@ if TYPE_CHECKING:
 
 FIRST_SEED = 1000
 """Of tuning: no seed of a compared run."""
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """The best rate, and the held-back loss of each rate at each rung (rate -> step -> nats; inf
-    where it diverged)."""
-
-    rate: float
-    losses: dict[float, dict[int, float]] = field(default_factory=dict)
-
-    @property
-    def at_edge(self) -> bool:
-        """Whether the best is the least or the largest tried: a better one may lie beyond."""
-        return self.rate in (min(self.losses), max(self.losses))
 
 
 def tune(study: Study, arm: Arm, seed: int = FIRST_SEED) -> Tuned:

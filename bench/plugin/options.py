@@ -30,7 +30,6 @@ from bench.plugin.state import (
     SUBJECTS,
     THRESHOLDS,
     VERDICTS,
-    XDIST_REASON,
     storage_folder,
     under_xdist,
 )
@@ -98,8 +97,6 @@ def pytest_configure(config: pytest.Config) -> None:
         "measured: runs a real training step and measures it",
         "gpu: needs a CUDA device",
         "slow: left out of the default run; choose it with -m slow",
-        "wheel: slow, of an installation in an environment of its own",
-        "xdist_group(name): with pytest-xdist's --dist loadgroup, run by one worker",
     ):
         config.addinivalue_line("markers", line)
     # A library's word about another one, which no user of the suites can act on.
@@ -162,7 +159,11 @@ def pytest_configure(config: pytest.Config) -> None:
         )
         gate([], option.allow)
         if under_xdist(config) and (name or option.benchmark_compare):
-            raise BenchError(f"--benchmark-save and --benchmark-compare: {XDIST_REASON}")
+            given = "--benchmark-save" if name else "--benchmark-compare"
+            raise BenchError(
+                f"{given} does not go with pytest-xdist: cases that run side by side are not "
+                "measured, and what runs in other processes is not stored. Run it without -n"
+            )
         if option.gate and not option.benchmark_compare:
             raise BenchError("--gate needs --benchmark-compare: there is nothing to hold against")
         if option.resume and name is None:

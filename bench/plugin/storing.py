@@ -26,10 +26,12 @@ from bench.baselines.accepted import (
     FAILED,
     FIRST,
     FIRST_REASON,
+    NARROWER,
     PASSED,
     accept,
     no_baseline,
 )
+from bench.baselines.verdicts import left_out
 from bench.compat import benchmarks_of
 from bench.errors import BenchError
 from bench.files import SUITES, write_output
@@ -198,6 +200,9 @@ def _gate_result(session: pytest.Session, run: StoredRun) -> str | None:
     if result == FAILED or session.exitstatus != 0 or run.interrupted:
         return FAILED
     config = session.config
+    baseline = config.stash[BASELINE]
+    if result == PASSED and baseline is not None and left_out(baseline, run):
+        return NARROWER
     named = not (config.option.benchmark_disable or config.stash[AUTOSAVED])
     if result is None and config.stash[BASELINE] is None and named and config.stash[IS_FIRST]:
         return FIRST
@@ -241,11 +246,10 @@ def _save(config: pytest.Config, name: str, document: dict[str, Any]) -> None:
         record = accept(path, FIRST_REASON)
         _say(config, f"accepted as the first baseline here: recorded in {_shown(config, record)}")
     if why := no_baseline(stored):
-        _say(
-            config,
-            f"no later run is held against it: {why}. Where its figures are right: "
-            f"bench accept {path.stem} --reason WHY",
-        )
+        way = f"Where its figures are right: bench accept {path.stem} --reason WHY"
+        if stored.interrupted:
+            way = f"Go on with it: {save_command(config).replace('NAME', name)} --resume"
+        _say(config, f"no later run is held against it: {why}. {way}")
 
 
 def save_command(config: pytest.Config) -> str:

@@ -58,7 +58,10 @@ def layers_alike(case: Case, few: int) -> int | None:
     depth = depth_of(case)
     if depth is None or depth <= few or _told_apart(case):
         return None
-    whole = replace(case, adapter={}, scenario="", precision=_unquantized(case), weights=None)
+    step = replace(case.step, compute_dtype=None)  # of 4-bit weights, which these are not
+    whole = replace(
+        case, adapter={}, scenario="", precision=_unquantized(case), weights=None, step=step
+    )
     one, other = _described(_Built(whole)), _described(_Built(shallow(whole, few)))
     if one is None or other is None or len(one) != len(other):
         return None

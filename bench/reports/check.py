@@ -43,7 +43,12 @@ def check_text(checked: Checked, *, colour: bool = False) -> str:
     lines += _memory(checked)
     errors = sum(finding.error for finding in checked.findings)
     hazards = len(checked.findings) - errors
-    lines.append(f"{_counted(errors, 'error')}, {_counted(hazards, 'hazard')}")
+    found = f"{_counted(errors, 'error')}, {_counted(hazards, 'hazard')}"
+    if checked.prediction is not None and (fit := checked.prediction.fit) is not None:
+        found += "" if fit.fits else f"; the step does not fit {fit.gpu}"
+    if checked.not_predicted:
+        found += "; memory not predicted"
+    lines.append(found)
     return "\n".join(lines)
 
 

@@ -150,6 +150,22 @@ def test_options_of_the_fixture(theirs: Path) -> None:
     assert "1 passed" in _pytest(theirs, *given, "--lora-optional", "fc1").stdout
 
 
+def test_an_adapter_beside_the_model_is_checked(theirs: Path) -> None:
+    """A model by name and no adapter anywhere is a mistake, and no skip."""
+    (theirs / "test_theirs.py").write_text(
+        "def test_it(check_targets):\n    check_targets('mine')\n"
+    )
+    alone = _pytest(theirs)
+    assert alone.returncode == 1
+    assert "no adapter: give" in alone.stdout
+    (theirs / "mine" / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "target_modules": ["q_proj", "fc1"]})
+    )
+    beside = _pytest(theirs)
+    assert beside.returncode == 1
+    assert "fc1: dead" in beside.stdout
+
+
 def test_nothing_given_by_mistake_is_no_skip(theirs: Path) -> None:
     """A key that is misspelt gives None: that fails, with an adapter from the options too."""
     (theirs / "test_theirs.py").write_text(

@@ -6,13 +6,19 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
-import torch
 from learning_study import small_study
 
 from bench.baselines import compare, gate
-from bench.learning import fit, texts
+from bench.learning import texts
 from bench.learning.records import run_of, shown_in
-from bench.learning.schedule import run_study
+
+
+def run_study(*args, **options):
+    """Imported when a test runs: collecting imports no torch."""
+    from bench.learning import schedule
+
+    return schedule.run_study(*args, **options)
+
 
 ARMS = {"everything": {"scenario": "everything", "budget": True, "seeds": 5}}
 
@@ -41,6 +47,8 @@ def tuned(study, baseline):
 
 def changed_model(monkeypatch: pytest.MonkeyPatch, change) -> None:
     """Let every arm's model be changed once it is there."""
+    from bench.learning import fit
+
     load = fit.load_arm
 
     def loaded(*arguments):
@@ -99,6 +107,8 @@ def test_shifted_labels_fail(study, baseline, monkeypatch) -> None:
     def shifted(*arguments):
         return [{**b, "labels": b["labels"].roll(1)} for b in batches(*arguments)]
 
+    from bench.learning import fit
+
     monkeypatch.setattr(fit.texts, "batches", shifted)
     assert fails(study, baseline) == ["evaluation_loss regressed"]
 
@@ -106,8 +116,12 @@ def test_shifted_labels_fail(study, baseline, monkeypatch) -> None:
 def test_dropout_on_in_evaluation_fails(study, baseline, monkeypatch) -> None:
     @contextmanager
     def evaluating(model):
+        import torch
+
         with torch.no_grad():
             yield
+
+    from bench.learning import fit
 
     monkeypatch.setattr(fit, "evaluating", evaluating)
     assert fails(study, baseline) == ["evaluation_loss regressed"]

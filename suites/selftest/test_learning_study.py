@@ -13,17 +13,22 @@ from learning_study import SETTINGS, small_study, texts_of
 
 from bench.baselines import load_run, write_run
 from bench.errors import BenchError
-from bench.learning import fit, packages, texts
+from bench.learning import packages, texts
 from bench.learning.arms import Arm
 from bench.learning.claims import DOES_NOT, HOLDS, NO_DIFFERENCE, findings
-from bench.learning.fit import Fitted
 from bench.learning.ranking import ranking
-from bench.learning.records import Shown, document_of, run_of, shown_in, to_record
-from bench.learning.schedule import cases, run_study
+from bench.learning.records import (
+    Fitted,
+    Shown,
+    Tuned,
+    document_of,
+    run_of,
+    shown_in,
+    to_record,
+)
 from bench.learning.signal import against, probe
 from bench.learning.study import Claim, Origin, make_study, said_of, studies
 from bench.learning.texts import Example, Material, Text
-from bench.learning.tuning import Tuned
 from bench.statistics import kendall_tau, mean_interval, student_quantile
 
 ARMS = {
@@ -31,6 +36,14 @@ ARMS = {
     "everything": {"scenario": "everything", "budget": True, "seeds": 2},
     "everything-again": {"scenario": "everything", "same_rate_as": "everything", "seeds": 1},
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported() -> None:
+    """Here, so that collecting imports no torch."""
+    global fit, cases, run_study
+    from bench.learning import fit
+    from bench.learning.schedule import cases, run_study
 
 
 @pytest.fixture(scope="module")

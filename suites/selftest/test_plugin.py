@@ -146,7 +146,7 @@ def test_two_models_of_one_name_are_two(run, pytester: pytest.Pytester) -> None:
         (["--benchmark-min-rounds=3"], "--benchmark-min-rounds has no effect on these suites"),
         (["--benchmark-warmup=on"], "--benchmark-warmup has no effect on these suites"),
         (["--benchmark-storage=elasticsearch+http://x"], "runs are stored in a folder"),
-        (["-n", "2", "--benchmark-save", "x"], "measured cases are refused under pytest-xdist"),
+        (["-n", "2", "--benchmark-save", "x"], "--benchmark-save does not go with pytest-xdist"),
     ],
 )
 def test_wrong_option_ends_with_status_2(run, options: list[str], said: str) -> None:
@@ -232,6 +232,7 @@ def test_save_compare_and_gate(run, pytester: pytest.Pytester) -> None:
 
     document = json.loads(find_runs(_results(pytester), "0001")[0].read_text())
     document["lora_bench"]["records"][step.id]["metrics"]["trainable_parameters"] += 1
+    document["lora_bench"]["detail"]["gate"] = "passed"
     write_run(_results(pytester), "edited", seal(document))
     changed = run(*STEPS, *timed, "--benchmark-compare", "--gate")
     assert changed.ret == pytest.ExitCode.TESTS_FAILED
@@ -349,6 +350,22 @@ def test_what_was_not_compared_is_mentioned(run, pytester: pytest.Pytester) -> N
     assert "rank 4 -> 8" in said
     asked = run("--benchmark-compare", "--rank", "16", *STEPS)
     assert "1 case of the baseline not compared" in " ".join(asked.stdout.str().split())
+
+
+def test_a_narrower_run_takes_no_baselines_place(run, pytester: pytest.Pytester) -> None:
+    """Its gate passes; the case that it left out is still held against the wider run."""
+    other = pytester.mkdir("other")
+    for name in ("config.json", "adapter_config.json"):
+        (other / name).write_text((pytester.path / "mine" / name).read_text())
+    counted = ("--model", "other", "-m", "not measured")
+    assert run("--benchmark-save", "wide", *counted, suites="suites/test_counts.py").ret == 0
+    compared = ("--benchmark-compare", "--gate", "-m", "not measured")
+    narrow = run(*compared, "--benchmark-save", "narrow", suites="suites/test_counts.py")
+    assert narrow.ret == 0
+    said = " ".join(narrow.stdout.str().split())
+    assert "it was not asked for every case of its baseline" in said
+    again = run(*compared, "--model", "other", suites="suites/test_counts.py")
+    assert "verdicts against wide" in again.stdout.str()
 
 
 def test_a_full_disk_while_saving_loses_no_case(

@@ -25,8 +25,6 @@ from bench.files import FIXTURES, INSTALLED
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.wheel,
-    pytest.mark.xdist_group("wheel"),  # one environment for all
     pytest.mark.skipif(INSTALLED, reason="a wheel is built from the repository"),
 ]
 ROOT = FIXTURES.parent
