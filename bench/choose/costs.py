@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from bench.predict.largest import (
     settled,
     value_of,
 )
+from bench.training.machine import usable_processors
 
 if TYPE_CHECKING:
     from bench.predict.replay import Replayed
@@ -123,7 +123,7 @@ def costs(
     """Every row's cost, in the rows' order, predicted side by side; `progress` hears how many are
     done. A step on meta uses one core, and says the same in whichever process it is traced."""
     found: dict[int, Cost] = {}
-    count = min(processes or len(os.sched_getaffinity(0)), len(rows))
+    count = min(processes or usable_processors(), len(rows))
     if count < 2 or "fork" not in multiprocessing.get_all_start_methods():
         for number, row in enumerate(rows):
             found[number] = cost(row)

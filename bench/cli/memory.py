@@ -18,7 +18,6 @@ from bench.cli.subject import predicted_subjects
 from bench.errors import BenchError
 from bench.models.precision import PRECISIONS, precision
 from bench.training.options import (
-    PINNED,
     PREDICTED_LENGTH,
     StepOptions,
     add_step_options,
@@ -179,7 +178,7 @@ def _device(session: Session, case: Case) -> Device:
 
     if session.devices == ("cpu",):
         return kernels.cpu()
-    return kernels.this_gpu(case.step.attention if case.step.attention in PINNED else None)
+    return kernels.this_gpu(case.step.pinned_attention)
 
 
 def _measured(
@@ -199,11 +198,10 @@ def _measured(
 
 
 def _seen(measured: Measurement) -> dict[str, Any]:
-    peaks = {name: getattr(measured, name) for name in _PEAKS}
+    from bench.predict.contributed import PEAKS
+
+    peaks = {name: getattr(measured, name) for name in PEAKS}
     return {**peaks, "breakdown_by_phase": measured.breakdown_by_phase, "device": measured.device}
-
-
-_PEAKS = ("peak_allocated_bytes", "peak_reserved_bytes", "peak_by_phase")
 
 
 def _ways(

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 KIND = "measured-step"
 MOST_BYTES = 4 * 2**20
 MOST_LINES = 5000
-_PEAKS = ("peak_allocated_bytes", "peak_reserved_bytes", "peak_by_phase")
+PEAKS = ("peak_allocated_bytes", "peak_reserved_bytes", "peak_by_phase")
+"""What is kept of either side of a step."""
 _KEYS = ("kind", "case", "device", "versions", "predicted", "measured")
 _DEVICE = ("name", "capability", "memory_bytes")
 _LARGEST = 1 << 50
@@ -59,8 +60,8 @@ def measured_step(
         "case": case.to_dict(),
         "device": dict(device),
         "versions": versions(),
-        "predicted": {name: getattr(predicted, name) for name in _PEAKS},
-        "measured": {name: measured[name] for name in _PEAKS},
+        "predicted": {name: getattr(predicted, name) for name in PEAKS},
+        "measured": {name: measured[name] for name in PEAKS},
     }
 
 
@@ -132,7 +133,7 @@ def _step(line: str, where: str) -> MeasuredStep:
 
 
 def _check_peaks(peaks: Any, where: str) -> None:
-    check_keys(peaks, where, _PEAKS, _PEAKS)
+    check_keys(peaks, where, PEAKS, PEAKS)
     by_phase = peaks["peak_by_phase"]
     check_keys(by_phase, f"{where}: peak_by_phase", PHASES, PHASES)
     sizes = {"peak_allocated_bytes": peaks["peak_allocated_bytes"], **by_phase}

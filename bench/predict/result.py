@@ -10,7 +10,7 @@ from bench.predict.assumptions import assumptions
 from bench.predict.evidence import interval
 from bench.predict.gpus import Fit, Gpu, fit, step_seconds
 from bench.training.machine import versions
-from bench.training.options import PINNED, SDPA, StepOptions
+from bench.training.options import SDPA, StepOptions
 
 if TYPE_CHECKING:
     from bench.predict.kernels import Device
@@ -122,8 +122,7 @@ def device_of(case: Case, gpu: Gpu | None) -> Device:
     attention kernel that the step names."""
     from bench.predict import kernels
 
-    attention = case.step.attention if case.step.attention in PINNED else None
-    return kernels.cuda(attention, gpu.capability if gpu else 8.0)
+    return kernels.cuda(case.step.pinned_attention, gpu.capability if gpu else 8.0)
 
 
 def predict(

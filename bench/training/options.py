@@ -151,6 +151,11 @@ class StepOptions:
                 f"--no-fused-head is an option of the sft loop, and the loop is {self.loop}"
             )
 
+    @property
+    def pinned_attention(self) -> str | None:
+        """The kernel that `scaled_dot_product_attention` is held to; None where none is."""
+        return self.attention if self.attention in PINNED else None
+
     def labels(self) -> list[str]:
         """The options that differ from the defaults, each by its short name."""
         return [

@@ -9,6 +9,7 @@ beforehand. A block under `<!-- not run: REASON -->` is left alone.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import os
 import re
@@ -18,6 +19,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from bench.cli import main
 
@@ -104,6 +106,17 @@ def run(command: str) -> str:
     lines = [line.rstrip() for line in text.splitlines()]
     lines += [f"(exit {status})"] * bool(status)
     return "".join(f"{line}\n" for line in lines)
+
+
+def script(name: str) -> ModuleType:
+    """A script of docs/ that writes a page, as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def check(document: Path) -> list[str]:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
 from pathlib import Path
 
 import pytest
+from documents import script
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def rooms():
-    spec = importlib.util.spec_from_file_location("rooms", ROOT / "docs" / "_rooms.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return script("_rooms")
 
 
 def test_the_picture_is_drawn_from_the_imports(rooms) -> None:

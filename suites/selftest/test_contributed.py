@@ -9,14 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_predict_command import CONFIG
 
 from bench.cli import main
 from bench.errors import BenchError
 from bench.predict.contributed import MOST_BYTES, append_step, load_steps
-
-CONFIG = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "vocab_size": 50,
-          "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-          "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
+from documents import script
 
 from bench.baselines import compare, gate
 from bench.files import RESULTS
@@ -21,11 +20,7 @@ STORED = sorted(path.name for path in (RESULTS / "learning").glob("*") if any(pa
 
 @pytest.fixture(scope="module")
 def page():
-    spec = importlib.util.spec_from_file_location("learning_page", ROOT / "docs" / "_learning.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return script("_learning")
 
 
 def test_the_page_tells_the_stored_runs(page) -> None:
