@@ -187,7 +187,7 @@ def test_a_saved_name_is_traced_to_its_new_one(model_type: str) -> None:
     from bench.atlas.renames import FILE
     from bench.models.modules import read_table
     from bench.targets import match
-    from bench.targets.filters import ends_in
+    from bench.targets.entries import ends_in
 
     moved = json.loads(FILE.read_text()).get(model_type, {})
     table = read_table(build_model(model_type)[0])

@@ -69,19 +69,12 @@ def find_python(environment: str, option: str) -> Path:
 class Environment:
     """One side of a comparison; a context manager that ends its processes.
 
-    `option` and `label` are what a user gave it with and as. `preload` names modules for its
-    workers to import first, looked up in the folders of `path` too. Every method raises
-    BenchError, naming both, where this side refuses its input or its process ends.
+    `option` and `label` are what a user gave it with and as; `clock` times its steps on a CPU.
+    Every method raises BenchError, naming both, where this side refuses its input or its process
+    ends.
     """
 
-    def __init__(
-        self,
-        python: Path,
-        option: str,
-        label: str,
-        preload: Sequence[str] = (),
-        path: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, python: Path, option: str, label: str, clock: str = "wall") -> None:
         self.option = option
         self.label = label
         self.python = python
@@ -89,8 +82,7 @@ class Environment:
         self.machine: dict[str, Any] = {}
         self.keys: tuple[str, ...] = ()
         self.broken: dict[str, str] = {}
-        self._preload = tuple(preload)
-        self._path = tuple(path)
+        self._clock = clock
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
@@ -106,10 +98,10 @@ class Environment:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            env=_variables(str(source), *self._path),
+            env=_variables(str(source)),
             start_new_session=True,
         )
-        self._send({"do": "open", "preload": self._preload})
+        self._send({"do": "open", "clock": self._clock})
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -190,7 +182,7 @@ class Environment:
         return answer["result"]
 
 
-def _variables(*path: str) -> dict[str, str]:
+def _variables(path: str = "") -> dict[str, str]:
     """This process's variables, less those that would lend it our libraries, or a folder's."""
     kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
-    return {**kept, "PYTHONPATH": os.pathsep.join(path), "PYTHONSAFEPATH": "1"}
+    return {**kept, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}

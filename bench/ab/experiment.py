@@ -1,4 +1,4 @@
-"""How often the comparison is right: `python -m bench.ab.experiment`, stored in results/.
+"""How often the comparison is right: `bench ab --experiment N`, stored in results/.
 
 Two workers of one environment are compared many times over: with themselves (A/A), with one whose
 steps take 10 % longer, and with one whose steps take 3 % longer.
@@ -6,13 +6,11 @@ steps take 10 % longer, and with one whose steps take 3 % longer.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -20,14 +18,13 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from bench.ab.rounds import CLOCKS, LAUNCHES, ROUNDS, WIDTH, Rounds, Step, take_rounds
+from bench.ab.rounds import LAUNCHES, ROUNDS, WIDTH, Rounds, Step, take_rounds
 from bench.baselines import Record, StoredRun, Thresholds, Verdict, compare
 from bench.files import OWN_RESULTS, write_atomically
 from bench.measure import Session, StepTime
 from bench.training.cases import Case, StepOptions
 from bench.training.machine import machine, versions
 
-COMPARISONS = 50
 SLOWDOWNS = (0, 10, 3)
 """Percent, taken in turn, so that a noisy hour falls on all three."""
 
@@ -145,21 +142,24 @@ def summarize(found: Sequence[Comparison]) -> dict[str, Any]:
     return summary
 
 
-def run_experiment(comparisons: int, path: Path) -> dict[str, Any]:
-    """All comparisons, the slowdowns in turn; stored in `path` after each turn. The summary."""
+def experiment_file(folder: Path | None) -> Path:
+    """Where the comparisons of this machine are stored; in results/experiments if not told."""
+    return (folder or OWN_RESULTS / "experiments") / f"side-by-side-{machine().id}.json"
+
+
+def run_experiment(comparisons: int, path: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """So many comparisons of each kind, the slowdowns in turn; stored in `path` after each turn.
+    The summary."""
     found: list[Comparison] = []
-    preload = (*CLOCKS["processor"], "bench.ab.slower")
-    with Session(device="cpu", preload=preload) as session:
+    with Session(device="cpu", preload=("bench.ab.slower",), clock="processor") as session:
         for number in range(comparisons):
             for slowdown in SLOWDOWNS:
                 each = compare_once(session, slowdown)
                 found.append(each)
-                print(
+                say(
                     f"{number + 1}/{comparisons} {slowdown} %: {each.verdicts[STEP]}, "
                     f"{each.interval[0]} to {each.interval[1]}, {each.launches} launches, "
-                    f"{each.seconds} s, load {each.load}" + ("" if each.right else "  WRONG"),
-                    file=sys.stderr,
-                    flush=True,
+                    f"{each.seconds} s, load {each.load}" + ("" if each.right else "  WRONG")
                 )
             write_atomically(path, _document(found))
     return summarize(found)
@@ -180,20 +180,3 @@ def _document(found: Sequence[Comparison]) -> str:
     }  # fmt: skip
     rows = ",\n".join(f"  {json.dumps(asdict(each))}" for each in found)
     return f'{json.dumps(head, indent=1)[:-2]},\n "comparisons": [\n{rows}\n ]\n}}\n'
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the experiment and store it; 1 if a target was missed."""
-    parser = argparse.ArgumentParser(prog="bench.ab.experiment", description=__doc__)
-    parser.add_argument("--comparisons", type=int, default=COMPARISONS, help="of each kind")
-    parser.add_argument("--output", type=Path, help="JSON file (default: in results/experiments/)")
-    options = parser.parse_args(arguments)
-    folder = OWN_RESULTS / "experiments"
-    path = options.output or folder / f"side-by-side-{machine().id}.json"
-    summary = run_experiment(options.comparisons, path)
-    print(json.dumps(summary, indent=1))
-    return 0 if all(each["met"] for each in summary.values()) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -27,9 +27,6 @@ Step = Callable[[], StepTime]
 Launch = Callable[[], tuple[Step, Step]]
 """Starts a worker on each side, ending those before."""
 
-CLOCKS = {"processor": ("bench.ab.processor_time",), "wall": ()}
-"""The clocks of steps on a CPU, by name: what to preload into the workers."""
-
 WARMUP = 2
 ROUNDS = 20
 """On each side in one launch; an even number, as a pair has its mirror image."""

@@ -2,7 +2,7 @@
 
 Requests and answers are JSON, one a line, on standard input and output:
 
-- {"do": "open", "preload": [...]}: start the measuring session; what this environment is;
+- {"do": "open", "clock": ...}: start the measuring session; what this environment is;
 - {"do": "select", "request": {...}, "step": {...}, "limits": {...}}: the keys of its cases;
 - {"do": "prepare", "key": ...}: load a case in a worker; whether it can take steps;
 - {"do": "relaunch"}: the same case in a new worker; whether it can take steps;
@@ -51,9 +51,9 @@ class Side:
         method = getattr(self, f"do_{request['do']}")
         return method(**{name: value for name, value in request.items() if name != "do"})
 
-    def do_open(self, preload: Sequence[str]) -> dict[str, Any]:
+    def do_open(self, clock: str) -> dict[str, Any]:
         """The session's imports go on while this process makes its own."""
-        self._session = Session(preload=preload)
+        self._session = Session(clock=clock)
         self._session.__enter__()
         return {"bench": str(Path(__file__).resolve().parents[1]), "versions": versions()}
 

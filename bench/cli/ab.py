@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.cli.options import REPEATABLE, Add, add_format, add_gate, add_rank, add_step, entries
+from bench.cli.options import (
+    REPEATABLE,
+    Add,
+    add_format,
+    add_gate,
+    add_rank,
+    add_step,
+    count,
+    entries,
+)
 from bench.cli.output import json_lines, put, say, written
 from bench.errors import BenchError
 from bench.training.cases import MEASURED_LENGTH
@@ -50,6 +60,9 @@ def add_options(add: Add) -> None:
     add_gate(add)
     add("--save", type=Path, metavar="DIR", help="store both runs there")
     add("--resume", action="store_true", help="go on with what was cut short in --save DIR")
+    add("--experiment", type=count, metavar="N",
+        help="instead: how often it is right, in N comparisons of a small case with itself and as "
+             "many with steps made longer")
     add_format(add, "terminal", ("terminal", "markdown", "latex", "json"))
     # fmt: on
 
@@ -60,8 +73,9 @@ def run(options: argparse.Namespace) -> int:
     BenchError for an environment that cannot be used and for whatever else of the input is wrong,
     before anything is measured.
     """
-    from bench.ab.journal import PairJournal
-    from bench.ab.pair import measure
+    if options.experiment is not None:
+        return _experiment(options)
+    from bench.ab.pair import PairJournal, measure
     from bench.baselines import all_thresholds, as_json, compare, gate, write_run, write_verdicts
     from bench.files import check_output
     from bench.reports.sides import sides_report
@@ -96,6 +110,20 @@ def run(options: argparse.Namespace) -> int:
     else:
         put(written(sides_report(verdicts, failing, before, after), options.format))
     return 1 if failing else 0
+
+
+def _experiment(options: argparse.Namespace) -> int:
+    """Store the comparisons and print what they come to; 1 if a target was missed."""
+    from bench.ab.experiment import experiment_file, run_experiment
+
+    names = ("model", "scenario", "adapter", "target_modules", "rank", "precision", "contender_env")
+    if given := [name for name in (*names, *_CONTENDERS) if getattr(options, name)]:
+        raise BenchError(
+            f"--experiment has a case of its own: without --{given[0].replace('_', '-')}"
+        )
+    summary = run_experiment(options.experiment, experiment_file(options.save), say)
+    put(json.dumps(summary, indent=1) + "\n")
+    return 0 if all(each["met"] for each in summary.values()) else 1
 
 
 def _plan(options: argparse.Namespace) -> Plan:
@@ -155,11 +183,10 @@ def _check_ways(options: argparse.Namespace) -> None:
 def _environments(options: argparse.Namespace, stack: ExitStack) -> list[Environment]:
     """Both sides, opened; neither where one of them cannot be used."""
     from bench.ab.environments import Environment, find_python
-    from bench.ab.rounds import CLOCKS
 
     labels = (options.baseline_env, options.contender_env or options.baseline_env)
     pythons = [find_python(label, side) for side, label in zip(_SIDES, labels, strict=True)]
     return [
-        stack.enter_context(Environment(python, side, label, CLOCKS[options.clock]))
+        stack.enter_context(Environment(python, side, label, options.clock))
         for side, label, python in zip(_SIDES, labels, pythons, strict=True)
     ]

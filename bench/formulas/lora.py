@@ -40,8 +40,8 @@ from bench.models.modules import (
 )
 from bench.targets import Adapted, Ledger
 from bench.targets.ledger import adapter_of
-from bench.targets.refusals import block_diagonal, owner_of
-from bench.targets.tying import token_layers
+from bench.targets.refusals import block_diagonal
+from bench.targets.saving import token_layers
 
 _MONTECLORA_SAMPLES = 8
 _CUT_FROM_WEIGHT = ("pissa", "olora")
@@ -187,7 +187,7 @@ def _check_known(ledger: Ledger) -> None:
     adapter = ledger.adapter
     modules = {item.name for item in ledger.adapted if item.module is not None}
     for item in ledger.adapted:
-        if item.parameter is not None and owner_of(item) in modules:
+        if item.parameter is not None and item.owner in modules:
             raise BenchError(f"no closed form for {item.name}: a parameter of an adapted module")
     if adapter.init_lora_weights == "eva" and (adapter.eva_config or {}).get("rho", 2.0) != 1:
         raise BenchError(
@@ -251,7 +251,7 @@ def bias_term(ledger: Ledger) -> Term:
     shares with others.
     """
     everything, adapted = ledger.adapter.bias == "all", ledger.adapted
-    names = {f"{owner_of(a)}.bias" for a in adapted}
+    names = {f"{a.owner}.bias" for a in adapted}
     # LoRA on a MultiheadAttention adapts its out_proj as a layer of its own; in_proj_bias is
     # called otherwise and is never reached.
     names |= {f"{a.name}.out_proj.bias" for a in adapted if a.module and a.module.kind == MULTIHEAD}

@@ -25,6 +25,13 @@ from bench.measure import outcome
 from bench.measure.outcome import CaseFailed, Measurement, Outcome, StepTime
 from bench.training.cases import Case
 
+CLOCKS = ("processor", "wall")
+"""What times a step on a CPU. A process that shares its cores waits for them, in slices as long as
+a whole small step; what it waits says nothing about the code. Processor time (all threads together)
+leaves the waiting out; what is left of the neighbours are the caches and the memory bandwidth that
+they take. A step that sleeps, or waits for a disk or a lock, looks too fast by it. On a GPU the
+device's own events are the clock, whichever is asked for."""
+
 WARMUP_ROUNDS = 1
 """Timed steps that do not count: the first after the tracked ones fills caches again."""
 
@@ -46,7 +53,7 @@ class Session:
     what it may allocate there). `time_limit_seconds` bounds each request to a worker. `threads`
     pins every thread pool of the workers. `preload` names further modules to import before any
     worker starts, such as one that registers a model of the user's own. `device` is "cpu", "cuda"
-    or "auto": the GPUs where there are any.
+    or "auto": the GPUs where there are any. `clock` is one of CLOCKS.
 
     Several threads may use one session, to run cases on several GPUs (`devices`) at once. A server
     that somebody kills takes the running cases with it; the next case starts another.
@@ -60,12 +67,15 @@ class Session:
         threads: int = 1,
         preload: Sequence[str] = (),
         device: str = "auto",
+        *,
+        clock: str = "wall",
     ) -> None:
         self.memory_limit_bytes = memory_limit_bytes
         self.time_limit_seconds = time_limit_seconds
         self.threads = threads
         self._preload = tuple(preload)
         self._wanted = device
+        self._clock = clock
         self._lock = threading.Lock()
         self._server: subprocess.Popen[bytes] | None = None
         self._ready: dict[str, Any] | None = None
@@ -159,6 +169,7 @@ class Session:
                 "device": device,
                 "threads": self.threads,
                 "memory_limit_bytes": self.memory_limit_bytes,
+                "clock": self._clock,
             }
         )
         return running

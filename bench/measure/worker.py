@@ -1,8 +1,8 @@
 """The child's side: loads one case, measures it, and answers the parent's requests.
 
-Messages are JSON objects. The first holds the set-up: the case, device, threads and memory limit.
-Then come requests, {"do": "prepare" | "step" | "check_loss"}; while one runs, notes of the form
-{"note": {"phase": ..., "peak": ...}} say how far it has come, and one {"result": ...} or
+Messages are JSON objects. The first holds the set-up: the case, device, threads, clock and memory
+limit. Then come requests, {"do": "prepare" | "step" | "check_loss"}; while one runs, notes of the
+form {"note": {"phase": ..., "peak": ...}} say how far it has come, and one {"result": ...} or
 {"failed": outcome} ends it. After a failure the worker ends: its state cannot be trusted.
 """
 
@@ -70,6 +70,7 @@ class Worker:
         self._first_loss = math.nan  # under the seed's dropout mask: see loading.prepared
         self._steps = 0
         self._throttling: Throttling | None = None
+        self._read = {"wall": time.perf_counter, "processor": time.process_time}[setup["clock"]]
         self._threads: int = setup["threads"]
         torch.set_num_threads(self._threads)
         if self._on_gpu:
@@ -160,7 +161,7 @@ class Worker:
         self._phase = outcome.TIMING
         gc.collect()
         waited = waited_seconds()
-        clock = _CudaClock() if self._on_gpu else _CpuClock()
+        clock = _CudaClock() if self._on_gpu else _CpuClock(self._read)
         self._require_finite(self._step(clock.mark).item())
         measured = clock.step_time()
         waited = waited_seconds() - waited
@@ -275,13 +276,14 @@ class Worker:
 
 
 class _CpuClock:
-    """Reads the monotonic clock at each mark."""
+    """Reads one of the process's clocks at each mark."""
 
-    def __init__(self) -> None:
+    def __init__(self, read: Callable[[], float] = time.perf_counter) -> None:
+        self._read = read
         self._readings: list[tuple[str, float]] = []
 
     def mark(self, phase: str) -> None:
-        self._readings.append((phase, time.perf_counter()))
+        self._readings.append((phase, self._read()))
 
     def step_time(self) -> StepTime:
         return _by_phase(self._readings, lambda start, end: end - start)

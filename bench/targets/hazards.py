@@ -14,9 +14,10 @@ from bench.errors import UnknownName
 from bench.models.modules import CONV1D, CONVOLUTIONS, LINEAR, ModuleTable, Parameter
 from bench.models.roles import DOWN, FUSED, GATE, KEY, OUTPUT, QUERY, ROUTER, UP, VALUE
 from bench.models.stacks import Stack
-from bench.targets.heads import frozen_head_text, frozen_heads
 from bench.targets.ledger import Adapted, Hazard, Ledger, RoleOf
-from bench.targets.refusals import owner_of, quantized_copies
+from bench.targets.saving import quantized_copies
+from bench.targets.suggestions import without
+from bench.tasks import TASKS, Task
 
 HAZARDS = {
     "experts-not-reached": "the experts of a mixture are parameters, and get no adapter",
@@ -42,6 +43,10 @@ LOW_COVERAGE = 0.05
 """Below this share of the linear weights coverage is a hazard: query and value of a model with
 grouped queries are 6 to 10 % of it, so that less means layers or experts that no entry reaches."""
 
+# Heads that the pretraining trained: they come with the checkpoint.
+_PRETRAINED = re.compile(r"ForCausalLM|ForMaskedLM|LMHead|ForConditionalGeneration|ForPreTraining"
+                         r"|ForNextSentencePrediction|ForMaskedImageModeling")  # fmt: skip
+_HEADS = ("classifier", "score", "qa_outputs", "pre_classifier")
 _WORK = (QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN, *FUSED)
 
 
@@ -57,7 +62,7 @@ def check_hazards(codes: Iterable[str], where: str) -> tuple[str, ...]:
 def find_hazards(ledger: Ledger, role: RoleOf, doubled: list[Adapted]) -> list[Hazard]:
     """The hazards of a ledger; `doubled` got another rank by the translation of expert names."""
     table, adapter = ledger.table, ledger.adapter
-    trained = {owner_of(item) for item in ledger.adapted} | set(ledger.saved)
+    trained = {item.owner for item in ledger.adapted} | set(ledger.saved)
     found: dict[str, str] = {}
     if heads := frozen_heads(ledger):
         found["frozen-head"] = frozen_head_text(table.class_name, heads, adapter.task_type)
@@ -96,7 +101,7 @@ def find_hazards(ledger: Ledger, role: RoleOf, doubled: list[Adapted]) -> list[H
 
 def coverage_text(ledger: Ledger) -> str:
     """How much is covered, and what the largest part of the rest is."""
-    reached = {name for item in ledger.adapted for name in (item.name, owner_of(item))}
+    reached = {name for item in ledger.adapted for name in (item.name, item.owner)}
     rest: Counter[str] = Counter()
     for m in ledger.table.modules:
         if m.kind in (LINEAR, CONV1D) and m.name not in {*reached, ledger.table.output_embedding}:
@@ -159,20 +164,6 @@ def _towers(ledger: Ledger) -> str:
         return text
     instead = json.dumps(without(ledger, [r.stack for r in beside]))
     return f"{text}. To leave it out: exclude_modules={instead}"
-
-
-def without(ledger: Ledger, stacks: Iterable[Stack]) -> str:
-    """The regular expression for exclude_modules that holds the stacks out, beside what is held out
-    already."""
-    prefixes = [s.prefix for s in stacks]
-    outer = [p for p in prefixes if not any(p.startswith(f"{q}.") for q in prefixes)]
-    parts = [rf"{re.escape(p)}(\..*)?" for p in outer]
-    given = ledger.adapter.exclude_modules or ()
-    if isinstance(given, str):
-        parts.insert(0, f"({given})")
-    else:
-        parts[:0] = [rf"(.*\.)?{re.escape(entry)}" for entry in given]
-    return "|".join(parts)
 
 
 def _part_of_the_layers(ledger: Ledger) -> str:
@@ -251,3 +242,44 @@ def _of_experts(table: ModuleTable, parameter: Parameter) -> bool:
     every head."""
     owner = table.by_name.get(parameter.name.rpartition(".")[0])
     return "expert" in f"{parameter.name} {owner.class_name if owner else ''}".lower()
+
+
+def frozen_heads(ledger: Ledger) -> list[str]:
+    """Names of the modules with weights beyond the base model that get neither an adapter nor a
+    trained copy; where the base model is not known, of those called as heads are."""
+    table = ledger.table
+    trained = {item.owner for item in ledger.adapted} | set(ledger.saved)
+    fresh = bool(table.base_model) and not _PRETRAINED.search(table.class_name)
+    known = {table.output_embedding, *table.tied} if table.tied else set()
+    return [
+        m.name
+        for m in table.modules
+        if m.kind in (LINEAR, CONV1D, *CONVOLUTIONS)
+        and (
+            m.name.partition(".")[0] in _HEADS
+            or (fresh and m.name not in known and not m.name.startswith(f"{table.base_model}."))
+        )
+        and not any(m.name == t or m.name.startswith(f"{t}.") for t in trained)
+    ]
+
+
+def frozen_head_text(class_name: str, heads: list[str], task_type: str | None) -> str:
+    """What stays frozen, and what trains it: the task type only where PEFT's would."""
+    tasks = (t for t in TASKS if t.heads and class_name.endswith(t.class_ending))
+    task = next(tasks, None)
+    offer = "name it in modules_to_save"
+    if task and task.task_type != task_type and all(_trains(task, name) for name in heads):
+        offer = f"give the task type {task.task_type}, or {offer}"
+    parts = list(dict.fromkeys(name.partition(".")[0] for name in heads))
+    shown = heads if len(heads) <= 3 else parts
+    return (
+        f"{', '.join(shown)}: beyond the base model, newly initialised unless the checkpoint holds "
+        f"it, and stays frozen; {offer}"
+    )
+
+
+def _trains(task: Task, name: str) -> bool:
+    """Whether PEFT's task type trains the module: it, or one around it, ends in a head's name."""
+    parts = name.split(".")
+    around = (".".join(parts[:n]) for n in range(1, len(parts) + 1))
+    return any(outer.endswith(task.heads) for outer in around)

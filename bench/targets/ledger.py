@@ -51,6 +51,11 @@ class Adapted:
     parameter: Parameter | None = None
 
     @property
+    def owner(self) -> str:
+        """The module that PEFT wraps: the adapted one, or the one that holds the parameter."""
+        return self.name if self.module is not None else self.name.rpartition(".")[0]
+
+    @property
     def weight_elements(self) -> int:
         if self.module is not None:
             return self.module.weight_elements

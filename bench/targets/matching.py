@@ -2,12 +2,12 @@
 
 In the phases of PEFT's own injection, each from what the one before left:
 
-1. normalise: expert names are translated (`experts`), entries that name tied weights rewritten
-   (`tying`), defaults filled in, long lists condensed (`filters`);
-2. match: modules by entries, exclusion and layer numbers, then parameters;
+1. normalise: expert names are translated, entries that name tied weights rewritten, defaults
+   filled in, long lists condensed (`entries`);
+2. match: modules by entries, exclusion and layer numbers, then parameters (`entries`);
 3. inject: an adapter of its rank for each;
 4. save: the modules that are trained whole, found on the injected model (`saving`);
-5. describe: what each of the user's own entries reached, and what it did not.
+5. describe: what each of the user's own entries reached, and what it did not (`dead`).
 
 Source: peft 0.21 `tuners/tuners_utils.py` (`inject_adapter`); the suites compare every answer with
 a real injection.
@@ -24,22 +24,24 @@ from bench.adapters.config import NO_TARGETS, AdapterConfig
 from bench.adapters.patterns import check_patterns
 from bench.models.modules import LINEAR, Module, ModuleTable, Parameter, layer_of
 from bench.models.roles import UNKNOWN, role_of
-from bench.targets.causes import find_cause, ways_out
-from bench.targets.experts import Translated, translate_experts
-from bench.targets.fields import find_dead_fields
-from bench.targets.filters import (
+from bench.targets.dead import find_cause, find_dead_fields
+from bench.targets.entries import (
     Filter,
+    Targets,
+    Translated,
+    Tying,
     condense,
     endings,
     match_parameters,
     matching_pattern,
+    tie,
+    translate_experts,
 )
 from bench.targets.hazards import find_hazards
 from bench.targets.ledger import Adapted, Entry, Ledger, RoleOf
-from bench.targets.refusals import layer_refusals, owner_of, token_refusals, unsupported
-from bench.targets.saving import save
+from bench.targets.refusals import layer_refusals, unsupported, ways_out
+from bench.targets.saving import save, token_refusals
 from bench.targets.suggestions import suggest, unlisted
-from bench.targets.tying import Targets, Tying, tie
 
 # The task types for which PEFT wraps the model's own generation.
 _GENERATING = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
@@ -62,11 +64,11 @@ def match(table: ModuleTable, adapter: AdapterConfig, role: RoleOf = role_of) ->
     if not reached and not parameters and targets != NO_TARGETS:
         refusals.append("nothing matches: PEFT raises when no entry reaches anything")
     adapted = _inject(table, tying, translated.ranks, reached, parameters, role)
-    refusals += unsupported(table, reached, map(owner_of, adapted))
+    refusals += unsupported(table, reached, (a.owner for a in adapted))
     refusals += layer_refusals(tying.adapter, adapted, later=tying.adapted)[:1]
     saving = save(table, tying.adapter, adapted, tying.saved)
     refusals += saving.refusals
-    refusals += token_refusals(table, adapter, {owner_of(a) for a in adapted})
+    refusals += token_refusals(table, adapter, {a.owner for a in adapted})
     ledger = Ledger(
         table,
         adapter,

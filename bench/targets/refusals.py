@@ -1,4 +1,5 @@
-"""What PEFT refuses to adapt: a kind of layer, a variant or an initialisation that a layer lacks.
+"""What PEFT refuses to adapt: a kind of layer, a variant or an initialisation that a layer lacks;
+and what to write instead.
 
 Source: peft 0.21 `tuners/lora/layer.py` and `tuners/lora/variants.py`; the suites hold every
 answer against a real injection.
@@ -6,10 +7,11 @@ answer against a real injection.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 
-from bench.adapters.config import AdapterConfig
-from bench.errors import BenchError
+from bench.adapters.config import ALL_LINEAR, AdapterConfig
 from bench.models.modules import (
     CONV1D,
     CONVOLUTIONS,
@@ -20,16 +22,21 @@ from bench.models.modules import (
     Module,
     ModuleTable,
 )
-from bench.targets.ledger import Adapted
-from bench.targets.tying import token_layers
+from bench.models.roles import role_of
+from bench.targets.ledger import Adapted, Ledger
+from bench.targets.suggestions import endings_of, without
 
 _MAMBA = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
+
 _ANY_LINEAR = (LINEAR, CONV1D)
+
 _FROM_THE_WEIGHT = ("olora", "pissa", "orthogonal", "lora_ga")
+
 _TWICE = (
     "{} is adapted through target_modules already; with target_modules=[] PEFT adapts parameters "
     "only"
 )
+
 # Kinds that have a variant; MultiheadAttention and bare parameters have none.
 _VARIANT_KINDS = {
     "use_dora": (LINEAR, CONV1D, EMBEDDING, *CONVOLUTIONS),
@@ -40,6 +47,8 @@ _VARIANT_KINDS = {
     "alora_invocation_tokens": _ANY_LINEAR,
     "mica": (LINEAR, CONV1D, EMBEDDING),
 }
+
+_DEFAULT_ROLES = ("query", "value", "query_key_value")
 
 
 def layer_refusals(
@@ -52,16 +61,16 @@ def layer_refusals(
     plain = not (adapter.variants or adapter.lora_bias) and adapter.init_lora_weights is True
     found = []
     modules = {item.name: item.module for item in adapted if item.module is not None}
-    owners = {owner_of(item) for item in adapted} if len(modules) < len(adapted) else set()
+    owners = {item.owner for item in adapted} if len(modules) < len(adapted) else set()
     transposed = len(modules) < len(adapted) and _weights_lie_transposed(adapter, modules)
     for item in adapted:
         if plain and item.module is not None and item.module.kind in _ANY_LINEAR:
             continue  # nothing here concerns it: the common case, kept fast
         if item.module is not None:
             reasons = _module(adapter, item)
-        elif owner_of(item) in modules and owner_of(item) not in later:
-            reasons = iter([_TWICE.format(owner_of(item))])
-        elif inside := next((o for o in around(owner_of(item)) if o in owners), ""):
+        elif item.owner in modules and item.owner not in later:
+            reasons = iter([_TWICE.format(item.owner)])
+        elif inside := next((o for o in around(item.owner) if o in owners), ""):
             reasons = iter([f"lies in {inside}, which is wrapped: PEFT finds it no more"])
         else:
             reasons = _parameter(adapter, item, transposed)
@@ -100,11 +109,6 @@ def around(name: str) -> Iterator[str]:
     while "." in name:
         name = name.rpartition(".")[0]
         yield name
-
-
-def owner_of(item: Adapted) -> str:
-    """The module that PEFT wraps: the adapted one, or the one that holds the parameter."""
-    return item.name if item.module is not None else item.name.rpartition(".")[0]
 
 
 def _module(adapter: AdapterConfig, item: Adapted) -> Iterator[str]:
@@ -180,27 +184,151 @@ def unsupported(table: ModuleTable, modules: list[Module], owners: Iterable[str]
     return refusals[:1]
 
 
-def quantized_copies(table: ModuleTable, saved: tuple[str, ...]) -> list[str]:
-    """The quantized layers in what is to be trained whole: their integer weights cannot train."""
-    inside = tuple(f"{name}." for name in saved)
-    return (
-        [m.name for m in table.modules if m.quantized and f"{m.name}.".startswith(inside)]
-        if saved
-        else []
-    )
+def ways_out(ledger: Ledger) -> tuple[str, ...]:
+    """What to write where PEFT refuses the kind of module that entries reach, beginning with the
+    entries at fault."""
+    table = ledger.table
+    found: list[str] = []
+    if any("refuses out_proj and conv1d" in reason for reason in ledger.refusals):
+        found.append(_without_leaves(ledger, ("out_proj", "conv1d")))
+    if not ledger.entries:
+        found.append(_without_a_default(table))
+    faults: dict[str, list[str]] = {}
+    for entry in ledger.entries:
+        if entry.field == "target_modules":
+            others = [n for n in entry.reached if n in table.by_name
+                      and table.by_name[n].kind == OTHER]  # fmt: skip
+            if others:
+                faults[entry.entry] = others
+    if not faults:
+        return tuple(found)
+    if isinstance(ledger.adapter.target_modules, str):
+        return (*found, _narrowed(ledger))
+    inner = {e: _inner(table, others) for e, others in faults.items()}
+    wrapped = [e for e in faults if inner[e]]
+    if wrapped:
+        found += _around_wrappers(ledger, wrapped, faults, inner[wrapped[0]])
+    whole = [e for e in faults if e not in wrapped]
+    inside = [name for e in whole for name in _inside(table, faults[e])]
+    if len(whole) == len(ledger.entries) and inside:
+        apart = [endings_of(_inside(table, faults[e]), table.by_name) for e in whole]
+        if not all(apart):
+            return (*found, _as_pattern(table, whole, inside))
+    found += [_whole_modules(ledger, e, faults[e]) for e in whole]
+    return tuple(found)
 
 
-def token_refusals(table: ModuleTable, adapter: AdapterConfig, adapted: set[str]) -> list[str]:
-    """The reasons for which PEFT refuses `trainable_token_indices` beside the adapted modules."""
-    try:
-        layers = token_layers(table, adapter)
-    except BenchError as error:
-        return [str(error)]
-    # One that only follows the embedding may be adapted, unless the configuration names it.
-    given = adapter.trainable_token_indices
-    named = tuple(given) if isinstance(given, Mapping) else ()
-    both = [
-        x.name for x in layers if x.name in adapted and (not x.follows or x.name.endswith(named))
-    ]
-    both += [name for name in sorted(adapted) if named and name.endswith(named)][: not both]
-    return [f"{name} is adapted and has trainable tokens: PEFT takes one of them" for name in both]
+def _without_a_default(table: ModuleTable) -> str:
+    """What PEFT's defaults are on other models, in this one's names."""
+    every = [m.name for m in table.modules]
+    asked = [m.name for m in table.modules if m.kind != OTHER and role_of(m.name) in _DEFAULT_ROLES]
+    names = json.dumps([*endings_of(asked, every)] if asked else ALL_LINEAR)
+    return f"target_modules={names}" if asked else f"target_modules={names}, every linear layer"
+
+
+def _without_leaves(ledger: Ledger, leaves: Iterable[str]) -> str:
+    reached = {name.rpartition(".")[2] for e in ledger.entries for name in e.reached}
+    there = [leaf for leaf in leaves if leaf in reached]
+    given = ledger.adapter.target_modules
+    if isinstance(given, str):
+        held = ledger.adapter.exclude_modules
+        if isinstance(held, str):
+            leaves = "|".join(there)
+            return f"exclude_modules={json.dumps(rf'({held})|.*[.]({leaves})')}"
+        return f"exclude_modules={json.dumps([*(held or ()), *there])}"
+    return f"leave out {', '.join(there)}"
+
+
+def _narrowed(ledger: Ledger) -> str:
+    """The pattern, held to the linear layers among what it reaches."""
+    pattern = str(ledger.adapter.target_modules)
+    by_name = ledger.table.by_name
+    good = [n for e in ledger.entries for n in e.reached
+            if n in by_name and by_name[n].kind != OTHER]  # fmt: skip
+    if len(good) == sum(m.kind != OTHER for m in ledger.table.modules):
+        return f'{pattern} reaches whole modules too: write the string "{ALL_LINEAR}"'
+    leaves = "|".join(dict.fromkeys(n.rpartition(".")[2] for n in good))
+    if not leaves:
+        return f"{pattern} reaches modules without a weight of their own alone"
+    return rf"{pattern} reaches whole modules too: write (?=.*\.({leaves})$){pattern}"
+
+
+def _inner(table: ModuleTable, containers: list[str]) -> str:
+    """The one projection that each of these modules wraps, by its name in them; "" if there is no
+    such."""
+    rests: set[str] = set()
+    for name in containers:
+        inside = [m.name for m in table.modules
+                  if m.name.startswith(f"{name}.") and m.kind != OTHER]  # fmt: skip
+        if len(inside) != 1:
+            return ""
+        rests.add(inside[0].removeprefix(f"{name}."))
+    return rests.pop() if len(rests) == 1 else ""
+
+
+def _around_wrappers(
+    ledger: Ledger, entries: list[str], faults: dict[str, list[str]], rest: str
+) -> Iterator[str]:
+    """Entries that name a module which wraps the projection: leave its tower out, or reach in."""
+    table = ledger.table
+    wrappers = [name for e in entries for name in faults[e]]
+    kind = table.by_name[wrappers[0]].class_name
+    stacks = list(dict.fromkeys(table.stack_of(name) for name in wrappers))
+    names = "|".join(dict.fromkeys(e.rpartition(".")[2] for e in entries))
+    at_fault = f"{', '.join(entries)}: {len(wrappers)} are a {kind}, which holds its projection in "
+    at_fault += f"{wrappers[0].rpartition('.')[2]}.{rest}"
+    outside = [n for e in ledger.entries for n in e.reached if n not in wrappers]
+    if outside and not any(table.stack_of(n) in table.main_stacks for n in wrappers):
+        held_out = json.dumps(without(ledger, stacks))
+        yield f"{at_fault}; to leave {' and '.join(s.label for s in stacks)} out: " \
+              f"exclude_modules={held_out}"  # fmt: skip
+        towers = "|".join(re.escape(s.prefix) for s in stacks)
+        plain = "|".join(dict.fromkeys(n.rpartition(".")[2] for n in outside))
+        mains = "|".join(re.escape(s.prefix) for s in table.main_stacks if s.layers)
+        both = rf"({mains})\..*\.({plain})|({towers})\..*\.({names})\.{re.escape(rest)}"
+        yield f"to adapt both: target_modules={json.dumps(both)}"
+    else:
+        yield f"{at_fault}; write {', '.join(f'{e}.{rest}' for e in entries)}"
+
+
+def _whole_modules(ledger: Ledger, entry: str, others: list[str]) -> str:
+    """An entry that names modules which hold no weight of their own, beside projections or not."""
+    table = ledger.table
+    classes = ", ".join(dict.fromkeys(table.by_name[n].class_name for n in others))
+    reached = next(e for e in ledger.entries if e.entry == entry).reached
+    good = [n for n in reached if n not in others]
+    at_fault = f"{entry}: it also names {others[0]}" if good else f"{entry}: it names {others[0]}"
+    more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+    every = [m.name for m in table.modules]
+    if good:
+        written = endings_of(good, every, least=3 if entry.isdigit() else 1)
+    else:
+        written = endings_of(_inside(table, others), every)
+    way = f"write {', '.join(written)}" if written else "leave it out"
+    if experts := _experts_in(table, others):
+        way = f"{way}; {experts}"
+    return f"{at_fault}{more} ({classes}); {way}"
+
+
+def _inside(table: ModuleTable, containers: Iterable[str]) -> list[str]:
+    """The projections within modules."""
+    held = tuple(f"{name}." for name in containers)
+    return [m.name for m in table.modules if m.kind in (LINEAR, CONV1D) and m.name.startswith(held)]
+
+
+def _as_pattern(table: ModuleTable, entries: list[str], inside: list[str]) -> str:
+    """For entries that name whole layers, or a whole tower, and are all that is written."""
+    within = re.compile(rf"(.*\.)?({'|'.join(map(re.escape, entries))})\..*")
+    beside = {m.leaf for m in table.modules if within.fullmatch(m.name) and m.name not in inside}
+    # A patch embedding's `proj` is no projection: what shares its name is told by two words.
+    ends = [name.rsplit(".", 1 + (name.rpartition(".")[2] in beside)) for name in inside]
+    leaves = "|".join(dict.fromkeys(re.escape(".".join(end[1:])) for end in ends))
+    pattern = rf"{within.pattern.removesuffix('.*')}(.*\.)?({leaves})"
+    return f"{', '.join(entries)}: whole modules; write the string {json.dumps(pattern)}"
+
+
+def _experts_in(table: ModuleTable, containers: list[str]) -> str:
+    held = tuple(f"{name}." for name in containers)
+    names = [p.name for p in table.expert_parameters if p.name.startswith(held)]
+    written = endings_of(names, [p.name for p in table.parameters], 3) if names else {}
+    return f"for its experts target_parameters={json.dumps([*written])}" if written else ""

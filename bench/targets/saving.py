@@ -1,10 +1,11 @@
-"""The modules that are trained whole: PEFT's last phase, on the model as the injection left it.
+"""What trains beside the adapters: modules saved whole, and single tokens.
 
-By then an adapted layer holds its adapter's parts and, under `base_layer`, what it was, so that
-the ending "dropout" fits `q_proj.lora_dropout`. A module inside a saved one is looked up in the
-copy, and not at all where it is the child of a child; the heads of a task type are looked for once
-more at the very end, and with them what the originals and copies hold. PEFT's loop is therefore
-followed step by step, on modules that hold nothing but the names of their tensors.
+Saving is PEFT's last phase, on the model as the injection left it. By then an adapted layer holds
+its adapter's parts and, under `base_layer`, what it was, so that the ending "dropout" fits
+`q_proj.lora_dropout`. A module inside a saved one is looked up in the copy, and not at all where it
+is the child of a child; the heads of a task type are looked for once more at the very end, and with
+them what the originals and copies hold. PEFT's loop is therefore followed step by step, on modules
+that hold nothing but the names of their tensors.
 
 Source: peft 0.21 `utils/other.py` (`_set_trainable`, `ModulesToSaveWrapper`), `peft_model.py`.
 """
@@ -18,9 +19,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from bench.adapters.config import AdapterConfig
-from bench.models.modules import ModuleTable
+from bench.errors import BenchError
+from bench.models.modules import EMBEDDING, LINEAR, ModuleTable
+from bench.targets.entries import tie
 from bench.targets.ledger import Adapted, Copies, adapter_of
-from bench.targets.refusals import owner_of, quantized_copies
 
 _LISTS = ("ModuleList", "ModuleDict", "ParameterList", "ParameterDict", "ParametrizationList")
 _TUNER, _WRAPPER = "adapter", "saved"
@@ -150,7 +152,7 @@ def _containers(root: _Node, path: str) -> _Node:
 
 
 def _adapt(root: _Node, item: Adapted) -> None:
-    owner = owner_of(item)
+    owner = item.owner
     parent, _, leaf = owner.rpartition(".")
     holder = root.at(parent)
     inner = holder.children.get(leaf) if holder else None
@@ -238,3 +240,92 @@ def _copies(whole: _Node) -> Copies:
 
 def _count(tensors: list[_Tensor]) -> Mapping[str, int]:
     return dict(Counter(t.name for t in tensors))
+
+
+def quantized_copies(table: ModuleTable, saved: tuple[str, ...]) -> list[str]:
+    """The quantized layers in what is to be trained whole: their integer weights cannot train."""
+    inside = tuple(f"{name}." for name in saved)
+    return (
+        [m.name for m in table.modules if m.quantized and f"{m.name}.".startswith(inside)]
+        if saved
+        else []
+    )
+
+
+@dataclass(frozen=True)
+class TokenLayer:
+    """A module with `tokens` trained rows of `width`; one that follows another adds none."""
+
+    name: str
+    tokens: int
+    width: int
+    follows: bool = False
+
+
+def token_layers(table: ModuleTable, adapter: AdapterConfig) -> tuple[TokenLayer, ...]:
+    """The modules that `trainable_token_indices` reaches.
+
+    On a tied model the output embedding follows the input embedding's tokens; PEFT lets both train
+    apart where a mapping gives them different indices. Raises BenchError where PEFT raises.
+
+    Source: peft 0.21 `utils/other.py` (`set_additional_trainable_modules`).
+    """
+    given = adapter.trainable_token_indices
+    if given is None:
+        return ()
+    embedding = table.input_embedding or "embed_tokens"
+    asked = {embedding: given} if isinstance(given, tuple) else dict(given)
+    saved = tie(table, adapter, None).adapter.guarded_modules
+    # PEFT asks for the embedding's name after saving: within a saved container it is another.
+    held = isinstance(given, tuple) and any(
+        re.match(rf"(^|.*\.){entry}\..*", embedding) for entry in saved
+    )
+    if both := [] if held else [key for key in asked if key in saved]:
+        raise BenchError(f"trainable_token_indices: {both[0]} is in modules_to_save as well")
+    shared = [
+        key
+        for key in asked
+        if embedding.endswith(key)
+        or any(name.endswith(key) or key in name.split(".") for name in table.tied)
+    ]
+    together = len({asked[key] for key in shared}) < 2
+    if table.says_tied and not together and adapter.ensure_weight_tying:
+        raise BenchError("trainable_token_indices: tied modules need the same indices")
+    if table.says_tied and together and len(shared) > 1:
+        asked = {key: value for key, value in asked.items() if key not in table.tied}
+    layers: dict[str, TokenLayer] = {}
+    for key, indices in asked.items():
+        found = [m for m in table.modules if m.name.endswith(key)]
+        if not found:
+            raise BenchError(f"trainable_token_indices: no module is called {key!r}")
+        for module in found:
+            if module.kind not in (EMBEDDING, LINEAR):
+                raise BenchError(f"{module.name} is a {module.class_name} and holds no tokens")
+            rows = module.in_features if module.kind == EMBEDDING else module.out_features
+            if indices and max(indices) >= rows:
+                raise BenchError(
+                    f"trainable_token_indices: {module.name} has {rows} rows, and {max(indices)} "
+                    "is not one of them"
+                )
+            width = module.out_features if module.kind == EMBEDDING else module.in_features
+            layers.setdefault(module.name, TokenLayer(module.name, len(indices), width))
+    if table.says_tied and embedding in layers and (together or adapter.ensure_weight_tying):
+        for name in table.tied:
+            layers.setdefault(name, TokenLayer(name, 0, 0, follows=True))
+    return tuple(layers.values())
+
+
+def token_refusals(table: ModuleTable, adapter: AdapterConfig, adapted: set[str]) -> list[str]:
+    """The reasons for which PEFT refuses `trainable_token_indices` beside the adapted modules."""
+    try:
+        layers = token_layers(table, adapter)
+    except BenchError as error:
+        return [str(error)]
+    # One that only follows the embedding may be adapted, unless the configuration names it.
+    given = adapter.trainable_token_indices
+    named = tuple(given) if isinstance(given, Mapping) else ()
+    both = [
+        x.name for x in layers if x.name in adapted and (not x.follows or x.name.endswith(named))
+    ]
+    both += [name for name in sorted(adapted) if named and name.endswith(named)][: not both]
+    return [f"{name} is adapted and has trainable tokens: PEFT takes one of them" for name in both]

@@ -12,9 +12,9 @@ from functools import cache
 from bench.files import FIXTURES, read_json
 from bench.models.modules import OTHER, ModuleTable
 from bench.models.roles import FUSED, UNKNOWN, role_of, serves
-from bench.targets.experts import new_name
-from bench.targets.filters import ends_in
-from bench.targets.ledger import RoleOf
+from bench.models.stacks import Stack
+from bench.targets.entries import ends_in, new_name
+from bench.targets.ledger import Ledger, RoleOf
 
 _NEAR = 0.8
 
@@ -259,3 +259,17 @@ def _numbered(new: str, old: str, entry: str) -> str:
         head, _, tail = new.partition("*")
         return f"{head}{numbers[0]}{tail.replace('.*', '')}"
     return new.rpartition("*.")[2]
+
+
+def without(ledger: Ledger, stacks: Iterable[Stack]) -> str:
+    """The regular expression for exclude_modules that holds the stacks out, beside what is held out
+    already."""
+    prefixes = [s.prefix for s in stacks]
+    outer = [p for p in prefixes if not any(p.startswith(f"{q}.") for q in prefixes)]
+    parts = [rf"{re.escape(p)}(\..*)?" for p in outer]
+    given = ledger.adapter.exclude_modules or ()
+    if isinstance(given, str):
+        parts.insert(0, f"({given})")
+    else:
+        parts[:0] = [rf"(.*\.)?{re.escape(entry)}" for entry in given]
+    return "|".join(parts)

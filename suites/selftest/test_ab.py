@@ -15,7 +15,7 @@ from test_baselines import STEP, run_with
 
 import bench
 from bench.ab import Environment, Pair, Plan, find_python, measure
-from bench.ab.rounds import CLOCKS, WARMUP, interleave, take_rounds
+from bench.ab.rounds import WARMUP, interleave, take_rounds
 from bench.baselines import compare, find_runs, gate, load_run
 from bench.cli import main
 from bench.errors import BenchError
@@ -118,10 +118,10 @@ def pair(upgraded: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     plan = Plan(Request(models, precisions=("fp32",)), StepOptions(seq_len=8), 4, (8, 8))
     said: list[str] = []
     with (
-        Environment(Path(sys.executable), "--baseline-env", "here", CLOCKS["wall"]) as baseline,
+        Environment(Path(sys.executable), "--baseline-env", "here", "wall") as baseline,
         Environment(
             find_python(str(upgraded), "--contender-env"), "--contender-env", "there",
-            CLOCKS["processor"],
+            "processor",
         ) as contender,
     ):  # fmt: skip
         found = measure(baseline, contender, plan, said.append)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bench.ab import pair
-from bench.ab.journal import FILE, PairJournal
+from bench.ab.pair import FILE, PairJournal
 from bench.baselines import find_runs, load_run
 from bench.cli import main
 from bench.errors import BenchError

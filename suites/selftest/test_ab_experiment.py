@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from bench.ab.experiment import TARGETS, Comparison, compare_once, summarize
-from bench.ab.rounds import CLOCKS
 from bench.files import RESULTS
 from bench.measure import Session
 
@@ -22,8 +21,8 @@ def steady() -> Iterator[Session]:
     """Real workers and steps, timed by a clock that no other work on the machine disturbs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent))
-        preload = (*CLOCKS["processor"], "steady_time", "bench.ab.slower")
-        with Session(device="cpu", preload=preload) as opened:
+        preload = ("steady_time", "bench.ab.slower")
+        with Session(device="cpu", preload=preload, clock="processor") as opened:
             yield opened
 
 
@@ -43,7 +42,7 @@ def test_a_comparison_is_right(steady: Session, slowdown: int, expected: str) ->
 
 def test_steps_really_take_longer() -> None:
     """On the processor's clock, ten times as long; the margin is for a busy machine."""
-    with Session(device="cpu", preload=(*CLOCKS["processor"], "bench.ab.slower")) as session:
+    with Session(device="cpu", preload=("bench.ab.slower",), clock="processor") as session:
         found = compare_once(session, 900, 4, (8, 8))
     assert found.ratio > 3
     assert found.verdicts["step_seconds"] == "regressed"

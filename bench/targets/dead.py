@@ -1,38 +1,46 @@
-"""Why an entry reaches nothing, or why PEFT refuses what it reaches; and the way out."""
+"""What a configuration says without effect: why an entry reaches nothing, and the entries of the
+fields beside the targets (patterns, saved and excluded modules, layers) that name what is not
+there. PEFT ignores those, at most with a warning.
+
+Source: peft 0.21 `tuners/tuners_utils.py` (`inject_adapter`), `utils/other.py`.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from bench.adapters.config import ALL_LINEAR, AdapterConfig
-from bench.models.modules import CONV1D, LINEAR, OTHER, Module, ModuleTable
-from bench.models.roles import role_of
-from bench.targets.filters import Filter, ends_in
-from bench.targets.ledger import Ledger
+from bench.models.modules import OTHER, Module, ModuleTable
+from bench.targets.entries import Filter, ends_in, new_name
+from bench.targets.ledger import DeadField, Ledger
 from bench.targets.suggestions import (
     common_ending,
     endings_of,
     moved,
     moved_pattern,
+    nearest,
     suggest_parameters,
     trace,
     trace_pattern,
 )
+from bench.tasks import heads_of
 
 Found = tuple[str, str]
 """(why an entry is dead, what to write instead); empty where nothing is known."""
 
 _WHOLE = "a string is a regular expression that must match the whole name"
+
 _ALL = {"all", "alllinear", "linear", "linears", "alllinears", "alllayers", "alllinearlayers",
         "allmodules"}  # fmt: skip
+
 _SYNTAX = re.compile(r"[\\^$()\[\]{}|*+?]")
+
 # What follows a module's name where the name of one of its tensors was written.
 _TENSORS = ("weight", "bias", "base_layer", "lora_A", "lora_B", "default")
-_DEFAULT = ("query", "value", "query_key_value")
-_SHOWN = 3
 
 
 def find_cause(table: ModuleTable, adapter: AdapterConfig, entry: str, field: str) -> Found:
@@ -201,153 +209,131 @@ def _layers_pattern(table: ModuleTable, name: str) -> str:
     return f"layers_pattern={json.dumps(listed)} beside layers_to_transform" if listed else ""
 
 
-def ways_out(ledger: Ledger) -> tuple[str, ...]:
-    """What to write where PEFT refuses the kind of module that entries reach, beginning with the
-    entries at fault."""
-    table = ledger.table
-    found: list[str] = []
-    if any("refuses out_proj and conv1d" in reason for reason in ledger.refusals):
-        found.append(_without_leaves(ledger, ("out_proj", "conv1d")))
-    if not ledger.entries:
-        found.append(_without_a_default(table))
-    faults: dict[str, list[str]] = {}
-    for entry in ledger.entries:
-        if entry.field == "target_modules":
-            others = [n for n in entry.reached if n in table.by_name
-                      and table.by_name[n].kind == OTHER]  # fmt: skip
-            if others:
-                faults[entry.entry] = others
-    if not faults:
-        return tuple(found)
-    if isinstance(ledger.adapter.target_modules, str):
-        return (*found, _narrowed(ledger))
-    inner = {e: _inner(table, others) for e, others in faults.items()}
-    wrapped = [e for e in faults if inner[e]]
-    if wrapped:
-        found += _around_wrappers(ledger, wrapped, faults, inner[wrapped[0]])
-    whole = [e for e in faults if e not in wrapped]
-    inside = [name for e in whole for name in _inside(table, faults[e])]
-    if len(whole) == len(ledger.entries) and inside:
-        apart = [endings_of(_inside(table, faults[e]), table.by_name) for e in whole]
-        if not all(apart):
-            return (*found, _as_pattern(table, whole, inside))
-    found += [_whole_modules(ledger, e, faults[e]) for e in whole]
-    return tuple(found)
+def find_dead_fields(
+    ledger: Ledger, match: Callable[[ModuleTable, AdapterConfig], Ledger]
+) -> tuple[DeadField, ...]:
+    """The entries of the other fields that have no effect, in the order of the fields below."""
+    return (
+        *(DeadField(name, "", reason) for name, reason in ledger.adapter.ignored),
+        *_patterns(ledger),
+        *_saved(ledger),
+        *_excluded(ledger, match),
+        *_layers(ledger),
+        *_layer_patterns(ledger),
+    )
 
 
-def _without_a_default(table: ModuleTable) -> str:
-    """What PEFT's defaults are on other models, in this one's names."""
-    every = [m.name for m in table.modules]
-    asked = [m.name for m in table.modules if m.kind != OTHER and role_of(m.name) in _DEFAULT]
-    names = json.dumps([*endings_of(asked, every)] if asked else ALL_LINEAR)
-    return f"target_modules={names}" if asked else f"target_modules={names}, every linear layer"
+def _patterns(ledger: Ledger) -> Iterator[DeadField]:
+    """Keys that fit no adapted module; without any adapted module there is nothing to say."""
+    adapter, names = ledger.adapter, [item.name for item in ledger.adapted]
+    fields = {"rank_pattern": adapter.rank_pattern, "alpha_pattern": adapter.alpha_pattern}
+    for field, patterns in fields.items() if names else ():
+        for key in patterns:
+            fits = re.compile(rf"(.*\.)?({key})$")
+            if any(fits.match(name) for name in names):
+                continue
+            fused = new_name(ledger.table, key)
+            if any(ends_in(name, fused) for name in names):
+                reason = f"PEFT compares it with the new name {fused}, after translating"
+                yield DeadField(field, key, reason, fused)
+            else:
+                leaves = {name.rpartition(".")[2] for name in names}
+                yield DeadField(field, key, "fits no adapted module", nearest(key, leaves))
 
 
-def _without_leaves(ledger: Ledger, leaves: Iterable[str]) -> str:
-    reached = {name.rpartition(".")[2] for e in ledger.entries for name in e.reached}
-    there = [leaf for leaf in leaves if leaf in reached]
-    given = ledger.adapter.target_modules
-    if isinstance(given, str):
-        held = ledger.adapter.exclude_modules
-        if isinstance(held, str):
-            leaves = "|".join(there)
-            return f"exclude_modules={json.dumps(rf'({held})|.*[.]({leaves})')}"
-        return f"exclude_modules={json.dumps([*(held or ()), *there])}"
-    return f"leave out {', '.join(there)}"
+def _saved(ledger: Ledger) -> Iterator[DeadField]:
+    # PEFT writes both of its heads for a task into the configuration that it saves.
+    heads = heads_of(ledger.adapter.task_type)
+    names = (*ledger.table.by_name, *(name for name, _ in ledger.table.repeated))
+    for entry in ledger.adapter.modules_to_save:
+        if entry not in heads and not any(name.endswith(entry) for name in names):
+            yield DeadField(
+                "modules_to_save", entry, "no module's name ends so", _leaf(ledger, entry)
+            )
 
 
-def _narrowed(ledger: Ledger) -> str:
-    """The pattern, held to the linear layers among what it reaches."""
-    pattern = str(ledger.adapter.target_modules)
-    by_name = ledger.table.by_name
-    good = [n for e in ledger.entries for n in e.reached
-            if n in by_name and by_name[n].kind != OTHER]  # fmt: skip
-    if len(good) == sum(m.kind != OTHER for m in ledger.table.modules):
-        return f'{pattern} reaches whole modules too: write the string "{ALL_LINEAR}"'
-    leaves = "|".join(dict.fromkeys(n.rpartition(".")[2] for n in good))
-    if not leaves:
-        return f"{pattern} reaches modules without a weight of their own alone"
-    return rf"{pattern} reaches whole modules too: write (?=.*\.({leaves})$){pattern}"
+def _excluded(
+    ledger: Ledger, match: Callable[[ModuleTable, AdapterConfig], Ledger]
+) -> Iterator[DeadField]:
+    """Exclusions that hold out no module which would be adapted without them."""
+    field, excluded = "exclude_modules", ledger.adapter.exclude_modules or ()
+    if not excluded:
+        return
+    unexcluded = match(ledger.table, replace(ledger.adapter, exclude_modules=None))
+    without = [item.name for item in unexcluded.adapted if item.module is not None]
+    if isinstance(excluded, str):
+        if not any(re.fullmatch(excluded, name) for name in without):
+            reason = "fits no whole name of a module that would be adapted"
+            yield DeadField(field, excluded, reason, _found_within(excluded, without))
+        return
+    parameters = [item.name for item in ledger.adapted if item.parameter is not None]
+    for entry in excluded:
+        if any(ends_in(name, entry) for name in without):
+            continue
+        named = [name for name in ledger.table.by_name if ends_in(name, entry)]
+        through = [p for p in parameters if ends_in(p, entry) or p.startswith(_below(named))]
+        inside = [name for name in without if name.startswith(_below(named))]
+        if through:
+            reason = f"excludes modules only: {through[0]}, a parameter, is adapted all the same"
+            yield DeadField(field, entry, reason)
+        elif inside:
+            reason = (
+                f"a list holds endings of names, and {len(inside)} modules inside {named[0]} are "
+                "adapted all the same"
+            )
+            yield DeadField(field, entry, reason, _as_regex(excluded, entry))
+        elif named:
+            yield DeadField(field, entry, "no module that would be adapted is called so")
+        else:
+            leaf = _leaf(ledger, entry)
+            instead = leaf or _found_within(entry, without)
+            yield DeadField(field, entry, "no module is called so", instead)
 
 
-def _inner(table: ModuleTable, containers: list[str]) -> str:
-    """The one projection that each of these modules wraps, by its name in them; "" if there is no
-    such."""
-    rests: set[str] = set()
-    for name in containers:
-        inside = [m.name for m in table.modules
-                  if m.name.startswith(f"{name}.") and m.kind != OTHER]  # fmt: skip
-        if len(inside) != 1:
-            return ""
-        rests.add(inside[0].removeprefix(f"{name}."))
-    return rests.pop() if len(rests) == 1 else ""
+def _as_regex(excluded: tuple[str, ...], container: str) -> str:
+    """The exclusions as one regular expression, with everything inside the container."""
+    ends = "|".join(re.escape(entry) for entry in excluded if entry != container)
+    inside = rf".*\b{re.escape(container)}\..*"
+    return f"the string {json.dumps(rf'(.*[.])?({ends})|{inside}' if ends else inside)}"
 
 
-def _around_wrappers(
-    ledger: Ledger, entries: list[str], faults: dict[str, list[str]], rest: str
-) -> Iterator[str]:
-    """Entries that name a module which wraps the projection: leave its tower out, or reach in."""
-    from bench.targets.hazards import without
-
-    table = ledger.table
-    wrappers = [name for e in entries for name in faults[e]]
-    kind = table.by_name[wrappers[0]].class_name
-    stacks = list(dict.fromkeys(table.stack_of(name) for name in wrappers))
-    names = "|".join(dict.fromkeys(e.rpartition(".")[2] for e in entries))
-    at_fault = f"{', '.join(entries)}: {len(wrappers)} are a {kind}, which holds its projection in "
-    at_fault += f"{wrappers[0].rpartition('.')[2]}.{rest}"
-    outside = [n for e in ledger.entries for n in e.reached if n not in wrappers]
-    if outside and not any(table.stack_of(n) in table.main_stacks for n in wrappers):
-        held_out = json.dumps(without(ledger, stacks))
-        yield f"{at_fault}; to leave {' and '.join(s.label for s in stacks)} out: " \
-              f"exclude_modules={held_out}"  # fmt: skip
-        towers = "|".join(re.escape(s.prefix) for s in stacks)
-        plain = "|".join(dict.fromkeys(n.rpartition(".")[2] for n in outside))
-        mains = "|".join(re.escape(s.prefix) for s in table.main_stacks if s.layers)
-        both = rf"({mains})\..*\.({plain})|({towers})\..*\.({names})\.{re.escape(rest)}"
-        yield f"to adapt both: target_modules={json.dumps(both)}"
-    else:
-        yield f"{at_fault}; write {', '.join(f'{e}.{rest}' for e in entries)}"
+def _found_within(written: str, names: list[str]) -> str:
+    """The expression that fits what holds `written` somewhere in its name; "" where none does."""
+    body = written.removeprefix("^").removesuffix("$")
+    try:
+        found = re.compile(body).search
+    except re.error:
+        return ""
+    return f"the string {json.dumps(f'.*{body}.*')}" if any(map(found, names)) else ""
 
 
-def _whole_modules(ledger: Ledger, entry: str, others: list[str]) -> str:
-    """An entry that names modules which hold no weight of their own, beside projections or not."""
-    table = ledger.table
-    classes = ", ".join(dict.fromkeys(table.by_name[n].class_name for n in others))
-    reached = next(e for e in ledger.entries if e.entry == entry).reached
-    good = [n for n in reached if n not in others]
-    at_fault = f"{entry}: it also names {others[0]}" if good else f"{entry}: it names {others[0]}"
-    more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-    every = [m.name for m in table.modules]
-    if good:
-        written = endings_of(good, every, least=3 if entry.isdigit() else 1)
-    else:
-        written = endings_of(_inside(table, others), every)
-    way = f"write {', '.join(written)}" if written else "leave it out"
-    if experts := _experts_in(table, others):
-        way = f"{way}; {experts}"
-    return f"{at_fault}{more} ({classes}); {way}"
+def _below(names: list[str]) -> tuple[str, ...]:
+    return tuple(f"{name}." for name in names)
 
 
-def _inside(table: ModuleTable, containers: Iterable[str]) -> list[str]:
-    """The projections within modules."""
-    held = tuple(f"{name}." for name in containers)
-    return [m.name for m in table.modules if m.kind in (LINEAR, CONV1D) and m.name.startswith(held)]
+def _layers(ledger: Ledger) -> Iterator[DeadField]:
+    inside = Filter(ledger.adapter)
+    modules = [item.name for item in ledger.adapted if item.module is not None]
+    if inside.indices is None or not modules:
+        return
+    held = {inside.layer_index(name) for name in modules}
+    indices = map(inside.layer_index, ledger.table.by_name)
+    every = {index for index in indices if index is not None}
+    for index in sorted(inside.indices - held):
+        reason = "no adapted module is in it"
+        if every and index not in every:
+            reason = f"the model's layers are {min(every)} to {max(every)}"
+        yield DeadField("layers_to_transform", str(index), reason)
 
 
-def _as_pattern(table: ModuleTable, entries: list[str], inside: list[str]) -> str:
-    """For entries that name whole layers, or a whole tower, and are all that is written."""
-    within = re.compile(rf"(.*\.)?({'|'.join(map(re.escape, entries))})\..*")
-    beside = {m.leaf for m in table.modules if within.fullmatch(m.name) and m.name not in inside}
-    # A patch embedding's `proj` is no projection: what shares its name is told by two words.
-    ends = [name.rsplit(".", 1 + (name.rpartition(".")[2] in beside)) for name in inside]
-    leaves = "|".join(dict.fromkeys(re.escape(".".join(end[1:])) for end in ends))
-    pattern = rf"{within.pattern.removesuffix('.*')}(.*\.)?({leaves})"
-    return f"{', '.join(entries)}: whole modules; write the string {json.dumps(pattern)}"
+def _layer_patterns(ledger: Ledger) -> Iterator[DeadField]:
+    patterns = ledger.adapter.layers_pattern or ()
+    for pattern in (patterns,) if isinstance(patterns, str) else patterns:
+        if not any(
+            re.match(rf"(?:^|.*?\.){pattern}\.\d+\.", name) for name in ledger.table.by_name
+        ):
+            yield DeadField("layers_pattern", pattern, "no numbered layers are called so")
 
 
-def _experts_in(table: ModuleTable, containers: list[str]) -> str:
-    held = tuple(f"{name}." for name in containers)
-    names = [p.name for p in table.expert_parameters if p.name.startswith(held)]
-    written = endings_of(names, [p.name for p in table.parameters], 3) if names else {}
-    return f"for its experts target_parameters={json.dumps([*written])}" if written else ""
+def _leaf(ledger: Ledger, entry: str) -> str:
+    return nearest(entry.rpartition(".")[2], {m.leaf for m in ledger.table.modules})
