@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 
 from bench.learning import texts
 from bench.learning.arms import FULL, LORA
@@ -60,6 +62,8 @@ def case_of(study: Study, arm: Arm, seed: int) -> Case:
 def load_arm(study: Study, arm: Arm, seed: int) -> Any:
     """The arm's model, ready to train."""
     quiet_libraries()
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", module="peft")  # of tied words: `bench targets` tells it
     case = case_of(study, arm, seed)
     _, model = base_model(case, study.device)
     if arm.shift:

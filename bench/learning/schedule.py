@@ -171,12 +171,10 @@ def do(study: Study, job: Job) -> Any:
 
 
 def _prepare_process() -> None:
-    """One thread, and no bars of a library's own."""
+    """One thread."""
     import torch
-    import transformers
 
     torch.set_num_threads(1)
-    transformers.utils.logging.disable_progress_bar()
 
 
 def _begin_worker() -> None:
