@@ -9,6 +9,7 @@ the axes and the origin of the figures (machine, versions) below them.
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,6 +64,30 @@ def plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(visible=True, color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
+
+
+def spread_labels(axes: Axes, points: Sequence[tuple[str, float, float]], size: float = 6) -> None:
+    """A name (font of `size` points) right of each (name, x, y), moved up or down where it would lie
+    on another, with a line to its point. The limits of the axes are final then."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()
+    per_point = figure.dpi / 72
+    row = 1.3 * size * per_point
+    taken: list[tuple[float, float, float]] = []  # left, right, middle of a label, in pixels
+    for name, x, y in sorted(points, key=lambda point: point[2]):
+        left, middle = axes.transData.transform((x, y))
+        right = left + 0.65 * size * per_point * len(name) + 8 * per_point
+        beside = [at for start, end, at in taken if start < right and left < end]
+        lowest = min(at for at in (middle, *(at + row for at in beside)) if at >= middle
+                      and all(abs(at - other) >= row - 1e-6 for other in beside))  # fmt: skip
+        taken.append((left, right, lowest))
+        moved = (lowest - middle) / per_point
+        line = {"arrowstyle": "-", "linewidth": 0.4, "color": GREY, "shrinkA": 0, "shrinkB": 2}
+        axes.annotate(
+            name, (x, y), xytext=(9 if moved > 2 else 5, moved), textcoords="offset points",
+            fontsize=size, va="center", arrowprops=line if moved > 2 else None,
+        )  # fmt: skip
 
 
 def byte_unit(largest: float) -> tuple[int, str]:

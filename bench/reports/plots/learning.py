@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bench.reports.plots.drawing import BLUE, GREY, ORANGE, byte_unit, new_figure, plain
+from bench.reports.plots.drawing import (
+    BLUE,
+    GREY,
+    ORANGE,
+    byte_unit,
+    new_figure,
+    plain,
+    spread_labels,
+)
 from bench.units import one_line
 
 if TYPE_CHECKING:
@@ -46,12 +54,22 @@ def loss_figure(title: str, points: Sequence[LossPoint], footer: str) -> Figure:
             if x is not None:
                 _point(panel, point, x)
         panel.set_xlabel(label)
+        panel.margins(x=0.12)
     axes[0].set_xscale("log")
     axes[0].set_ylabel("evaluation loss [nats], 95 % interval over seeds")
     axes[0].set_title(one_line(title), loc="left", fontsize=11)
     handles, labels = axes[0].get_legend_handles_labels()
     kinds = dict(zip(labels, handles, strict=True))
     axes[0].legend(kinds.values(), kinds.keys(), fontsize=8)
+    for panel, (_, places) in zip(axes, drawn, strict=True):
+        spread_labels(
+            panel,
+            [
+                (p.name, x, p.loss.mean)
+                for p, x in zip(points, places, strict=True)
+                if x is not None
+            ],
+        )
     return figure
 
 
@@ -64,5 +82,3 @@ def _point(axes: Axes, point: LossPoint, x: float) -> None:
         markeredgecolor=BLUE if point.matched else ORANGE,
         label="at one budget" if point.matched else "at its own size",
     )  # fmt: skip
-    place = (x, point.loss.mean)
-    axes.annotate(point.name, place, xytext=(5, 1), textcoords="offset points", fontsize=6)
