@@ -67,8 +67,8 @@ def plain(axes: Axes) -> None:
 
 
 def spread_labels(axes: Axes, points: Sequence[tuple[str, float, float]], size: float = 6) -> None:
-    """A name (font of `size` points) right of each (name, x, y), moved up or down where it would lie
-    on another, with a line to its point. The limits of the axes are final then."""
+    """A name (font of `size` points) right of each (name, x, y), moved up where it would lie on
+    another, with a line to its point. Draw it last: the limits of the axes are not to change."""
     figure = axes.get_figure(root=True)
     assert figure is not None
     figure.draw_without_rendering()

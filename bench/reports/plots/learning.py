@@ -62,14 +62,8 @@ def loss_figure(title: str, points: Sequence[LossPoint], footer: str) -> Figure:
     kinds = dict(zip(labels, handles, strict=True))
     axes[0].legend(kinds.values(), kinds.keys(), fontsize=8)
     for panel, (_, places) in zip(axes, drawn, strict=True):
-        spread_labels(
-            panel,
-            [
-                (p.name, x, p.loss.mean)
-                for p, x in zip(points, places, strict=True)
-                if x is not None
-            ],
-        )
+        placed = zip(points, places, strict=True)
+        spread_labels(panel, [(p.name, x, p.loss.mean) for p, x in placed if x is not None])
     return figure
 
 
