@@ -158,6 +158,10 @@ PRIVATE = {
     "8-bit product": Private(
         "bitsandbytes.autograd._functions:MatMul8bitLt", _BITSANDBYTES, "its path on a CPU"
     ),
+    "attempt of a task": Private(
+        "ray._raylet:CoreWorker.get_current_task_attempt_number", "ray 2.60.0",
+        "a case that began anew on another node says so",
+    ),
 }  # fmt: skip
 
 

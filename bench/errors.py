@@ -46,6 +46,7 @@ EXTRAS = {
     "jinja2": "report",
     "trl": "trainers",
     "datasets": "trainers",
+    "ray": "cluster",
 }
 """Modules that only an extra brings, and which: as in pyproject.toml."""
 

@@ -17,11 +17,11 @@ from typing import Any
 from bench.errors import BenchError
 
 # By whichever name this package was imported; its files lie in `bench`.
-_PACKAGE = Path(str(files(__package__))).resolve().parent / "bench"
-INSTALLED = (_PACKAGE / "fixtures").is_dir()
+PACKAGE = Path(str(files(__package__))).resolve().parent / "bench"
+INSTALLED = (PACKAGE / "fixtures").is_dir()
 """Whether the data lie inside the package, where a wheel has them, and not beside it, as in a
 checkout: `setup.py` maps the folders in."""
-_HOME = _PACKAGE if INSTALLED else _PACKAGE.parent
+_HOME = PACKAGE if INSTALLED else PACKAGE.parent
 FIXTURES = _HOME / "fixtures"
 RESULTS = _HOME / "results"
 """Stored predictions, experiments and baselines of the project's own."""

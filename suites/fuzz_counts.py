@@ -32,12 +32,19 @@ class Outcome:
     types: set[str] = field(default_factory=set)
     differences: list[str] = field(default_factory=list)
 
+    def __add__(self, other: Outcome) -> Outcome:
+        differences = [*self.differences, *other.differences]
+        return Outcome(self.counts + other.counts, self.types | other.types, differences)
 
-def fuzz(seed: int, examples: int, only: str = "") -> Outcome:
-    """`examples` configurations drawn with `seed`, spread evenly over the types."""
+
+def fuzz(seed: int, examples: int, only: str = "", part: tuple[int, int] = (0, 1)) -> Outcome:
+    """`examples` configurations drawn with `seed`, spread evenly over the types; of them those
+    whose number leaves the rest `part[0]`, divided by `part[1]`."""
     draw, outcome = Random(seed), Outcome()
     types = [t for t in small_types() if only in t.label]
     for number, (small, adapter) in enumerate(_draw(draw, types, examples)):
+        if number % part[1] != part[0]:
+            continue
         outcome.types.add(small.model_type)
         try:
             kind, difference = disagreement(small.build(), small.table, adapter)
@@ -65,13 +72,30 @@ def _draw(
         made += 1
 
 
+def fuzz_on(address: str, seed: int, examples: int, only: str) -> Outcome:
+    """The same, in parts, on the nodes of a Ray cluster: four for each processor that they lend."""
+    from bench.measure.cluster import Cluster
+
+    with Cluster(address) as cluster:
+        count = min(examples, 4 * max(1, int(sum(node.cpus for node in cluster.nodes))))
+        parts = [(seed, examples, only, (number, count)) for number in range(count)]
+        found = [cluster.submit(fuzz, *part) for part in parts]
+        return sum((each.answer() for each in found), Outcome())
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--examples", type=int, default=200)
+    parser.add_argument("--cluster", metavar="ADDRESS", help="on a Ray cluster: auto, or HOST:PORT")
     parser.add_argument("--type", default="", help="only labels that hold this")
     options = parser.parse_args()
-    outcome = fuzz(options.seed, options.examples, options.type)
+    asked = (options.seed, options.examples, options.type)
+    try:
+        outcome = fuzz_on(options.cluster, *asked) if options.cluster else fuzz(*asked)
+    except BenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     print("\n".join(outcome.differences))
     print(
         f"seed {options.seed}: {sum(outcome.counts.values())} configurations over "

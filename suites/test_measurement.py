@@ -24,6 +24,8 @@ def test_step(measured: Subject, measuring, step_options, benchmark, record, pyt
     rounds = []
     try:
         with measuring.start(measured.case(step_options), clock=CLOCK) as running:
+            if running.reruns:  # its node was lost
+                record.detail["reruns"] = running.reruns
             measurement = running.prepare()
             record.measurement(measurement)
             assert measurement.trainable_parameters == parameters.trainable

@@ -6,7 +6,7 @@ default, those of the other architectures under the `slow` marker.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 
 from bench.baselines.predicted import command, difference, figures, load_predictions, stored_file
 from bench.formulas import lora_parameters
+from bench.plugin.state import SUBJECTS
 from bench.scenarios.subjects import Subject
 from bench.targets import match
 from bench.training.cases import Case, StepOptions
@@ -44,22 +45,42 @@ def full_step() -> Callable[[Subject], StepOptions]:
 
 
 @pytest.fixture(scope="module")
-def predicted() -> Predict:
-    """Predictions, each step traced once: a dead entry in the list changes nothing."""
+def predicted(request: pytest.FixtureRequest, full_step, cluster) -> Predict:
+    """Predictions, each step traced once: a dead entry in the list changes nothing. With --cluster
+    they are tasks, handed out before the first test asks for one."""
     from bench.predict import predict
 
     known: dict[tuple[object, ...], Any] = {}
 
-    def prediction(subject: Subject, case: Case) -> Any:
+    def key_of(subject: Subject, case: Case) -> tuple[object, ...]:
         ledger = match(subject.model.table, subject.adapter, subject.model.role_of)
         reached = tuple(sorted((item.name, item.r) for item in ledger.adapted))
         rest = {k: v for k, v in case.adapter.items() if k != "target_modules"}
-        key = (case.model, reached, repr(sorted(rest.items())), case.precision, case.step)
-        if key not in known:
-            known[key] = predict(case)
-        return replace(known[key], case=case.id, scenario=case.scenario)
+        return (case.model, reached, repr(sorted(rest.items())), case.precision, case.step)
 
+    def hand_out(subject: Subject, case: Case) -> tuple[object, ...]:
+        if (key := key_of(subject, case)) not in known:
+            known[key] = predict(case) if cluster is None else cluster.submit(predict, case)
+        return key
+
+    def prediction(subject: Subject, case: Case) -> Any:
+        found = known[hand_out(subject, case)]
+        found = found if cluster is None else found.answer()
+        return replace(found, case=case.id, scenario=case.scenario)
+
+    if cluster is not None:
+        for subject, precision in _asked(request):
+            hand_out(subject, replace(subject, precision=precision).case(full_step(subject)))
     return prediction
+
+
+def _asked(request: pytest.FixtureRequest) -> Iterator[tuple[Subject, str]]:
+    """What the tests of this file will ask for at full size, in their order."""
+    subjects = request.config.stash[SUBJECTS].structural
+    for item in request.session.items:
+        values = getattr(getattr(item, "callspec", None), "params", {})
+        if item.path == request.path and {"subject", "predicted_in"} <= values.keys():
+            yield subjects[values["subject"]], values["predicted_in"]
 
 
 def _check(record: Any, subject: Subject, case: Case, found: Any) -> None:

@@ -25,7 +25,7 @@ from bench.atlas import names
 from bench.atlas.entries import Atlas, Bare, Folded, TypeEntry
 from bench.atlas.reviewed import OWN, Override, override_for, role_in
 from bench.atlas.store import entry_from_json, entry_to_json
-from bench.atlas.workers import run_all
+from bench.atlas.workers import Run, run_all
 from bench.errors import UnknownName
 from bench.models.modules import OTHER, ModuleTable, read_table
 from bench.models.roles import ROUTER, role_of
@@ -44,18 +44,19 @@ class Unbuildable(Exception):
 
 
 def build_atlas(
-    types: Iterable[str] | None = None, jobs: int = 2, progress: Done | None = None
+    types: Iterable[str] | None = None, run: Run = run_all, progress: Done | None = None
 ) -> Atlas:
     """Build every model type that the installed transformers knows, or the given ones.
 
-    `progress` is told of each type as it is done: its name, how many are done, and of how many.
+    `run` runs the processes, here or on a cluster. `progress` is told of each type as it is done:
+    its name, how many are done, and of how many.
     """
     import transformers
 
     wanted = model_types() if types is None else _known(types)
     built: dict[str, TypeEntry] = {}
     unbuilt: dict[str, str] = {}
-    for item, answer, problem in run_all(entry_as_json, wanted, jobs):
+    for item, answer, problem in run(entry_as_json, wanted):
         if problem:
             unbuilt[item] = problem
         else:

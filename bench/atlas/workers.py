@@ -7,7 +7,7 @@ import contextlib
 import json
 import multiprocessing
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
@@ -17,6 +17,8 @@ from typing import Any
 TIME_LIMIT_SECONDS = 600.0
 
 Task = Callable[[str], Any]
+Run = Callable[[Task, Sequence[str]], Iterator[tuple[str, Any, str]]]
+"""`run_all`, the processes' number settled."""
 
 
 class _Worker:
@@ -44,7 +46,7 @@ class _Worker:
         self.process.join()
 
 
-def run_all(task: Task, items: Iterable[str], jobs: int) -> Iterator[tuple[str, Any, str]]:
+def run_all(task: Task, items: Iterable[str], jobs: int = 2) -> Iterator[tuple[str, Any, str]]:
     """(item, task's JSON answer, "") for each item as it is done, or (item, None, why it failed).
 
     `task` is a function of a module; it answers in JSON, and says what is wrong by raising.

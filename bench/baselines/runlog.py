@@ -14,7 +14,7 @@ from bench.formulas import Parameters
 from bench.scenarios.subjects import Subject
 from bench.statistics import instability
 from bench.targets import Ledger
-from bench.training.machine import machine, versions
+from bench.training.machine import Machine, machine, versions
 from bench.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -161,6 +161,8 @@ class RunLog:
     options: Mapping[str, Any] = field(default_factory=dict)
     resumed: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     """Records of an interrupted run that this one goes on from."""
+    machine: Machine | None = None
+    """The one that was measured on, where it is not this one: a cluster's nodes."""
 
     def run(self, name: str, seed: int = 0) -> StoredRun:
         """The run as it stands, called `name`."""
@@ -168,7 +170,7 @@ class RunLog:
         return StoredRun(
             name,
             versions(),
-            machine(),
+            self.machine or machine(),
             {
                 **{key: parse_record(key, raw, "resumed") for key, raw in self.resumed.items()},
                 **{key: recorder.record(key) for key, recorder in self.records.items()},

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,7 @@ from bench.files import INSTALLED, write_output
 if TYPE_CHECKING:
     from bench.atlas.build import Done
     from bench.atlas.entries import Atlas
+    from bench.atlas.workers import Run
 
 HELP = "what every model type of transformers is made of"
 
@@ -28,6 +31,8 @@ def add_options(add: Add) -> None:
     add("--output", type=Path, metavar="DIR",
         help="where to store (default, in a checkout: fixtures/atlas)")
     add("--jobs", type=int, metavar="N", help="processes (default: one a core)")
+    add("--cluster", metavar="ADDRESS",
+        help="... or on the nodes of this Ray cluster: auto, or HOST:PORT (docs/scale.md)")
     add("--diff", nargs=2, metavar=("OLD", "NEW"), help="tell two stored atlases apart instead")
     add("--reach", action="store_true",
         help="inject the popular targets into every type instead, and store what PEFT reaches")
@@ -43,7 +48,9 @@ def add_options(add: Add) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Build the atlas, or answer from the stored ones."""
-    given = [o for o in (*_MODES, "types", "output", "jobs", "json") if getattr(options, o)]
+    given = [
+        o for o in (*_MODES, "types", "output", "jobs", "cluster", "json") if getattr(options, o)
+    ]
     mode = next((name for name in given if name in _MODES), "")
     if not mode:
         return _build(options)
@@ -71,7 +78,8 @@ def _build(options: argparse.Namespace) -> int:
     from bench.atlas.diff import change_lines, diff_atlases
     from bench.atlas.store import ROOT, check_writable, holds_atlas, load_atlas, save_atlas
 
-    types, jobs = split(options.types), _jobs(options.jobs)
+    types = split(options.types)
+    _check_jobs(options)
     if INSTALLED and options.output is None:
         raise BenchError(
             "an installation leaves its stored atlases as they are: give --output DIR, where to "
@@ -89,8 +97,8 @@ def _build(options: argparse.Namespace) -> int:
         raise BenchError(
             f"{folder}: holds no atlas to put {', '.join(types)} in; build all types first"
         )
-    with _Bar() as progress:
-        built = build_atlas(types or None, jobs, progress)
+    with _runner(options) as run, _Bar() as progress:
+        built = build_atlas(types or None, run, progress)
     atlas = _merged(stored, built) if types and stored else built
     save_atlas(atlas, folder)
     changes = diff_atlases(stored, atlas) if stored else []
@@ -140,17 +148,17 @@ def _reach(options: argparse.Namespace) -> int:
 
     from bench.atlas.build import check_type_name
     from bench.atlas.store import find_atlas, load_atlas
-    from bench.atlas.workers import run_all
     from bench.measure.reach import Reach, inject_type, load_reach, save_reach
 
     types = split(options.types)
+    _check_jobs(options)
     folder = find_atlas(transformers.__version__)
     known = list(load_atlas(folder).types)
     wanted = [check_type_name(t, known, str(folder)) for t in types] or known
     found = dict(load_reach(folder).types) if types else {}
     failed = False
-    with _Bar() as progress:
-        runs = run_all(inject_type, wanted, _jobs(options.jobs))
+    with _runner(options) as run, _Bar() as progress:
+        runs = run(inject_type, wanted)
         for done, (model_type, answers, problem) in enumerate(runs, 1):
             progress(model_type, done, len(wanted))
             if problem:
@@ -228,7 +236,7 @@ def _plot(options: argparse.Namespace) -> int:
 
 _MODES: dict[str, tuple[Callable[[argparse.Namespace], int], tuple[str, ...]]] = {
     "diff": (_diff, ("types", "json")),
-    "reach": (_reach, ("types", "jobs")),
+    "reach": (_reach, ("types", "jobs", "cluster")),
     "roles": (_roles, ()),
     "renames": (_renames, ()),
     "page": (_page, ()),
@@ -239,12 +247,26 @@ _STORING = ("reach", "roles", "renames")
 """Those that write where the stored atlases lie."""
 
 
-def _jobs(asked: int | None) -> int:
-    from bench.atlas.build import default_jobs
+@contextlib.contextmanager
+def _runner(options: argparse.Namespace) -> Iterator[Run]:
+    """What builds the types: --jobs processes here, or a cluster's nodes."""
+    if options.cluster is not None:
+        from bench.measure.cluster import Cluster
 
-    if asked is not None and asked < 1:
-        raise BenchError(f"--jobs must be a whole number of at least 1, not {asked}")
-    return asked or default_jobs()
+        with Cluster(options.cluster) as cluster:
+            yield cluster.run_all
+        return
+    from bench.atlas.build import default_jobs
+    from bench.atlas.workers import run_all
+
+    yield partial(run_all, jobs=options.jobs or default_jobs())
+
+
+def _check_jobs(options: argparse.Namespace) -> None:
+    if options.jobs is not None and options.jobs < 1:
+        raise BenchError(f"--jobs must be a whole number of at least 1, not {options.jobs}")
+    if options.jobs is not None and options.cluster is not None:
+        raise BenchError("--jobs does not go with --cluster: its nodes say how many they take")
 
 
 def _merged(stored: Atlas, built: Atlas) -> Atlas:

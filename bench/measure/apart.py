@@ -66,7 +66,7 @@ def run_apart(module: str, arguments: Sequence[str]) -> int:
             )
         finally:
             os.close(theirs)
-        with _handed_on(worker) as sent:
+        with handed_on(worker) as sent:
             worker.wait()
         status = said.read()
     if status:
@@ -83,13 +83,15 @@ def run_apart(module: str, arguments: Sequence[str]) -> int:
 
 
 @contextlib.contextmanager
-def _handed_on(worker: subprocess.Popen[bytes]) -> Iterator[list[int]]:
-    """Meanwhile, signals go to the worker; which ones did. One that is ignored (nohup) stays so."""
+def handed_on(*workers: subprocess.Popen[Any]) -> Iterator[list[int]]:
+    """Meanwhile, signals go to the workers; which ones did. One that is ignored (nohup) stays
+    so."""
     sent: list[int] = []
 
     def hand_on(number: int, frame: object) -> None:
         sent.append(number)
-        worker.send_signal(number)
+        for worker in workers:
+            worker.send_signal(number)
 
     before: dict[int, Any] = {}
     try:

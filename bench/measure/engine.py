@@ -259,6 +259,9 @@ class Session:
 class Running:
     """One case in its worker. Every method raises CaseFailed once the case has failed."""
 
+    reruns = 0
+    """It ran here, and once: `Taken` says otherwise of a cluster."""
+
     def __init__(  # noqa: PLR0917  # only Session.start calls it
         self,
         session: Session,

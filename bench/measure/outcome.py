@@ -45,6 +45,10 @@ class CaseFailed(Exception):
         self.case_id = case_id
         self.outcome = outcome
 
+    def __reduce__(self) -> tuple[type[CaseFailed], tuple[str, Outcome]]:
+        """An exception is made again from its arguments, not from its message."""
+        return CaseFailed, (self.case_id, self.outcome)
+
 
 @dataclass(frozen=True)
 class StepTime:

@@ -24,6 +24,8 @@ class Taken:
     steps: list[StepTime] = field(default_factory=list)
     losses: tuple[float, float] | None = None
     error: Exception | None = None
+    reruns: int = 0
+    """How often it began anew, because the node that it ran on or its process there was gone."""
     clock: WorkerClock = field(default_factory=WorkerClock)
     _told: int = 0
 
@@ -54,6 +56,21 @@ class Taken:
         if self.error is None:
             raise BenchError(f"{self.case.id}: only {len(self.steps)} steps were measured ahead")
         raise self.error
+
+
+def measure_ahead(session: Session, case: Case, device: str, steps: int, loss_steps: int) -> Taken:
+    """Load the case, take `steps` timed steps, check its loss over `loss_steps` (0: not at all)."""
+    taken = Taken(case, device)
+    try:
+        with session.start(case, device) as running:
+            taken.measurement = running.prepare()
+            for _ in range(steps):
+                taken.steps.append(running.step())
+            if loss_steps:
+                taken.losses = running.check_loss(loss_steps)
+    except Exception as error:  # whatever it is, it is the asking test's
+        taken.error = error
+    return taken
 
 
 class Spread:
@@ -112,20 +129,7 @@ class Spread:
                 case = self._waiting.popleft()
             except IndexError:
                 return
-            taken = self._measure(case, device)
+            taken = measure_ahead(self._session, case, device, self._steps, self._loss_steps)
             with self._changed:
                 self._taken[case.id] = taken
                 self._changed.notify_all()
-
-    def _measure(self, case: Case, device: str) -> Taken:
-        taken = Taken(case, device)
-        try:
-            with self._session.start(case, device) as running:
-                taken.measurement = running.prepare()
-                for _ in range(self._steps):
-                    taken.steps.append(running.step())
-                if self._loss_steps:
-                    taken.losses = running.check_loss(self._loss_steps)
-        except Exception as error:  # whatever it is, it is the asking test's
-            taken.error = error
-        return taken

@@ -7,13 +7,15 @@ import sys
 import pytest
 
 from bench.measure.apart import in_worker, run_apart, say_status, worker_pipe
+from bench.plugin.cluster import run_by_kind
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> int | None:
-    """The process that was called runs no such code: it starts another pytest, and waits."""
+    """The process that was called runs no such code: it starts another pytest, and waits. One that
+    may goes on by itself, unless a cluster is of several kinds of machine."""
     if not config.option.trust_remote_code or in_worker():
-        return None
+        return run_by_kind(config)
     from bench.errors import BenchError
     from bench.units import harmless
 

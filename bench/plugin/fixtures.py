@@ -11,13 +11,14 @@ import pytest
 from bench.adapters.config import AdapterConfig
 from bench.baselines.runlog import Recorder
 from bench.models.architectures import Model
-from bench.plugin.state import JOURNAL, LOG, MEASURED, PARAMETERS, SUBJECTS
+from bench.plugin.state import CLUSTER, JOURNAL, KIND, LOG, MEASURED, PARAMETERS, SUBJECTS, on_gpu
 from bench.plugin.storing import benchmark_entries
 from bench.scenarios.subjects import Subject, has_gpu, load_model
 from bench.training.options import StepOptions, step_from
 
 if TYPE_CHECKING:
     from bench.measure import Session, Spread
+    from bench.measure.cluster import Cluster, ClusterSpread
 
 GIB = 1024**3
 CPU_MEMORY_LIMIT_GIB = 6
@@ -96,28 +97,44 @@ def record(request: pytest.FixtureRequest) -> Recorder:
 
 
 @pytest.fixture(scope="session")
+def cluster(request: pytest.FixtureRequest) -> Cluster | None:
+    """Where tasks run with --cluster; None without."""
+    return request.config.stash.get(CLUSTER, None)
+
+
+@pytest.fixture(scope="session")
 def measuring(
-    request: pytest.FixtureRequest, step_options: StepOptions
-) -> Iterator[Session | Spread]:
+    request: pytest.FixtureRequest, step_options: StepOptions, cluster: Cluster | None
+) -> Iterator[Session | Spread | ClusterSpread]:
     """What starts one worker process a case; on several GPUs, ahead on each of them, and on the
-    CPU's cores too where times are not measured."""
+    CPU's cores too where times are not measured. With --cluster, on its nodes."""
     from bench.measure import WARMUP_ROUNDS, Session, Spread
     from bench.training.machine import usable_processors
 
     config = request.config
     option = config.option
-    on_gpu = has_gpu()
-    limit = memory_limit_bytes(option.memory_limit, on_gpu=on_gpu)
+    there = on_gpu(config)
+    limit = memory_limit_bytes(option.memory_limit, on_gpu=has_gpu() if there is None else there)
+    subjects = [config.stash[SUBJECTS].measured[key] for key in config.stash[MEASURED]]
+    cases = [subject.case(step_options) for subject in subjects]
+    timed = not option.benchmark_disable
+    rounds = WARMUP_ROUNDS + option.rounds if timed else 1
+    if cluster is not None:
+        from bench.measure.cluster import ClusterSpread
+
+        with ClusterSpread(
+            cluster, config.stash[KIND].nodes, cases, rounds, option.check_loss, timed=timed,
+            memory_limit_bytes=limit, time_limit_seconds=option.time_limit,
+        ) as everywhere:  # fmt: skip
+            yield everywhere
+        return
     with Session(memory_limit_bytes=limit, time_limit_seconds=option.time_limit) as session:
         devices = session.devices
-        if devices == ("cpu",) and option.benchmark_disable:  # no times that they could disturb
+        if devices == ("cpu",) and not timed:  # no times that they could disturb
             devices *= usable_processors()
         if len(devices) == 1:
             yield session
             return
-        subjects = [config.stash[SUBJECTS].measured[key] for key in config.stash[MEASURED]]
-        cases = [subject.case(step_options) for subject in subjects]
-        rounds = 1 if option.benchmark_disable else WARMUP_ROUNDS + option.rounds
         with Spread(session, cases, rounds, option.check_loss, devices) as spread:
             yield spread
 

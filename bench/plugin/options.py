@@ -30,6 +30,7 @@ from bench.plugin.state import (
     SUBJECTS,
     THRESHOLDS,
     VERDICTS,
+    on_gpu,
     storage_folder,
     under_xdist,
 )
@@ -73,6 +74,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="a measured case's memory limit, GiB (default: 6 on the CPU, none on a GPU)")
     add("--time-limit", type=float, default=300.0, metavar="SECONDS",
         help="a measured case's time limit, seconds (default 300)")
+    add("--cluster", metavar="ADDRESS",
+        help="measure on the nodes of this Ray cluster: auto, or HOST:PORT (docs/scale.md)")
+    add("--machine", metavar="NAME",
+        help="with --cluster: only on nodes of this kind of machine, or pattern (default: a run "
+        "for each kind)")
     add("--budget", type=float, metavar="MINUTES", help="measure what fits into this time")
     add("--check-loss", type=int, default=20, metavar="STEPS",
         help="fail a measured case whose loss has not fallen after so many steps on its fixed "
@@ -155,9 +161,12 @@ def pytest_configure(config: pytest.Config) -> None:
                 full_geometry=option.full_geometry,
                 trust_remote_code=option.trust_remote_code,
                 weights=option.weights,
+                on_gpu=on_gpu(config),
             )
         )
         gate([], option.allow)
+        if option.machine is not None and option.cluster is None:
+            raise BenchError("--machine needs --cluster ADDRESS: it chooses among its nodes")
         if under_xdist(config) and (name or option.benchmark_compare):
             given = "--benchmark-save" if name else "--benchmark-compare"
             raise BenchError(
@@ -190,7 +199,16 @@ def pytest_configure(config: pytest.Config) -> None:
         pytest.exit(harmless(f"error: {error}"), returncode=2)
 
 
-_ONE = ("adapter", "target-modules", "rank", "weights", "auto-class", "budget", "verdict-file")
+_ONE = (
+    "adapter",
+    "cluster",
+    "target-modules",
+    "rank",
+    "weights",
+    "auto-class",
+    "budget",
+    "verdict-file",
+)
 
 
 def _check_repeated(config: pytest.Config) -> None:

@@ -10,8 +10,11 @@ import pytest
 
 from bench.baselines import StoredRun, Thresholds, Verdict
 from bench.baselines.journal import Journal
+from bench.baselines.kinds import Kind
 from bench.baselines.runlog import Pace, RunLog
+from bench.measure.cluster import Cluster
 from bench.scenarios.subjects import Subjects
+from bench.training.machine import Machine
 
 LOG = pytest.StashKey[RunLog]()
 PROGRESS = pytest.StashKey[Pace]()
@@ -29,6 +32,8 @@ MEASURED = pytest.StashKey[list[str]]()  # keys of the measured subjects, in the
 IS_FIRST = pytest.StashKey[bool]()  # when it began, no run of its folder could be a baseline
 JOURNAL = pytest.StashKey[Journal | None]()
 RESUMED = pytest.StashKey[dict[str, Any]]()  # the document of the run to go on with
+CLUSTER = pytest.StashKey[Cluster]()  # with --cluster: where tasks run
+KIND = pytest.StashKey[Kind]()  # ... and the machine that is measured there
 LINES = pytest.StashKey[list[str]]()
 
 # Fixture name → the subjects that parametrize it.
@@ -51,14 +56,30 @@ def under_xdist(config: pytest.Config) -> bool:
     return hasattr(config, "workerinput") or bool(getattr(config.option, "numprocesses", None))
 
 
-def storage_folder(config: pytest.Config) -> Path:
-    """The folder of this machine's runs: `results/<machine>` of the project, or as asked for. The
-    suites of an installation lie outside of any project: then of the folder pytest started in."""
-    asked = str(config.option.benchmark_storage)
-    if asked != "file://./.benchmarks":
-        return Path(asked.removeprefix("file://"))
-    from bench.files import INSTALLED
+def measured_machine(config: pytest.Config) -> Machine:
+    """The machine that cases are measured on: this one, or that of the cluster's nodes."""
     from bench.training.machine import machine
 
+    kind = config.stash.get(KIND, None)
+    return machine() if kind is None else kind.machine
+
+
+def on_gpu(config: pytest.Config) -> bool | None:
+    """Whether the nodes that are measured on have GPUs; None without a cluster."""
+    kind = config.stash.get(KIND, None)
+    return None if kind is None else kind.machine.accelerator is not None
+
+
+def storage_folder(config: pytest.Config) -> Path:
+    """The folder of this machine's runs: `results/<machine>` of the project, or as asked for. The
+    suites of an installation lie outside of any project: then of the folder pytest started in. One
+    that is asked for together with --machine has a folder for each."""
+    asked = str(config.option.benchmark_storage)
+    kind = config.stash.get(KIND, None)
+    if asked != "file://./.benchmarks":
+        folder = Path(asked.removeprefix("file://"))
+        return folder / kind.name if kind and config.option.machine else folder
+    from bench.files import INSTALLED
+
     project = config.invocation_params.dir if INSTALLED else config.rootpath
-    return project / "results" / machine().id
+    return project / "results" / (kind.name if kind else measured_machine(config).id)

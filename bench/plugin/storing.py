@@ -51,6 +51,7 @@ from bench.plugin.state import (
     SUBJECTS,
     THRESHOLDS,
     VERDICTS,
+    measured_machine,
     storage_folder,
 )
 from bench.units import counted, harmless, one_line
@@ -60,9 +61,7 @@ def pytest_benchmark_update_machine_info(
     config: pytest.Config, machine_info: dict[str, Any]
 ) -> None:
     """pytest-benchmark's own machine info knows no accelerator."""
-    from bench.training.machine import machine
-
-    machine_info["bench"] = machine().to_dict()
+    machine_info["bench"] = measured_machine(config).to_dict()
 
 
 def run_document(config: pytest.Config) -> dict[str, Any]:
@@ -75,6 +74,7 @@ def run_document(config: pytest.Config) -> dict[str, Any]:
     log.options = options_of(config)
     log.arguments = tuple(_relative(config, a) for a in config.args)
     log.only = _only(config)
+    log.machine = measured_machine(config)
     hook = config.hook
     machine_info = hook.pytest_benchmark_generate_machine_info(config=config)
     hook.pytest_benchmark_update_machine_info(config=config, machine_info=machine_info)

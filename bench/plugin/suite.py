@@ -17,6 +17,7 @@ from bench.plugin.collection import (
     pytest_runtest_setup,
 )
 from bench.plugin.fixtures import (
+    cluster,
     measured,
     measuring,
     model_of,
@@ -36,6 +37,7 @@ from bench.plugin.storing import (
 from bench.plugin.summary import pytest_terminal_summary
 
 __all__ = [
+    "cluster",
     "measured",
     "measuring",
     "model_of",

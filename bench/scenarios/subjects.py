@@ -102,6 +102,8 @@ class Request:
     full_geometry: bool = False
     trust_remote_code: bool = False
     weights: Path | None = None
+    on_gpu: bool | None = None
+    """Whether cases are measured on a GPU; None where that is for this machine to say."""
 
 
 @dataclass(frozen=True)
@@ -228,7 +230,8 @@ def _measured(request: Request, model: Model, chosen: Sequence[Scenario]) -> lis
     if request.scenarios:
         published = list(chosen)
     assert model.architecture is not None
-    full = request.full_geometry or request.weights is not None or has_gpu()
+    on_gpu = has_gpu() if request.on_gpu is None else request.on_gpu
+    full = request.full_geometry or request.weights is not None or on_gpu
     reduce = not full and model.architecture.reduction is not None
     shown = model.reduce() if reduce else model
     return [

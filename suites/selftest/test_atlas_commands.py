@@ -80,7 +80,7 @@ def test_command_names_what_is_wrong(tmp_path, built, capsys) -> None:
 
 def test_an_unknown_type_is_refused() -> None:
     with pytest.raises(BenchError, match=r"unknown model type 'lama'.*llama"):
-        build.build_atlas(["lama"], 1)
+        build.build_atlas(["lama"])
 
 
 def test_diff_command(tmp_path, capsys) -> None:

@@ -13,8 +13,10 @@ from bench.errors import BenchError
 
 @pytest.mark.parametrize("name", PRIVATE)
 def test_each_is_where_it_was_seen(name: str) -> None:
-    if PRIVATE[name].distribution == "trl":
-        pytest.importorskip("trl", reason="needs the extra [trainers]")
+    extra = {"trl": "trainers", "ray": "cluster"}.get(PRIVATE[name].distribution)
+    if extra is not None:
+        reason = f"needs the extra [{extra}]"
+        pytest.importorskip(PRIVATE[name].distribution, reason=reason)
     PRIVATE[name].find()
     assert moved(PRIVATE[name].distribution) == ()
 

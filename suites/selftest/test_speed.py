@@ -234,7 +234,7 @@ def test_rebuild_of_the_whole_atlas(told: Told) -> None:
     """Every type, with two processes: under two minutes on two cores, under 3 GiB, and the same
     atlas again."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    built = build_atlas(jobs=2)
+    built = build_atlas()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     # Linux counts the largest resident set of a process in KiB.

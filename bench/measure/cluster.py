@@ -1,0 +1,449 @@
+"""A Ray cluster as one queue of tasks: measured cases, and work that needs only a processor.
+
+Ray places the tasks, moves what goes in and comes out, and begins one anew elsewhere when the node
+that it ran on is gone. What a task does is what is done on one machine: a measured case runs in a
+process of its own, forked by a `Session` that its node keeps for the next one.
+
+Before anything runs, every node says what it is and what is installed there. The process that asks
+must run on a node of the cluster, be it one that has no processor to lend.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Self
+
+from bench.compat import private
+from bench.errors import BenchError
+from bench.files import PACKAGE, SUITES
+from bench.measure import outcome
+from bench.measure.engine import Session, WorkerClock
+from bench.measure.outcome import CaseFailed, Outcome
+from bench.measure.spread import Taken, measure_ahead
+from bench.training.cases import Case
+from bench.training.machine import Machine, machine, versions
+
+ATTEMPTS = 3
+"""How often a task begins at most: one that ends its node each time is not worth all of them."""
+
+_CONNECT_SECONDS = 5.0
+_ANSWER_SECONDS = 30.0
+_FACTS_SECONDS = 300.0
+"""Imports take minutes on a cold network disk, seconds otherwise."""
+_LOOK_SECONDS = 5.0
+"""Between two looks at which nodes are left."""
+_PART = 16
+"""Items of one task of `run_all`: each starts a process, and imports the libraries in it."""
+
+NEEDED = ("torch", "transformers", "peft", "bitsandbytes")
+_LOADED = ("torch", "bitsandbytes")
+"""Libraries with native code, which may be installed and not load."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a node is: its machine (None without torch), the versions of what can be imported there,
+    why something cannot, and a digest of this project's own code."""
+
+    machine: Machine | None
+    versions: Mapping[str, str]
+    missing: Mapping[str, str]
+    code: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """One that tasks can run on. cpus, gpus: how many it lends, as it was started."""
+
+    id: str
+    name: str
+    cpus: float
+    gpus: float
+    machine: Machine
+
+
+class Cluster:
+    """A connection to a cluster whose nodes all measure as this machine does; a context manager.
+
+    `address` is HOST:PORT, or "auto" for the cluster that this machine is a node of. Entering
+    raises BenchError where nobody answers there, where the nodes have other versions or other code,
+    lack a library, or lend a GPU that torch does not find.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.nodes: tuple[Node, ...] = ()
+        self._carry_out: Any = None
+
+    def __enter__(self) -> Self:
+        _connect(self.address)
+        try:
+            self._carry_out = _remote(_carry_out)
+            self.nodes = self._ask_nodes()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[Self]:
+        """Enter, and leave only if something goes wrong meanwhile: `close` is the caller's."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self)
+            yield self
+            stack.pop_all()
+
+    def close(self) -> None:
+        """Leave the cluster, and end what still runs there for us. Safe to call twice."""
+        import ray
+
+        ray.shutdown()
+
+    def submit(
+        self,
+        function: Callable[..., Any],
+        *arguments: Any,
+        nodes: Sequence[Node] = (),
+        cpus: float = 1,
+        gpus: float = 0,
+    ) -> Task:
+        """Queue a call of a module's function on one of `nodes`, or of all."""
+        nodes = nodes or self.nodes
+        options = {"num_cpus": cpus, "num_gpus": gpus, "label_selector": _one_of(nodes)}
+        return Task(self._carry_out.options(**options).remote(function, *arguments), nodes)
+
+    def map(
+        self, function: Callable[[Any], Any], items: Iterable[Any]
+    ) -> Iterator[tuple[Any, Task]]:
+        """Each item with its finished task, in the order in which they finish."""
+        import ray
+
+        waiting = {}
+        for item in items:
+            task = self.submit(function, item)
+            waiting[task.reference] = (item, task)
+        while waiting:
+            ready, _ = ray.wait(list(waiting), timeout=_LOOK_SECONDS)
+            if not ready:
+                _require_alive(self.nodes)
+            for reference in ready:
+                yield waiting.pop(reference)
+
+    def run_all(
+        self, task: Callable[[str], Any], items: Sequence[str]
+    ) -> Iterator[tuple[str, Any, str]]:
+        """As `bench.atlas.workers.run_all`, on the nodes: in processes of their own there."""
+        parts = [(task, tuple(items[at : at + _PART])) for at in range(0, len(items), _PART)]
+        for (_, part), done in self.map(_run_part, parts):
+            try:
+                yield from done.answer()
+            except NodeLost as lost:
+                yield from ((item, None, str(lost)) for item in part)
+
+    def _ask_nodes(self) -> tuple[Node, ...]:
+        import ray
+
+        lending = [
+            found
+            for found in ray.nodes()
+            if found["Alive"] and any(found["Resources"].get(what) for what in ("CPU", "GPU"))
+        ]
+        if not lending:
+            raise BenchError(f"--cluster {self.address}: no node of it lends a processor or a GPU")
+        # A process that has asked torch for its GPUs holds memory on one: it ends with the task.
+        ask = _remote(facts, num_cpus=0, max_calls=1, max_retries=0)
+        asked = {
+            ask.options(label_selector={_NODE_ID: found["NodeID"]}).remote(): found
+            for found in lending
+        }
+        _, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_FACTS_SECONDS)
+        own = facts(imports=False)
+        nodes, wrong = [], []
+        for reference, found in asked.items():
+            name = f"{found['NodeManagerAddress']} ({found['NodeID'][:8]})"
+            cpus, gpus = (found["Resources"].get(what, 0) for what in ("CPU", "GPU"))
+            problem = f"no answer within {_FACTS_SECONDS:.0f} s"
+            if reference not in silent:
+                try:
+                    theirs: Facts = ray.get(reference)
+                    problem = obstacle(own, theirs, gpus)
+                except Exception as error:  # this project cannot even be imported there
+                    problem = f"it cannot say what it is: {_last_line(error)}"
+            if problem:
+                wrong.append(f"node {name}: {problem}")
+                continue
+            assert theirs.machine is not None
+            nodes.append(Node(found["NodeID"], name, cpus, gpus, theirs.machine))
+        if wrong:
+            raise BenchError(f"--cluster {self.address}: {'; '.join(wrong)}")
+        return tuple(nodes)
+
+
+def obstacle(own: Facts, theirs: Facts, gpus: float) -> str:
+    """Why a node that lends `gpus` GPUs cannot measure beside us; "" where it can."""
+    for name, why in theirs.missing.items():
+        return f"{name} cannot be imported there ({why}): install {name}=={own.versions.get(name)}"
+    others = [
+        f"{name} {theirs.versions.get(name, 'is missing')} there, {own.versions[name]} here"
+        for name in ("python", *NEEDED)
+        if name in own.versions and own.versions[name] != theirs.versions.get(name)
+    ]
+    if others:
+        return f"{', '.join(others)}: install the same versions on every node"
+    if theirs.code != own.code:
+        return "another release or checkout of this project than here: install the same one"
+    found = theirs.machine and theirs.machine.accelerator
+    if gpus and not found:
+        return f"it lends {gpus:g} GPU, and torch {theirs.versions['torch']} finds none there"
+    if found and not gpus:
+        return f"it has a GPU ({found.name}) and lends none: ray start --num-gpus={found.count}"
+    return ""
+
+
+class NodeLost(Exception):
+    """The node that a task ran on was gone before its end, or its process there, each time."""
+
+
+class Task:
+    """One call somewhere in the cluster. `reruns`: how often it began anew elsewhere."""
+
+    def __init__(self, reference: Any, nodes: Sequence[Node]) -> None:
+        self.reference = reference
+        self.reruns = 0
+        self._nodes = nodes
+
+    def answer(self) -> Any:
+        """What the call returned, waited for; raises what it raised. NodeLost after ATTEMPTS, and
+        BenchError where none of its nodes is left."""
+        import ray
+        from ray import exceptions
+
+        while not ray.wait([self.reference], timeout=_LOOK_SECONDS)[0]:
+            _require_alive(self._nodes)
+        try:
+            self.reruns, answer = ray.get(self.reference)
+        except exceptions.RayTaskError as error:
+            raise error.cause from None
+        except exceptions.RayError as error:
+            self.reruns = ATTEMPTS - 1
+            raise NodeLost(
+                f"the node or its process was gone in each of {ATTEMPTS} attempts: "
+                f"{_last_line(error)}"
+            ) from None
+        return answer
+
+    def cancel(self) -> None:
+        """Do not begin it, or end it."""
+        import ray
+
+        with contextlib.suppress(Exception):  # done, or nobody is left to tell
+            ray.cancel(self.reference, force=True)
+
+
+class ClusterSpread:
+    """What `Spread` is on one machine's devices, on the nodes of a cluster that are one kind of
+    machine: a case a GPU at a time; where there are none and steps are timed, a case a node, else
+    a case a processor.
+
+    A case whose node is lost begins anew on another one, and `Taken.reruns` says so.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        nodes: Sequence[Node],
+        plan: Sequence[Case],
+        steps: int,
+        loss_steps: int,
+        *,
+        timed: bool = True,
+        memory_limit_bytes: int | None = None,
+        time_limit_seconds: float | None = None,
+    ) -> None:
+        self._cluster, self._nodes, self._plan = cluster, nodes, plan
+        self._gpus = int(nodes[0].gpus > 0)
+        self._cpus: float = 1
+        if timed and not self._gpus:
+            lent = {node.cpus for node in nodes}
+            if len(lent) > 1:
+                raise BenchError(
+                    f"nodes of one kind of machine lend {' and '.join(f'{n:g}' for n in lent)} "
+                    "processors, and a timed case takes a whole node: start them alike "
+                    "(ray start --num-cpus)"
+                )
+            (self._cpus,) = lent
+        self._how = (bool(self._gpus), steps, loss_steps, memory_limit_bytes, time_limit_seconds)
+        self._tasks: dict[str, Task] = {}
+
+    def __enter__(self) -> Self:
+        for case in self._plan:
+            self._tasks[case.id] = self._cluster.submit(
+                measure_here, case, *self._how, nodes=self._nodes, cpus=self._cpus, gpus=self._gpus
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for task in self._tasks.values():
+            task.cancel()
+
+    def start(self, case: Case, clock: WorkerClock) -> Taken:
+        """What the case gave, once it has been measured. BenchError for one not in the plan, and
+        where none of the nodes is left."""
+        if case.id not in self._tasks:
+            raise BenchError(f"{case.id} is not among the cases to be measured ahead")
+        task = self._tasks.pop(case.id)
+        try:
+            taken: Taken = task.answer()
+        except NodeLost as lost:
+            failed = Outcome(outcome.CRASHED, outcome.LOAD, str(lost))
+            taken = Taken(case, "", error=CaseFailed(case.id, failed))
+        taken.reruns = task.reruns
+        taken.clock = clock
+        return taken
+
+
+# What runs on a node. A function goes there by its name: the same code must be there.
+
+
+def facts(imports: bool = True) -> Facts:
+    """What this node is; without `imports`, by what is installed alone."""
+    found, missing = versions(), {}
+    for name in _LOADED if imports else ():
+        try:
+            import_module(name)
+        except Exception as error:  # a native library may fail in any way
+            missing[name] = _last_line(error)
+    here = machine() if imports and "torch" not in missing else None
+    return Facts(here, found, missing, code_digest())
+
+
+def code_digest() -> str:
+    """Sixteen hex digits over this project's own Python files, the suites' included."""
+    digest = hashlib.sha256()
+    for folder in (PACKAGE, SUITES):
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(f"{path.relative_to(folder).as_posix()}\0".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+_sessions: dict[tuple[Any, ...], Session] = {}
+
+
+def measure_here(  # noqa: PLR0917  # Ray's tasks take no names
+    case: Case,
+    on_gpu: bool,
+    steps: int,
+    loss_steps: int,
+    memory_limit_bytes: int | None,
+    time_limit_seconds: float | None,
+) -> Taken:
+    """One case in a worker process on this node. The session stays for the next one, as long as
+    that is given the same GPU and the same limits."""
+    limits = (memory_limit_bytes, time_limit_seconds)
+    key = (on_gpu, os.environ.get("CUDA_VISIBLE_DEVICES"), *limits)
+    if key not in _sessions:
+        for other in _sessions.values():
+            other.close()
+        _sessions.clear()
+        session = Session(*limits, device="cuda" if on_gpu else "cpu")
+        _sessions[key] = session.__enter__()
+    session = _sessions[key]
+    return measure_ahead(session, case, session.devices[0], steps, loss_steps)
+
+
+def _run_part(part: tuple[Callable[[str], Any], Sequence[str]]) -> list[tuple[str, Any, str]]:
+    from bench.atlas.workers import run_all
+
+    return list(run_all(*part, jobs=1))
+
+
+def _carry_out(function: Callable[..., Any], *arguments: Any) -> tuple[int, Any]:
+    """How often this task was begun before, and its answer."""
+    import ray
+
+    worker = ray.get_runtime_context().worker
+    return private("attempt of a task")(worker.core_worker), function(*arguments)
+
+
+# The connection.
+
+_NODE_ID = "ray.io/node-id"
+
+
+def _one_of(nodes: Sequence[Node]) -> dict[str, str]:
+    return {_NODE_ID: f"in({','.join(node.id for node in nodes)})"}
+
+
+def _remote(function: Callable[..., Any], **options: Any) -> Any:
+    import ray
+
+    return ray.remote(**{"max_retries": ATTEMPTS - 1, **options})(function)
+
+
+def _require_alive(nodes: Sequence[Node]) -> None:
+    import ray
+
+    alive = {found["NodeID"] for found in ray.nodes() if found["Alive"]}
+    if not any(node.id in alive for node in nodes):
+        raise BenchError("no node of this kind of machine is left in the cluster")
+
+
+def _connect(address: str) -> None:
+    """Raises BenchError, within seconds, where nobody answers."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    if ray.is_initialized():
+        raise BenchError("this process is connected to a cluster already")
+    _require_answer(address)
+    before = signal.getsignal(signal.SIGTERM)  # which Ray makes its own
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except Exception as error:  # ConnectionError, RuntimeError, and whatever a release raises
+        raise BenchError(f"--cluster {address}: {_last_line(error)}") from None
+    finally:
+        with contextlib.suppress(ValueError):  # not the main thread: Ray left it alone
+            signal.signal(signal.SIGTERM, before)
+
+
+def _require_answer(address: str) -> None:
+    """Asked in a process of its own: Ray's client waits for minutes."""
+    if address == "auto":
+        where = []
+    else:
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdecimal() or "/" in host:
+            raise BenchError(f"--cluster {address}: it takes auto, or HOST:PORT of the head node")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+        except (OSError, OverflowError) as error:
+            raise BenchError(f"--cluster {address}: nobody answers there: {error}") from None
+        where = ["--address", address]
+    ask = [sys.executable, "-m", "ray.scripts.scripts", "health-check", *where]
+    try:
+        done = subprocess.run(ask, capture_output=True, timeout=_ANSWER_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        raise BenchError(
+            f"--cluster {address}: no Ray answers there within {_ANSWER_SECONDS:.0f} s"
+        ) from None
+    if done.returncode:
+        start = "start one with ray start --head"
+        raise BenchError(f"--cluster {address}: no Ray cluster is well there: {start}")
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[-1][:300]
