@@ -162,6 +162,9 @@ PRIVATE = {
         "ray._raylet:CoreWorker.get_current_task_attempt_number", "ray 2.60.0",
         "a case that began anew on another node says so",
     ),
+    "messages of nodes": Private(
+        "ray._private.worker:print_to_stdstream", "ray 2.60.0", "they are kept off the screen"
+    ),
 }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Self
 
-from bench.compat import private
+from bench.compat import patched, private
 from bench.errors import BenchError
 from bench.files import PACKAGE, SUITES
 from bench.measure import outcome
@@ -83,10 +83,15 @@ class Cluster:
         self.address = address
         self.nodes: tuple[Node, ...] = ()
         self._carry_out: Any = None
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         _connect(self.address)
         try:
+            # Of a node that dies Ray prints the last lines of its log: records say what it cost.
+            worker = import_module("ray._private.worker")
+            silent = patched((worker, "print_to_stdstream", lambda *_, **__: None))
+            self._stack.enter_context(silent)
             self._carry_out = _remote(_carry_out)
             self.nodes = self._ask_nodes()
         except BaseException:
@@ -110,6 +115,7 @@ class Cluster:
         import ray
 
         ray.shutdown()
+        self._stack.close()
 
     def submit(
         self,
@@ -236,6 +242,8 @@ class Task:
             self.reruns, answer = ray.get(self.reference)
         except exceptions.RayTaskError as error:
             raise error.cause from None
+        except exceptions.TaskUnschedulableError:
+            raise BenchError(_NOBODY) from None
         except exceptions.RayError as error:
             self.reruns = ATTEMPTS - 1
             raise NodeLost(
@@ -380,6 +388,7 @@ def _carry_out(function: Callable[..., Any], *arguments: Any) -> tuple[int, Any]
 
 # The connection.
 
+_NOBODY = "no node of this kind of machine is left in the cluster"
 _NODE_ID = "ray.io/node-id"
 
 
@@ -398,7 +407,7 @@ def _require_alive(nodes: Sequence[Node]) -> None:
 
     alive = {found["NodeID"] for found in ray.nodes() if found["Alive"]}
     if not any(node.id in alive for node in nodes):
-        raise BenchError("no node of this kind of machine is left in the cluster")
+        raise BenchError(_NOBODY)
 
 
 def _connect(address: str) -> None:

@@ -148,6 +148,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         if entry["fullname"] in log.resumed
     ]
     config.stash[RUN] = run = parse_run(seal(document), "this run")
+    if anew := sum("reruns" in record.detail for record in run.records.values()):
+        _say(config, f"{counted(anew, 'case')} begun anew on another node, the first being lost")
     try:
         try:
             _judge(config, run)

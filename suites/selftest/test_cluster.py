@@ -15,8 +15,10 @@ from typing import Any
 
 import cluster_tasks
 import pytest
+from atlas_types import stored_atlas
 from measure_support import shared_session, tiny_case
 
+from bench.atlas.build import build_atlas
 from bench.baselines import load_run
 from bench.baselines.kinds import choose_kinds, kinds_of
 from bench.errors import BenchError
@@ -45,6 +47,7 @@ def ray_of(*nodes: dict[str, Any]) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where cluster_tasks lies
         local = LocalCluster(
             initialize_head=True,
             head_node_args={
@@ -75,7 +78,7 @@ def _same_as_here(taken: Any, case: Any) -> None:
 
 
 def test_exact_figures_are_those_of_this_machine(two_nodes) -> None:
-    """Each case in a worker process of a node, as it would be here; and other work beside them."""
+    """Each case in a worker process of a node, as it would be here."""
     with Cluster(two_nodes.address) as connected:
         (kind,) = kinds_of(connected.nodes)
         assert len(kind.nodes) == 2
@@ -87,12 +90,6 @@ def test_exact_figures_are_those_of_this_machine(two_nodes) -> None:
                 spread.start(tiny_case("t5"), clock)
         on = {connected.submit(cluster_tasks.here, nodes=[node]).answer() for node in kind.nodes}
         assert on == {node.id for node in kind.nodes}
-        items = ["1", "crash", "2", "raise", "3"]
-        found = {item: (a, why) for item, a, why in connected.run_all(cluster_tasks.squared, items)}
-        assert found == {
-            "1": (1, ""), "2": (4, ""), "3": (9, ""), "raise": (None, "what is wrong"),
-            "crash": (None, "its process died with status 3"),
-        }  # fmt: skip
     for case in (CASES[0], CASES[2], CASES[3]):
         _same_as_here(taken[case.id], case)
         steps = [taken[case.id].step() for _ in range(3)]
@@ -131,6 +128,22 @@ def test_a_node_that_dies_loses_its_running_case_only(tmp_path, monkeypatch) -> 
         nobody = connected.submit(cluster_tasks.here)
         with pytest.raises(BenchError, match="no node of this kind of machine is left"):
             nobody.answer()
+
+
+@pytest.mark.slow
+def test_what_is_built_there_is_as_what_is_built_here(two_nodes) -> None:
+    """In processes of their own too: one that dies loses itself alone."""
+    items = ["1", "crash", "2", "raise", "3"]
+    with Cluster(two_nodes.address) as connected:
+        found = {item: (a, why) for item, a, why in connected.run_all(cluster_tasks.squared, items)}
+        assert found == {
+            "1": (1, ""), "2": (4, ""), "3": (9, ""), "raise": (None, "what is wrong"),
+            "crash": (None, "its process died with status 3"),
+        }  # fmt: skip
+        types = ["llama", "t5", "wav2vec2"]
+        built = build_atlas(types, connected.run_all)
+        assert built.types == {name: stored_atlas().types[name] for name in types}
+        assert not built.unbuilt
 
 
 def _appears(path: Path) -> None:
