@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from bench.baselines.verdicts import other_machine
 from bench.errors import BenchError
-from bench.measure.cluster import Node
+from bench.measure.nodes import Node
 from bench.training.machine import Machine
 from bench.units import counted
 

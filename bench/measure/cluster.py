@@ -11,26 +11,23 @@ must run on a node of the cluster, be it one that has no processor to lend.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import import_module
 from typing import Any, Self
 
 from bench.compat import patched, private
 from bench.errors import BenchError
-from bench.files import PACKAGE, SUITES
 from bench.measure import outcome
 from bench.measure.engine import Session, WorkerClock
+from bench.measure.nodes import Facts, Node, facts, last_line, obstacle
 from bench.measure.outcome import CaseFailed, Outcome
 from bench.measure.spread import Taken, measure_ahead
 from bench.training.cases import Case
-from bench.training.machine import Machine, machine, versions
 
 ATTEMPTS = 3
 """How often a task begins at most: one that ends its node each time is not worth all of them."""
@@ -43,32 +40,6 @@ _LOOK_SECONDS = 5.0
 """Between two looks at which nodes are left."""
 _PART = 16
 """Items of one task of `run_all`: each starts a process, and imports the libraries in it."""
-
-NEEDED = ("torch", "transformers", "peft", "bitsandbytes")
-_LOADED = ("torch", "bitsandbytes")
-"""Libraries with native code, which may be installed and not load."""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a node is: its machine (None without torch), the versions of what can be imported there,
-    why something cannot, and a digest of this project's own code."""
-
-    machine: Machine | None
-    versions: Mapping[str, str]
-    missing: Mapping[str, str]
-    code: str
-
-
-@dataclass(frozen=True)
-class Node:
-    """One that tasks can run on. cpus, gpus: how many it lends, as it was started."""
-
-    id: str
-    name: str
-    cpus: float
-    gpus: float
-    machine: Machine
 
 
 class Cluster:
@@ -186,7 +157,7 @@ class Cluster:
                     theirs: Facts = ray.get(reference)
                     problem = obstacle(own, theirs, gpus)
                 except Exception as error:  # this project cannot even be imported there
-                    problem = f"it cannot say what it is: {_last_line(error)}"
+                    problem = f"it cannot say what it is: {last_line(error)}"
             if problem:
                 wrong.append(f"node {name}: {problem}")
                 continue
@@ -195,27 +166,6 @@ class Cluster:
         if wrong:
             raise BenchError(f"--cluster {self.address}: {'; '.join(wrong)}")
         return tuple(nodes)
-
-
-def obstacle(own: Facts, theirs: Facts, gpus: float) -> str:
-    """Why a node that lends `gpus` GPUs cannot measure beside us; "" where it can."""
-    for name, why in theirs.missing.items():
-        return f"{name} cannot be imported there ({why}): install {name}=={own.versions.get(name)}"
-    others = [
-        f"{name} {theirs.versions.get(name, 'is missing')} there, {own.versions[name]} here"
-        for name in ("python", *NEEDED)
-        if name in own.versions and own.versions[name] != theirs.versions.get(name)
-    ]
-    if others:
-        return f"{', '.join(others)}: install the same versions on every node"
-    if theirs.code != own.code:
-        return "another release or checkout of this project than here: install the same one"
-    found = theirs.machine and theirs.machine.accelerator
-    if gpus and not found:
-        return f"it lends {gpus:g} GPU, and torch {theirs.versions['torch']} finds none there"
-    if found and not gpus:
-        return f"it has a GPU ({found.name}) and lends none: ray start --num-gpus={found.count}"
-    return ""
 
 
 class NodeLost(Exception):
@@ -248,7 +198,7 @@ class Task:
             self.reruns = ATTEMPTS - 1
             raise NodeLost(
                 f"the node or its process was gone in each of {ATTEMPTS} attempts: "
-                f"{_last_line(error)}"
+                f"{last_line(error)}"
             ) from None
         return answer
 
@@ -323,28 +273,6 @@ class ClusterSpread:
 
 
 # What runs on a node. A function goes there by its name: the same code must be there.
-
-
-def facts(imports: bool = True) -> Facts:
-    """What this node is; without `imports`, by what is installed alone."""
-    found, missing = versions(), {}
-    for name in _LOADED if imports else ():
-        try:
-            import_module(name)
-        except Exception as error:  # a native library may fail in any way
-            missing[name] = _last_line(error)
-    here = machine() if imports and "torch" not in missing else None
-    return Facts(here, found, missing, code_digest())
-
-
-def code_digest() -> str:
-    """Sixteen hex digits over this project's own Python files, the suites' included."""
-    digest = hashlib.sha256()
-    for folder in (PACKAGE, SUITES):
-        for path in sorted(folder.rglob("*.py")):
-            digest.update(f"{path.relative_to(folder).as_posix()}\0".encode())
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 _sessions: dict[tuple[Any, ...], Session] = {}
@@ -422,7 +350,7 @@ def _connect(address: str) -> None:
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except Exception as error:  # ConnectionError, RuntimeError, and whatever a release raises
-        raise BenchError(f"--cluster {address}: {_last_line(error)}") from None
+        raise BenchError(f"--cluster {address}: {last_line(error)}") from None
     finally:
         with contextlib.suppress(ValueError):  # not the main thread: Ray left it alone
             signal.signal(signal.SIGTERM, before)
@@ -451,8 +379,3 @@ def _require_answer(address: str) -> None:
     if done.returncode:
         start = "start one with ray start --head"
         raise BenchError(f"--cluster {address}: no Ray cluster is well there: {start}")
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[-1][:300]

@@ -23,7 +23,8 @@ from bench.baselines import load_run
 from bench.baselines.kinds import choose_kinds, kinds_of
 from bench.errors import BenchError
 from bench.measure import CaseFailed, WorkerClock, cluster
-from bench.measure.cluster import Cluster, ClusterSpread, Facts, Node, obstacle
+from bench.measure.cluster import Cluster, ClusterSpread
+from bench.measure.nodes import Facts, Node, obstacle
 from bench.training.machine import Accelerator, machine
 
 ROOT = Path(__file__).resolve().parents[2]
