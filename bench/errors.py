@@ -15,10 +15,17 @@ class UnknownName(BenchError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         known = sorted(known)
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        offer = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
-        super().__init__(f"unknown {kind} {name!r}: {offer}{' ' + hint if hint else ''}")
+        shown = name if len(name) <= 200 else f"{name[:80]}..."
+        near = difflib.get_close_matches(shown, known, n=3, cutoff=0.5)
+        more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
+        offer = f"known: {', '.join(known[:_SHOWN])}{more}"
+        if near:
+            offer = f"did you mean {' or '.join(near)}?"
+        super().__init__(f"unknown {kind} {shown!r}: {offer}{' ' + hint if hint else ''}")
         self.name = name
+
+
+_SHOWN = 60
 
 
 def check_keys(
@@ -33,6 +40,12 @@ def check_keys(
             raise UnknownName(f"key in {where}:", str(key), allowed)
     if missing := [key for key in required if key not in data]:
         raise BenchError(f"{where}: missing key {', '.join(map(repr, missing))}")
+
+
+def check_most(what: str, value: float | None, most: int) -> None:
+    """Raise BenchError, naming `what`, for more of it than anybody means."""
+    if value is not None and value > most:
+        raise BenchError(f"{what} is {value:,}: {most:,} is most")
 
 
 EXTRAS = {

@@ -8,8 +8,9 @@ import json
 import os
 import secrets
 import stat
+import time
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def read_json(path: Path) -> Any:
         raise BenchError(f"{path}: no such file") from None
     except OSError as error:
         raise BenchError(f"{path}: cannot be read: {error.strerror}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number without end
         raise BenchError(f"{path}: not JSON: {error}") from None
 
 
@@ -65,8 +66,19 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(read_text(path))
     except OSError as error:
         raise BenchError(f"{path}: cannot be read: {error.strerror}") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise BenchError(f"{path}: not TOML: {error}") from None
+
+
+def tool_table(path: Path, *names: str) -> dict[str, Any]:
+    """`[tool.NAMES]` of a pyproject.toml; empty where there is none. BenchError where it is no
+    table."""
+    table: Any = read_toml(path).get("tool")
+    for name in names:
+        table = table.get(name) if isinstance(table, dict) else None
+    if table is not None and not isinstance(table, dict):
+        raise BenchError(f"{path}: tool.{'.'.join(names)}: expected a table, found {table!r:.80}")
+    return table or {}
 
 
 def check_weights(folder: Path) -> None:
@@ -78,10 +90,23 @@ def check_weights(folder: Path) -> None:
         raise BenchError(f"--weights {folder}: no *.safetensors file is in that folder")
 
 
-def check_output(path: Path | str, suffixes: Sequence[str] = ()) -> None:
+SUFFIXES: Mapping[str, tuple[str, ...]] = {
+    "html": (".html", ".htm"), "csv": (".csv",), "json": (".json", ".jsonl"),
+    "markdown": (".md",), "latex": (".tex",), "terminal": (".txt",), "svg": (".svg",),
+    "png": (".png",),
+}  # fmt: skip
+"""How the names of files end that are written, by format."""
+_ENDINGS = {ending for endings in SUFFIXES.values() for ending in endings}
+_ANY = ("", ".txt")
+"""Endings that promise no format."""
+
+
+def check_output(path: Path | str, suffixes: Sequence[str] = (), ours: str = "") -> None:
     """BenchError, naming the path, unless `write_output` may write there.
 
-    `suffixes`: a file that is there already and ends in none of them is somebody else's.
+    `suffixes`: how the names end of what is written; another format's name is a contradiction, and
+    a file that is there already and ends in none of them is somebody else's. So is one that does
+    not hold the text `ours`.
 
     A symbolic link stands for what it points to. Refused are folders, read-only files (for root
     too, whom the system would let) and files in a folder that is not there.
@@ -89,6 +114,10 @@ def check_output(path: Path | str, suffixes: Sequence[str] = ()) -> None:
     target = Path(os.path.realpath(path))
     if _is_stream(path):
         return
+    known = " or ".join(suffixes)
+    for ending in (Path(path).suffix.lower(), target.suffix.lower()):
+        if suffixes and ending in _ENDINGS and ending not in (*_ANY, *suffixes):
+            raise BenchError(f"{path}: what is written is no {ending}, but {known}: name it so")
     try:
         found = target.stat()
     except FileNotFoundError:
@@ -101,11 +130,19 @@ def check_output(path: Path | str, suffixes: Sequence[str] = ()) -> None:
         raise BenchError(f"{path}: cannot be written: {error.strerror}") from None
     if stat.S_ISDIR(found.st_mode):
         raise BenchError(f"{path}: this is a folder; name a file in it")
-    if suffixes and found.st_size and target.suffix.lower() not in ("", ".txt", *suffixes):
-        known = " or ".join(suffixes)
+    if suffixes and found.st_size and target.suffix.lower() not in (*_ANY, *suffixes):
         raise BenchError(f"{path}: {target.name} is there, and no file in {known}: name another")
     if not found.st_mode & 0o222 or not os.access(target, os.W_OK):
         raise BenchError(f"{path}: this file is read-only")
+    if ours and found.st_size and not _holds(target, ours):
+        raise BenchError(f"{path}: {target.name} is there, and holds something else: name another")
+
+
+def _holds(path: Path, text: str) -> bool:
+    try:
+        return text in read_text(path)
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def write_output(path: Path | str, content: str | bytes) -> None:
@@ -147,12 +184,37 @@ def _is_stream(path: Path | str) -> bool:
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
+PATIENCE_SECONDS = 10.0
+"""How long a named pipe waits for somebody who reads it."""
+
+
 def _stream(path: Path | str, content: str | bytes) -> None:
     try:
-        with open(path, "wb") as stream:
+        with open(path, "wb", opener=_with_a_reader) as stream:
             stream.write(content.encode() if isinstance(content, str) else content)
     except OSError as error:
         raise BenchError(f"{path}: not written: {error.strerror or error}") from error
+
+
+def _with_a_reader(path: str, flags: int) -> int:
+    """Open a file to write; a named pipe only where somebody reads it, else OSError: to open one
+    that nobody does would never end."""
+    if not stat.S_ISFIFO(os.stat(path).st_mode):
+        return os.open(path, flags, 0o666)
+    until = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            descriptor = os.open(path, flags | os.O_NONBLOCK)
+            break
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            if time.monotonic() >= until:
+                text = f"nobody has read this pipe within {PATIENCE_SECONDS:g} s"
+                raise OSError(errno.ENXIO, text) from None
+        time.sleep(0.05)
+    os.set_blocking(descriptor, True)
+    return descriptor
 
 
 def write_atomically(path: Path | str, content: str | bytes) -> None:

@@ -151,9 +151,19 @@ def test_memory_is_that_of_the_files_own_step(
 def test_an_optimizer_that_is_not_predicted_leaves_the_rest(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """What was asked for and nobody can tell has not passed."""
     path = READERS / "axolotl" / "mixtral-parameters.yaml"
-    assert main(["check", str(path), "--gpu-memory", "80GiB", "--no-gradients"]) == 0
-    assert "memory is not predicted" in capsys.readouterr().out
+    assert main(["check", str(path), "--no-gradients"]) == 0
+    capsys.readouterr()
+    assert main(["check", str(path), "--gpu-memory", "80GiB", "--no-gradients"]) == 1
+    said = capsys.readouterr().out
+    assert "memory is not predicted" in said
+    assert said.endswith("memory asked for, and not predicted\n")
+    assert (
+        main(["check", str(path), "--gpu-memory", "80GiB", "--no-gradients", "--format", "github"])
+        == 1
+    )
+    assert "title=bench%3A memory::memory is not predicted" in capsys.readouterr().out
 
 
 def test_another_rank_is_one_line_that_says_so(
@@ -173,3 +183,31 @@ def test_another_rank_is_one_line_that_says_so(
     assert "8 of another shape than the model's" in line
     assert "4×64 for 6×64" in line
     assert "the file's rank is 4, adapter_config.json says 6" in line
+
+
+def test_what_is_wrong_with_the_file_and_with_its_model_is_told_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "train.yaml"
+    path.write_text("base_model: no-such-model\nadapter: lora\nlora_r: 4\nlora_alpha: 8\n"
+                    "lora_dropout: 5\nmicro_batch_size: 0\nsequence_len: 32\n"
+                    "lora_target_modules: [q_proj]\n")  # fmt: skip
+    assert main(["check", str(path)]) == 2
+    said = capsys.readouterr().err
+    for fault in ("micro_batch_size must be", "'no-such-model' was not found", "lora_dropout must"):
+        assert said.count(fault) == 1
+    assert said.count(str(path)) < 4
+    adapter = tmp_path / "adapter_config.json"
+    adapter.write_text(json.dumps({"peft_type": "LORA", "r": 0, "target_modules": ["q_proj"],
+                                   "base_model_name_or_path": "no-such-model"}))  # fmt: skip
+    assert main(["check", str(adapter)]) == 2
+    said = capsys.readouterr().err
+    assert "r must be a whole number" in said
+    assert "'no-such-model' was not found" in said
+
+
+def test_an_optional_entry_of_no_file_is_a_slip(capsys: pytest.CaptureFixture[str]) -> None:
+    path = READERS / "trl" / "defaults.yaml"
+    asked = ["check", str(path), str(path), "--no-gradients", "--optional", "q_porj"]
+    assert main(asked) == 2
+    assert "unknown entry in --optional: 'q_porj'" in capsys.readouterr().err

@@ -94,8 +94,7 @@ def _check(record: Any, subject: Subject, case: Case, found: Any) -> None:
     }
     record.detail |= {
         "predicted_in": case.precision,
-        "batch_size": case.step.batch_size,
-        "seq_len": case.step.seq_len,
+        **case.step.recorded(),
         "predicted_breakdown": found.breakdown,
     }
     assert found.trainable_parameters == lora_parameters(ledger).trainable

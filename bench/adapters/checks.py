@@ -10,11 +10,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from bench.adapters.patterns import ALL_LINEAR, check_compiles
 from bench.errors import BenchError, UnknownName
 from bench.tasks import BY_TYPE
 
 BIASES = ("none", "all", "lora_only")
-ALL_LINEAR = "all-linear"
 NO_TARGETS = "dummy-target-modules"
 """PEFT's own value for a configuration that adapts no module, and trains whole ones only."""
 INITIALISATIONS = ("gaussian", "eva", "olora", "pissa", "pissa_niter_4", "corda", "loftq",
@@ -118,12 +118,12 @@ def check_fields(given: Mapping[str, Any]) -> None:
         raise BenchError("target_modules is empty: name at least one module")
     for name, pattern, wrapped in _regular_expressions(given):
         try:
-            re.compile(wrapped)
-        except re.error as error:
+            check_compiles(wrapped)
+        except BenchError as error:
             stars = name == "target_modules" and not pattern.strip("*")
             instead = f'; every linear layer is the string "{ALL_LINEAR}"' if stars else ""
             raise BenchError(
-                f"{name} {pattern!r} is not a regular expression: {error}{instead}"
+                f"{name} {_short(pattern)} is not a regular expression: {error}{instead}"
             ) from None
     _check_together(given)
     _check_counts(given["monteclora_config"], "monteclora_config", "num_samples")
@@ -169,6 +169,10 @@ def _check_counts(nested: Mapping[str, Any] | None, where: str, key: str) -> Non
     value = (nested or {}).get(key, 1)
     if not _whole(value, 1):
         raise BenchError(f"{where}: {key} must be a whole number of at least 1, not {value!r}")
+
+
+def _short(pattern: str) -> str:
+    return repr(pattern) if len(pattern) <= 200 else f"{pattern[:80]!r}..."
 
 
 def _plain(value: object) -> object:

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from bench.adapters.checks import ALL_LINEAR, BIASES, NESTED, NO_TARGETS, check_fields
+from bench.adapters.checks import BIASES, NESTED, NO_TARGETS, check_fields
+from bench.adapters.patterns import ALL_LINEAR
 from bench.errors import BenchError, UnknownName
 from bench.files import read_json
 from bench.tasks import heads_of
@@ -38,6 +39,10 @@ REFUSED = {
     "use_qalora": "PEFT implements it for GPTQ weights only",
     "megatron_config": "it shards layers over processes",
 }
+
+_NAMING = ("target_modules", "target_parameters", "exclude_modules", "modules_to_save",
+           "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern",
+           "trainable_token_indices")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,18 @@ class AdapterConfig:
     @property
     def ranks(self) -> tuple[tuple[str, int], ...]:
         return tuple(self.rank_pattern.items())
+
+    @property
+    def written(self) -> frozenset[str]:
+        """What the fields name: entries, patterns and keys, and layers by their number."""
+        found: set[str] = set()
+        for name in _NAMING:
+            value = getattr(self, name)
+            if isinstance(value, str | int):
+                found.add(str(value))
+            elif value is not None:
+                found.update(map(str, value))
+        return frozenset(found)
 
     @property
     def saved_modules(self) -> tuple[str, ...]:

@@ -2,8 +2,8 @@
 
 Python's `re` goes back and forth: `(a+)+$` on a name of forty letters takes longer than anybody
 waits, and nothing interrupts it. PEFT would run the same expression on the same names. So one that
-could do this (a repeated group, a reference back, more than two open repeats) is first tried on the
-model's names in a process of its own, which may use two seconds of processor time.
+could do this (a repeated group, a reference back, more than two open repeats) is first compiled,
+and tried on the model's names, in a process of its own that may use two seconds of processor time.
 """
 
 from __future__ import annotations
@@ -16,15 +16,20 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from bench.adapters.checks import ALL_LINEAR
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
     from bench.adapters.config import AdapterConfig
 
+ALL_LINEAR = "all-linear"
+"""The one string of target_modules that is no expression."""
 CPU_SECONDS = 2
 _WALL_SECONDS = 60
 """For a system that knows no limit of processor time, or hardly gives any."""
+
+LONGEST = 50_000
+"""Characters of an expression: to compile more takes seconds, and no list of a model's own names is
+as long."""
 
 _TRY = """
 import json, re, sys
@@ -34,7 +39,10 @@ try:
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
 except (ImportError, ValueError, OSError):
     pass
-compiled = re.compile(pattern)
+try:
+    compiled = re.compile(pattern)
+except (re.error, OverflowError, RecursionError):
+    sys.exit()  # no expression: told where it is used
 for name in names:
     compiled.match(name)
     compiled.fullmatch(name)
@@ -64,6 +72,41 @@ def check_pattern(pattern: str, names: tuple[str, ...], what: str) -> None:
         )
 
 
+@lru_cache(maxsize=1024)
+def check_compiles(pattern: str) -> None:
+    """BenchError that says why where Python, and so PEFT, makes no expression of `pattern`, or
+    takes too long to."""
+    if len(pattern) > LONGEST:
+        raise BenchError(
+            f"it has {len(pattern):,} characters, and {LONGEST:,} is most: PEFT would be as long "
+            "about compiling it"
+        )
+    if _NESTED.search(pattern) and not _ends(pattern, ()):
+        raise BenchError(
+            f"Python takes over {CPU_SECONDS} s to compile it, and PEFT would hang on it too: "
+            "write it without repeats within repeats"
+        )
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError) as error:
+        raise BenchError(str(error)) from None
+    except RecursionError:
+        raise BenchError("its groups are nested too deeply for Python to compile") from None
+
+
+def fitting(pattern: str, names: Iterable[str]) -> list[str]:
+    """The names that the whole expression fits; none where it is no expression, or one that does
+    not come to an end on them. For what is offered instead of what somebody wrote."""
+    names = tuple(names)
+    try:
+        check_compiles(pattern)
+        check_pattern(pattern, names, "offered")
+    except BenchError:
+        return []
+    fits = re.compile(pattern).fullmatch
+    return [name for name in names if fits(name)]
+
+
 def _expressions(adapter: AdapterConfig) -> Iterator[tuple[str, str, str]]:
     """(field, as given, as PEFT runs it) of all in the configuration that it takes for one."""
     for field in ("target_modules", "exclude_modules"):
@@ -90,12 +133,13 @@ def _risky(pattern: str) -> bool:
     return repeats > 2 or bool(re.search(r"\)[*+{]|\\[1-9]|\(\?P=", plain))
 
 
+_NESTED = re.compile(r"[*+}]\??\)[*+{]")
+"""A repeat at the end of a group that is repeated."""
+
+
 @lru_cache(maxsize=64)
 def _ends(pattern: str, names: tuple[str, ...]) -> bool:
-    try:
-        re.compile(pattern)
-    except (re.error, OverflowError, RecursionError):
-        return True  # no expression: told where it is used
+    """Whether it is compiled and tried on the names within the bound."""
     try:
         done = subprocess.run(
             [sys.executable, "-I", "-S", "-c", _TRY],

@@ -3,6 +3,7 @@
 from bench.baselines.gate import (
     all_thresholds,
     as_json,
+    check_verdict_file,
     count_verdicts,
     gate,
     require_common,
@@ -43,6 +44,7 @@ __all__ = [
     "Verdict",
     "all_thresholds",
     "as_json",
+    "check_verdict_file",
     "compare",
     "count_verdicts",
     "digest",

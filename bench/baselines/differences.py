@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
+from bench.baselines.configuration import COUNTED, changes
 from bench.baselines.metrics import ALLOCATED, RESERVED, TIME, Metric
 from bench.baselines.runs import Record, StoredRun
 from bench.units import format_count, one_line
@@ -15,12 +16,6 @@ CLUES = 3
 WORKLOAD = ("batch_size", "seq_len", "step_options")
 STRUCTURE = ("rank", "model", "scenario", "task_type", "geometry")
 FACTS = (*STRUCTURE, "precision", *WORKLOAD)
-
-COUNTED = (
-    "adapted_layers", "dead_entries", "modules", "trainable_parameters", "total_parameters",
-    "ledger_digest",
-)  # fmt: skip
-"""Figures that no step has a part in: names and shapes alone decide them."""
 
 
 def differences(
@@ -34,21 +29,44 @@ def differences(
     they can be the cause of a difference in `metric` (None: in how the case ended)."""
     counted = metric is not None and metric.name in COUNTED
     memory = metric is None or metric.kind in (ALLOCATED, RESERVED) or "bytes" in metric.name
+    predicted = metric is not None and metric.name.startswith("predicted")
+    parts = "predicted_breakdown" if predicted else "breakdown"
     clues = [
         *_failures(before, after),
         *_facts(before, after, STRUCTURE if counted else FACTS),
+        *_configuration(baseline, contender, before, after, metric),
         *_modules(before.detail, after.detail),
         *_numbers(before.detail, after.detail, "adapted_by_role"),
         *_dead_entries(before.detail, after.detail),
         *(() if counted else _numbers(before.detail, after.detail, "operations")),
-        *(_numbers(before.detail, after.detail, "breakdown") if memory else ()),
+        *(_numbers(before.detail, after.detail, parts) if memory else ()),
         *version_changes(baseline, contender, _involved(before, metric)),
     ]
     if not clues and baseline.commit != contender.commit:
         clues = [f"commit {baseline.commit or 'unknown'} -> {contender.commit or 'unknown'}"]
+    unknown = ""
+    if (before.model in baseline.models) != (after.model in contender.models):
+        older = baseline if after.model in contender.models else contender
+        unknown = f" ({older.label} does not record the model's configuration)"
     return "; ".join(one_line(clue) for clue in clues) or (
-        "nothing recorded explains it: same libraries, same roles"
+        f"nothing recorded explains it: same libraries, same roles{unknown}"
     )
+
+
+def _configuration(
+    baseline: StoredRun,
+    contender: StoredRun,
+    before: Record,
+    after: Record,
+    metric: Metric | None,
+) -> list[str]:
+    """The fields of the model's config.json, and of a user's own adapter, that differ."""
+    old, new = baseline.models.get(before.model), contender.models.get(after.model)
+    found = changes(old, new, metric) if old and new else []
+    adapters = [record.detail.get("adapter") for record in (before, after)]
+    if all(isinstance(adapter, dict) for adapter in adapters):
+        found += changes(*adapters, metric)
+    return [*found[:CLUES], f"and {len(found) - CLUES} more"] if len(found) > CLUES else found
 
 
 def _involved(record: Record, metric: Metric | None) -> frozenset[str]:

@@ -14,7 +14,7 @@ from bench.baselines.metrics import METRICS, Thresholds
 from bench.baselines.runs import StoredRun
 from bench.baselines.verdicts import FAILING, NEW, VERDICTS, Verdict
 from bench.errors import BenchError, UnknownName
-from bench.files import read_toml, write_output
+from bench.files import SUFFIXES, check_output, tool_table, write_output
 from bench.scenarios.scenario import load_scenarios
 
 VERDICT_SCHEMA = 1
@@ -29,7 +29,7 @@ def all_thresholds(options: Iterable[str] = (), project: Path | None = None) -> 
     found = Thresholds()
     path = project or Path("pyproject.toml")
     if path.exists():
-        table = read_toml(path).get("tool", {}).get("bench", {}).get("thresholds", {})
+        table = tool_table(path, "bench", "thresholds")
         found = found.with_table(table, f"{path}: tool.bench.thresholds")
     for scenario in load_scenarios().values():
         where = f"scenario {scenario.name}: thresholds"
@@ -91,6 +91,11 @@ def count_verdicts(verdicts: Iterable[Verdict]) -> dict[str, int]:
     """How many of each verdict, all verdicts named, the failing ones first."""
     counts = Counter(verdict.verdict for verdict in verdicts)
     return {name: counts[name] for name in VERDICTS}
+
+
+def check_verdict_file(path: Path) -> None:
+    """BenchError unless the verdicts may be written there: no other file is in that place."""
+    check_output(path, SUFFIXES["json"], '"verdicts": ')
 
 
 def write_verdicts(

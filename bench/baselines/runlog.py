@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from bench.baselines.configuration import recorded
 from bench.baselines.runs import Record, Selection, StoredRun, parse_record
 from bench.formulas import Parameters
 from bench.scenarios.subjects import Subject
@@ -97,7 +98,10 @@ class Recorder:
         return said
 
     def record(self, key: str = "") -> Record:
-        """The record as it stands, under the id `key`."""
+        """The record as it stands, under the id `key`; a user's own adapter with its fields."""
+        own = {}
+        if self.subject.scenario is None:
+            own = {"adapter": recorded(self.subject.adapter.to_dict())}
         return Record(
             id=key,
             suite=self.suite,
@@ -107,7 +111,7 @@ class Recorder:
             precision=self.subject.precision,
             outcome=self.outcome,
             metrics=self.metrics,
-            detail=self.detail,
+            detail=self.detail | own,
         )
 
 
@@ -163,9 +167,13 @@ class RunLog:
     """Records of an interrupted run that this one goes on from."""
     machine: Machine | None = None
     """The one that was measured on, where it is not this one: a cluster's nodes."""
+    models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What is kept of the config.json of every model that may have records, by label."""
 
     def run(self, name: str, seed: int = 0) -> StoredRun:
         """The run as it stands, called `name`."""
+        labels = {recorder.subject.model.label for recorder in self.records.values()}
+        labels |= {record["model"] for record in self.resumed.values()}
         only = {option: tuple(values) for option, values in self.only.items()}
         return StoredRun(
             name,
@@ -179,4 +187,5 @@ class RunLog:
             Selection(self.arguments, frozenset(self.deselected), only),
             interrupted=self.interrupted,
             options=self.options,
+            models={label: kept for label, kept in self.models.items() if label in labels},
         )

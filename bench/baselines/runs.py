@@ -112,6 +112,8 @@ class StoredRun:
     datetime: str | None = None
     path: Path | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What `configuration.recorded` keeps of each model's config.json, by the model's label."""
 
     @property
     def label(self) -> str:
@@ -122,6 +124,8 @@ class StoredRun:
         """The `lora_bench` table of the file, which `parse_run` reads; `seal` adds the digest."""
         selection = self.selection
         detail: dict[str, Any] = {"options": dict(self.options)} if self.options else {}
+        if self.models:
+            detail["models"] = {key: dict(fields) for key, fields in self.models.items()}
         if self.interrupted:
             detail["interrupted"] = True
         if self.gate is not None:
@@ -234,6 +238,12 @@ def parse_run(document: Any, where: str, path: Path | None = None) -> StoredRun:
         gate=_word_or_none(detail.get("gate"), f"{where}: detail: gate"),
         digest=body["digest"],
         options=_table(detail.get("options", {}), f"{where}: detail: options"),
+        models={
+            _word(label, f"{where}: detail: models"): _table(fields, f"{where}: models: {label}")
+            for label, fields in _table(
+                detail.get("models", {}), f"{where}: detail: models"
+            ).items()
+        },
         datetime=_word_or_none(date, f"{where}: datetime"),
         path=path,
     )

@@ -44,6 +44,11 @@ def find_runs(storage: Path | str, selector: str | None = None) -> list[Path]:
     ]
     if found:
         return found if selector else found[-1:]
+    if not storage.is_dir():
+        raise BenchError(
+            f"no stored run in {storage}: there is no such folder; name the one that holds them "
+            f"(by default results/), or store one with {SAVE_HINT}"
+        )
     if not stored:
         raise BenchError(f"no stored run in {storage}: store one with {SAVE_HINT}")
     there = _listed(storage, stored[-20:])

@@ -12,7 +12,7 @@ from bench.check.gate import HazardGate
 from bench.errors import BenchError
 from bench.formulas import Parameters, lora_parameters
 from bench.models.architectures import Model
-from bench.readers import Recipe, read_recipe
+from bench.readers import Recipe, RecipeFault, read_recipe
 from bench.saved.folder import CONFIG, Found, find
 from bench.saved.header import read_header
 from bench.saved.keys import Comparison, Mismatch, compare
@@ -73,10 +73,13 @@ class Checked:
 
     @property
     def failed(self) -> bool:
-        """Whether anything was found that makes the configuration or the adapter wrong."""
+        """Whether anything was found that makes the configuration or the adapter wrong, or the
+        memory was asked for and cannot be told: what nobody has checked has not passed."""
         short = self.prediction is not None and self.prediction.fit is not None
-        return any(f.error for f in self.findings) or (
-            short and not self.prediction.fit.fits  # type: ignore[union-attr]
+        return (
+            any(f.error for f in self.findings)
+            or bool(self.not_predicted)
+            or (short and not self.prediction.fit.fits)  # type: ignore[union-attr]
         )
 
 
@@ -97,11 +100,8 @@ def check(path: Path, question: Question) -> Checked:
     Raises BenchError where it is none that is understood, or the base model is not found.
     """
     found = find(path)
-    recipe = read_recipe(found.config)
+    recipe, model = _read(found.config, question)
     kind = _kind(found, recipe)
-    model = base_model(
-        recipe.model, found.config, question.model, question.auto_class, question.trust_remote_code
-    )
     if recipe.num_labels is not None:
         model = replace(model, config={**model.config, "num_labels": recipe.num_labels})
     if question.auto_class is None:
@@ -130,6 +130,36 @@ def check(path: Path, question: Question) -> Checked:
         checked = _with_prediction(checked, question)
     failing = question.gate.failing(checked.ledger)
     return replace(checked, failing=failing, findings=tuple(_findings(checked, failing)))
+
+
+def _read(file: Path, question: Question) -> tuple[Recipe, Model]:
+    """The recipe and its base model. BenchError with what is wrong with either, told together."""
+    faults: list[BenchError] = []
+    recipe: Recipe | None = None
+    model: Model | None = None
+    try:
+        recipe = read_recipe(file)
+        named = recipe.model
+    except RecipeFault as error:
+        faults.append(error)
+        recipe, named = error.recipe, error.model
+    try:
+        model = base_model(
+            named, file, question.model, question.auto_class, question.trust_remote_code
+        )
+    except BenchError as error:
+        faults.append(error)
+    if recipe is not None and model is not None and not faults:
+        return recipe, model
+    if recipe is not None and not (model is None and recipe.targets):
+        try:
+            recipe.adapter(model)  # type: ignore[arg-type]  # without targets it asks for none
+        except BenchError as error:
+            faults.append(error)
+    if len(faults) == 1:
+        raise faults[0]
+    told = "; ".join(str(fault).removeprefix(f"{file}: ") for fault in faults)
+    raise BenchError(f"{file}: {told}") from faults[0]
 
 
 def _kind(found: Found, recipe: Recipe) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.errors import BenchError, check_keys
-from bench.files import read_toml
+from bench.files import tool_table
 from bench.targets.hazards import HAZARDS, NOT_AS_WRITTEN, check_hazards, coverage_text
 from bench.targets.ledger import Hazard, Ledger
 
@@ -41,7 +41,7 @@ class HazardGate:
         """
         if not path.exists():
             return cls()
-        table = read_toml(path).get("tool", {}).get(SECTION, {})
+        table = tool_table(path, SECTION)
         where = f"{path}: tool.{SECTION}"
         tables = [key for key, value in table.items() if isinstance(value, dict)]
         check_keys(table, where, (*_KEYS, *tables))  # its tables belong to other commands
@@ -66,6 +66,8 @@ class HazardGate:
         by the project, and the other way round."""
         failing = _codes(fail_on, f"{where}fail-on")
         allowed = _codes(allow, f"{where}allow")
+        if (both := sorted(failing & allowed)) and not failing.issuperset(HAZARDS):
+            raise BenchError(f"{where}{both[0]} is in fail-on and in allow: in one of them")
         share = self.minimum_coverage if minimum_coverage is None else minimum_coverage
         if share is not None and not (
             isinstance(share, int | float) and not isinstance(share, bool) and 0 <= share <= 1

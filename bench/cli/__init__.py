@@ -47,12 +47,20 @@ def _main(arguments: Sequence[str] | None, *, in_worker: bool) -> int:
         _discard_output()
         return 0
     except OSError as error:
+        if error.errno in _NAMED and error.filename is not None:
+            named = str(error.filename)
+            shown = named if len(named) <= 200 else f"{named[:80]}..."
+            return _refuse(f"{shown}: {error.strerror}")
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF):
             raise
         _discard_output()
         return _refuse(f"the output was not written: {error.strerror}")
     except KeyboardInterrupt as stopped:  # as a shell has it: 128 and the signal
         return 128 + getattr(signal, str(stopped) or "SIGINT", signal.SIGINT)
+
+
+_NAMED = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR)
+"""What is wrong with a path that somebody named."""
 
 
 def _refuse(line: str) -> int:

@@ -21,7 +21,7 @@ from bench.cli.options import (
     entries,
 )
 from bench.cli.output import json_lines, put, say, written
-from bench.errors import BenchError
+from bench.errors import BenchError, check_most
 from bench.training.cases import MEASURED_LENGTH
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def add_options(add: Add) -> None:
     add_gate(add)
     add("--save", type=Path, metavar="DIR", help="store both runs there")
     add("--resume", action="store_true", help="go on with what was cut short in --save DIR")
-    add("--experiment", type=count, metavar="N",
+    add("--experiment", type=count(1_000), metavar="N",
         help="instead: how often it is right, in N comparisons of a small case with itself and as "
              "many with steps made longer")
     add_format(add, "terminal", ("terminal", "markdown", "latex", "json"))
@@ -76,12 +76,19 @@ def run(options: argparse.Namespace) -> int:
     if options.experiment is not None:
         return _experiment(options)
     from bench.ab.pair import PairJournal, measure
-    from bench.baselines import all_thresholds, as_json, compare, gate, write_run, write_verdicts
-    from bench.files import check_output
+    from bench.baselines import (
+        all_thresholds,
+        as_json,
+        check_verdict_file,
+        compare,
+        gate,
+        write_run,
+        write_verdicts,
+    )
     from bench.reports.sides import sides_report
 
     if options.verdict_file is not None:
-        check_output(options.verdict_file)
+        check_verdict_file(options.verdict_file)
     thresholds = all_thresholds(options.threshold)
     gate([], options.allow)
     plan = _plan(options)
@@ -116,7 +123,8 @@ def _experiment(options: argparse.Namespace) -> int:
     """Store the comparisons and print what they come to; 1 if a target was missed."""
     from bench.ab.experiment import experiment_file, run_experiment
 
-    names = ("model", "scenario", "adapter", "target_modules", "rank", "precision", "contender_env")
+    names = ("model", "scenario", "adapter", "target_modules", "rank", "precision",
+             "contender_env", "resume", "threshold", "allow", "verdict_file")  # fmt: skip
     if given := [name for name in (*names, *_CONTENDERS) if getattr(options, name)]:
         raise BenchError(
             f"--experiment has a case of its own: without --{given[0].replace('_', '-')}"
@@ -133,6 +141,8 @@ def _plan(options: argparse.Namespace) -> Plan:
     from bench.training.cases import StepOptions
 
     _check_ways(options)
+    check_most("--rounds", options.rounds, 10_000)
+    check_most("--launches", max(options.launches), 1_000)
     for rank in (options.rank, options.contender_rank):
         if rank is not None:
             AdapterConfig(r=rank)  # 0 is wrong, not absent

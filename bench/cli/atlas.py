@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from bench.cli.options import Add, split
 from bench.cli.output import save_figure
-from bench.errors import BenchError
-from bench.files import INSTALLED, write_output
+from bench.errors import BenchError, check_most
+from bench.files import INSTALLED, read_text, write_output
 
 if TYPE_CHECKING:
     from bench.atlas.build import Done
@@ -200,7 +200,7 @@ def _page(options: argparse.Namespace) -> int:
 
     path = options.page
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise BenchError(f"{path}: cannot be read: {error}") from None
     write_output(path, refresh(text, str(path)))
@@ -265,6 +265,7 @@ def _runner(options: argparse.Namespace) -> Iterator[Run]:
 def _check_jobs(options: argparse.Namespace) -> None:
     if options.jobs is not None and options.jobs < 1:
         raise BenchError(f"--jobs must be a whole number of at least 1, not {options.jobs}")
+    check_most("--jobs", options.jobs, 256)
     if options.jobs is not None and options.cluster is not None:
         raise BenchError("--jobs does not go with --cluster: its nodes say how many they take")
 

@@ -7,14 +7,15 @@ import json
 from pathlib import Path
 
 from bench.cli.options import Add, Json, split
-from bench.cli.output import in_colour
+from bench.cli.output import fitted, in_colour
 from bench.errors import BenchError
 
 HELP = "check a training configuration or a trained adapter, whichever tool wrote it"
 EPILOG = (
     "PATH is PEFT's adapter_config.json, an adapter's folder, a checkpoint of Trainer, or a file "
     "of axolotl, LLaMA-Factory, TRL, LitGPT or ms-swift. Exit status: 0 nothing wrong; 1 a dead "
-    "entry, weights that do not fit, or a step that does not; 2 the input was wrong. "
+    "entry, weights that do not fit, or with --gpu a step that does not, or that cannot be "
+    "predicted; 2 the input was wrong. "
     "docs/check.md says more."
 )
 
@@ -58,6 +59,7 @@ def run(options: argparse.Namespace) -> int:
     from bench.check.gate import HazardGate
     from bench.predict.gpus import find_gpu, gpu_with_memory
     from bench.reports.check import check_annotations, check_json, check_text
+    from bench.scenarios.subjects import check_optional
 
     gpu = find_gpu(options.gpu) if options.gpu else None
     if options.gpu_memory:
@@ -75,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
             split(options.fail_on), split(options.allow), options.minimum_coverage
         ),
     )
-    failed = False
+    failed, subjects = False, []
     for number, path in enumerate(options.paths):
         checked = check(path, question)
         if options.format == "json":
@@ -85,6 +87,8 @@ def run(options: argparse.Namespace) -> int:
                 print(text, flush=True)
         else:
             blank = "\n" if number else ""
-            print(blank + check_text(checked, colour=in_colour()), flush=True)
+            print(blank + fitted(check_text(checked, colour=in_colour())), flush=True)
         failed |= checked.failed
+        subjects.append(checked.subject)
+    check_optional(question.optional, subjects)
     return int(failed)

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.cli.options import REPEATABLE, Add, add_model, add_step
+from bench.adapters.checks import LARGEST_RANK
+from bench.cli.options import MOST_PARAMETERS, REPEATABLE, Add, add_model, add_step
 from bench.cli.output import put, save_figure, written
-from bench.errors import BenchError
+from bench.errors import BenchError, check_most
 from bench.models.precision import precision
 
 if TYPE_CHECKING:
@@ -34,9 +35,9 @@ def add_options(add: Add) -> None:
     add("--optimizer", default="adamw")
     add("--precision", **REPEATABLE, metavar="P",
         help="only this; repeatable (default: bf16, int8, nf4)")
-    add("--rank", type=int, default=16, metavar="R", help="of every row (default: %(default)s)")
+    add("--rank", type=int, metavar="R", help="of every row (default: 16)")
     add("--budget", type=int, metavar="N",
-        help="the rank of each row at which it trains most nearly N parameters")
+        help="... or the rank of each row at which it trains most nearly N parameters")
     add("--show", type=int, metavar="ROW",
         help="print that row as LoraConfig(...), for axolotl and for LLaMA-Factory instead")
     add("--probe", action="store_true",
@@ -65,13 +66,13 @@ def run(options: argparse.Namespace) -> int:
 
     model = load_model(options.model, options.auto_class, options.trust_remote_code)
     check_positions(model.config, options.seq_len, model.label)
-    from bench.choose.rows import PRECISIONS
+    from bench.choose.rows import PRECISIONS, RANK
     from bench.choose.table import choose
 
     wanted = tuple(dict.fromkeys(options.precision)) or PRECISIONS
     try:
         choice = choose(
-            model, gpu, step, precisions=wanted, rank=options.rank, budget=options.budget,
+            model, gpu, step, precisions=wanted, rank=options.rank or RANK, budget=options.budget,
             progress=_progress, shorten=options.seq_len is None, show=options.show,
         )  # fmt: skip
     finally:
@@ -124,10 +125,14 @@ def _check(options: argparse.Namespace) -> None:
         raise BenchError("--show prints code: give it without --json and --format")
     for name in options.precision:
         precision(name)
+    if options.rank is not None and options.budget is not None:
+        raise BenchError("give --rank or --budget, not both: a budget gives each row its own rank")
     for name in ("rank", "budget", "show"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise BenchError(f"--{name} must be at least 1, not {value}")
+    check_most("--budget", options.budget, MOST_PARAMETERS)
+    check_most("--rank", options.rank, LARGEST_RANK)
     if options.show is not None:
         from bench.choose.rows import PRECISIONS, SCENARIOS
 

@@ -27,17 +27,17 @@ def run(options: argparse.Namespace) -> int:
     from bench.baselines import (
         all_thresholds,
         as_json,
+        check_verdict_file,
         compare,
         gate,
         load_stored,
         require_common,
         write_verdicts,
     )
-    from bench.files import check_output
     from bench.reports import verdict_report, verdict_table
 
     if options.verdict_file is not None:
-        check_output(options.verdict_file)
+        check_verdict_file(options.verdict_file)
     thresholds, storage = all_thresholds(options.threshold), stored_runs()
     baseline = load_stored(storage, options.baseline)
     contender = load_stored(storage, options.contender)

@@ -7,6 +7,7 @@ import json
 import re
 
 from bench.cli.options import Add, add_model
+from bench.cli.output import fitted
 from bench.errors import BenchError
 
 HELP = "which configurations train exactly this many parameters"
@@ -40,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps({**explanation_json(model.label, answer), "notes": list(model.notes)}))
     else:
         notes = (f"note: {note}" for note in model.notes)
-        print("\n".join([*notes, explanation_text(model.label, answer)]))
+        print(fitted("\n".join([*notes, explanation_text(model.label, answer)])))
     return 0 if answer.exact or answer.full else 1
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from bench.cli.options import REPEATABLE, Add, add_format, add_gate, count
 from bench.cli.output import json_lines, put, save_figure, say, written
 from bench.errors import BenchError
+from bench.training.options import MOST
 
 if TYPE_CHECKING:
     from bench.baselines import StoredRun, Verdict
@@ -35,11 +36,12 @@ def add_options(add: Add) -> None:
         help="... on one's own text: .txt (paragraphs), .jsonl or .csv (text, and label)")
     add("--device", default="cpu", metavar="D", help="cpu or cuda (default: %(default)s)")
     add("--arm", **REPEATABLE, metavar="NAME", help="only this arm; repeatable")
-    add("--seeds", type=count, metavar="N", help="at most so many of each arm")
-    add("--steps", type=count, metavar="N", help="another number of training steps")
-    add("--batch-size", type=count, metavar="N", help="... of sequences in a step")
-    add("--seq-len", type=count, metavar="N", help="... of tokens in a sequence")
-    add("--workers", type=count, metavar="N", help="processes of one thread (default: 2)")
+    add("--seeds", type=count(1_000), metavar="N", help="at most so many of each arm")
+    add("--steps", type=count(1_000_000), metavar="N", help="another number of training steps")
+    add("--batch-size", type=count(MOST["batch_size"]), metavar="N",
+        help="... of sequences in a step")
+    add("--seq-len", type=count(MOST["seq_len"]), metavar="N", help="... of tokens in a sequence")
+    add("--workers", type=count(256), metavar="N", help="processes of one thread (default: 2)")
     add("--plan", action="store_true", help="say what would be done, and end")
     add("--save", metavar="NAME", help="store the run under this name")
     add("--results", type=Path, metavar="DIR", help="where (default: results/learning/STUDY)")
@@ -57,13 +59,9 @@ def add_options(add: Add) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train, store, report; 1 where the gate fails."""
-    if options.plot:
-        from bench.reports.plots import plot_format
-
-        plot_format(options.plot)
+    _check(options)
     if options.read is not None:
         return _read(options)
-    from bench.learning.schedule import default_workers, plan, run_study
     from bench.learning.study import Origin, load_study
 
     origin = Origin(
@@ -71,10 +69,17 @@ def run(options: argparse.Namespace) -> int:
         options.steps, options.batch_size, options.seq_len,
     )  # fmt: skip
     study = _narrowed(load_study(origin), options)
+    from bench.learning.schedule import default_workers, plan, run_study
+
     workers = options.workers or (1 if options.device != "cpu" else default_workers())
     say(plan(study, workers))
     if options.plan:
         return 0
+    baseline = None
+    if options.compare is not None:
+        from bench.baselines.accepted import load_baseline
+
+        baseline = load_baseline(_folder(study, options), options.compare or None)
     journal, done = _journal(study, options)
 
     def ended(shown: Shown) -> None:
@@ -90,7 +95,37 @@ def run(options: argparse.Namespace) -> int:
         if journal is not None:
             say(f"what is finished is kept in {journal.path}: go on with --resume")
         raise
-    return _report(study, shown, options, journal)
+    return _report(study, shown, options, journal, baseline)
+
+
+_TRAINING = ("weights", "data", "arm", "seeds", "steps", "batch_size", "seq_len", "workers",
+             "plan", "save", "resume", "compare")  # fmt: skip
+_GATING = ("threshold", "allow", "verdict_file")
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raise BenchError for options that do not go together, or that would only fail after hours."""
+    if options.plot:
+        from bench.reports.plots import plot_format
+
+        plot_format(options.plot)
+    given = [
+        name for name in (*_TRAINING, *_GATING) if getattr(options, name) not in (None, [], False)
+    ]
+    if options.read is not None and given:
+        raise BenchError(f"--read trains nothing: give it without --{given[0].replace('_', '-')}")
+    gating = [name for name in _GATING if name in given]
+    if options.compare is None and gating:
+        raise BenchError(f"--{gating[0].replace('_', '-')} is of a comparison: give --compare, too")
+    if options.save is None and options.resume:
+        raise BenchError("--resume needs --save NAME: the run that was cut short")
+    if options.compare is not None:
+        from bench.baselines import all_thresholds, check_verdict_file, gate
+
+        all_thresholds(options.threshold)
+        gate([], options.allow)
+        if options.verdict_file is not None:
+            check_verdict_file(options.verdict_file)
 
 
 def _read(options: argparse.Namespace) -> int:
@@ -141,8 +176,6 @@ def _journal(study: Study, options: argparse.Namespace) -> tuple[Journal | None,
     from bench.learning.schedule import resumed
 
     if options.save is None:
-        if options.resume:
-            raise BenchError("--resume needs --save NAME: the run that was cut short")
         return None, {}
     check_name(options.save)
     folder = _folder(study, options)
@@ -175,6 +208,7 @@ def _report(
     shown: dict[str, Shown],
     options: argparse.Namespace,
     journal: Journal | None,
+    baseline: StoredRun | None,
 ) -> int:
     """Hold the run against the baseline, store it, print what it says; 1 where the gate fails."""
     from dataclasses import replace
@@ -188,7 +222,7 @@ def _report(
     folder = _folder(study, options)
     run = run_of(study, shown, options.save or "run", interrupted=False)
     run = replace(run, options={**run.options, PROBE: probe(study)})
-    held = None if options.compare is None else _held(run, options, folder)
+    held = None if baseline is None else _held(run, options, baseline)
     if held is not None:
         run = replace(run, gate=FAILED if held.failing else PASSED)
     if journal is not None:
@@ -238,12 +272,10 @@ class _Held:
             put(written(report, form))
 
 
-def _held(run: StoredRun, options: argparse.Namespace, folder: Path) -> _Held:
+def _held(run: StoredRun, options: argparse.Namespace, baseline: StoredRun) -> _Held:
     """The verdicts on a run: its losses, and what it trains, against those of the baseline."""
     from bench.baselines import all_thresholds, compare, gate, require_common, write_verdicts
-    from bench.baselines.accepted import load_baseline
 
-    baseline = load_baseline(folder, options.compare or None)
     verdicts = compare(baseline, run, all_thresholds(options.threshold))
     require_common(baseline, run, verdicts)
     failing = gate(verdicts, options.allow)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.cli.options import REPEATABLE, Add, add_adapter, add_model
-from bench.cli.output import no_formula, put, save_figure, say, written
+from bench.cli.output import fitted, no_formula, put, save_figure, say, written
 from bench.cli.subject import predicted_subjects
 from bench.errors import BenchError
 from bench.models.precision import PRECISIONS, precision
@@ -21,6 +21,7 @@ from bench.training.options import (
     PREDICTED_LENGTH,
     StepOptions,
     add_step_options,
+    check_images,
     check_positions,
     check_step,
     step_from,
@@ -93,6 +94,7 @@ def run(options: argparse.Namespace) -> int:
         check_attention(options.attention, card.capability)
     model = load_model(options.model, options.auto_class, options.trust_remote_code)
     check_positions(model.config, options.seq_len, model.label)
+    check_images(model.config, model.auto_class, options.images, model.label)
     subjects, cases = _cases(options)
     if not cases:
         raise BenchError("no scenario applies to this model: give --target-modules or --adapter")
@@ -157,7 +159,7 @@ def _beside(cases: Sequence[Case], options: argparse.Namespace, line: _Line) -> 
             if options.json:
                 print(json.dumps({**_as_json(said), "measured": seen}), flush=True)
             else:
-                print(f"{prediction_text(said)}\n\n{beside}", flush=True)
+                print(fitted(f"{prediction_text(said)}\n\n{beside}"), flush=True)
             if measured is not None and options.record:
                 _append(case, said, measured, options.record)
     if options.plot:
@@ -235,7 +237,8 @@ def _text(done: Prediction | Solution, ways: Ways | None, options: argparse.Name
     if options.json:
         more = {} if ways is None else {"ways_to_fit": ways_json(ways, command)}
         return json.dumps({**_as_json(done), **more})
-    return "\n".join([prediction_text(done), *([] if ways is None else [ways_text(ways, command)])])
+    text = [prediction_text(done), *([] if ways is None else [ways_text(ways, command)])]
+    return fitted("\n".join(text))
 
 
 def _command(options: argparse.Namespace, case: Case) -> str:

@@ -5,14 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 
-from bench.cli.options import Add, add_model, add_targets, count, entries
+from bench.cli.options import MOST_PARAMETERS, Add, add_model, add_targets, count, entries
+from bench.cli.output import fitted
 
 HELP = "every PEFT method at one budget of trained parameters"
 
 
 def add_options(add: Add) -> None:
     """The model, the budget, and what the methods adapt."""
-    add("--budget", type=count, required=True, metavar="N", help="trainable parameters")
+    add(
+        "--budget",
+        type=count(MOST_PARAMETERS),
+        required=True,
+        metavar="N",
+        help="trainable parameters",
+    )
     add_targets(add)
     add_model(add)
 
@@ -50,5 +57,6 @@ def run(options: argparse.Namespace) -> int:
             print(json.dumps(line))
     else:
         notes = (f"note: {note}" for note in model.notes)
-        print("\n".join(filter(None, (*notes, budget_text(model, options.budget, rows), dead))))
+        text = "\n".join(filter(None, (*notes, budget_text(model, options.budget, rows), dead)))
+        print(fitted(text))
     return 0

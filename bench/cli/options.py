@@ -121,9 +121,23 @@ def entries(text: str | None) -> tuple[str, ...] | str:
     return () if text is None else written_targets(text)
 
 
-def count(text: str) -> int:
-    """A whole number of things, 1 or more; argparse tells anything else by the option."""
-    digits = text.replace(",", "").replace("_", "")
-    if not digits.isdecimal() or not int(digits):
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, not {text!r}")
-    return int(digits)
+MOST_PARAMETERS = 10**13
+"""No model has as many."""
+
+
+def count(most: int) -> Callable[[str], int]:
+    """How an option reads a whole number of things, 1 to `most`; argparse tells anything else by
+    the option."""
+
+    def read(text: str) -> int:
+        digits = text.replace(",", "").replace("_", "")
+        if not digits.isdecimal() or not int(digits[:20]) or len(digits) > 20:
+            shown = text if len(text) < 40 else f"{text[:40]}..."
+            raise argparse.ArgumentTypeError(
+                f"expected a whole number from 1 to {most:,}, not {shown!r}"
+            )
+        if int(digits) > most:
+            raise argparse.ArgumentTypeError(f"{int(digits):,} is too many: {most:,} is most")
+        return int(digits)
+
+    return read

@@ -65,6 +65,41 @@ def put(text: str, output: Path | None = None) -> None:
         raise BenchError("the reader of the output went away") from None
 
 
+def fitted(text: str) -> str:
+    """Text for a terminal as wide as standard output's: a longer line goes on, further in, on the
+    next. Names and paths stay whole, and so do commands to copy. Elsewhere it stays as it is."""
+    width = shutil.get_terminal_size().columns
+    if not sys.stdout.isatty() or width < _NARROW:
+        return text
+    return "\n".join(part for line in text.split("\n") for part in _folded(line, width))
+
+
+_NARROW = 40
+_COPIED = ("bench ", "pytest ", "pip ", "git ", "$ ")
+
+
+def _folded(line: str, width: int) -> Iterator[str]:
+    body = line.lstrip(" ")
+    if _shown_width(line) <= width or body.startswith(_COPIED):
+        yield line
+        return
+    indent = " " * (len(line) - len(body) + 2)
+    now, gap = line[: len(line) - len(body)], ""
+    for word in re.split(r"( +)", body):
+        if not word.strip(" "):
+            gap = word
+            continue
+        if now.strip(" ") and _shown_width(now + gap + word) > width:
+            yield now
+            now, gap = indent, ""
+        now += gap + word
+    yield now
+
+
+def _shown_width(text: str) -> int:
+    return len(_COLOURS.sub("", text))
+
+
 def csv_text(table: pd.DataFrame) -> str:
     """The table as CSV. Text that a spreadsheet would take for a formula is quoted."""
     rows = [[no_formula(cell) for cell in row] for row in table.astype(object).to_numpy()]

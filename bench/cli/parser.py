@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from bench import __version__
 from bench.cli import (
@@ -81,9 +81,17 @@ class _Once(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that tells what is wrong in one line, as every other wrong input is told."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with status 2."""
+        self.exit(2, f"{self.prog}: error: {message} ({self.prog} --help lists the options)\n")
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Every command with its options; `run` of the parsed options carries it out."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="bench", description="What LoRA target modules adapt, what they cost, what changed."
     )
     parser.add_argument("--version", action="version", version=f"bench {__version__}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from bench.cli.options import Add
 from bench.cli.output import format_for, put, save_figure, say, written
 from bench.errors import BenchError
+from bench.files import read_text, write_output
 
 if TYPE_CHECKING:
     from bench.predict.evidence import Kept, Measured
@@ -158,7 +159,7 @@ def _refresh(option: str, page: Path, section: str) -> None:
     from bench.reports.measured import refreshed
 
     try:
-        text = refreshed(page.read_text(encoding="utf-8"), section)
-    except (OSError, BenchError) as error:
+        text = refreshed(read_text(page), section)
+    except (OSError, UnicodeDecodeError, BenchError) as error:
         raise BenchError(f"{option} {page}: {error}") from None
-    page.write_text(text, encoding="utf-8")
+    write_output(page, text)

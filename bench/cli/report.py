@@ -26,12 +26,6 @@ if TYPE_CHECKING:
 
 HELP = "stored runs as a comparison table, a page, or plots"
 
-SUFFIXES = {
-    "html": (".html", ".htm"), "csv": (".csv",), "json": (".json", ".jsonl"),
-    "markdown": (".md",), "latex": (".tex",), "terminal": (".txt",),
-}  # fmt: skip
-"""Of files that may be replaced, by format."""
-
 
 def add_options(add: Add) -> None:
     """The runs, what they are held against, and how they are written."""
@@ -40,7 +34,8 @@ def add_options(add: Add) -> None:
         help="stored run: a file, or its number or name in results/ (default: the latest)")
     add_format(add, None, (*FORMATS, "html"))
     add("--baseline", metavar="RUN", help="hold the runs against this one")
-    add("--output", type=Path, metavar="FILE", help="write the table or page there")
+    add("--output", type=Path, metavar="FILE",
+        help="write the table or page there, by default in the format that its name says")
     add("--plots", type=Path, metavar="DIR",
         help="draw every plot that the runs have figures for there, as .svg and .png, instead")
     # fmt: on
@@ -49,11 +44,13 @@ def add_options(add: Add) -> None:
 def run(options: argparse.Namespace) -> int:
     """Write what was asked for; 0. BenchError if a run cannot be read."""
     from bench.baselines import find_runs, load_run, load_stored
-    from bench.files import check_output
+    from bench.files import SUFFIXES, check_output
 
-    format = format_for(options.format, options.output)
+    format = format_for(options.format or _named(options.output), options.output)
     if options.output is not None:
-        check_output(options.output, SUFFIXES[format])
+        if options.plots:
+            raise BenchError("--plots DIR draws instead of a table: give it without --output")
+        check_output(options.output, SUFFIXES[format], '"run": ' if format == "json" else "")
     storage = stored_runs()
     found = [path for selector in options.runs for path in find_runs(storage, selector)]
     runs = [load_run(path) for path in dict.fromkeys(found)] or [load_stored(storage)]
@@ -63,6 +60,15 @@ def run(options: argparse.Namespace) -> int:
         return 0
     put(_text(runs, baseline, format, options.output is not None), options.output)
     return 0
+
+
+def _named(output: Path | None) -> str | None:
+    """The format that a file's name promises; None where it promises none that is written here."""
+    from bench.files import SUFFIXES
+
+    ending = output.suffix.lower() if output is not None else ""
+    known = (*FORMATS, "html")
+    return next((name for name in known if ending in SUFFIXES[name]), None)
 
 
 def _text(runs: Sequence[StoredRun], baseline: StoredRun | None, format: str, to_file: bool) -> str:

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.adapters.config import ALL_LINEAR
 from bench.cli.options import REPEATABLE, Add, add_adapter, add_building, entries, split
-from bench.cli.output import in_colour, put, save_figure, written
+from bench.cli.output import fitted, in_colour, put, save_figure, written
 from bench.cli.subject import asked_subject, with_head
-from bench.errors import BenchError
+from bench.errors import BenchError, UnknownName
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -81,13 +82,15 @@ def run(options: argparse.Namespace) -> int:
         missed_modules,
         modules_text,
     )
+    from bench.scenarios.subjects import check_optional
     from bench.targets import match
 
     gate = HazardGate.of_project().with_options(
         split(options.fail_on), split(options.allow), options.minimum_coverage, options.strict
     )
     failed = False
-    subjects = [asked_subject(options, name) for name in options.models]  # none is built yet
+    subjects = [_subject(options, name) for name in options.models]  # none is built yet
+    check_optional(split(options.optional), subjects)
     for number, subject in enumerate(subjects):
         ledger = gate.judge(match(subject.model.table, subject.adapter, subject.model.role_of))
         if options.gradients and not ledger.refusals:
@@ -108,7 +111,7 @@ def run(options: argparse.Namespace) -> int:
         else:
             blank = "\n" if number else ""
             text = ledger_text(subject, ledger, parameters, colour=in_colour(), failing=failing)
-            print(blank + text, flush=True)
+            print(blank + fitted(text), flush=True)
             if options.modules:
                 put(modules_text(subject, ledger) + "\n")
         if options.plot:
@@ -116,6 +119,21 @@ def run(options: argparse.Namespace) -> int:
         failed |= bool(failing)
         failed |= options.strict and bool(subject.dead_entries(ledger) or ledger.refusals)
     return 1 if failed else 0
+
+
+def _subject(options: argparse.Namespace, name: str) -> Subject:
+    """The model called `name` with the configuration that the options give. BenchError says so
+    where it is none, and looks like the modules of the model before it."""
+    from bench.models.roles import UNKNOWN, role_of
+
+    try:
+        return asked_subject(options, name)
+    except UnknownName as error:
+        modules = [*split(name)]
+        known = [m for m in modules if m == ALL_LINEAR or role_of(m) != UNKNOWN]
+        if name == options.models[0] or not modules or known != modules or options.target_modules:
+            raise
+        raise BenchError(f"{name} is no model: write --target-modules {name}") from error
 
 
 def _drawn(subject: Subject, ledger: Ledger) -> Figure:
@@ -171,7 +189,7 @@ def _tell_method(
 ) -> int:
     from bench.formulas.methods import method, method_ledger, method_parameters
     from bench.reports.methods import method_json, method_text
-    from bench.scenarios.subjects import Subject
+    from bench.scenarios.subjects import Subject, check_optional
 
     if kind.size == "num_virtual_tokens" and "task_type" not in given:
         given = {**given, "task_type": model.task_type}
@@ -179,11 +197,14 @@ def _tell_method(
     counted = method_parameters(model.table, asked, model.transformers_config)
     ledger = method_ledger(model.table, asked, model.role_of)
     optional = split(options.optional)
-    dead = Subject(model, kind.name, ledger.adapter, None, optional).dead_entries(ledger)
+    subject = Subject(model, kind.name, ledger.adapter, None, optional)
+    check_optional(optional, [subject])
+    dead = subject.dead_entries(ledger)
     if options.json:
         print(json.dumps(method_json(model, asked, counted, ledger)), flush=True)
     else:
-        print("\n".join(filter(None, (method_text(model, asked, counted), dead))), flush=True)
+        text = "\n".join(filter(None, (method_text(model, asked, counted), dead)))
+        print(fitted(text), flush=True)
     return 1 if options.strict and dead else 0
 
 

@@ -213,12 +213,13 @@ def _file(name: str) -> tuple[dict[str, Any], str]:
 
 
 def _check_device(device: str) -> None:
-    import torch
-
     if device.partition(":")[0] not in ("cpu", "cuda"):
         raise BenchError(f"--device {device}: expected cpu or cuda")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise BenchError(f"--device {device}: torch sees no GPU here")
+    if device.startswith("cuda"):
+        import torch
+
+        if not torch.cuda.is_available():
+            raise BenchError(f"--device {device}: torch sees no GPU here")
 
 
 def text_of(origin: Origin) -> Study:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from bench.errors import BenchError, UnknownName, check_keys
 from bench.files import FIXTURES, read_json, read_toml
 from bench.models.classes import (
+    check_auto_class,
     class_for_task,
     class_of,
     config_by_own_code,
@@ -236,9 +237,10 @@ class Model:
                     f"model_type in {self.label}:", self.model_type, known,
                     f"(transformers {_version('transformers')})",
                 ) from None  # fmt: skip
-            raise BenchError(f"{self.label}: {error}") from None
+            raise BenchError(f"{self.label}: {one_line(error)}") from None
         except Exception as error:  # transformers validates configs with many error types
-            raise BenchError(f"{self.label}: transformers refuses the config: {error}") from None
+            said = one_line(error)
+            raise BenchError(f"{self.label}: transformers refuses the config: {said}") from None
 
     @cached_property
     def fields(self) -> dict[str, Any]:
@@ -359,6 +361,8 @@ def find_model(
     `auto_class` overrides the class to build; without it the architecture's declaration, or the
     config's `architectures`, decide. Raises BenchError naming what is wrong.
     """
+    if auto_class is not None:
+        check_auto_class(auto_class)
     folders = registered()
     architecture = None
     if name in folders:
@@ -371,7 +375,7 @@ def find_model(
         folder: Path | None = architecture.folder
         config = read_config(architecture.folder / "config.json")
         label = architecture.name
-    elif path.exists() or name.endswith(".json") or name.startswith((".", "/", "~")):
+    elif _exists(path) or name.endswith(".json") or name.startswith((".", "/", "~")):
         path = path.expanduser()
         file = path / "config.json" if path.is_dir() else path
         config = read_config(file)
@@ -382,25 +386,52 @@ def find_model(
     return Model(one_line(label), config, chosen, architecture, folder, False, trust_remote_code)
 
 
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # too long for a name, or in a folder that may not be looked into
+        return False
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """A config.json's values; BenchError when it is missing, not JSON or has no model_type."""
     config = read_json(path)
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise BenchError(f"{path}: not a model's config.json: it has no model_type")
     _check_numbers_of_modules(config, str(path))
+    if none := [key for key in _SOME if config.get(key) == 0]:
+        raise BenchError(f"{path}: {none[0]} is 0: such a model has nothing to adapt")
     return config
 
 
+_SIZES = re.compile(
+    r"(?:.*_)?(?:num|n)_(?:\w+_)?(?:layers?|heads?|blocks|experts|groups|stages)"
+    r"|(?:\w+_)?(?:layers|heads|blocks)|depths?|\w*(?:hidden|intermediate|vocab|embedding)_size"
+    r"|n_embd|n_inner|d_model|d_ff|d_kv|(?:\w+_)?(?:head|hidden|ffn)_dim"
+)
+"""Fields that count parts of a model, or say how wide one is."""
+_SOME = (
+    "num_hidden_layers",
+    "num_layers",
+    "n_layers",
+    "n_layer",
+    "hidden_size",
+    "n_embd",
+    "d_model",
+)
+"""Of those, the ones without which there is nothing to adapt."""
 _MOST_MODULES = 20_000
 _NUMBER_OF_MODULES = re.compile(r".*(layers?|blocks?|depths?|experts)|num_stages")
 
 
 def _check_numbers_of_modules(config: Mapping[str, Any], where: str) -> None:
-    """BenchError for more layers, blocks or experts than anybody has: each is built, and a config
-    from somewhere must not keep this machine busy for hours."""
+    """BenchError for less than none, and for more layers, blocks or experts than anybody has: each
+    is built, and a config from somewhere must not keep this machine busy for hours."""
     for key, value in config.items():
         if isinstance(value, dict):
             _check_numbers_of_modules(value, f"{where}: {key}")
+        elif type(value) is int and value < 0 and _SIZES.fullmatch(str(key)):
+            raise BenchError(f"{where}: {key} is {value:,}: it cannot be less than 0")
         elif _NUMBER_OF_MODULES.fullmatch(str(key)):
             numbers = value if isinstance(value, list) else [value]
             total = sum(n for n in numbers if isinstance(n, int) and not isinstance(n, bool))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,21 @@ def model_class(name: str) -> Any:
         known = [n for n in dir(transformers) if n.startswith("AutoModel")]
         raise UnknownName("model class", name, known)
     return found
+
+
+def check_auto_class(name: str) -> None:
+    """UnknownName for an auto class that transformers does not have, by its source, without
+    importing it. (A model's own class is told when it is built.)"""
+    if not name.startswith(_BASE):
+        return
+    try:
+        home = distribution("transformers").locate_file("transformers/models/auto")
+        source = Path(str(home), "modeling_auto.py").read_text("utf-8")
+    except (PackageNotFoundError, OSError):
+        return
+    known = set(re.findall(r"^class (AutoModel\w*)", source, re.MULTILINE))
+    if known and name not in known:
+        raise UnknownName("model class", name, known)
 
 
 def class_of(config: Mapping[str, Any]) -> str:

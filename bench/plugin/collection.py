@@ -24,7 +24,7 @@ from bench.plugin.state import (
     XDIST_REASON,
     under_xdist,
 )
-from bench.plugin.storing import run_document
+from bench.plugin.storing import models_of, run_document
 from bench.training.options import step_from
 from bench.units import harmless
 
@@ -106,7 +106,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             pytest.exit(harmless(f"error: --seq-len: {error}"), returncode=2)
     if config.stash[SAVE]:
         try:
-            begin(config, seal(run_document(config)))
+            begin(config, seal(run_document(config)), models_of(config))
         except BenchError as error:
             config.stash[LOG].resumed = {}  # it goes on with nothing, and stores nothing
             pytest.exit(harmless(f"error: {error}"), returncode=2)

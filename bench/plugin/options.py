@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from bench.adapters.config import AdapterConfig, written_targets
-from bench.baselines import all_thresholds, gate
+from bench.baselines import all_thresholds, check_verdict_file, gate
 from bench.baselines.accepted import check_gated, load_baseline
 from bench.baselines.runlog import RunLog
 from bench.baselines.storage import check_name
-from bench.errors import BenchError, missing_extra
-from bench.files import check_output
+from bench.errors import BenchError, check_most, missing_extra
+from bench.files import SUFFIXES, check_output
 from bench.plugin.benchmarks import check_benchmark_options, name_to_save
 from bench.plugin.resuming import open_journal, stop_as_by_ctrl_c
 from bench.plugin.state import (
@@ -137,9 +137,10 @@ def pytest_configure(config: pytest.Config) -> None:
         _check_repeated(config)
         _check_numbers(option)
         check_step(step_from(option))
-        for file in filter(None, (option.verdict_file, option.report)):
-            check_output(file)
+        if option.verdict_file is not None:
+            check_verdict_file(option.verdict_file)
         if option.report is not None:
+            check_output(option.report, SUFFIXES["html"])
             import_module("jinja2")
         config.stash[THRESHOLDS] = all_thresholds(
             option.threshold, config.rootpath / "pyproject.toml"
@@ -199,6 +200,11 @@ def pytest_configure(config: pytest.Config) -> None:
         pytest.exit(harmless(f"error: {error}"), returncode=2)
 
 
+_MOST = {
+    "rounds": 100_000, "check_loss": 100_000, "memory_limit": 1 << 20, "time_limit": 30 * 86_400,
+    "budget": 30 * 1440,
+}  # fmt: skip
+"""In their units: steps, GiB, seconds and minutes. More is a slip of the keyboard."""
 _ONE = (
     "adapter",
     "cluster",
@@ -228,6 +234,8 @@ def _check_numbers(option: Any) -> None:
             raise BenchError(
                 f"--{name.replace('_', '-')} must be {kind}greater than 0, not {value:g}"
             )
+    for name, most in _MOST.items():
+        check_most(f"--{name.replace('_', '-')}", getattr(option, name), most)
     if option.check_loss < 0:
         raise BenchError(
             f"--check-loss must be 0 (do not check) or a number of steps, not {option.check_loss}"

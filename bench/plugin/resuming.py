@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Mapping
 from functools import partial
 from types import FrameType
 from typing import Any, NoReturn
@@ -11,6 +12,7 @@ import pytest
 
 from bench.baselines import KEY, parse_run
 from bench.baselines.accepted import is_first
+from bench.baselines.configuration import changes
 from bench.baselines.differences import version_changes
 from bench.baselines.journal import Journal, unfinished
 from bench.baselines.runs import StoredRun
@@ -70,12 +72,18 @@ def open_journal(config: pytest.Config) -> None:
         config.stash[RESUMED] = unfinished(storage_folder(config), name)
 
 
-def begin(config: pytest.Config, document: dict[str, Any]) -> None:
+def begin(
+    config: pytest.Config,
+    document: dict[str, Any],
+    models: Mapping[str, Mapping[str, Any]],
+) -> None:
     """Write down what this run is; with --resume, refuse to mix it with another's cases."""
     resumed = config.stash[RESUMED]
     if resumed:
         now = parse_run(document, "this run")
-        _check_same(parse_run(_sealed(resumed), "the run to resume"), now, resumed, document)
+        before = parse_run(_sealed(resumed), "the run to resume")
+        _check_same(before, now, resumed, document)
+        _check_models(before, models)
     journal = config.stash[JOURNAL]
     if journal is not None:
         journal.begin(document)
@@ -91,20 +99,29 @@ def _sealed(resumed: dict[str, Any]) -> dict[str, Any]:
 def _check_same(
     before: StoredRun, now: StoredRun, resumed: dict[str, Any], document: dict[str, Any]
 ) -> None:
-    changes = version_changes(before, now)
+    differing = version_changes(before, now)
     if machine := other_machine(before.machine, now.machine):
-        changes.append(machine)
+        differing.append(machine)
     old, new = (each[KEY].get("detail", {}).get("options", {}) for each in (resumed, document))
-    changes += [
+    differing += [
         f"--{name.replace('_', '-')} {old.get(name)} -> {new.get(name)}"
         for name in new
         if old.get(name) != new.get(name)
     ]
-    if changes:
-        raise BenchError(
-            f"--resume: the run to go on with was another: {'; '.join(changes)}. Its cases cannot "
-            "stand beside these; leave out --resume"
-        )
+    if differing:
+        was = f"the run to go on with was another: {'; '.join(differing)}"
+        raise BenchError(f"--resume: {was}. {_APART}")
+
+
+_APART = "Its cases cannot stand beside these; leave out --resume"
+
+
+def _check_models(before: StoredRun, models: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse to go on with a model whose config.json has been changed meanwhile."""
+    for label, kept in before.models.items():
+        if (now := models.get(label)) is not None and (changed := changes(kept, now)):
+            was = f"{label} was another model then: {'; '.join(changed[:3])}"
+            raise BenchError(f"--resume: {was}. {_APART}")
 
 
 def finished(config: pytest.Config) -> dict[str, dict[str, Any]]:

@@ -31,6 +31,7 @@ from bench.baselines.accepted import (
     accept,
     no_baseline,
 )
+from bench.baselines.configuration import recorded
 from bench.baselines.verdicts import left_out
 from bench.compat import benchmarks_of
 from bench.errors import BenchError
@@ -75,6 +76,7 @@ def run_document(config: pytest.Config) -> dict[str, Any]:
     log.arguments = tuple(_relative(config, a) for a in config.args)
     log.only = _only(config)
     log.machine = measured_machine(config)
+    log.models = models_of(config)
     hook = config.hook
     machine_info = hook.pytest_benchmark_generate_machine_info(config=config)
     hook.pytest_benchmark_update_machine_info(config=config, machine_info=machine_info)
@@ -89,6 +91,14 @@ def run_document(config: pytest.Config) -> dict[str, Any]:
     document[KEY] = log.run(config.stash[SAVE] or "this run").table()
     parsed: dict[str, Any] = json.loads(safe_dumps(document))
     return parsed
+
+
+def models_of(config: pytest.Config) -> dict[str, dict[str, Any]]:
+    """What is kept of the config.json of every model that the run may be about, by label."""
+    found = config.stash[SUBJECTS]
+    groups = (found.structural, found.ranked, found.measured, found.own)
+    models = {s.model.label: s.model for group in groups for s in group.values()}
+    return {label: recorded(model.config) for label, model in models.items()}
 
 
 def _only(config: pytest.Config) -> dict[str, list[str]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from bench.errors import BenchError
 from bench.readers import axolotl, litgpt, llama_factory, ms_swift, peft, trl
 from bench.readers.document import Document, read_document
-from bench.readers.recipe import Reader, Recipe, not_understood
+from bench.readers.recipe import Reader, Recipe, RecipeFault, not_understood
 
 READERS = (axolotl.READER, llama_factory.READER, trl.READER, litgpt.READER, ms_swift.READER)
 
@@ -35,6 +35,7 @@ def read_recipe(path: Path) -> Recipe:
 def _read(reader: Reader, document: Document) -> Recipe:
     """The recipe; BenchError with everything that is wrong, the keys that may be misspelt too."""
     refused: BenchError | None = None
+    recipe: Recipe | None = None
     try:
         recipe = reader.read(document)
         if not document.wrong:
@@ -46,7 +47,9 @@ def _read(reader: Reader, document: Document) -> Recipe:
         said.append(str(refused).removeprefix(f"{document.path}: "))
     if strange := not_understood(reader, document):
         said.append(f"not understood: {strange}")
-    raise BenchError(f"{document.path}: {'; '.join(said)}") from refused
+    named = document.values.get(reader.model_key)
+    model = named if isinstance(named, str) else None
+    raise RecipeFault(f"{document.path}: {'; '.join(said)}", model, recipe) from refused
 
 
 def _unknown(document: Document) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError
 from bench.readers.document import Document
-from bench.readers.recipe import Recipe
+from bench.readers.recipe import Recipe, RecipeFault
 
 TOOL, VERSION = "PEFT", "0.21.2"
 
@@ -22,9 +22,13 @@ def read(document: Document) -> Recipe:
     method = values.get("peft_type")
     if method not in (None, "LORA"):
         raise BenchError(f"{document.path}: {other_method(str(method))}")
-    AdapterConfig.from_dict(values, str(document.path))
-    model = values.get("base_model_name_or_path")
-    return Recipe(TOOL, VERSION, document, model if isinstance(model, str) else None, values)
+    named = values.get("base_model_name_or_path")
+    model = named if isinstance(named, str) else None
+    try:
+        AdapterConfig.from_dict(values, str(document.path))
+    except BenchError as error:
+        raise RecipeFault(str(error), model, None) from error
+    return Recipe(TOOL, VERSION, document, model, values)
 
 
 def other_method(method: str) -> str:

@@ -93,6 +93,16 @@ class Recipe:
         return next((document.line(key) for key in keys if (key,) in document.lines), 1)
 
 
+class RecipeFault(BenchError):
+    """Everything that is wrong with a tool's file. `model` is the base model that it names all the
+    same, and `recipe` what was read of it, where that much could be."""
+
+    def __init__(self, message: str, model: str | None, recipe: Recipe | None) -> None:
+        super().__init__(message)
+        self.model = model
+        self.recipe = recipe
+
+
 @dataclass(frozen=True)
 class Reader:
     """How one tool's files are read.

@@ -47,7 +47,7 @@ def check_text(checked: Checked, *, colour: bool = False) -> str:
     if checked.prediction is not None and (fit := checked.prediction.fit) is not None:
         found += "" if fit.fits else f"; the step does not fit {fit.gpu}"
     if checked.not_predicted:
-        found += "; memory not predicted"
+        found += "; memory asked for, and not predicted"
     lines.append(found)
     return "\n".join(lines)
 
@@ -137,6 +137,9 @@ def check_annotations(checked: Checked) -> str:
     if fit is not None and not fit.fits:
         lines.append(annotation("error", f"does not fit {fit.gpu}", str(checked.recipe.path), 1,
                                 "bench: memory"))  # fmt: skip
+    if checked.not_predicted:
+        said = f"memory is not predicted: {checked.not_predicted}"
+        lines.append(annotation("error", said, str(checked.recipe.path), 1, "bench: memory"))
     lines += [
         annotation("notice", note, str(checked.recipe.path), 1, "bench: not covered")
         for note in checked.notes

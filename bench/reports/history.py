@@ -41,12 +41,13 @@ def history_report(
     header = ("case", "before", "after", "step", "between", "versions changed")
     label = series[0].label
     steps = sum(len(one.steps) for one in series)
-    caption = (
-        f"{counted(len(runs), 'run')} of {runs[-1].machine.id}, {runs[0].label} to "
-        f"{runs[-1].label}: {counted(steps, 'step')} in {counted(len(series), 'case')}."
-    )
+    named = " to ".join(dict.fromkeys((runs[0].label, runs[-1].label)))
+    found = f"{counted(steps, 'step')} in {counted(len(series), 'case')}"
+    caption = f"{counted(len(runs), 'run')} of {runs[-1].machine.id}, {named}: {found}."
     notes = [f"{counted(interrupted, 'interrupted run')} left out."] if interrupted else []
-    if len(runs) < 4:
+    if len(runs) == 1:
+        notes.append("One run has nothing before it to differ from: a second one shows a change.")
+    elif len(runs) < 4:
         notes.append("With fewer than four runs only large steps of times can be told from noise.")
     right = frozenset(("before", "after"))
     table = Table("", header, tuple(rows), 1, right, tuple(styles)).without_empty_columns()

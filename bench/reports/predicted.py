@@ -149,7 +149,8 @@ def prediction_text(done: Prediction | Solution) -> str:
             lines.append(f"    {PARTS[name]:<27}{format_bytes(size):>10}  {share:>8}")
     lines += [
         f"  trainable parameters {format_count(p.trainable_parameters)}",
-        f"  a step: {format_flops(p.flops)}, {format_count(p.operations)} operations, "
+        f"  a step: {p.step}",
+        f"    {format_flops(p.flops)}, {format_count(p.operations)} operations, "
         f"{format_bytes(p.bytes_moved)} moved, {format_count(p.tokens_per_step)} tokens",
     ]
     if p.modelled_step_seconds is not None and p.fit is not None:

@@ -7,6 +7,7 @@ JSON, the tensors).
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -38,7 +39,10 @@ class SavedTensor:
 def read_header(path: Path) -> dict[str, SavedTensor]:
     """Name → tensor. Raises BenchError, naming the file, where it is no whole safetensors file."""
     try:
-        size = path.stat().st_size
+        found = path.stat()
+        size = found.st_size
+        if stat.S_ISFIFO(found.st_mode) or stat.S_ISCHR(found.st_mode):
+            raise BenchError(f"{path}: it is not a regular file")
         with path.open("rb") as file:
             first = file.read(8)
             if len(first) < 8:
@@ -60,7 +64,7 @@ def read_header(path: Path) -> dict[str, SavedTensor]:
         raise BenchError(f"{path}: cannot be read: {error.strerror}") from None
     try:
         entries = json.loads(text)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise BenchError(f"{path}: no safetensors file: its header is no JSON: {error}") from None
     if not isinstance(entries, dict):
         raise BenchError(f"{path}: no safetensors file: its header is no table")

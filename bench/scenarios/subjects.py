@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from bench.adapters.config import AdapterConfig
-from bench.errors import BenchError
+from bench.errors import BenchError, UnknownName
 from bench.files import check_weights
 from bench.models.architectures import Model, find_model, registered
 from bench.models.precision import precision
@@ -85,6 +85,29 @@ class Subject:
         lines += [f"  {entry.entry}: dead{entry.why_dead}" for entry in dead]
         lines += [f"  {field}" for field in fields]
         return harmless("\n".join(lines))
+
+
+def check_optional(optional: Iterable[str], subjects: Iterable[Subject]) -> None:
+    """BenchError for an optional entry that no subject's configuration has: a slip, which would
+    make nothing optional."""
+    if not (optional := tuple(optional)):
+        return
+    known: set[str] = set()
+    for subject in subjects:
+        known |= subject.adapter.written
+        if subject.adapter.target_modules is None:
+            known |= _defaults(subject.model.model_type)
+    for name in optional:
+        if name not in known:
+            raise UnknownName("entry in --optional:", name, known)
+
+
+def _defaults(model_type: str) -> set[str]:
+    """What PEFT adapts where no target is named."""
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFTS
+
+    found = PEFTS.get(model_type, ())
+    return {found} if isinstance(found, str) else set(found)
 
 
 @dataclass(frozen=True)
@@ -169,6 +192,7 @@ def select(request: Request) -> Subjects:
         if model.architecture is not None and (model.label in MEASURED or request.models):
             published = _measured(request, model, chosen)
             _add(found, published, precisions=precisions, weights=request.weights)
+    check_optional(request.optional, {**found.structural, **found.measured, **found.own}.values())
     return found
 
 

@@ -4,13 +4,14 @@ from here, and so mean the same.
 
 from __future__ import annotations
 
+import math
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from importlib.util import find_spec
 from typing import Any
 
-from bench.errors import BenchError, UnknownName
+from bench.errors import BenchError, UnknownName, check_most
 
 PLAIN, KEEP_OUTPUT, TRAINER, SFT = "plain", "keep-output", "trainer", "sft"
 LOOPS = (PLAIN, KEEP_OUTPUT, TRAINER, SFT)
@@ -34,6 +35,10 @@ MEASURED_LENGTH = 32
 """Tokens where a step is measured and no length is asked for: short enough for a CPU."""
 PREDICTED_LENGTH = 512
 """Tokens where a step is predicted and no length is asked for: what people train with."""
+MOST: Mapping[str, int] = {
+    "batch_size": 1 << 20, "seq_len": 1 << 24, "accumulation": 1 << 16, "images": 1 << 10,
+}  # fmt: skip
+"""More than any step has; beyond, a trace only takes long before it fails."""
 OPTIMIZERS = (
     "adamw", "adamw-fused", "adamw-foreach", "adamw-8bit", "paged-adamw-8bit", "adamw-32bit",
     "paged-adamw-32bit", "lion-8bit", "paged-lion-8bit", "lion-32bit", "paged-lion-32bit",
@@ -86,7 +91,7 @@ class StepOptions:
     optimizer: str = _said(
         "adamw", "{}", f"one of {', '.join(OPTIMIZERS)}, or as transformers' optim= calls it"
     )
-    learning_rate: float = _said(1e-3, "lr{:g}")
+    learning_rate: float = _said(1e-3, "lr{}")
     gradient_checkpointing: bool = _said(False, "checkpointed", "recompute layers going backward")
     padded: bool = _said(False, "padded", "sequences of different length, padded")
     attention: str = _said(
@@ -111,7 +116,7 @@ class StepOptions:
         1, "acc{}", "batches a step (default: 1)", type=int, flag="--gradient-accumulation"
     )
     max_grad_norm: float | None = _said(
-        None, "clip{:g}", "clip the gradients to this norm", type=float
+        None, "clip{}", "clip the gradients to this norm", type=float
     )
     packed: bool = _said(False, "packed", "sequences behind one another in one row, no padding")
     liger: bool = _said(False, "liger", "Liger's fused loss in the place of head and loss")
@@ -135,13 +140,17 @@ class StepOptions:
                 raise BenchError(
                     f"step option {name}: expected a whole number >= 1, found {value!r}"
                 )
+        for name, most in MOST.items():
+            check_most(f"step option {name}", getattr(self, name), most)
         object.__setattr__(self, "optimizer", optimizer_name(self.optimizer))
         for option in fields(self):
             choices, value = option.metadata.get("choices"), getattr(self, option.name)
             if choices and value not in choices and value != option.default:
                 raise UnknownName(option.name.replace("_", " "), value, choices)
-        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
-            raise BenchError(f"step option max_grad_norm: expected > 0, found {self.max_grad_norm}")
+        if self.max_grad_norm is not None and not 0 < self.max_grad_norm < math.inf:
+            raise BenchError(
+                f"step option max_grad_norm: expected > 0 and finite, found {self.max_grad_norm}"
+            )
         if self.padded and self.packed:
             raise BenchError("a packed batch has no padding: give --padded or --packed")
         if self.reentrant and not self.gradient_checkpointing:
@@ -159,7 +168,7 @@ class StepOptions:
     def labels(self) -> list[str]:
         """The options that differ from the defaults, each by its short name."""
         return [
-            option.metadata["label"].format(value)
+            option.metadata["label"].format(_written(value))
             for option in fields(self)
             if (value := getattr(self, option.name)) != option.default
         ]
@@ -184,8 +193,14 @@ class StepOptions:
                 continue
             words.append(_flag(option))
             if not isinstance(option.default, bool):
-                words.append(format(value, "g") if isinstance(value, float) else str(value))
+                words.append(_written(value))
         return words
+
+
+def _written(value: object) -> str:
+    """A value as short as it can be told from every other."""
+    short = format(value, "g") if isinstance(value, float) else str(value)
+    return repr(value) if isinstance(value, float) and float(short) != value else short
 
 
 def check_step(options: StepOptions) -> None:
@@ -207,6 +222,16 @@ def check_positions(config: Mapping[str, Any], seq_len: int | None, label: str) 
     said = (text if isinstance(text, dict) else config).get("max_position_embeddings")
     if seq_len is not None and type(said) is int and seq_len > said > 0:
         raise BenchError(f"--seq-len {seq_len}: {label} has positions for {said} tokens")
+
+
+def check_images(config: Mapping[str, Any], auto_class: str, images: int, label: str) -> None:
+    """Raise BenchError for images beside the text of a language model, before anything is built."""
+    if images and "vision_config" not in config and auto_class.endswith(_TEXT_ALONE):
+        raise BenchError(f"--images {images}: {label} takes no images")
+
+
+_TEXT_ALONE = ("ForCausalLM", "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification",
+               "ForQuestionAnswering")  # fmt: skip
 
 
 def _flag(option: Any) -> str:

@@ -107,3 +107,19 @@ def test_a_journal_is_of_one_comparison(tmp_path: Path) -> None:
         again.begin(["another plan"], sides)
     again.begin(["plan"], sides)
     assert PairJournal(tmp_path, resume=True).found == again.found
+
+
+def test_a_side_refuses_sequences_that_the_model_has_no_positions_for(model: str) -> None:
+    """Before anything is measured, and each side on its own: either may know other models."""
+    from dataclasses import asdict
+
+    from bench.ab.side import Side
+    from bench.scenarios.subjects import Request
+    from bench.training.cases import StepOptions
+
+    config = Path(model) / "config.json"
+    config.write_text(json.dumps({**LLAMA, "max_position_embeddings": 16}))
+    request = asdict(Request(models=(model,), target_modules=("q_proj",), precisions=("fp32",)))
+    limits = {"memory_bytes": None, "seconds": None}
+    with pytest.raises(BenchError, match="--seq-len 17: mine has positions for 16 tokens"):
+        Side().do_select(request, asdict(StepOptions(seq_len=17)), limits)

@@ -560,3 +560,54 @@ def test_swapping_the_runs_mirrors_a_memory_verdict(old: int, new: int, tolerate
 
     assert verdict(one, one) == "unchanged"
     assert verdict(two, one) == mirror[verdict(one, two)]
+
+
+def _models(**fields: Any) -> Edit:
+    def edit(body: dict[str, Any]) -> None:
+        model = body["records"][QUERY]["model"]
+        body.setdefault("detail", {})["models"] = {model: {**_CONFIG, **fields}}
+
+    return edit
+
+
+_CONFIG = {"num_hidden_layers": 2, "hidden_size": 32, "vocab_size": 20, "attention_dropout": 0.0,
+           "rope_theta": 10000.0, "text_config.num_experts": 8}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("figure", "fields", "named"),
+    [
+        ("predicted_flops", {"num_hidden_layers": 3}, "num_hidden_layers 2 -> 3"),
+        ("predicted_operations", {"hidden_size": 64}, "hidden_size 32 -> 64"),
+        ("trainable_parameters", {"text_config.num_experts": 9}, "text_config.num_experts 8 -> 9"),
+        ("predicted_flops", {"attention_dropout": 0.1}, "attention_dropout 0.0 -> 0.1"),
+        ("trainable_parameters", {"attention_dropout": 0.1}, None),  # no step has a part in it
+        ("adapted_layers", {"hidden_size": 64}, None),  # a width adds no layer
+        ("adapted_layers", {"num_hidden_layers": 3}, "num_hidden_layers 2 -> 3"),
+        ("predicted_flops", {"rope_theta": 5.0}, None),
+        ("predicted_flops", {"new_field": True}, "new_field absent -> True"),
+    ],
+)
+def test_a_changed_config_is_named_where_it_can_be_the_cause(
+    figure: str, fields: dict[str, Any], named: str | None
+) -> None:
+    before = run_with(both(metric(QUERY, figure, 100), _models()))
+    after = run_with(both(metric(QUERY, figure, 200), _models(**fields)))
+    (found,) = [v for v in compare(before, after) if (v.record, v.metric) == (QUERY, figure)]
+    nothing = "nothing recorded explains it: same libraries, same roles"
+    assert (found.verdict, found.explanation) == ("changed", named or nothing)
+
+
+def test_an_adapters_other_fields_are_named_and_what_an_older_run_lacks() -> None:
+    def adapter(**fields: Any) -> Edit:
+        return lambda body: body["records"][QUERY]["detail"].update(adapter=fields)
+
+    figure = "trainable_parameters"
+    plain, dora = adapter(use_dora=False, lora_alpha=8), adapter(use_dora=True, lora_alpha=16)
+    before = run_with(both(metric(QUERY, figure, 100), plain, _models()))
+    after = run_with(both(metric(QUERY, figure, 200), dora, _models()))
+    (found,) = [v for v in compare(before, after) if (v.record, v.metric) == (QUERY, figure)]
+    assert found.explanation == "use_dora False -> True"
+    older, newer = run_with(metric(QUERY, figure, 100)), run_with(_models())
+    (found,) = [v for v in compare(older, newer) if (v.record, v.metric) == (QUERY, figure)]
+    assert "does not record the model's configuration" in found.explanation

@@ -235,6 +235,7 @@ def test_published_results_are_cited_with_source_and_contradiction(choice: table
         (["opt-350m"], "--gpu"),
         (["opt-350m", "--gpu-memory", "24GiB", "--budget", "0"], "--budget must be at least 1"),
         (["opt-350m", "--gpu-memory", "24GiB", "--budget", "100"], "more than the budget"),
+        (["opt-350m", "--gpu-memory", "24GiB", "--budget", "9", "--rank", "4"], "not both"),
         (["opt-350m", "--gpu-memory", "24GiB", "--precision", "fp3"], "unknown precision"),
         (["opt-350m", "--gpu-memory", "24GiB", "--seq-len", "4096"], "positions for"),
         (["opt-350m", "--gpu-memory", "24GiB", "--show", "1", "--json"], "--show"),

@@ -152,3 +152,32 @@ def test_an_option_of_one_value_is_given_once(capsys: pytest.CaptureFixture[str]
         main(["targets", "opt-350m", "--adapter", "a.json", "--adapter", "b.json"])
     assert ended.value.code == 2
     assert "--adapter is given twice" in capsys.readouterr().err
+
+
+def test_a_module_in_the_place_of_a_model_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("q_proj", "q_proj,v_proj", "all-linear"):
+        assert main(["targets", "opt-125m", name]) == 2
+        said = capsys.readouterr().err
+        assert said == f"bench: error: {name} is no model: write --target-modules {name}\n"
+    assert main(["targets", "opt-125m", "opt-126m"]) == 2
+    assert "did you mean opt-125m" in capsys.readouterr().err
+
+
+def test_a_folder_of_results_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["accept", "0001", "--reason", "because", "--results", "nores"]) == 2
+    assert (
+        "no stored run in nores: there is no such folder; name the one" in capsys.readouterr().err
+    )
+
+
+def test_a_history_of_one_run_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "results" / "here", "base", sample())
+    assert main(["history", "peak_allocated_bytes", "--plot", "history.svg"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 run of" in said
+    assert "0001_base: 0 steps" in said
+    assert "One run has nothing before it to differ from" in said
+    assert "one run: nothing to hold it against" in (tmp_path / "history.svg").read_text()

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
+from test_baselines import sample
 
+from bench.baselines import write_run
 from bench.cli import main
 from bench.errors import BenchError
 from bench.files import check_output, write_output
@@ -43,6 +47,23 @@ def test_a_pipe_is_written_into(tmp_path: Path) -> None:
     reader.join(10)
     assert read == ["a ×\n"]
     assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def test_a_pipe_that_nobody_reads_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stays a pipe, and nothing waits for ever."""
+    monkeypatch.setattr("bench.files.PATIENCE_SECONDS", 0.0)
+    pipe = tmp_path / "pipe.md"
+    os.mkfifo(pipe)
+    check_output(pipe, [".md"])
+    with pytest.raises(BenchError, match="nobody has read this pipe within 0 s"):
+        write_output(pipe, "text")
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def test_standard_output_by_its_name_is_a_pipe_that_is_read() -> None:
+    command = [sys.executable, "-m", "bench", "report", "--output", "/dev/stdout"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("#")
 
 
 def test_a_link_is_followed(tmp_path: Path) -> None:
@@ -125,3 +146,50 @@ def test_somebody_elses_file_is_not_replaced(tmp_path: Path) -> None:
     theirs.write_text("")
     check_output(theirs, [".svg"])
     check_output(tmp_path / "new.yaml", [".svg"])
+
+
+@pytest.mark.parametrize(
+    ("name", "format", "said"),
+    [
+        ("rep.html", "latex", "what is written is no .html, but .tex"),
+        ("rep.csv", "json", "no .csv, but .json or .jsonl"),
+        ("rep.svg", "markdown", "no .svg, but .md"),
+        ("rep.md", "html", "no .md, but .html or .htm"),
+    ],
+)
+def test_a_name_and_a_format_that_contradict(
+    tmp_path: Path, name: str, format: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / name
+    assert main(["report", "--output", str(output), "--format", format]) == 2
+    assert said in capsys.readouterr().err
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "begins"), [("a.html", "<!"), ("a.csv", "run,"), ("a.json", "{"), ("a.txt", "LoRA")]
+)
+def test_the_name_of_a_report_says_its_format(tmp_path: Path, name: str, begins: str) -> None:
+    assert main(["report", "--output", str(tmp_path / name)]) == 0
+    assert (tmp_path / name).read_text().startswith(begins)
+
+
+def test_verdicts_and_reports_replace_no_other_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not the stored run that they are made from, nor anybody's config.json."""
+    write_run(tmp_path, "base", sample())
+    run, config = tmp_path / "0001_base.json", tmp_path / "config.json"
+    config.write_text('{"model_type": "llama"}')
+    before = run.read_bytes()
+    for file in (run, config):
+        asked = ["compare", str(run), str(run), "--verdict-file", str(file)]
+        assert main(asked) == 2
+        assert "is there, and holds something else" in capsys.readouterr().err
+        assert main(["report", str(run), "--format", "json", "--output", str(file)]) == 2
+    assert run.read_bytes() == before
+    verdicts = tmp_path / "verdicts.json"
+    for _ in range(2):  # one's own may be replaced
+        assert main(["compare", str(run), str(run), "--verdict-file", str(verdicts)]) == 0
+    capsys.readouterr()
+    assert main(["compare", str(run), str(run), "--verdict-file", "v.html"]) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,40 @@ def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
             find_model(name)
     with pytest.raises(BenchError, match="not a regular file"):
         AdapterConfig.from_file(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        ("(" * 3000 + "a" + ")" * 3000, "nested too deeply"),
+        ("a{99999999999}", "is not a regular expression: the repetition number is too large"),
+        ("a|" * 30_000 + "b", "it has 60,001 characters, and 50,000 is most"),
+    ],
+    ids=["deep", "large", "long"],
+)
+@pytest.mark.parametrize("field", ["target_modules", "exclude_modules", "rank_pattern"])
+def test_an_expression_that_python_does_not_compile(field: str, pattern: str, said: str) -> None:
+    fields: dict[str, object] = {"target_modules": ["q_proj"]}
+    fields[field] = {pattern: 4} if field == "rank_pattern" else pattern
+    with pytest.raises(BenchError, match=re.escape(said).replace("60,001", "[0-9,]+")) as refused:
+        AdapterConfig.from_dict(fields)
+    assert len(str(refused.value)) < 400
+
+
+def test_one_that_takes_long_to_compile_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever Python makes of it: the process that compiles it first does not come back."""
+    monkeypatch.setattr("bench.adapters.patterns._TRY", "import time\nwhile True: pass")
+    monkeypatch.setattr("bench.adapters.patterns._WALL_SECONDS", 0.2)
+    with pytest.raises(BenchError, match="PEFT would hang on it too"):
+        AdapterConfig(r"((b{1,9999}){1,9999}){1,9999}")
+
+
+def test_a_pipe_is_no_page_and_no_weights(tmp_path: Path) -> None:
+    from bench.cli import main
+    from bench.saved.header import read_header
+
+    pipe = tmp_path / "adapter_model.safetensors"
+    os.mkfifo(pipe)
+    with pytest.raises(BenchError, match="not a regular file"):
+        read_header(pipe)
+    assert main(["atlas", "--page", str(pipe)]) == 2

@@ -117,6 +117,25 @@ choose opt-350m --gpu T4 --precision fp17
 targets opt-350m no-such-model --target-modules q_proj
 targets opt-350m --target-modules q_proj --precision fp17
 methods opt-350m --budget 1000 --task-type FOO
+memory opt-350m --target-modules q_proj --images 2
+memory opt-350m --target-modules q_proj --images 99999999999
+memory opt-350m --target-modules q_proj --batch-size 99999999999
+memory opt-350m --target-modules q_proj --gradient-accumulation 99999999999
+memory opt-350m --target-modules q_proj --max-grad-norm inf
+memory opt-350m --target-modules q_proj --auto-class AutoModelForCausalML
+targets opt-350m --target-modules q_proj --auto-class AutoModelForCausalML
+targets opt-350m --target-modules q_proj --optional q_porj
+targets opt-350m q_proj,v_proj
+choose opt-350m --gpu T4 --rank 4 --budget 1000000
+choose opt-350m --gpu T4 --rank 99999999999
+choose opt-350m --gpu T4 --budget 99999999999999
+learn --read --save NAME
+learn --allow regressed
+learn --compare --threshold step_seconds=-1
+learn --device cuda0
+learn no-such-study
+ab --contender-rank 4 --rounds 99999999999
+ab --contender-rank 4 --launches 8 99999999999
 explain opt-350m --trainable 0
 explain opt-350m --trainable 100 --total 50
 """
@@ -144,6 +163,76 @@ def test_options_are_checked_before_anything_is_imported_or_built() -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("bench: error: ") == len(TOLD_AT_ONCE.split("\n")) - 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("methods", "opt-350m", "--budget", "99999999999999"),
+        *(("learn", f"--{name}", "99999999999")
+          for name in ("seeds", "steps", "batch-size", "seq-len", "workers")),
+        ("learn", "--seeds", "1" * 5000),
+        ("targets",),
+        ("nothing",),
+    ],
+)  # fmt: skip
+def test_what_the_parser_refuses_is_one_line(options: tuple[str, ...], capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(list(options))
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert len(said) < 500
+    assert ("is most" in said) == ("999" in options[-1])
+
+
+def test_a_misspelt_optional_entry_makes_nothing_optional(llama: Path, refused, capsys) -> None:
+    named = ["--target-modules", "q_proj,fc3", "--rank", "4"]
+    assert "did you mean fc3" in refused("targets", llama, *named, "--optional", "fc33")
+    assert main(["targets", str(llama), *named, "--optional", "fc3", "--strict"]) == 0
+    assert "fc3     reaches nothing" in capsys.readouterr().out
+    methods = ["--method", "ia3", "--target-modules", "q_proj", "--optional", "q_porj"]
+    assert "did you mean q_proj" in refused("targets", llama, *methods, "--set",
+                                            "feedforward_modules=q_proj")  # fmt: skip
+    request = Request(models=(str(llama),), target_modules=("q_proj",), optional=("k_porj",))
+    with pytest.raises(BenchError, match="unknown entry in --optional: 'k_porj'"):
+        select(request)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_hidden_layers": -2}, "num_hidden_layers is -2: it cannot be less than 0"),
+        ({"num_attention_heads": -4}, "num_attention_heads is -4"),
+        ({"text_config": {"intermediate_size": -1}}, "text_config: intermediate_size is -1"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0: such a model has nothing to adapt"),
+        ({"hidden_size": 0}, "hidden_size is 0"),
+    ],
+)
+def test_an_impossible_model(llama: Path, refused, changes: dict[str, object], said: str) -> None:
+    (llama / "config.json").write_text(json.dumps({**LLAMA, **changes}))
+    assert said in refused("targets", llama, "--target-modules", "q_proj")
+
+
+def test_a_refusal_of_transformers_is_one_line(llama: Path, refused) -> None:
+    (llama / "config.json").write_text(json.dumps({**LLAMA, "hidden_size": "x"}))
+    assert refused("targets", llama, "--target-modules", "q_proj").count("\n") == 1
+
+
+def test_numbers_and_names_without_end_are_told(llama: Path, refused) -> None:
+    (llama / "config.json").write_text('{"model_type": "llama", "hidden_size": ' + "1" * 9999 + "}")
+    assert "not JSON" in refused("targets", llama, "--target-modules", "q_proj")
+    assert len(refused("targets", "x" * 100_000)) < 2000
+
+
+def test_somebody_elses_tool_table_is_theirs(tmp_path: Path, monkeypatch, refused) -> None:
+    monkeypatch.chdir(tmp_path)
+    project = tmp_path / "pyproject.toml"
+    project.write_text('tool.bench = "theirs"\ntool.lora-target-bench = 5\n')
+    asked = ("targets", "opt-125m", "--target-modules", "q_proj")
+    assert "tool.lora-target-bench: expected a table" in refused(*asked)
+    project.write_text("tool.bench.thresholds = [1]\n")
+    assert "tool.bench.thresholds: expected a table" in refused("compare", "a", "b")
 
 
 def test_what_libraries_warn_of_is_not_shown() -> None:

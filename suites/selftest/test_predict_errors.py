@@ -59,7 +59,7 @@ def refused(capsys: pytest.CaptureFixture[str], llama: str) -> Callable[..., str
         (("--reentrant",), "add --gradient-checkpointing"),
         (("--packed", "--padded"), "give --padded or --packed"),
         (("--no-fused-head",), "an option of the sft loop, and the loop is plain"),
-        (("--max-grad-norm", "0"), "max_grad_norm: expected > 0, found 0"),
+        (("--max-grad-norm", "0"), "max_grad_norm: expected > 0 and finite, found 0"),
         (("--gradient-accumulation", "0"), "accumulation: expected a whole number >= 1"),
         (("--attention", "flash", "--precision", "fp32"), "float16 and bfloat16 only"),
         (("--attention", "flash", "--gpu", "t4"), "compute capability 8.0 or later, and this one"),

@@ -15,7 +15,7 @@ from test_baselines import sample
 
 from bench.baselines import write_run
 from bench.cli import main
-from bench.cli.output import csv_text
+from bench.cli.output import csv_text, fitted
 from bench.units import harmless
 
 ESCAPE = "\x1b]0;owned\x07"
@@ -118,3 +118,26 @@ def test_colours_in_a_name_are_shown_not_sent(
     said = capsys.readouterr().out
     assert "\x1b" not in said
     assert any(r"a\x1b[31mb\nc" in line and "reaches nothing" in line for line in said.splitlines())
+
+
+LONG = (
+    "  assumed: weights in bf16, and a great many things that nobody reads to the end of a line\n"
+    "short\n"
+    "  bench memory model --target-modules q_proj,k_proj --precision nf4 --batch-size 1 --gpu T4"
+)
+
+
+def test_a_long_line_goes_on_further_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal; a command to copy stays in one piece, and so does everything in a pipe."""
+    monkeypatch.setenv("COLUMNS", "80")
+    assert fitted(LONG) == LONG
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    first, second, short, command = fitted(LONG).splitlines()
+    assert first.startswith("  assumed: weights in bf16")
+    assert second.startswith("    ")
+    assert max(map(len, (first, second, short))) <= 80
+    assert f"{first} {second.strip()}\n{short}\n{command}" == LONG
+    red = "\x1b[31m" + "word " * 15 + "\x1b[0m"
+    assert fitted(red) == red  # what is not seen takes no room
+    whole = "x" * 100
+    assert fitted(f"  {whole} end") == f"  {whole}\n    end"

@@ -46,6 +46,11 @@ def history_figure(series: Sequence[Series], footer: str) -> Figure:
                         rotation=20 if len(values) > 8 else 0)  # fmt: skip
         axes.yaxis.set_major_formatter(lambda value, _, u=one.unit: format_quantity(value, u))
         axes.margins(y=0.25)
+        if len(values) == 1:  # without another there is no scale, and one is made up
+            axes.set_xlim(-1, 1)
+            axes.set_ylim(0, max(point.high for point in one.points) * 1.25 or 1)
+            axes.annotate("one run: nothing to hold it against", (0.5, values[0]), fontsize=7.5,
+                          color=GREY, ha="center", va="center")  # fmt: skip
         axes.set_title(one_line(one.case), loc="left", fontsize=8.5, pad=14)
     label = shown[0].label
     left = f" (the first {len(shown)} of {len(series)} cases)" if len(series) > len(shown) else ""

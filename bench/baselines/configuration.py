@@ -1,0 +1,83 @@
+"""What a stored run keeps of its models' config.json and of a user's own adapter, to say what a
+changed figure comes from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from bench.baselines.metrics import LOSS, Metric
+
+NAMED = ("adapted_layers", "dead_entries", "modules", "ledger_digest")
+"""Figures that the names of modules decide, and no width has a part in."""
+COUNTED = (*NAMED, "trainable_parameters", "total_parameters")
+"""Figures that no step has a part in: names and shapes alone decide them."""
+
+ABSENT = "absent"
+_LONGEST = 8
+_MOST = 400
+"""Fields of one model; no config.json of a model has as many."""
+_LABELS = ("id2label", "label2id")
+_NEVER = re.compile(
+    r"(?:.*\.)?(?:_name_or_path|transformers_version|auto_map\b.*|\w*token_id|\w*_eps\w*|\w*epsilon"
+    r"|initializer_\w+|init_std|rope_\w+\b.*|use_cache|problem_type|peft_version|lora_alpha"
+    r"|use_rslora|alpha_pattern\b.*)"
+)
+"""What no figure but a loss depends on."""
+_NOT_SHAPES = re.compile(
+    r"(?:.*\.)?(?:\w*drop(?:out)?\w*|\w*_act|\w*activation\w*|(?:torch_)?dtype|\w*implementation"
+    r"|sliding_window|init_lora_weights)"
+)
+_WIDTHS = re.compile(
+    r"(?:.*\.)?(?:\w*(?:_size|_dims?|_heads?|_embeddings|width|channels)|d_\w+|n_embd|n_inner|dim"
+    r"|labels|n_head)"
+)
+
+
+def recorded(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a configuration as short values by dotted names. Long lists are their length
+    and a digest, names of labels their number."""
+    return dict(sorted(_flat(config))[:_MOST])
+
+
+def _flat(config: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        name = f"{before}{key}"
+        if key in _LABELS and isinstance(value, Mapping):
+            if key == _LABELS[0]:
+                yield f"{before}labels", len(value)
+        elif isinstance(value, Mapping):
+            yield from _flat(value, f"{name}.")
+        elif isinstance(value, list | tuple) and len(value) > _LONGEST:
+            text = json.dumps(value, default=str)
+            yield name, f"{len(value)} items ({hashlib.sha256(text.encode()).hexdigest()[:8]})"
+        elif isinstance(value, bool | int | float) or value is None:
+            yield name, value
+        else:
+            yield name, str(value)[:200]
+
+
+def changes(
+    old: Mapping[str, Any], new: Mapping[str, Any], metric: Metric | None = None
+) -> list[str]:
+    """`num_hidden_layers 2 -> 3` for every field that differs and can be the cause of a difference
+    in `metric` (None: in how a case ended)."""
+    return [
+        f"{name} {old.get(name, ABSENT)} -> {new.get(name, ABSENT)}"
+        for name in sorted({*old, *new})
+        if old.get(name, ABSENT) != new.get(name, ABSENT) and _may_change(name, metric)
+    ]
+
+
+def _may_change(name: str, metric: Metric | None) -> bool:
+    if metric is not None and metric.kind == LOSS:
+        return True
+    if _NEVER.fullmatch(name):
+        return False
+    figure = metric.name if metric is not None else ""
+    if figure in NAMED and _WIDTHS.fullmatch(name):
+        return False
+    return not (figure in COUNTED and _NOT_SHAPES.fullmatch(name))
