@@ -96,8 +96,11 @@ def check_compiles(pattern: str) -> None:
 
 def fitting(pattern: str, names: Iterable[str]) -> list[str]:
     """The names that the whole expression fits; none where it is no expression, or one that does
-    not come to an end on them. For what is offered instead of what somebody wrote."""
+    not come to an end on them. For what is offered instead of what somebody wrote: a repeat of a
+    repeat is not."""
     names = tuple(names)
+    if not names or _NESTED.search(pattern):
+        return []
     try:
         check_compiles(pattern)
         check_pattern(pattern, names, "offered")

@@ -63,9 +63,9 @@ def _configuration(
     """The fields of the model's config.json, and of a user's own adapter, that differ."""
     old, new = baseline.models.get(before.model), contender.models.get(after.model)
     found = changes(old, new, metric) if old and new else []
-    adapters = [record.detail.get("adapter") for record in (before, after)]
-    if all(isinstance(adapter, dict) for adapter in adapters):
-        found += changes(*adapters, metric)
+    mine, theirs = before.detail.get("adapter"), after.detail.get("adapter")
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        found += changes(mine, theirs, metric)
     return [*found[:CLUES], f"and {len(found) - CLUES} more"] if len(found) > CLUES else found
 
 

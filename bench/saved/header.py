@@ -39,9 +39,9 @@ class SavedTensor:
 def read_header(path: Path) -> dict[str, SavedTensor]:
     """Name → tensor. Raises BenchError, naming the file, where it is no whole safetensors file."""
     try:
-        found = path.stat()
-        size = found.st_size
-        if stat.S_ISFIFO(found.st_mode) or stat.S_ISCHR(found.st_mode):
+        status = path.stat()
+        size = status.st_size
+        if stat.S_ISFIFO(status.st_mode) or stat.S_ISCHR(status.st_mode):
             raise BenchError(f"{path}: it is not a regular file")
         with path.open("rb") as file:
             first = file.read(8)

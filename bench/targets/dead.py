@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from bench.adapters.config import ALL_LINEAR, AdapterConfig
+from bench.adapters.patterns import fitting
 from bench.models.modules import OTHER, Module, ModuleTable
 from bench.targets.entries import Filter, ends_in, new_name
 from bench.targets.ledger import DeadField, Ledger
@@ -172,11 +173,8 @@ def _moved_regex(table: ModuleTable, pattern: str) -> Found:
 
 
 def _fitting(table: ModuleTable, pattern: str) -> list[Module]:
-    try:
-        fits = re.compile(pattern).fullmatch
-    except re.error:
-        return []
-    return [m for m in table.modules if fits(m.name)]
+    fit = frozenset(fitting(pattern, table.by_name))
+    return [m for m in table.modules if m.name in fit]
 
 
 def _held_back(table: ModuleTable, adapter: AdapterConfig, named: list[str]) -> Found:
@@ -300,11 +298,8 @@ def _as_regex(excluded: tuple[str, ...], container: str) -> str:
 def _found_within(written: str, names: list[str]) -> str:
     """The expression that fits what holds `written` somewhere in its name; "" where none does."""
     body = written.removeprefix("^").removesuffix("$")
-    try:
-        found = re.compile(body).search
-    except re.error:
-        return ""
-    return f"the string {json.dumps(f'.*{body}.*')}" if any(map(found, names)) else ""
+    found = fitting(f".*(?:{body}).*", names)
+    return f"the string {json.dumps(f'.*{body}.*')}" if found else ""
 
 
 def _below(names: list[str]) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 
 from bench.adapters.config import NO_TARGETS, AdapterConfig
 from bench.adapters.patterns import check_patterns
@@ -220,9 +221,14 @@ def _default_targets(
 
 def _rank(adapter: AdapterConfig, added: Mapping[str, int], name: str) -> int:
     for pattern, rank in (*adapter.rank_pattern.items(), *added.items()):
-        if re.match(rf"(.*\.)?({pattern})$", name):
+        if _ranked(pattern).match(name):
             return rank
     return adapter.r
+
+
+@lru_cache(maxsize=16_384)  # a pattern a layer is usual, and `re` itself keeps but 512
+def _ranked(pattern: str) -> re.Pattern[str]:
+    return re.compile(rf"(.*\.)?({pattern})$")
 
 
 def _user_entries(adapter: AdapterConfig, targets: Targets) -> list[tuple[str, str]]:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from functools import cache
 
+from bench.adapters.patterns import fitting
 from bench.files import FIXTURES, read_json
 from bench.models.modules import OTHER, ModuleTable
 from bench.models.roles import FUSED, UNKNOWN, role_of, serves
@@ -218,14 +219,12 @@ def trace(table: ModuleTable, entry: str) -> tuple[str, str]:
 
 def trace_pattern(table: ModuleTable, pattern: str) -> tuple[str, str]:
     """The same for a regular expression that fits names of an earlier transformers."""
-    try:
-        fits = re.compile(pattern).fullmatch
-    except re.error:
-        return "", ""
     there = {module.leaf for module in table.modules if module.kind != OTHER}
     found: dict[str, list[str]] = {}
-    for version, old, new in _renames(table.model_type):
-        if fits(old.replace("*", "0")):
+    renames = _renames(table.model_type)
+    fit = frozenset(fitting(pattern, (old.replace("*", "0") for _, old, _ in renames)))
+    for version, old, new in renames:
+        if old.replace("*", "0") in fit:
             found.setdefault(version, []).extend(n for n in new if n.rpartition(".")[2] in there)
     for version, names in found.items():
         if names:

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from bench.adapters.config import AdapterConfig
-from bench.adapters.patterns import check_patterns
+from bench.adapters.patterns import check_patterns, fitting
 from bench.check.targets import check_targets
 from bench.errors import BenchError
 from bench.models.architectures import find_model
+from bench.targets import match
 
 LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "vocab_size": 20,
          "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -137,3 +138,18 @@ def test_a_pipe_is_no_page_and_no_weights(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match="not a regular file"):
         read_header(pipe)
     assert main(["atlas", "--page", str(pipe)]) == 2
+
+
+def test_no_repeat_of_a_repeat_is_offered_back(tmp_path: Path) -> None:
+    """It fits no name as it stands, and would fit wrapped: what it is offered in is no better."""
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    table = find_model(str(tmp_path)).table
+    bare = match(table, AdapterConfig(r"(q_proj|v_proj)"))
+    assert bare.entries[0].suggestion == r".*\.(q_proj|v_proj)"
+    ledger = match(table, AdapterConfig(r"((q_proj|v_proj){1,9999}){1,9999}"))
+    assert ledger.dead_entries
+    assert ledger.entries[0].suggestion == ""
+    assert fitting(r".*\.(q|v)_proj", table.by_name) == [
+        f"model.layers.{n}.self_attn.{p}_proj" for n in (0, 1) for p in "qv"
+    ]
+    assert fitting("(", table.by_name) == fitting(r"([a-z_.0-9]+)+!", table.by_name) == []
