@@ -54,6 +54,7 @@ EXTRAS = {
     "xdist": "suites",
     "hypothesis": "suites",
     "pandas": "suites",
+    "pebble": "suites",
     "pynvml": "gpu",
     "matplotlib": "plots",
     "jinja2": "report",

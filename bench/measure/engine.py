@@ -7,7 +7,6 @@ This module imports nothing heavy. Everything that can go wrong with a case come
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -17,11 +16,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from multiprocessing.connection import Connection
 from typing import IO, Any, NoReturn, Self
 
 from bench.errors import BenchError
 from bench.measure import outcome
+from bench.measure.messages import Line, decoded, encoded
 from bench.measure.outcome import CaseFailed, Measurement, Outcome, StepTime
 from bench.training.cases import Case
 
@@ -151,17 +150,16 @@ class Session:
         worker.
         """
         device = device or self.devices[0]
-        ours, theirs = socket.socketpair()
+        line, theirs = Line.with_other_end()
         errors = _scratch_file()
         with theirs:
             try:
                 pid, server = self._fork(case, [theirs.fileno(), errors.fileno()])
             except BaseException:
-                ours.close()
+                line.close()
                 errors.close()
                 raise
-        connection = Connection(ours.detach())
-        running = Running(self, server, case, pid, connection, errors, clock or WorkerClock())
+        running = Running(self, server, case, pid, line, errors, clock or WorkerClock())
         self._running.add(running)
         running._send(
             {
@@ -179,12 +177,12 @@ class Session:
         request = {"do": "fork", "warm": [case.config["model_type"], case.auto_class]}
         server = self._server
         try:
-            return self._ask(request, server, fds)["pid"], server
+            return self._ask(request, server, fds), server
         except _ServerGone:
             if not self._relaunch(server):
                 raise
         server = self._server
-        return self._ask(request, server, fds)["pid"], server
+        return self._ask(request, server, fds), server
 
     def _environment(self) -> dict[str, str]:
         threads = str(self.threads)
@@ -220,14 +218,14 @@ class Session:
         request: dict[str, Any],
         server: subprocess.Popen[bytes] | None,
         fds: Sequence[int] = (),
-    ) -> dict[str, Any]:
+    ) -> Any:
         """The answer of `server`, and of no other that has taken its place meanwhile."""
         self._wait_ready()
         with self._lock:
             if self._server is not server:
                 raise self._server_gone()
             try:
-                socket.send_fds(self._control, [json.dumps(request).encode()], list(fds))
+                socket.send_fds(self._control, [encoded(request)], list(fds))
                 return self._receive(_START_SECONDS)
             except OSError:
                 raise self._server_gone() from None
@@ -239,7 +237,7 @@ class Session:
                 self._end_server()
                 raise
 
-    def _receive(self, seconds: float) -> dict[str, Any]:
+    def _receive(self, seconds: float) -> Any:
         self._control.settimeout(seconds)
         try:
             data = self._control.recv(1 << 16)
@@ -249,8 +247,7 @@ class Session:
             data = b""
         if not data:
             raise self._server_gone()
-        answer: dict[str, Any] = json.loads(data)
-        return answer
+        return decoded(data)["result"]
 
     def _server_gone(self) -> _ServerGone:
         return _ServerGone(f"the measuring process ended: {_tail(self._errors) or 'no message'}")
@@ -268,7 +265,7 @@ class Running:
         server: subprocess.Popen[bytes] | None,
         case: Case,
         pid: int,
-        connection: Connection,
+        line: Line,
         errors: IO[bytes],
         clock: WorkerClock,
     ) -> None:
@@ -279,7 +276,7 @@ class Running:
         self.failed: Outcome | None = None
         self._session = session
         self._server = server
-        self._connection = connection
+        self._line = line
         self._errors = errors
         self._progress: dict[str, Any] = {"phase": outcome.LOAD, "peak": 0}
         self._kills = _kernel_kills()
@@ -316,7 +313,7 @@ class Running:
         """End the worker, at once. Safe to call twice."""
         if self in self._session._running:
             self._session._running.discard(self)
-            self._connection.close()
+            self._line.close()
             if self._status is None and self._server_lives():
                 # Nobody has waited for it yet, so the id cannot be another process's by now.
                 with contextlib.suppress(ProcessLookupError):
@@ -335,9 +332,9 @@ class Running:
         try:
             while True:
                 left = None if deadline is None else max(0.0, deadline - time.monotonic())
-                if not self._connection.poll(left):
+                if not self._line.ready(left):
                     self._fail(outcome.TIMED_OUT, f"no answer within {limit:g} s")
-                message = json.loads(self._connection.recv_bytes())
+                message = self._line.receive()
                 if "note" not in message:
                     break
                 self._progress.update(message["note"])
@@ -351,7 +348,7 @@ class Running:
     def _send(self, message: dict[str, Any]) -> None:
         # A worker that has already ended is told of by the next read.
         with contextlib.suppress(OSError):
-            self._connection.send_bytes(json.dumps(message).encode())
+            self._line.send(message)
 
     def _fail(self, status: str, message: str) -> NoReturn:
         self.failed = Outcome(status, self._progress["phase"], message, self._progress["peak"])
@@ -386,7 +383,7 @@ class Running:
         if self._status is None and self._server_lives():
             request = {"do": "wait", "pid": self.pid}
             with contextlib.suppress(BenchError):
-                self._status = self._session._ask(request, self._server)["status"]
+                self._status = self._session._ask(request, self._server)
         return self._status
 
 

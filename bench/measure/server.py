@@ -5,9 +5,10 @@ It is kept apart from multiprocessing's own fork server, which tells how a child
 one for the whole process and all that runs in it: one list of modules to preload, where each
 session has its own; and it runs the parent's main module again in every child (here: pytest).
 
-Requests are JSON, one a packet: {"do": "fork", "warm": [model type, auto class]} with two file
-descriptors (the worker's connection, its standard error), answered {"pid": N}; {"do": "wait",
-"pid": N}, answered {"status": S} as `os.waitpid` gives it once that worker has ended.
+Requests (`bench.measure.messages`), one a packet: {"do": "fork", "warm": [model type, auto class]}
+with two file descriptors (the worker's line, its standard error), for its process id; {"do":
+"wait", "pid": N}, for its status as `os.waitpid` gives it once that worker has ended. The first
+message, unasked, is {"result": {"gpus": N}}.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ import contextlib
 import ctypes
 import gc
 import importlib
-import json
 import os
 import signal
 import socket
 import sys
-from multiprocessing.connection import Connection
+
+from bench.measure.messages import Line, decoded, encoded
 
 PRELOAD = ("torch", "torch._dynamo", "transformers", "bench.measure.worker")
 _NOT_BEFORE_CUDA = (
@@ -39,14 +40,14 @@ def main(control_fd: int, modules: list[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     control = socket.socket(fileno=control_fd)
     gpus = _preload(modules)
-    control.send(json.dumps({"ready": True, "gpus": gpus}).encode())
+    control.send(encoded({"result": {"gpus": gpus}}))
     while True:
         data, fds, _, _ = socket.recv_fds(control, _SIZE, 2)
         if not data:
             os._exit(0)  # the parent is gone; workers die with this process
-        request = json.loads(data)
+        request = decoded(data)
         if request["do"] == "wait":
-            control.send(json.dumps({"status": os.waitpid(request["pid"], 0)[1]}).encode())
+            control.send(encoded({"result": os.waitpid(request["pid"], 0)[1]}))
             continue
         _warm(*request["warm"])
         gc.freeze()  # children neither scan nor copy what is already here
@@ -55,7 +56,7 @@ def main(control_fd: int, modules: list[str]) -> None:
             _become_worker(fds[0], fds[1], modules, gpus)
         for fd in fds:
             os.close(fd)
-        control.send(json.dumps({"pid": pid}).encode())
+        control.send(encoded({"result": pid}))
 
 
 def _preload(modules: list[str]) -> int:
@@ -113,7 +114,7 @@ def _become_worker(connection_fd: int, error_fd: int, modules: list[str], gpus: 
             os.set_inheritable(connection_fd, True)
             own = [sys.executable, "-m", "bench.measure.server", "--worker", str(connection_fd)]
             os.execv(sys.executable, [*own, *modules])
-        worker.serve(Connection(connection_fd))
+        worker.serve(Line(connection_fd))
         status = 0
     except BaseException:
         sys.excepthook(*sys.exc_info())
@@ -136,7 +137,7 @@ def _fresh_worker(connection_fd: int, modules: list[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for name in modules:
         importlib.import_module(name)
-    worker.serve(Connection(connection_fd))
+    worker.serve(Line(connection_fd))
 
 
 if __name__ == "__main__":

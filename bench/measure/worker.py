@@ -1,29 +1,28 @@
 """The child's side: loads one case, measures it, and answers the parent's requests.
 
-Messages are JSON objects. The first holds the set-up: the case, device, threads, clock and memory
-limit. Then come requests, {"do": "prepare" | "step" | "check_loss"}; while one runs, notes of the
-form {"note": {"phase": ..., "peak": ...}} say how far it has come, and one {"result": ...} or
-{"failed": outcome} ends it. After a failure the worker ends: its state cannot be trusted.
+The first message holds the set-up: the case, device, threads, clock and memory limit. Then come
+requests (`bench.measure.messages`) to "prepare", "step" and "check_loss"; notes are {"phase": ...,
+"peak": ...}, and what failed is an outcome. After a failure the worker ends: its state cannot be
+trusted.
 """
 
 from __future__ import annotations
 
 import faulthandler
 import gc
-import json
 import math
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
-from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
 
 from bench.measure import disturbances, outcome
 from bench.measure.disturbances import Throttling, waited_seconds
+from bench.measure.messages import Line
 from bench.measure.outcome import Measurement, Outcome, StepTime
 from bench.models.precision import precision
 from bench.training import loading, memory, storages
@@ -36,19 +35,19 @@ class Diverged(Exception):
     """The loss is not finite, or does not fall."""
 
 
-def serve(connection: Connection) -> None:
+def serve(line: Line) -> None:
     """Answer requests until the parent closes its end or one fails."""
     faulthandler.enable()
     try:
-        worker = Worker(connection, _receive(connection))
+        worker = Worker(line, line.receive())
         while True:
-            request = _receive(connection)
+            request = line.receive()
             try:
                 answer = {"result": worker.answer(request)}
             except Exception as error:
                 traceback.print_exc()
                 answer = {"failed": worker.outcome_of(error).to_dict()}
-            connection.send_bytes(json.dumps(answer).encode())
+            line.send(answer)
             if "failed" in answer:
                 return
     except EOFError:
@@ -58,8 +57,8 @@ def serve(connection: Connection) -> None:
 class Worker:
     """One case in one process."""
 
-    def __init__(self, connection: Connection, setup: Mapping[str, Any]) -> None:
-        self._connection = connection
+    def __init__(self, line: Line, setup: Mapping[str, Any]) -> None:
+        self._line = line
         self._case = Case.from_dict(setup["case"])
         self._device: str = setup["device"]
         self._on_gpu = self._device.startswith("cuda")
@@ -249,7 +248,7 @@ class Worker:
     def _note(self, phase: str) -> None:
         self._phase = phase
         note = {"phase": phase, "peak": max(self._peak, self._phase_peak())}
-        self._connection.send_bytes(json.dumps({"note": note}).encode())
+        self._line.send({"note": note})
 
     def _phase_peak(self) -> int:
         return (
@@ -336,7 +335,3 @@ def _message(error: BaseException) -> str:
     if isinstance(error, Diverged):
         return text
     return f"{type(error).__name__}: {text}"[:500]
-
-
-def _receive(connection: Connection) -> Any:
-    return json.loads(connection.recv_bytes())
