@@ -79,6 +79,19 @@ class CachingAllocator:
                 block = _merged(block, neighbour)
         self._keep(block)
 
+    def reserve(self, size: int) -> None:
+        """Have a segment that nothing holds, as after what was there is gone."""
+        self._keep(self._segment(rounded(size), rounded(size) <= SMALL))
+
+    def address(self, key: Hashable) -> int:
+        """Where the block of `key` begins: a number to compare, no real address."""
+        return self._used[key].address
+
+    @property
+    def free_blocks(self) -> list[int]:
+        """The sizes of what is reserved and not allocated."""
+        return [size for pool in self._free.values() for size, _ in pool]
+
     def _find(self, wanted: int, small: bool) -> _Block | None:
         """The smallest free block that is large enough; of equals, the lowest address."""
         pool = self._free[small]

@@ -73,11 +73,11 @@ def test_of_equal_blocks_the_one_in_the_newest_segment_is_taken() -> None:
     allocator = CachingAllocator()
     for key in ("old", "new"):
         allocator.allocate(key, 20 * MIB)
-    newest = allocator._used["new"].address
+    newest = allocator.address("new")
     for key in ("old", "new"):
         allocator.release(key)
     allocator.allocate("a", 12 * MIB)
-    assert allocator._used["a"].address == newest
+    assert allocator.address("a") == newest
     allocator.allocate("b", 8 * MIB)  # what is left of it, and not a part of the old one
     allocator.allocate("c", 20 * MIB)
     assert allocator.reserved_bytes == 40 * MIB
@@ -130,6 +130,6 @@ def test_whatever_happens_the_books_balance(seed: int) -> None:
     for key in list(blocks):
         allocator.release(key)
     assert allocator.allocated_bytes == 0
-    free = [size for pool in allocator._free.values() for size, _ in pool]
+    free = allocator.free_blocks
     assert sum(free) == before == allocator.reserved_bytes
     assert all(size in (2 * MIB, 20 * MIB) or size % (2 * MIB) == 0 for size in free)

@@ -186,7 +186,7 @@ def test_what_loading_leaves_free_decides_one_row() -> None:
         for index, event in enumerate(traced.events):
             if index == begin:
                 for _ in range(free // (20 * MIB)):  # segments that nothing holds
-                    allocator._keep(allocator._segment(20 * MIB, small=False))
+                    allocator.reserve(20 * MIB)
             if event > 0:
                 allocator.allocate(event, traced.sizes[event])
             else:
