@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from bench.errors import BenchError
+from bench.measure.messages import Line
 from bench.measure.outcome import StepTime
 
 NEEDED = ("torch", "transformers", "peft", "bitsandbytes", "psutil", "numpy")
@@ -83,7 +84,7 @@ class Environment:
         self.keys: tuple[str, ...] = ()
         self.broken: dict[str, str] = {}
         self._clock = clock
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         """Start the process; `wait_open` waits for its imports."""
@@ -92,22 +93,25 @@ class Environment:
         source = Path(self._folder.name)
         (source / "bench").symlink_to(SOURCE)
         self._errors = tempfile.TemporaryFile()
-        self._process = subprocess.Popen(
-            [self.python, "-m", "bench.ab.side"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            env=_variables(str(source)),
-            start_new_session=True,
-        )
+        self._line, theirs = Line.with_other_end()
+        with theirs:
+            self._process = subprocess.Popen(
+                [self.python, "-m", "bench.ab.side", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=self._errors,
+                stderr=self._errors,
+                env=_variables(str(source)),
+                start_new_session=True,
+            )
         self._send({"do": "open", "clock": self._clock})
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._process is not None:
+            self._line.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.communicate(timeout=_GRACE_SECONDS if kind is None else 0)
+                self._process.wait(timeout=_GRACE_SECONDS if kind is None else 0)
             # Whatever is left: its session's server ends with it, and the workers with the server.
             self._process.kill()
             self._process.wait()
@@ -162,23 +166,20 @@ class Environment:
         return record
 
     def _send(self, request: Mapping[str, Any]) -> None:
-        assert self._process is not None
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # the next answer tells
-            self._process.stdin.write(json.dumps(request) + "\n")
-            self._process.stdin.flush()
+        with contextlib.suppress(OSError):  # its end is told of by the next answer
+            self._line.send(request)
 
     def _receive(self) -> Any:
-        assert self._process is not None
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
+        try:
+            answer = self._line.receive()
+        except (EOFError, OSError):
             self._errors.seek(0)
             said = " ".join(self._errors.read().decode(errors="replace").split())[-600:]
-            raise BenchError(f"{self.option} {self.label}: its process ended: {said or 'silent'}")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise BenchError(f"{self.option} {self.label}: {answer['error']}")
+            raise BenchError(
+                f"{self.option} {self.label}: its process ended: {said or 'silent'}"
+            ) from None
+        if "failed" in answer:
+            raise BenchError(f"{self.option} {self.label}: {answer['failed']}")
         return answer["result"]
 
 

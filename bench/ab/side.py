@@ -1,6 +1,5 @@
-"""One environment's end of a comparison: `python -m bench.ab.side`, run by that environment.
-
-Requests and answers are JSON, one a line, on standard input and output:
+"""One environment's end of a comparison: `python -m bench.ab.side FD`, run by that environment, FD
+being its end of a line. Its requests (`bench.measure.messages`):
 
 - {"do": "open", "clock": ...}: start the measuring session; what this environment is;
 - {"do": "select", "request": {...}, "step": {...}, "limits": {...}}: the keys of its cases;
@@ -9,14 +8,12 @@ Requests and answers are JSON, one a line, on standard input and output:
 - {"do": "step"}: the times of one step, null once the case has failed;
 - {"do": "finish", "rounds": [...], "detail": {...}}: end the worker; the case's record.
 
-An answer is {"result": ...}, or {"error": message} where the input was wrong.
+What failed is a message, where the input was wrong.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -27,6 +24,7 @@ from bench.baselines.runlog import Recorder
 from bench.errors import BenchError
 from bench.formulas import lora_parameters
 from bench.measure import CaseFailed, Running, Session, StepTime
+from bench.measure.messages import Line
 from bench.scenarios.subjects import MEASURED, Request, Subject, select
 from bench.targets import match
 from bench.training.cases import StepOptions
@@ -178,19 +176,17 @@ def _structure(subject: Subject, recorder: Recorder) -> None:
 
 
 def main() -> None:
-    """Answer until standard input ends."""
-    # What the libraries print must not get between the answers.
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    side = Side()
+    """Answer until the other end is closed."""
+    line, side = Line(int(sys.argv[1])), Side()
     try:
-        for line in sys.stdin:
+        while True:
+            request = line.receive()
             try:
-                answer = {"result": side.answer(json.loads(line))}
+                line.send({"result": side.answer(request)})
             except BenchError as error:
-                answer = {"error": str(error)}
-            answers.write(json.dumps(answer) + "\n")
-            answers.flush()
+                line.send({"failed": str(error)})
+    except EOFError:
+        pass
     finally:
         side.close()
 
