@@ -138,8 +138,11 @@ def _beside(cases: Sequence[Case], options: argparse.Namespace, line: _Line) -> 
     from bench.measure import Session
     from bench.predict.result import predict
     from bench.reports.predicted import beside_text, prediction_text
+    from bench.training.liger import check_liger
     from bench.training.machine import machine
 
+    for case in cases:
+        check_liger(case, measured=True)
     here = machine()
     room = here.memory_limit_bytes or here.memory_bytes
     found: list[tuple[Prediction, Measurement | None]] = []

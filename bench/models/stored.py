@@ -1,20 +1,17 @@
 """Bases whose checkpoint is quantized already: what their layers hold, and expand on the way.
 
 Where config.json has a `quantization_config`, the weights are what it says. bitsandbytes' are the
-precisions of that name; those here are other libraries' formats, each after its source: how many
-bytes a layer stores, and that its product expands the whole weight, forward and backward.
+precisions of that name; those here are other libraries' formats, and how many bytes a layer
+stores; what its product takes is in `stored_layers`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bench.errors import BenchError
-
-if TYPE_CHECKING:
-    import torch
 
 AWQ, GPTQ, HQQ, COMPRESSED = "awq", "gptq", "hqq", "compressed-tensors"
 METHODS = (AWQ, GPTQ, HQQ, COMPRESSED)
@@ -115,11 +112,15 @@ def _hqq(settings: Mapping[str, Any], where: str) -> Stored:
 def _compressed(settings: Mapping[str, Any], where: str) -> Stored:
     groups = list((settings.get("config_groups") or {}).values())
     weights = groups[0].get("weights") if groups and isinstance(groups[0], Mapping) else None
-    form = settings.get("format")
-    if not isinstance(weights, Mapping) or form != "pack-quantized" or len(groups) != 1:
+    if not isinstance(weights, Mapping) or len(groups) != 1:
         raise BenchError(
-            f"{where}: quantization_config: of compressed-tensors the format pack-quantized with "
-            f"one group is predicted, not {form!r}"
+            f"{where}: quantization_config: of compressed-tensors one group of weights is "
+            f"predicted, not {len(groups)}"
+        )
+    if settings.get("use_optimized_inference"):
+        raise BenchError(
+            f"{where}: quantization_config: use_optimized_inference: transformers does not train "
+            "on those kernels; without it the weights are dense from the first forward pass on"
         )
     bits = _number(weights, "num_bits", where, 4)
     group = weights.get("group_size")
@@ -135,64 +136,3 @@ def _number(settings: Mapping[str, Any], name: str, where: str, usual: int) -> i
     if not isinstance(value, int) or isinstance(value, bool):
         raise BenchError(f"{where}: quantization_config: {name}: a whole number, not {value!r}")
     return value
-
-
-def store_linear_layers(model: Any, stored: Stored, dtype: torch.dtype) -> None:
-    """Replace the linear layers of a model on meta by layers that hold what is stored and expand
-    to their input's dtype, forward and backward; heads and skipped modules stay."""
-    import torch
-    from transformers.quantizers.base import get_keys_to_not_convert
-
-    skipped = stored.skipped or tuple(get_keys_to_not_convert(model))
-    layer = _layer_class()
-    for name, module in list(model.named_modules()):
-        if type(module) is not torch.nn.Linear or _skips(name, skipped):
-            continue
-        model.set_submodule(name, layer(module, stored, dtype))
-
-
-def _skips(name: str, skipped: tuple[str, ...]) -> bool:
-    import re
-
-    return any(
-        re.match(entry[3:], name) if entry.startswith("re:")
-        else name == entry or name.endswith(f".{entry}") or f"{entry}." in f"{name}."
-        for entry in skipped
-    )  # fmt: skip
-
-
-def _layer_class() -> Any:
-    """The layer, made when torch is there."""
-    import torch
-
-    class Product(torch.autograd.Function):  # type: ignore[misc]
-        """Input times the transpose of a weight that exists only meanwhile."""
-
-        @staticmethod
-        def forward(ctx: Any, x: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-            ctx.shape = shape
-            return torch.nn.functional.linear(x, x.new_empty(shape))
-
-        @staticmethod
-        def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-            return gradient @ gradient.new_empty(ctx.shape), None
-
-    class StoredLinear(torch.nn.Linear):  # type: ignore[misc]
-        """A linear layer whose weight is kept as its checkpoint stores it."""
-
-        def __init__(self, base: torch.nn.Linear, stored: Stored, dtype: torch.dtype) -> None:
-            torch.nn.Module.__init__(self)
-            self.in_features, self.out_features = base.in_features, base.out_features
-            size = stored.layer_bytes(base.out_features, base.in_features)
-            packed = torch.empty(size, dtype=torch.uint8, device="meta")
-            self.weight = torch.nn.Parameter(packed, requires_grad=False)
-            self.bias = base.bias
-            self._dtype = dtype
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            wide = x.dtype
-            out = Product.apply(x.to(self._dtype), (self.out_features, self.in_features))
-            out = out if self.bias is None else out + self.bias
-            return out.to(wide)
-
-    return StoredLinear

@@ -35,6 +35,7 @@ from bench.plugin.state import (
     under_xdist,
 )
 from bench.scenarios.subjects import Request, load_model, select
+from bench.training.liger import check_library
 from bench.training.options import (
     MEASURED_LENGTH,
     add_step_options,
@@ -137,6 +138,7 @@ def pytest_configure(config: pytest.Config) -> None:
         _check_repeated(config)
         _check_numbers(option)
         check_step(step_from(option))
+        check_library(step_from(option))
         if option.verdict_file is not None:
             check_verdict_file(option.verdict_file)
         if option.report is not None:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from bench.models.precision import precision
-from bench.models.stored import read_stored
+from bench.models.stored import AWQ, COMPRESSED, GPTQ, HQQ, read_stored
 from bench.predict.gpus import bfloat16_note
+from bench.training.liger import fused_loss
 from bench.training.options import DTYPES, KEEP_OUTPUT, PINNED, PLAIN, SDPA, SFT, TRAINER
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ def assumptions(case: Case, gpu: Gpu | None, device: str = "cuda") -> tuple[str,
             "leave up to 2 % more, another amount in every run"
         )
     said += trainer_assumptions(case)
+    if step.liger:
+        said.append(_liger(case))
     halves = DTYPES["bf16"] in (case.compute, DTYPES.get(step.autocast or ""))
     if halves and (note := bfloat16_note(gpu)):
         said.append(f"bf16: {note}")
@@ -59,14 +62,34 @@ def assumptions(case: Case, gpu: Gpu | None, device: str = "cuda") -> tuple[str,
     return tuple(said)
 
 
+_EXPANSION: Mapping[str, str] = {
+    AWQ: "gptqmodel's AWQ layers: more than 1,024 rows expand their layer's weight to {} forward, "
+    "and any number backward (kernels that cannot train take less)",
+    GPTQ: "gptqmodel's layers for training: every product expands its layer's weight to {}, and "
+    "autograd keeps it until the backward pass; checkpointing frees it",
+    HQQ: "HQQ's own layers: each keeps its input, and expands its weight to {}, forward and "
+    "backward",
+    COMPRESSED: "decompressed to {} by the first forward pass, for good",
+}
+"""How each library trains on what it stores, as `bench.models.stored_layers` has it."""
+
+
 def _stored(case: Case) -> str:
     stored = read_stored(case.config["quantization_config"], case.model)
     groups = f"groups of {stored.group}" if stored.group else "one group a row"
-    return (
-        f"weights: {stored.method} as stored ({stored.bits} bits, {groups}); every product expands "
-        f"its layer's weight to {case.compute}, forward and backward (kernels that multiply "
-        "without take less)"
+    how = _EXPANSION[stored.method].format(case.compute)
+    return f"weights: {stored.method} as stored ({stored.bits} bits, {groups}); {how}"
+
+
+def _liger(case: Case) -> str:
+    what = (
+        "norms, RoPE and MLPs" if not fused_loss(case.step) else "norms, RoPE, MLPs, head and loss"
     )
+    said = f"Liger's kernels (as of 0.8.5) for {what}, by what they allocate"
+    named = case.adapter.get("target_modules") or ()
+    if fused_loss(case.step) and ("lm_head" in named):
+        said += "; its loss reads the head's weight, so that an adapter on lm_head takes no part"
+    return said
 
 
 def trainer_assumptions(case: Case) -> tuple[str, ...]:

@@ -1,8 +1,9 @@
 """What CUDA's kernels allocate beside their results, each with the source that it is after.
 
-PyTorch's `aten/src/ATen` (some files as they were before 2.13) and bitsandbytes 0.50.2.
-`READ_AND_FREE` names the kernels that were read and found to allocate nothing,
-`FREE_FROM_MEMORY` those of which that is taken for granted.
+PyTorch's `aten/src/ATen` (some files as they were before 2.13) and bitsandbytes 0.50.2. Kernels
+that only copy an argument are in `cuda_copies`, and there those that were read and allocate nothing
+(`READ_AND_FREE`). Convolutions are in no list: cuDNN chooses an algorithm, and its workspace, on
+the device. A kernel in no list and in no table counts as taking nothing too, and nobody has looked.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from bench.predict.allocator import rounded
+from bench.predict.cuda_copies import AFTER, BEFORE
 
 OUTLIER_COLUMNS = 0
 """Columns that LLM.int8 finds outliers in: depends on the data, and is small in training."""
@@ -209,11 +211,13 @@ def _sort(args: tuple[Any, ...]) -> int:
 
 
 WORKSPACES: dict[str, Callable[[tuple[Any, ...]], int]] = {
+    **BEFORE,
     "aten._scaled_dot_product_flash_attention_backward.default": _flash_backward,
     "aten._scaled_dot_product_efficient_attention_backward.default": _efficient_backward,
 }
 """Counted before the results are there."""
 TEMPORARIES: dict[str, Callable[[tuple[Any, ...]], int]] = {
+    **AFTER,
     "aten._softmax_backward_data.default": _softmax_backward,
     "aten.embedding_dense_backward.default": _embedding_backward,
     "aten.index_put.default": _index_put,
@@ -224,51 +228,6 @@ TEMPORARIES: dict[str, Callable[[tuple[Any, ...]], int]] = {
     "aten.sort.stable": _sort,
 }
 """Counted when the results are there, which these kernels make first."""
-READ_AND_FREE = frozenset(
-    f"aten.{name}"
-    for name in (
-        "_softmax.default",
-        "_log_softmax.default",
-        "_log_softmax_backward_data.default",
-        "nll_loss_forward.default",
-        "nll_loss_backward.default",
-    )
-)
-"""Read in SoftMax.cu and Loss.cu: beyond their results they allocate nothing for contiguous
-arguments, as these are in a step; others are copied first."""
-FREE_FROM_MEMORY = frozenset(
-    f"aten.{name}"
-    for name in (
-        "native_layer_norm.default",
-        "native_layer_norm_backward.default",  # frozen weights: sums for trained ones are small
-        "native_dropout.default",
-        "native_dropout_backward.default",
-        "embedding.default",
-        "index.Tensor",
-        "gather.default",
-        "scatter.src",
-        "scatter_add.default",
-        "index_add.default",
-        "topk.default",  # rows below 1000 columns, such as a router's
-        "cumsum.default",  # along rows; one long row takes cub's kilobytes
-        "mm.default",
-        "addmm.default",  # within the handle's workspace
-        "bmm.default",
-        "baddbmm.default",
-        "gelu.default",
-        "gelu_backward.default",
-        "silu.default",
-        "silu_backward.default",
-        "masked_fill.Scalar",
-        "where.self",
-        "tril.default",
-        "triu.default",
-    )
-)
-"""Taken to allocate nothing beyond their results: from memory, not read. What speaks for those of a
-decoder's step is that T4 rows in float16 agree within 0.1 %. Convolutions are in neither list:
-cuDNN chooses an algorithm, and its workspace, on the device. A kernel in no list and in no table
-above counts as taking nothing too, and nobody has looked."""
 
 
 def workspace(name: str, func: Any, args: tuple[Any, ...]) -> int:

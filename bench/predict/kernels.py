@@ -26,7 +26,8 @@ class Device:
     those of other libraries whose outputs are all that they allocate; `workspace` gives the bytes
     that a kernel needs while it runs, from its name, function and arguments, and `temporaries`
     those that it takes only after its results; `functions` replaces those of
-    `torch.nn.functional`; `handles` is the bytes that each cuBLAS handle keeps. `followed` names
+    `torch.nn.functional`; `handles` is the bytes that each cuBLAS handle keeps; `capability` is
+    CUDA's compute capability. `followed` names
     the torch devices whose tensors count: on the CPU what stays there, such as an optimizer's step
     counts, is part of the same memory. `masks_by_position`: whether `masked_select` looks up the
     positions of its mask, eight bytes for each element and dimension (`masked_select_cuda` in
@@ -45,6 +46,7 @@ class Device:
     fused_dropout: bool
     foreach_optimizer: bool
     handles: int = 0
+    capability: float = 0.0
     masks_by_position: bool = True
 
 
@@ -63,6 +65,7 @@ def cuda(attention: str | None = None, capability: float = 8.0) -> Device:
         fused_dropout=True,
         foreach_optimizer=True,
         handles=CUBLAS_WORKSPACE_HOPPER if capability >= 9 else CUBLAS_WORKSPACE,
+        capability=capability,
     )
 
 

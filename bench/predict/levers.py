@@ -12,6 +12,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING
 
 from bench.models.precision import precision
+from bench.training.liger import predicts_liger
 from bench.training.options import KEEP_OUTPUT, PLAIN, SDPA
 
 if TYPE_CHECKING:
@@ -105,6 +106,10 @@ def _output_dropped(case: Case) -> Case | None:
     return _step(case, loop=PLAIN) if case.step.loop == KEEP_OUTPUT else None
 
 
+def _liger(case: Case) -> Case | None:
+    return _step(case, liger=True) if predicts_liger(case) and not case.step.liger else None
+
+
 NOTHING_SAVED = "no embeddings or head trained whole"
 CHANGES: dict[str, Change] = {
     "gradient checkpointing": _checkpointing,
@@ -117,6 +122,7 @@ CHANGES: dict[str, Change] = {
     NOTHING_SAVED: _nothing_saved,
     "fused attention": _fused_attention,
     "a loop that drops the output": _output_dropped,
+    "Liger's kernels": _liger,
 }
 
 

@@ -21,6 +21,7 @@ from bench.models.quantization import without_cached_tables
 from bench.predict.autocast import followed_autocast
 from bench.predict.journal import LOGITS, Journal, Untraceable
 from bench.predict.kernels import Device
+from bench.predict.liger import kernels_on
 from bench.predict.trainers import as_in_trainers, strict_within
 from bench.predict.unquantized import left_unquantized
 from bench.predict.values import tensors_in
@@ -28,6 +29,7 @@ from bench.tasks import TASKS
 from bench.training import loading, storages
 from bench.training.cases import Case
 from bench.training.cost import CostCounter
+from bench.training.liger import check_liger
 from bench.training.limits import check_length
 from bench.training.loops import run_step
 from bench.training.options import check_step
@@ -82,6 +84,7 @@ def trace(case: Case, device: Device, progress: Progress = lambda phase: None) -
     """Trace loading and two steps of the case as `device` runs them (the second has optimizer
     state from the start). Raises BenchError, naming the operation, where that cannot be done."""
     check_step(case.step)
+    check_liger(case)
     name = case.id
     if device.foreach_optimizer and case.step.optimizer == "adamw":
         case = replace(case, step=replace(case.step, optimizer="adamw-foreach"))
@@ -91,10 +94,10 @@ def trace(case: Case, device: Device, progress: Progress = lambda phase: None) -
         config, base = _skeleton(case)
         with (
             followed_autocast(device.name, device.attention),
-            _as_on(device, journal, case),
+            as_on(device, journal, case),
             as_in_trainers(case.step, device, journal),
             without_cached_tables(),
-            _no_collections(),
+            no_collections(),
         ):
             return _traced(case, config, base, device, journal, progress)
     except BenchError as error:
@@ -129,7 +132,7 @@ def _traced(  # noqa: PLR0917  # one call
     with journal:
         base = loading.filled(base, case, config, "meta")
         left, share = left_unquantized(base, case)
-        training = loading.prepared(case, config, base, "meta")
+        training = loading.prepared(case, config, base, "meta", kernels_on(device, journal))
     for tensor in training.batch.values():
         journal.storages.tag(tensor, "activations")
     storages.tag_model(journal.storages, training.model)
@@ -262,7 +265,7 @@ def _bytes(tensor: torch.Tensor) -> int:
 
 
 @contextlib.contextmanager
-def _as_on(device: Device, journal: Journal, case: Case) -> Iterator[None]:
+def as_on(device: Device, journal: Journal, case: Case) -> Iterator[None]:
     """While active, what looks at a tensor's device before it chooses a path takes `device`'s."""
     functional, rng_state = torch.nn.functional, torch.get_rng_state
     replacements: list[tuple[Any, str, Any]] = [
@@ -358,7 +361,7 @@ def _fused_dropout(
 
 
 @contextlib.contextmanager
-def _no_collections() -> Iterator[None]:
+def no_collections() -> Iterator[None]:
     """Whether a collection falls into a step must not decide its peak."""
     enabled = gc.isenabled()
     gc.disable()

@@ -22,10 +22,12 @@ from bench.errors import BenchError
 from bench.models.classes import config_by_own_code
 from bench.models.precision import precision
 from bench.models.quantization import bitsandbytes_config, quiet_bitsandbytes, swap_linear_layers
-from bench.models.stored import read_stored, store_linear_layers
+from bench.models.stored import read_stored
+from bench.models.stored_layers import store_linear_layers
 from bench.tasks import heads_of
 from bench.training.batches import Batch
 from bench.training.cases import Case
+from bench.training.liger import Patch, check_liger, fused_loss, put_kernels
 from bench.training.options import EAGER, PLAIN, SDPA, SFT, TRAINER, check_step
 from bench.training.step import Training, make_batch, make_optimizer, make_scaler
 
@@ -36,6 +38,7 @@ def load(case: Case, device: str = "cpu") -> Training:
     Leaves torch's random state seeded with `case.step.seed`. Raises what the libraries raise.
     """
     check_step(case.step)
+    check_liger(case, measured=True)
     if precision(case.precision).stored:
         raise BenchError(f"{case.model}: {case.precision} weights are predicted, not measured")
     quiet_libraries()
@@ -52,9 +55,13 @@ def base_model(case: Case, device: str = "cpu") -> tuple[Any, Any]:
     return config, random_weights(case, config, device)
 
 
-def prepared(case: Case, config: Any, model: Any, device: str) -> Training:
-    """The rest of `load` for a base model that is there: adapters, batch, optimizer."""
+def prepared(
+    case: Case, config: Any, model: Any, device: str, liger: Patch = put_kernels
+) -> Training:
+    """The rest of `load` for a base model that is there: adapters, batch, optimizer. `liger` puts
+    Liger's kernels into it, where the step has them."""
     model = adapt(case, model)
+    patches = liger(model, fused_loss(case.step)) if case.step.liger else ()
     batch = _heard(make_batch(config, case.auto_class, case.step, device), model)
     optimizer = make_optimizer(model, case.step)
     trainer = None
@@ -71,6 +78,7 @@ def prepared(case: Case, config: Any, model: Any, device: str) -> Training:
         adapted_layers=count_adapted_layers(model),
         quantized_layers=sum(1 for _ in quantized_layers(model)),
         trainer=trainer,
+        patches=patches,
     )
     torch.manual_seed(case.step.seed)
     return training

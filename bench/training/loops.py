@@ -43,7 +43,7 @@ LOOPS: Mapping[str, Loop] = {
 
 def run_step(training: Training, mark: Mark = unmarked) -> torch.Tensor:
     """One step of the training's loop under its options; the loss, a detached scalar."""
-    with pinned_attention(training.options.attention):
+    with pinned_attention(training.options.attention), patched(*training.patches):
         return LOOPS[training.options.loop](training, mark)
 
 

@@ -119,7 +119,7 @@ class StepOptions:
         None, "clip{}", "clip the gradients to this norm", type=float
     )
     packed: bool = _said(False, "packed", "sequences behind one another in one row, no padding")
-    liger: bool = _said(False, "liger", "Liger's fused loss in the place of head and loss")
+    liger: bool = _said(False, "liger", "Liger's kernels: fused head and loss, norms, RoPE, MLPs")
     fused_head: bool = _said(
         True, "model-loss", "sft: the model's own loss, not TRL's fused head",
         flag="--no-fused-head",
@@ -211,8 +211,6 @@ def check_step(options: StepOptions) -> None:
                 f"--loop {options.loop} runs the step of the trainer itself, and {package} is not "
                 "installed: pip install 'lora-target-bench[trainers]'"
             )
-    if options.liger:
-        raise BenchError("--liger: Liger's fused loss is not predicted yet")
 
 
 def check_positions(config: Mapping[str, Any], seq_len: int | None, label: str) -> None:

@@ -41,6 +41,8 @@ class Training:
     quantized_layers: int
     trainer: Any = None
     """transformers' or TRL's, where the loop is one of theirs."""
+    patches: tuple[tuple[Any, str, Any], ...] = ()
+    """(owner, name, value): what stands in a library's place while the step runs."""
 
     @property
     def trainable_parameters(self) -> int:

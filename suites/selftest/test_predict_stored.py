@@ -40,10 +40,10 @@ def _said(capsys: pytest.CaptureFixture[str], model: Path, *options: str) -> dic
 @pytest.fixture
 def model(tmp_path: Path):
     def write(settings: object) -> Path:
-        (tmp_path / "config.json").write_text(
-            json.dumps({**LLAMA, "quantization_config": settings})
-        )
-        return tmp_path
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))  # a model is read once
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({**LLAMA, "quantization_config": settings}))
+        return folder
 
     return write
 
@@ -53,7 +53,7 @@ def model(tmp_path: Path):
     [
         (AWQ, 4 + (16 + 4) / 128),
         (GPTQ, 4 + (16 + 4) / 64),
-        (PACKED, 4 + 16 / 32),
+        (PACKED, 16 + 16 / 32),  # decompressed by the first forward pass
         (HQQ, 4 + (16 + 16) / 64),
     ],
 )
@@ -68,30 +68,60 @@ def test_stored_weights_take_what_is_stored(settings, bits: float, model, capsys
     assert found["trainable_parameters"] == 2 * 8 * 2 * 128
 
 
-def test_the_product_expands_a_layers_weight(model, capsys) -> None:
-    """The widest layer's float16 weight is there while it multiplies."""
+def made_by(method: str, rows: int) -> list[tuple[tuple[int, ...], str]]:
+    """Shape and dtype of all that one layer of 128 inputs and 256 outputs makes, forward and
+    backward; a layer that is skipped stays."""
     import torch
-
-    from bench.models.stored import store_linear_layers
-
-    with torch.device("meta"):
-        whole = torch.nn.Sequential(torch.nn.Linear(128, 256), torch.nn.Linear(256, 8))
-    store_linear_layers(whole, Stored("awq", 4, 128, 16, 4, skipped=("1",)), torch.float16)
-    made: list[tuple[int, ...]] = []
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    class Watch(TorchDispatchMode):
+    from bench.models.stored_layers import store_linear_layers
+
+    with torch.device("meta"):
+        whole = torch.nn.Sequential(torch.nn.Linear(128, 256, bias=False), torch.nn.Linear(256, 8))
+    store_linear_layers(whole, Stored(method, 4, 128, 16, 4, skipped=("1",)), torch.float16)
+    assert type(whole[1]) is torch.nn.Linear
+    made: list[tuple[tuple[int, ...], str]] = []
+
+    class Watch(TorchDispatchMode):  # type: ignore[misc]
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             out = func(*args, **(kwargs or {}))
             if "empty" in str(func):
-                made.append(tuple(out.shape))
+                made.append((tuple(out.shape), str(out.dtype).removeprefix("torch.")))
             return out
 
-    x = torch.empty(4, 128, dtype=torch.float16, device="meta", requires_grad=True)
+    x = torch.empty(rows, 128, dtype=torch.float16, device="meta", requires_grad=True)
     with Watch():
         whole[0](x).sum().backward()
-    assert made.count((256, 128)) == 2  # forward, and backward
-    assert type(whole[1]) is torch.nn.Linear
+    return made
+
+
+def test_awq_expands_for_many_rows_and_going_backward() -> None:
+    """gptqmodel's `AwqGemmFn`: 1,024 rows are multiplied as they are stored."""
+    assert made_by("awq", 1025).count(((256, 128), "float16")) == 2
+    assert made_by("awq", 1024).count(((256, 128), "float16")) == 1
+
+
+def test_gptq_expands_once_and_autograd_keeps_it() -> None:
+    """gptqmodel's `TorchLinear`: a word for each weight, its code, its scale and zero point."""
+    found = made_by("gptq", 4)
+    assert found == [((128, 256), "int32"), ((128, 256), "float16"), ((128, 256), "int8")]
+
+
+def test_hqq_keeps_what_is_multiplied() -> None:
+    assert made_by("hqq", 4).count(((256, 128), "float16")) == 2
+
+
+def test_whole_models_of_stored_weights(model, capsys) -> None:
+    """Seven adapted layers twice: GPTQ's expanded weights are all there as the backward pass
+    begins, and one layer's with checkpointing; AWQ's never are."""
+    step = ("--target-modules", "q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj",
+            "--seq-len", "32")  # fmt: skip
+    awq = _said(capsys, model(AWQ), *step)["peak_allocated_bytes"]
+    gptq = _said(capsys, model(GPTQ), *step)["peak_allocated_bytes"]
+    assert gptq > awq + 2 * LINEAR * 0.8
+    checkpointed = _said(capsys, model(GPTQ), *step, "--gradient-checkpointing")
+    assert checkpointed["peak_allocated_bytes"] < gptq - LINEAR * 0.8
+    assert any("autograd keeps it" in said for said in checkpointed["assumptions"])
 
 
 @pytest.mark.parametrize(
@@ -116,7 +146,8 @@ def test_what_a_config_says(settings, said) -> None:
         ({"quant_method": "fp8"}, "fp8: what a step on FP8 weights takes is not predicted"),
         ({"quant_method": "aqlm"}, "aqlm: what a step on such weights takes is not predicted"),
         ({**AWQ, "bits": "four"}, "bits: a whole number, not 'four'"),
-        ({**PACKED, "format": "float-quantized"}, "pack-quantized with one group is predicted"),
+        ({**PACKED, "config_groups": {}}, "of compressed-tensors one group of weights is pred"),
+        ({**PACKED, "use_optimized_inference": True}, "transformers does not train on those"),
         ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf3"}, "'nf3': nf4 or fp4"),
         ({"bits": 4, "group_size": 128}, "without a quant_method.*--precision says"),
     ],
