@@ -390,3 +390,19 @@ def test_what_is_listed_already_is_not_suggested_again() -> None:
     assert [name.partition(" ")[0] for name in alone.suggestion.split("), ")] == [
         "q_proj", "k_proj", "v_proj",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("beside", "offered"),
+    [
+        (["wq", "wk", "wv"], "o_proj (output, 4 modules)"),
+        (["wi_0", "wi_1"], "down_proj (down, 4 modules)"),
+        ([], "o_proj (output, 4 modules), down_proj (down, 4 modules)"),
+    ],
+)
+def test_a_name_of_two_meanings_has_the_one_of_its_neighbours(
+    beside: list[str], offered: str
+) -> None:
+    """Meta's own Llama has wq, wk, wv, wo for attention (llama/model.py); T5 has wi and wo."""
+    entries = ledger_of({"target_modules": [*beside, "wo"]}).entries
+    assert entries[-1].suggestion == offered

@@ -180,7 +180,7 @@ def _describe(
         if not found:
             cause, suggestion = find_cause(table, asked, entry, where)
         if not (found or cause):
-            suggestion = suggest(table, entry, role)
+            suggestion = suggest(table, entry, role, listed)
         if suggestion:
             there, suggestion = unlisted(suggestion, listed)
             cause = "; ".join(filter(None, (cause, there)))

@@ -20,13 +20,25 @@ from bench.targets.ledger import Ledger, RoleOf
 _NEAR = 0.8
 
 
-def suggest(table: ModuleTable, entry: str, role: RoleOf = role_of) -> str:
+_LLAMA, _T5 = re.compile(r"w[qkv123]"), re.compile(r"wi(_\d)?")
+"""What stands beside `wo`: the output of attention where Meta publishes Llama, down in T5."""
+
+
+def suggest(
+    table: ModuleTable, entry: str, role: RoleOf = role_of, beside: Iterable[str] = ()
+) -> str:
     """What to write instead of a dead entry: the modules here that do its work, whole or in parts;
-    for a name that tells no work the nearest one. "" if there is none."""
+    for a name that tells no work the nearest one. "" if there is none. The other entries decide
+    what a name means that has two meanings; where they do not, both are offered."""
     wanted = role_of(entry)
     if wanted == UNKNOWN:
         return _nearest_leaf(table, entry)
-    for roles in ((wanted,), FUSED.get(wanted, ())):
+    first: tuple[str, ...] = (wanted,)
+    if entry == "wo":
+        beside = [*beside]
+        llama, t5 = (any(map(names.fullmatch, beside)) for names in (_LLAMA, _T5))
+        first = ("output", "down") if llama == t5 else ("output",) if llama else ("down",)
+    for roles in (first, FUSED.get(wanted, ())):
         if offers := [*_modules(table, roles, role)] or [*_parameters(table, roles, role)]:
             return ", ".join(dict.fromkeys(offers))
     return ""
