@@ -28,20 +28,6 @@ class UnknownName(BenchError):
 _SHOWN = 60
 
 
-def check_keys(
-    data: object, where: str, allowed: Iterable[str], required: Iterable[str] = ()
-) -> None:
-    """Raise BenchError unless `data` is a table with every required key and no unknown one."""
-    if not isinstance(data, dict):
-        raise BenchError(f"{where}: expected a table, found {type(data).__name__}")
-    allowed = list(allowed)
-    for key in data:
-        if key not in allowed:
-            raise UnknownName(f"key in {where}:", str(key), allowed)
-    if missing := [key for key in required if key not in data]:
-        raise BenchError(f"{where}: missing key {', '.join(map(repr, missing))}")
-
-
 def check_most(what: str, value: float | None, most: int) -> None:
     """Raise BenchError, naming `what`, for more of it than anybody means."""
     if value is not None and value > most:

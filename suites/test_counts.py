@@ -44,7 +44,7 @@ def test_declared_total(architecture: str, model_of) -> None:
     """The closed form of the whole model equals the published total and the built model's."""
     model = model_of(architecture)
     declared = model.architecture.total_parameters(model.fields)
-    assert declared == model.architecture.published["total_parameters"]
+    assert declared == model.architecture.published.total_parameters
     assert declared == model.table.total_parameters
 
 
@@ -60,11 +60,11 @@ def test_counts(subject: Subject, peft_count, record) -> None:
     assert ledger.by_role == declared.by_role
     assert ledger.dead_entries == declared.dead_entries
     stated = scenario.expected
-    assert list(ledger.dead_entries) == stated.get("dead_entries", [])
-    if "adapted_layers" in stated:
-        assert ledger.adapted_layers == stated["adapted_layers"]
-    if "same_as" in stated:
-        twin = load_scenarios()[stated["same_as"]]
+    assert ledger.dead_entries == stated.dead_entries
+    if stated.adapted_layers is not None:
+        assert ledger.adapted_layers == stated.adapted_layers
+    if stated.same_as is not None:
+        twin = load_scenarios()[stated.same_as]
         other = match(model.table, twin.adapter(model), model.role_of)
         assert [a.name for a in ledger.adapted] == [a.name for a in other.adapted]
         assert ledger.saved == other.saved

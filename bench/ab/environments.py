@@ -16,7 +16,7 @@ from bench.errors import BenchError
 from bench.measure.messages import Line
 from bench.measure.outcome import StepTime
 
-NEEDED = ("torch", "transformers", "peft", "bitsandbytes", "psutil", "numpy")
+NEEDED = ("torch", "transformers", "peft", "bitsandbytes", "psutil", "numpy", "msgspec")
 """What an environment must have to measure in it. bench itself comes from this checkout."""
 
 SOURCE = Path(__file__).resolve().parents[1]

@@ -7,11 +7,14 @@ and never surface later as something else.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from bench.adapters.patterns import ALL_LINEAR, check_compiles
 from bench.errors import BenchError, UnknownName
+from bench.files import fits, in_words
 from bench.tasks import BY_TYPE
 
 BIASES = ("none", "all", "lora_only")
@@ -27,82 +30,58 @@ LARGEST_RANK = 1 << 20
 """No layer of any model is as wide, and past its width a rank adds nothing."""
 
 
-def _whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _names(value: object) -> bool:
-    return isinstance(value, tuple) and all(isinstance(v, str) and v for v in value)
-
-
-def _indices(value: object) -> bool:
-    return isinstance(value, tuple) and all(_whole(v, 0) for v in value)
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _patterns(value: object, fits: Callable[[object], bool]) -> bool:
-    return isinstance(value, Mapping) and all(
-        isinstance(k, str) and fits(v) for k, v in value.items()
-    )
-
-
-def _layers(value: object) -> bool:
-    return _whole(value, 0) or _indices(value)
-
-
-def _tokens(value: object) -> bool:
-    return _indices(value) or _patterns(value, _indices)
-
-
-def _pairs(value: object) -> bool:
-    return isinstance(value, tuple) and all(
-        _indices(pair) and len(pair) == 2 and pair[0] < pair[1] for pair in value
-    )
-
-
-_NAMES_OR_REGEX = "a list of names, or a regular expression"
-# Field → whether a value fits, and what would; None fits where the default is None.
-_TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "target_modules": (lambda v: isinstance(v, str) or _names(v), _NAMES_OR_REGEX),
-    "exclude_modules": (lambda v: isinstance(v, str) or _names(v), _NAMES_OR_REGEX),
-    "layers_pattern": (lambda v: isinstance(v, str) or _names(v), "a name, or a list of them"),
-    "target_parameters": (_names, "a list of names"),
-    "modules_to_save": (_names, "a list of names"),
-    "r": (lambda v: _whole(v, 1), "a whole number of at least 1"),
-    "rank_pattern": (
-        lambda v: _patterns(v, lambda r: _whole(r, 1)),
-        "names with whole numbers of at least 1",
+Name = Annotated[str, Meta(min_length=1)]
+Names = Annotated[tuple[Name, ...], Meta(description="a list of names")]
+Index = Annotated[int, Meta(ge=0)]
+Indices = Annotated[tuple[Index, ...], Meta(description="a list of token indices")]
+Rank = Annotated[int, Meta(ge=1)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+_NamesOrRegex = Annotated[
+    str | tuple[Name, ...], Meta(description="a list of names, or a regular expression")
+]
+_Nested = Annotated[dict[str, Any], Meta(description="an object with fields of its own")]
+_TYPES: dict[str, Any] = {
+    "target_modules": _NamesOrRegex | None,
+    "exclude_modules": _NamesOrRegex | None,
+    "layers_pattern": Annotated[
+        str | tuple[Name, ...], Meta(description="a name, or a list of them")
+    ] | None,
+    "target_parameters": Names,
+    "modules_to_save": Names,
+    "r": Rank,
+    "rank_pattern": Annotated[
+        dict[str, Rank], Meta(description="names with whole numbers of at least 1")
+    ],
+    "alpha_pattern": Annotated[dict[str, float], Meta(description="names with numbers")],
+    "lora_alpha": float,
+    "lora_dropout": Share,
+    "layers_to_transform": Annotated[
+        Index | tuple[Index, ...], Meta(description="a layer's index, or a list of them")
+    ] | None,
+    "trainable_token_indices": Annotated[
+        tuple[Index, ...] | dict[str, tuple[Index, ...]],
+        Meta(description="token indices, or names with token indices"),
+    ] | None,
+    "alora_invocation_tokens": Indices | None,
+    "layer_replication": Annotated[
+        tuple[tuple[Index, Index], ...],
+        Meta(description="a list of [start, end) pairs with start < end"),
+    ],
+    "init_lora_weights": Annotated[bool | str, Meta(description="true, false or a name")],
+    **dict.fromkeys(
+        ("fan_in_fan_out", "use_rslora", "use_dora", "lora_bias", "ensure_weight_tying"), bool
     ),
-    "alpha_pattern": (lambda v: _patterns(v, _number), "names with numbers"),
-    "lora_alpha": (_number, "a number"),
-    "lora_dropout": (lambda v: _number(v) and 0 <= v <= 1, "a number from 0 to 1"),
-    "layers_to_transform": (_layers, "a layer's index, or a list of them"),
-    "trainable_token_indices": (_tokens, "token indices, or names with token indices"),
-    "alora_invocation_tokens": (_indices, "a list of token indices"),
-    "layer_replication": (_pairs, "a list of [start, end) pairs with start < end"),
-    "init_lora_weights": (lambda v: isinstance(v, bool | str), "true, false or a name"),
-    **{
-        name: (lambda v: isinstance(v, bool), "true or false")
-        for name in ("fan_in_fan_out", "use_rslora", "use_dora", "lora_bias", "ensure_weight_tying")
-    },
-    **{
-        name: (lambda v: isinstance(v, Mapping), "an object with fields of its own")
-        for name in NESTED
-    },
-}
-_OPTIONAL = {"target_modules", "exclude_modules", "layers_pattern", "layers_to_transform",
-             "trainable_token_indices", "alora_invocation_tokens", *NESTED}  # fmt: skip
+    **dict.fromkeys(NESTED, _Nested | None),
+}  # fmt: skip
 
 
 def check_fields(given: Mapping[str, Any]) -> None:
     """Raise BenchError, naming the fields, for values that cannot be. `given` holds every field."""
     wrong = [
-        f"{name} must be {wanted}, not {_plain(value)!r}"
-        for name, (fits, wanted) in _TYPES.items()
-        if not fits(value := given[name]) and not (value is None and name in _OPTIONAL)
+        f"{name} must be {in_words(kind)}, not {_plain(given[name])!r}"
+        for name, kind in _TYPES.items()
+        if not fits(given[name], kind)
+        or (name == "layer_replication" and not all(start < end for start, end in given[name]))
     ]
     if wrong:
         raise BenchError("; ".join(wrong))
@@ -167,7 +146,7 @@ def _check_together(given: Mapping[str, Any]) -> None:
 
 def _check_counts(nested: Mapping[str, Any] | None, where: str, key: str) -> None:
     value = (nested or {}).get(key, 1)
-    if not _whole(value, 1):
+    if not fits(value, Rank):
         raise BenchError(f"{where}: {key} must be a whole number of at least 1, not {value!r}")
 
 

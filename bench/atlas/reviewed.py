@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bench.atlas import names
 from bench.atlas.entries import Atlas, TypeEntry
-from bench.errors import BenchError, check_keys
-from bench.files import FIXTURES, read_toml
+from bench.files import FIXTURES, parse, read_toml
 from bench.models.modules import CONVOLUTIONS, EMBEDDING
 from bench.models.roles import EMBEDDING as EMBEDDING_ROLE
 from bench.models.roles import HEAD, UNKNOWN, check_role, role_of
@@ -21,9 +20,7 @@ from bench.models.roles import HEAD, UNKNOWN, check_role, role_of
 OWN = "own"  # as auto_class: the class in the type's own module
 _OVERRIDES = FIXTURES / "atlas" / "overrides.toml"
 _ROLES = FIXTURES / "atlas" / "roles.toml"
-_OVERRIDE_KEYS = {"reason": str, "config": dict, "auto_class": str}
 _ANY = "type"  # the table for every version; "transformers-4" is for one major version
-_ROLE_KEYS = {"types": list, "module": str, "role": str, "reason": str}
 
 
 @dataclass(frozen=True)
@@ -35,18 +32,17 @@ class Override:
     auto_class: str = ""
 
 
+_Table = Literal["type", "transformers-4", "transformers-5"]
+
+
 @cache
-def load_overrides(path: Path = _OVERRIDES) -> dict[str, dict[str, Override]]:
+def load_overrides(path: Path = _OVERRIDES) -> Mapping[str, Mapping[str, Override]]:
     """By table and model type. Raises BenchError, naming file and key, on anything unknown."""
-    data = read_toml(path)
-    check_keys(data, str(path), (_ANY, "transformers-4", "transformers-5"))
-    found: dict[str, dict[str, Override]] = {}
-    for table, types in data.items():
-        found[table] = {}
-        for model_type, values in types.items():
-            _check(values, f"{path}: {table}.{model_type}", _OVERRIDE_KEYS, ("reason",))
-            found[table][model_type] = Override(**values)
-    return found
+    file = parse(read_toml(path), dict[_Table, dict[str, Any]], str(path))
+    return {
+        table: {t: parse(v, Override, f"{path}: {table}.{t}") for t, v in types.items()}
+        for table, types in file.items()
+    }
 
 
 def override_for(model_type: str, major: int) -> Override | None:
@@ -58,21 +54,31 @@ def override_for(model_type: str, major: int) -> Override | None:
     return None
 
 
+@dataclass(frozen=True)
+class _Role:
+    types: tuple[str, ...]
+    module: str
+    role: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Roles:
+    role: tuple[_Role, ...] = ()
+
+
 @cache
 def load_roles(path: Path = _ROLES) -> dict[str, tuple[tuple[re.Pattern[str], str], ...]]:
     """By model type: ends of module names, and the roles that they have there.
 
     Raises BenchError, naming file and key, on anything unknown.
     """
-    data = read_toml(path)
-    check_keys(data, str(path), ("role",))
     found: dict[str, tuple[tuple[re.Pattern[str], str], ...]] = {}
-    for number, values in enumerate(data.get("role", ()), 1):
-        where = f"{path}: role {number}"
-        _check(values, where, _ROLE_KEYS, _ROLE_KEYS)
-        pattern = re.escape(values["module"]).replace(r"\*", r"\d+")
-        rule = (re.compile(rf"(?:.*\.)?{pattern}"), check_role(values["role"], where))
-        for model_type in values["types"]:
+    for number, reviewed in enumerate(parse(read_toml(path), _Roles, str(path)).role, 1):
+        pattern = re.escape(reviewed.module).replace(r"\*", r"\d+")
+        role = check_role(reviewed.role, f"{path}: role {number}")
+        rule = (re.compile(rf"(?:.*\.)?{pattern}"), role)
+        for model_type in reviewed.types:
             found[model_type] = (*found.get(model_type, ()), rule)
     return found
 
@@ -112,12 +118,3 @@ def with_roles(atlas: Atlas) -> Atlas:
         )
 
     return replace(atlas, types={t: again(t, e) for t, e in atlas.types.items()})
-
-
-def _check(
-    values: Mapping[str, Any], where: str, kinds: Mapping[str, type], required: object
-) -> None:
-    check_keys(values, where, kinds, required)  # type: ignore[arg-type]
-    for key, value in values.items():
-        if type(value) is not kinds[key]:
-            raise BenchError(f"{where}: {key}: expected {kinds[key].__name__}, found {value!r}")

@@ -15,13 +15,14 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from bench.atlas import names
 from bench.atlas.entries import Atlas, Bare, Folded, TypeEntry
-from bench.errors import BenchError, UnknownName, check_keys
-from bench.files import FIXTURES, read_json
+from bench.errors import BenchError, UnknownName
+from bench.files import FIXTURES, parse, read_json
 from bench.models.modules import CONV1D, CONVOLUTIONS, EMBEDDING, LINEAR, MULTIHEAD
 from bench.models.roles import UNKNOWN, check_role
 
@@ -100,24 +101,18 @@ def load_atlas(folder: Path) -> Atlas:
     if not holds_atlas(folder):
         raise BenchError(f"{folder}: holds no atlas (no {_FILE.format('*')})")
     for path in sorted(folder.glob(_FILE.format("*"))):
-        data = read_json(path)
-        keys = ("format", "transformers", "types")
-        check_keys(data, str(path), keys, keys)
-        if data["format"] != FORMAT:
-            raise BenchError(f"{path}: format is {data['format']!r}; this bench reads {FORMAT}")
-        check_type(data["transformers"], str, f"{path}: transformers")
-        version = version or data["transformers"]
-        if data["transformers"] != version:
-            raise BenchError(f"{path}: transformers {data['transformers']}, the rest is {version}")
-        check_type(data["types"], dict, f"{path}: types")
-        for model_type, values in data["types"].items():
+        data = parse(read_json(path), _File, str(path))
+        if data.format != FORMAT:
+            raise BenchError(f"{path}: format is {data.format!r}; this bench reads {FORMAT}")
+        version = version or data.transformers
+        if data.transformers != version:
+            raise BenchError(f"{path}: transformers {data.transformers}, the rest is {version}")
+        for model_type, values in data.types.items():
             where = f"{path}: {model_type}"
             if path.name != _FILE.format(_initial(model_type)):
                 raise BenchError(f"{where}: does not belong in this file")
             if isinstance(values, dict) and "unbuilt" in values:
-                check_keys(values, where, ("unbuilt",))
-                check_type(values["unbuilt"], str, f"{where}: unbuilt")
-                unbuilt[model_type] = values["unbuilt"]
+                unbuilt |= {model_type: parse(values, _Unbuilt, where).unbuilt}
             else:
                 types[model_type] = entry_from_json(values, where)
     return Atlas(version, types, unbuilt)
@@ -134,10 +129,35 @@ def _version_key(version: str) -> tuple[tuple[bool, int, str], ...]:
 
 FORMAT = 1
 _KINDS = (LINEAR, CONV1D, EMBEDDING, MULTIHEAD, *CONVOLUTIONS)
-_REQUIRED = {"auto_class": str, "class": str, "layers": int, "parameters": int}
-_OPTIONAL = {"causal_lm": bool, "input_embedding": str, "output_embedding": str, "tied": list,
-             "moe_conversion": str, "ties_unknown": bool, "projections": dict, "bare": dict,
-             "other": str}  # fmt: skip
+_Required = TypedDict(
+    "_Required", {"auto_class": str, "class": str, "layers": int, "parameters": int}
+)
+
+
+class _Entry(_Required, total=False):
+    """A type as it is stored."""
+
+    causal_lm: bool
+    input_embedding: str
+    output_embedding: str
+    tied: list[str]
+    moe_conversion: str
+    ties_unknown: bool
+    projections: dict[str, Any]
+    bare: dict[str, Any]
+    other: str
+
+
+@dataclass(frozen=True)
+class _Unbuilt:
+    unbuilt: str
+
+
+@dataclass(frozen=True)
+class _File:
+    format: Any
+    transformers: str
+    types: dict[str, Any]
 
 
 def entry_to_json(entry: TypeEntry) -> dict[str, Any]:
@@ -157,17 +177,12 @@ def entry_to_json(entry: TypeEntry) -> dict[str, Any]:
         "bare": {e.name: [e.role, *e.shape] for e in entry.bare},
         "other": " ".join(entry.other),
     }
-    return {key: value for key, value in data.items() if value or key in _REQUIRED}
+    return {key: value for key, value in data.items() if value or key in _Required.__annotations__}
 
 
 def entry_from_json(data: Any, where: str) -> TypeEntry:
     """One type from JSON; BenchError, naming `where` and the key, on anything not understood."""
-    kinds: dict[str, type] = {**_REQUIRED, **_OPTIONAL}
-    check_keys(data, where, kinds, _REQUIRED)
-    for key, value in data.items():
-        check_type(value, kinds[key], f"{where}: {key}")
-    for value in data.get("tied", ()):
-        check_type(value, str, f"{where}: tied")
+    data = parse(data, _Entry, where)
     return TypeEntry(
         auto_class=data["auto_class"],
         class_name=data["class"],
@@ -206,7 +221,7 @@ def _projection_from_json(name: str, row: Any, where: str) -> Folded:
         )
     role, kind, *numbers = row
     bias = numbers.pop(2) if len(numbers) > 2 else False
-    check_type(bias, bool, f"{where}: bias")
+    parse(bias, bool, f"{where}: bias")
     if kind not in _KINDS:
         raise UnknownName(f"kind in {where}:", str(kind), _KINDS)
     _check_sizes(numbers, where)
@@ -228,15 +243,8 @@ def _role(role: Any, where: str) -> str:
 
 def _check_sizes(values: list[Any], where: str) -> None:
     for value in values:
-        check_type(value, int, where)
-        if value < 0:
+        if parse(value, int, where) < 0:
             raise BenchError(f"{where}: {value} is not a size")
-
-
-def check_type(value: Any, kind: type, where: str) -> None:
-    """Raise BenchError, naming `where`, unless `value` is exactly of this type."""
-    if type(value) is not kind:
-        raise BenchError(f"{where}: expected {kind.__name__}, found {value!r}")
 
 
 def dump(version: str, types: Mapping[str, Mapping[str, Any]]) -> str:

@@ -12,14 +12,14 @@ from __future__ import annotations
 import getpass
 import json
 import subprocess
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from bench.baselines.runs import StoredRun, load_run
 from bench.baselines.storage import SAVE_HINT, alone, find_runs, stored_files
-from bench.errors import BenchError, check_keys
-from bench.files import read_json, write_atomically
+from bench.errors import BenchError
+from bench.files import parse, read_json, write_atomically
 from bench.units import one_line
 
 FILE = "accepted.json"
@@ -27,6 +27,16 @@ PASSED, FAILED, FIRST, NARROWER = "passed", "failed", "first", "narrower"
 """How a run's gate ended; FIRST: all tests passed, and there was no baseline to hold it against;
 NARROWER: it passed, and was not asked for every case of its baseline."""
 FIRST_REASON = "the first run stored here: all its tests passed, and no baseline says otherwise"
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """That a run may be a baseline: why, by whom and when, and the run's digest."""
+
+    reason: str
+    by: str
+    when: str
+    digest: str
 
 
 def accept(path: Path, reason: str) -> Path:
@@ -41,15 +51,11 @@ def accept(path: Path, reason: str) -> Path:
     if run.interrupted:
         raise BenchError(f"{path}: it was interrupted, and lacks cases: it cannot be a baseline")
     file = path.parent / FILE
-    entry = {
-        "reason": reason,
-        "by": _who(),
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "digest": run.digest,
-    }
+    entry = Acceptance(reason, _who(), datetime.now(UTC).isoformat(timespec="seconds"), run.digest)
     with alone(path.parent):
         accepted = {**_accepted(file), path.stem: entry}
-        write_atomically(file, json.dumps(dict(sorted(accepted.items())), indent=1) + "\n")
+        entries = {name: asdict(accepted[name]) for name in sorted(accepted)}
+        write_atomically(file, json.dumps(entries, indent=1) + "\n")
     return file
 
 
@@ -64,15 +70,8 @@ def _who() -> str:
         return "unknown"
 
 
-def _accepted(file: Path) -> dict[str, dict[str, Any]]:
-    if not file.exists():
-        return {}
-    found = read_json(file)
-    check_keys(found, str(file), found)
-    for name, entry in found.items():
-        keys = ("reason", "by", "when", "digest")
-        check_keys(entry, f"{file}: {name}", keys, keys)
-    return dict(found)
+def _accepted(file: Path) -> dict[str, Acceptance]:
+    return parse(read_json(file), dict[str, Acceptance], str(file)) if file.exists() else {}
 
 
 def is_first(folder: Path) -> bool:
@@ -100,7 +99,7 @@ def no_baseline(run: StoredRun) -> str:
         return ""
     if run.path is not None:
         entry = _accepted(run.path.parent / FILE).get(run.path.stem)
-        if entry is not None and entry["digest"] == run.digest:
+        if entry is not None and entry.digest == run.digest:
             return ""
     if run.gate == FIRST:
         return "it was the first, not accepted"

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
-from bench.errors import BenchError, check_keys
-from bench.files import OWN_RESULTS, RESULTS, write_atomically
+from msgspec import Meta
+
+from bench.errors import BenchError
+from bench.files import OWN_RESULTS, RESULTS, keyed, parse, write_atomically
 from bench.training.machine import versions
 from bench.training.options import StepOptions
 from bench.units import format_quantity
@@ -35,6 +37,13 @@ FIGURES: Mapping[str, str] = {
 """What is kept of a prediction, and its unit."""
 DECIDING = ("torch", "transformers", "peft", "bitsandbytes")
 Figures = dict[str, int]
+_FIGURES = keyed(FIGURES, Annotated[int, Meta(ge=0)])
+
+
+@dataclass(frozen=True)
+class _File:
+    versions: dict[str, str]
+    predictions: dict[str, Any]
 
 
 def stored_file(folder: Path | None = None) -> Path:
@@ -63,15 +72,8 @@ def load_predictions(path: Path) -> dict[str, Figures]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BenchError(f"{path}: cannot be read: {error}") from None
-    check_keys(data, str(path), ("versions", "predictions"), ("versions", "predictions"))
-    check_keys(data["predictions"], f"{path}: predictions", data["predictions"])
-    for case, values in data["predictions"].items():
-        check_keys(values, f"{path}: {case}", FIGURES, FIGURES)
-        for name, value in values.items():
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise BenchError(f"{path}: {case}: {name}: expected a whole number, not {value!r}")
-    found: dict[str, Figures] = data["predictions"]
-    return found
+    kept = parse(data, _File, str(path)).predictions
+    return {case: parse(kept[case], _FIGURES, f"{path}: {case}") for case in kept}
 
 
 def store(predictions: Iterable[Prediction], folder: Path | None = None) -> Path:

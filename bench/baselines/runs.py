@@ -12,14 +12,16 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
+
+from msgspec import Meta
 
 from bench.baselines.metrics import EXACT, LOSS, TIME, Metric, metric_named
-from bench.errors import BenchError, UnknownName, check_keys
-from bench.files import read_text
-from bench.training.machine import INSTRUCTION_SETS, Accelerator, Machine
+from bench.errors import BenchError, UnknownName
+from bench.files import parse, read_text
+from bench.training.machine import INSTRUCTION_SETS, Machine
 
 KEY = "lora_bench"
 SCHEMA = 1
@@ -29,6 +31,12 @@ MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """From an older schema version to the next: takes and returns a `lora_bench` table."""
 
 Value = int | float | str | tuple[float, ...]
+Count = Annotated[int, Meta(ge=0)]
+_Number = Annotated[float, Meta(ge=0)]
+_Rounds = Annotated[
+    tuple[_Number, ...], Meta(min_length=1, description="a list of rounds that is not empty")
+]
+_ONLY = ("model", "scenario", "rank", "precision")
 
 
 @dataclass(frozen=True)
@@ -78,10 +86,10 @@ class Record:
     suite: str
     model: str
     scenario: str
-    rank: int | None
+    rank: Count | None
     precision: str | None
     outcome: str
-    metrics: Mapping[str, Value] = field(default_factory=dict)
+    metrics: Mapping[str, Value]
     detail: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -203,60 +211,55 @@ def load_run(path: Path | str) -> StoredRun:
 def parse_run(document: Any, where: str, path: Path | None = None) -> StoredRun:
     """The run in a parsed document; BenchError, naming `where`, as `load_run`."""
     body = _body(document, where)
-    records = _table(body["records"], f"{where}: records")
+    detail, only = body.detail, body.selection.only
+    if unknown := [name for name in only if name not in _ONLY]:
+        raise UnknownName(f"key in {where}: selection: only:", unknown[0], _ONLY)
     commit = document.get("commit_info")
     commit = commit if isinstance(commit, dict) else {}
-    date = document.get("datetime")
-    selection = _table(body.get("selection", {}), f"{where}: selection")
-    check_keys(selection, f"{where}: selection", ("arguments", "deselected", "only"))
-    only = _table(selection.get("only", {}), f"{where}: selection: only")
-    check_keys(only, f"{where}: selection: only", ("model", "scenario", "rank", "precision"))
-    versions = _table(body["versions"], f"{where}: versions")
-    detail = _table(body.get("detail", {}), f"{where}: detail")
     return StoredRun(
-        name=_word(body["name"], f"{where}: name"),
-        versions={
-            _word(name, f"{where}: versions"): _word(version, f"{where}: versions: {name}")
-            for name, version in versions.items()
-        },
-        machine=parse_machine(
-            _with_processor(body["machine"], document.get("machine_info")), f"{where}: machine"
-        ),
-        records={key: parse_record(key, record, where) for key, record in records.items()},
-        seed=_whole(body["seed"], f"{where}: seed"),
-        selection=Selection(
-            tuple(_words(selection.get("arguments", []), f"{where}: selection: arguments")),
-            frozenset(_words(selection.get("deselected", []), f"{where}: selection: deselected")),
-            {
-                name: tuple(_words(values, f"{where}: selection: only: {name}"))
-                for name, values in only.items()
-            },
-        ),
+        name=body.name,
+        versions=body.versions,
+        machine=body.machine,
+        records={key: parse_record(key, record, where) for key, record in body.records.items()},
+        seed=body.seed,
+        selection=body.selection,
         commit=str(commit["id"])[:12] if str(commit.get("id") or "").isalnum() else None,
         dirty=commit.get("dirty") is True,
         interrupted=detail.get("interrupted") is True,
-        gate=_word_or_none(detail.get("gate"), f"{where}: detail: gate"),
-        digest=body["digest"],
-        options=_table(detail.get("options", {}), f"{where}: detail: options"),
-        models={
-            _word(label, f"{where}: detail: models"): _table(fields, f"{where}: models: {label}")
-            for label, fields in _table(
-                detail.get("models", {}), f"{where}: detail: models"
-            ).items()
-        },
-        datetime=_word_or_none(date, f"{where}: datetime"),
+        gate=_text(detail.get("gate"), f"{where}: detail: gate"),
+        digest=body.digest,
+        datetime=_text(document.get("datetime"), f"{where}: datetime"),
+        options=parse(detail.get("options", {}), dict[str, Any], f"{where}: detail: options"),
+        models=parse(
+            detail.get("models", {}), dict[str, dict[str, Any]], f"{where}: detail: models"
+        ),
         path=path,
     )
 
 
-def _body(document: Any, where: str) -> dict[str, Any]:
-    """The `lora_bench` table in today's schema, its digest checked."""
+@dataclass(frozen=True)
+class _Body:
+    """The `lora_bench` table in today's schema."""
+
+    schema: int
+    name: str
+    versions: dict[str, str]
+    machine: Machine
+    seed: Count
+    digest: str
+    records: dict[str, Any]
+    selection: Selection = Selection()
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+def _body(document: Any, where: str) -> _Body:
+    """The `lora_bench` table, its digest checked."""
     if not isinstance(document, dict) or KEY not in document:
         what = "foreign JSON"
         if isinstance(document, dict) and {"benchmarks", "machine_info"} <= document.keys():
             what = "a plain pytest-benchmark file, stored without this suite's plugin"
         raise BenchError(f"{where}: not a stored run but {what}: it has no {KEY!r} table")
-    body = _table(document[KEY], f"{where}: {KEY}")
+    body = parse(document[KEY], dict[str, Any], f"{where}: {KEY}")
     schema = body.get("schema")
     if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
         raise BenchError(f"{where}: {KEY}: schema must be a whole number from 1, not {schema!r}")
@@ -276,53 +279,16 @@ def _body(document: Any, where: str) -> dict[str, Any]:
         )
     for version in range(schema, SCHEMA):
         body = MIGRATIONS[version](body)
-    required = ("schema", "name", "versions", "machine", "seed", "digest", "records")
-    check_keys(body, f"{where}: {KEY}", (*required, "selection", "detail"), required)
-    return body
+    if "machine" in body:
+        body = {**body, "machine": _with_processor(body["machine"], document.get("machine_info"))}
+    _check_words({k: v for k, v in body.items() if k not in ("records", "detail")}, where)
+    return parse(body, _Body, f"{where}: {KEY}")
 
 
 def parse_machine(data: Any, where: str) -> Machine:
     """The machine of a document; BenchError, naming `where`."""
-    keys = ("id", "system", "processor", "cpu_count", "memory_bytes", "threads", "accelerator")
-    more = ("model", "instruction_sets", "cpu_limit", "memory_limit_bytes")
-    check_keys(data, where, (*keys, *more), keys)
-    accelerator = None
-    if (found := data["accelerator"]) is not None:
-        inner = f"{where}: accelerator"
-        wanted = ("name", "count", "memory_bytes")
-        check_keys(found, inner, (*wanted, "driver", "cuda"), wanted)
-        accelerator = Accelerator(
-            name=_word(found["name"], f"{inner}: name"),
-            count=_whole(found["count"], f"{inner}: count"),
-            memory_bytes=_whole(found["memory_bytes"], f"{inner}: memory_bytes"),
-            driver=_word_or_none(found.get("driver"), f"{inner}: driver"),
-            cuda=_word_or_none(found.get("cuda"), f"{inner}: cuda"),
-        )
-    return Machine(
-        id=_word(data["id"], f"{where}: id"),
-        system=_word(data["system"], f"{where}: system"),
-        processor=_word(data["processor"], f"{where}: processor"),
-        cpu_count=_whole(data["cpu_count"], f"{where}: cpu_count"),
-        memory_bytes=_whole(data["memory_bytes"], f"{where}: memory_bytes"),
-        threads=_whole(data["threads"], f"{where}: threads"),
-        accelerator=accelerator,
-        model=_word_or_none(data.get("model"), f"{where}: model"),
-        instruction_sets=(
-            None
-            if (sets := data.get("instruction_sets")) is None
-            else frozenset(_words(sets, f"{where}: instruction_sets"))
-        ),
-        cpu_limit=(
-            None
-            if (limit := data.get("cpu_limit")) is None
-            else _number(limit, f"{where}: cpu_limit")
-        ),
-        memory_limit_bytes=(
-            None
-            if (most := data.get("memory_limit_bytes")) is None
-            else _whole(most, f"{where}: memory_limit_bytes")
-        ),
-    )
+    _check_words(data, where)
+    return parse(data, Machine, where)
 
 
 def _with_processor(machine: Any, info: Any) -> Any:
@@ -345,76 +311,47 @@ def _with_processor(machine: Any, info: Any) -> Any:
 
 def parse_record(key: str, data: Any, file: str) -> Record:
     """One record of a document; BenchError, naming `file` and `key`, as `load_run`."""
-    where = f"{file}: {_word(key, f'{file}: records')}"
-    required = ("suite", "model", "scenario", "outcome", "metrics")
-    check_keys(data, where, (*required, "rank", "precision", "detail"), required)
-    if data["outcome"] not in OUTCOMES:
-        raise UnknownName(f"outcome in {where}:", str(data["outcome"]), OUTCOMES)
-    rank = data.get("rank")
-    metrics = _table(data["metrics"], f"{where}: metrics")
-    return Record(
-        id=key,
-        suite=_word(data["suite"], f"{where}: suite"),
-        model=_word(data["model"], f"{where}: model"),
-        scenario=_word(data["scenario"], f"{where}: scenario"),
-        rank=None if rank is None else _whole(rank, f"{where}: rank"),
-        precision=_word_or_none(data.get("precision"), f"{where}: precision"),
-        outcome=data["outcome"],
-        metrics={
-            name: _value(metric_named(name, where), value, f"{where}: {name}")
-            for name, value in metrics.items()
-        },
-        detail=_table(data.get("detail", {}), f"{where}: detail"),
-    )
+    _check_words(key, f"{file}: records")
+    where = f"{file}: {key}"
+    given = {"rank": None, "precision": None, **data} if isinstance(data, dict) else data
+    record = parse(given, Record, where, id=key)
+    _check_words({k: v for k, v in data.items() if k != "detail"}, where)
+    if record.outcome not in OUTCOMES:
+        raise UnknownName(f"outcome in {where}:", record.outcome, OUTCOMES)
+    metrics = {
+        name: _value(metric_named(name, where), value, f"{where}: {name}")
+        for name, value in record.metrics.items()
+    }
+    return replace(record, metrics=metrics)
 
 
 def _value(metric: Metric, value: Any, where: str) -> Value:
     """`value`, if the metric's unit allows it; times and losses are a list, or one number."""
     if metric.unit == "text":
-        return _word(value, where)
+        return parse(value, str, where)
     if metric.kind in (TIME, LOSS):
-        rounds = value if isinstance(value, list) else [value]
-        if not rounds:
-            raise BenchError(f"{where}: a list of rounds is empty")
-        return tuple(_number(item, where) for item in rounds)
-    if metric.kind == EXACT and metric.unit == "flops":
-        return _number(value, where)
-    return _whole(value, where)
+        return parse(list(value) if isinstance(value, tuple) else [value], _Rounds, where)
+    flops = metric.kind == EXACT and metric.unit == "flops" and isinstance(value, float)
+    return parse(value, _Number if flops else Count, where)
 
 
-def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise BenchError(f"{where}: expected a number, 0 or more, found {value!r:.80}")
-    return value
+def _text(value: Any, where: str) -> str | None:
+    _check_words(value, where)
+    return None if value is None else parse(value, str, where)
 
 
-def _whole(value: Any, where: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise BenchError(f"{where}: expected a whole number, 0 or more, found {value!r:.80}")
-    return value
-
-
-def _word(value: Any, where: str) -> str:
-    """A string fit for a table and a terminal: no control characters."""
-    if not isinstance(value, str) or not value.isprintable():
+def _check_words(value: Any, where: str) -> None:
+    """BenchError unless every text within is fit for a table and a terminal: no control
+    characters."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _check_words(key, where)
+            _check_words(inner, f"{where}: {key}")
+    elif isinstance(value, list):
+        for inner in value:
+            _check_words(inner, where)
+    elif isinstance(value, str) and not value.isprintable():
         raise BenchError(f"{where}: expected printable text, found {value!r:.80}")
-    return value
-
-
-def _word_or_none(value: Any, where: str) -> str | None:
-    return None if value is None else _word(value, where)
-
-
-def _words(value: Any, where: str) -> list[str]:
-    if not isinstance(value, list):
-        raise BenchError(f"{where}: expected a list, found {type(value).__name__}")
-    return [_word(item, where) for item in value]
-
-
-def _table(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise BenchError(f"{where}: expected a table, found {type(value).__name__}")
-    return value
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypedDict
 
-from bench.errors import BenchError, check_keys
-from bench.files import tool_table
+from bench.errors import BenchError
+from bench.files import parse, tool_table
 from bench.targets.hazards import HAZARDS, NOT_AS_WRITTEN, check_hazards, coverage_text
 from bench.targets.ledger import Hazard, Ledger
 
 SECTION = "lora-target-bench"
-_KEYS = ("fail-on", "allow", "minimum-coverage")
+_Section = TypedDict(
+    "_Section",
+    {"fail-on": list[str], "allow": list[str], "minimum-coverage": int | float},
+    total=False,
+)
 _COVERAGE = "low-coverage"
 
 
@@ -43,16 +48,13 @@ class HazardGate:
             return cls()
         table = tool_table(path, SECTION)
         where = f"{path}: tool.{SECTION}"
-        tables = [key for key, value in table.items() if isinstance(value, dict)]
-        check_keys(table, where, (*_KEYS, *tables))  # its tables belong to other commands
-        lists = {}
-        for key in ("fail-on", "allow"):
-            lists[key] = table.get(key, [])
-            if not isinstance(lists[key], list) or not all(isinstance(c, str) for c in lists[key]):
-                raise BenchError(f"{where}: {key} must be a list of hazards")
+        # Its tables belong to other commands.
+        own = {key: value for key, value in table.items() if not isinstance(value, dict)}
+        said = parse(own, _Section, where)
         return cls().with_options(
-            lists["fail-on"], lists["allow"], table.get("minimum-coverage"), where=f"{where}: "
-        )
+            said.get("fail-on", ()), said.get("allow", ()), said.get("minimum-coverage"),
+            where=f"{where}: ",
+        )  # fmt: skip
 
     def with_options(
         self,

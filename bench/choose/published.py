@@ -8,11 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.errors import check_keys
-from bench.files import FIXTURES, read_toml
+from bench.files import FIXTURES, parse, read_toml
 
 FILE = FIXTURES / "published" / "module-choice.toml"
-_REQUIRED = ("key", "source", "setting", "claim", "figures", "matched")
 Pair = tuple[str, str]
 
 
@@ -44,19 +42,14 @@ class Published:
         return f"{self.claim} ({self.setting}{how}: {self.figures}{seen}) – {self.source}"
 
 
+@dataclass(frozen=True)
+class _File:
+    result: tuple[Published, ...]
+
+
 def load_published(path: Path = FILE) -> tuple[Published, ...]:
     """Every result. Raises BenchError, naming file and key, on anything unknown."""
-    data = read_toml(path)
-    check_keys(data, str(path), ("result",), ("result",))
-    found = []
-    for values in data["result"]:
-        check_keys(values, f"{path}: result", (*_REQUIRED, "better", "alike", "read"), _REQUIRED)
-        pairs = {
-            name: tuple((one, other) for one, other in values.get(name, ()))
-            for name in ("better", "alike")
-        }
-        found.append(Published(**{**values, **pairs}))
-    return tuple(found)
+    return parse(read_toml(path), _File, str(path)).result
 
 
 def said_of(scenario: str, others: tuple[str, ...]) -> tuple[list[str], list[str]]:

@@ -51,9 +51,9 @@ EPILOG = (
 
 def gpu_names() -> str:
     """The GPUs whose figures are known, for the help."""
-    from bench.predict.gpus import load_gpus
+    from bench.files import FIXTURES, read_toml
 
-    return ", ".join(load_gpus())
+    return ", ".join(read_toml(FIXTURES / "gpus.toml")["gpu"])
 
 
 def add_options(add: Add) -> None:

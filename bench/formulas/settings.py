@@ -7,28 +7,39 @@ and never surfaces later as something else, such as a string that is counted by 
 from __future__ import annotations
 
 import json
-import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from bench.adapters.config import ALL_LINEAR
+from msgspec import Meta
+
+from bench.adapters.checks import ALL_LINEAR, Index, Name, Rank, Share
 from bench.errors import BenchError
+from bench.files import fits, in_words
 
 
 @dataclass(frozen=True)
 class Type:
-    """What a setting holds: `wanted` in words, `fits` for a value.
+    """What a setting holds.
 
     `item` reads one part between commas where the setting is a list, None elsewhere; `pattern` says
     that a regular expression may stand in the list's place.
     """
 
-    wanted: str
-    fits: Callable[[Any], bool]
+    kind: Any
     item: Callable[[str], Any] | None = None
     pattern: bool = False
+
+    def fits(self, value: Any) -> bool:
+        """Whether the setting may hold it."""
+        if self.pattern and isinstance(value, str):
+            try:
+                re.compile(value)
+            except re.error:
+                return False
+        return fits(value, self.kind)
 
 
 def _json(text: str) -> Any:
@@ -38,108 +49,67 @@ def _json(text: str) -> Any:
         return text  # a bare word
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _whole(least: int) -> Type:
-    return Type(f"a whole number of at least {least}", lambda v: bool(_is_whole(v) and v >= least))
-
-
-def _number(least: float = -math.inf, most: float = math.inf) -> Type:
-    wanted = "a number"
-    if least > -math.inf:
-        wanted += f" from {least} to {most}" if most < math.inf else f" of at least {least}"
-    return Type(
-        wanted,
-        lambda v: (
-            isinstance(v, int | float)
-            and not isinstance(v, bool)
-            and math.isfinite(v)
-            and least <= v <= most
-        ),
-    )
-
-
-def _one_of(*values: object) -> Type:
-    said = [json.dumps(v) if isinstance(v, bool) or v is None else str(v) for v in values]
-    return Type(
-        " or ".join(said), lambda v: any(type(v) is type(one) and v == one for one in values)
-    )
-
-
-def _or_none(one: Type) -> Type:
-    return Type(one.wanted, lambda v: v is None or one.fits(v), one.item, one.pattern)
-
-
-def _names(value: object) -> bool:
-    return isinstance(value, tuple) and all(isinstance(v, str) and v for v in value)
-
-
-def _regular_expression(value: object) -> bool:
-    try:
-        return isinstance(value, str) and bool(re.compile(value))
-    except re.error:
-        return False
-
-
-def _indices(value: object) -> bool:
-    return isinstance(value, tuple) and all(_is_whole(v) and v >= 0 for v in value)
-
-
-_TRUTH = _one_of(True, False)
-_SHARE = _number(0, 1)
-_ANY_WHOLE = Type("a whole number", _is_whole)
-_NAME_LIST = Type('a list of names: write A,B or ["A","B"]', _names, str)
-_NAMES = Type(
-    'a list of names (write A,B or ["A","B"]) or a regular expression (re:REGEX)',
-    lambda v: _regular_expression(v) or _names(v),
-    str,
-    pattern=True,
+_MOST = sys.float_info.max
+_NUMBER = Annotated[float, Meta(ge=-_MOST, le=_MOST, description="a number")]
+_POSITIVE = Annotated[float, Meta(ge=0, le=_MOST, description="a number of at least 0")]
+_NULL_OR_ZERO = Annotated[Literal["zero"] | None, Meta(description="null or zero")]
+_NAME_LIST = Type(
+    Annotated[tuple[Name, ...], Meta(description='a list of names: write A,B or ["A","B"]')], str
 )
-_INDICES = Type("a list of whole numbers from 0: write 1,2 or [1,2]", _indices, _json)
+_PATTERN = Annotated[
+    str | tuple[Name, ...],
+    Meta(description='a list of names (write A,B or ["A","B"]) or a regular expression (re:REGEX)'),
+]
+_NAMES = Type(_PATTERN, str, pattern=True)
+_INDICES = Type(
+    Annotated[
+        tuple[Index, ...],
+        Meta(description="a list of whole numbers from 0: write 1,2 or [1,2]"),
+    ],
+    _json,
+)
 
 # By field; "method.field" where a method means something else by the name.
 _TYPES: dict[str, Type] = {
     **dict.fromkeys(
         ("r", "init_r", "target_r", "total_step", "deltaT", "boft_n_butterfly_factor",
          "n_frequency", "num_cayley_neumann_terms", "num_virtual_tokens", "encoder_num_layers"),
-        _whole(1),
+        Type(Rank),
     ),
     **dict.fromkeys(
         ("encoder_hidden_size", "token_dim", "num_layers", "num_attention_heads",
          "num_transformer_submodules"),
-        _or_none(_whole(1)),
+        Type(Rank | None),
     ),
     # 0: the one size follows from the other
-    **dict.fromkeys(("oft.r", "oft_block_size", "boft_block_size", "boft_block_num"), _whole(0)),
-    **dict.fromkeys(("tinit", "tfinal"), _whole(0)),
+    **dict.fromkeys(("oft.r", "oft_block_size", "boft_block_size", "boft_block_num"), Type(Index)),
+    **dict.fromkeys(("tinit", "tfinal"), Type(Index)),
     **dict.fromkeys(
-        ("decompose_factor", "projection_prng_key", "random_loc_seed"), _ANY_WHOLE
+        ("decompose_factor", "projection_prng_key", "random_loc_seed"), Type(int)
     ),
-    **dict.fromkeys(("lora_alpha", "alpha", "d_initial", "scaling", "eps"), _number()),
+    **dict.fromkeys(("lora_alpha", "alpha", "d_initial", "scaling", "eps"), Type(_NUMBER)),
     **dict.fromkeys(
         ("beta1", "beta2"),
-        Type("a number between 0 and 1", lambda v: _SHARE.fits(v) and 0 < v < 1),
+        Type(Annotated[float, Meta(gt=0, lt=1, description="a number between 0 and 1")]),
     ),
-    "orth_reg_weight": _number(0),
+    "orth_reg_weight": Type(_POSITIVE),
     **dict.fromkeys(
         ("lora_dropout", "rank_dropout", "module_dropout", "vera_dropout", "boft_dropout",
          "encoder_dropout"),
-        _SHARE,
+        Type(Share),
     ),
     **dict.fromkeys(
         ("use_rslora", "use_effective_conv2d", "decompose_both", "rank_dropout_scale",
          "save_projection", "block_share", "coft", "use_cayley_neumann", "init_weights",
          "init_ia3_weights", "prefix_projection"),
-        _TRUTH,
+        Type(bool),
     ),
-    "lokr.init_weights": _one_of(True, False, "lycoris"),
-    "prefix-tuning.init_weights": _one_of(None, "zero"),
+    "lokr.init_weights": Type(bool | Literal["lycoris"]),
+    "prefix-tuning.init_weights": Type(_NULL_OR_ZERO),
     # PEFT's third, TEXT, reads a tokenizer and changes no count.
-    "prompt_tuning_init": _one_of("RANDOM", "SAMPLE_VOCAB"),
-    "encoder_reparameterization_type": _one_of("MLP", "LSTM"),
-    "feedforward_modules": _or_none(_NAMES),
+    "prompt_tuning_init": Type(Literal["RANDOM", "SAMPLE_VOCAB"]),
+    "encoder_reparameterization_type": Type(Literal["MLP", "LSTM"]),
+    "feedforward_modules": Type(_PATTERN | None, str, pattern=True),
     "token_indices": _INDICES,
     # Shared by the methods; `AdapterConfig` checks these, here is how they are written.
     "target_modules": _NAMES,
@@ -179,7 +149,5 @@ def check(method: str, settings: Mapping[str, Any]) -> None:
         found = type_of(method, field)
         assert found is not None, f"{method}.{field} has no declared type"
         if not found.fits(value):
-            said = list(value) if isinstance(value, tuple) else value
-            raise BenchError(
-                f"{method}: {field} must be {found.wanted}, not {json.dumps(said, default=str)}"
-            )
+            said = json.dumps(list(value) if isinstance(value, tuple) else value, default=str)
+            raise BenchError(f"{method}: {field} must be {in_words(found.kind)}, not {said}")

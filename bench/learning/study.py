@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from bench.errors import BenchError, UnknownName, check_keys
-from bench.files import FIXTURES, check_weights, read_toml
+from bench.errors import BenchError, UnknownName
+from bench.files import FIXTURES, check_weights, keyed, parse, read_toml
 from bench.learning import packages, texts
 from bench.learning.arms import FULL, HEAD, LORA, Arm, budget_of, lora_arm, whole_arm
 from bench.models.architectures import Model, find_model
@@ -30,17 +30,38 @@ CLASSES = {
     CLASSIFICATION: "AutoModelForSequenceClassification",
     LANGUAGE_MODEL: "AutoModelForCausalLM",
 }
-_SETTINGS = ("weights", "task", "text", "other", "length", "batch_size", "steps", "evaluate_at",
-             "held_back", "evaluation", "other_examples", "new_tokens", "budget_scenario",
-             "budget_rank", "lora_alpha", "lora_dropout", "rates", "full_rates", "head_rates",
-             "rungs", "kept", "margin", "seeds")  # fmt: skip
-_ARM_KEYS = ("scenario", "roles", "optional_roles", "saved_roles", "kind", "r", "lora_alpha",
-             "budget", "precision", "shift", "seeds", "same_rate_as", "tuning_seeds", "use_rslora",
-             "use_dora", "init_lora_weights", "quick", "stands_for")  # fmt: skip
 _VARIANTS = ("use_rslora", "use_dora", "init_lora_weights")
-_PUBLISHED_KEYS = ("with", "without", "matched_with", "matched_without")
-_CLAIM_KEYS = ("says", "source", "kind", "better", "worse", "with", "without", "full", "sets",
-               "expected", "metric")  # fmt: skip
+Names = tuple[str, ...]
+Number = int | float
+
+
+class _Arm(TypedDict, total=False):
+    scenario: str
+    roles: Names
+    optional_roles: Names
+    saved_roles: Names
+    kind: str
+    r: int
+    lora_alpha: Number
+    budget: bool
+    precision: str
+    shift: bool
+    seeds: int
+    same_rate_as: str
+    tuning_seeds: int
+    use_rslora: bool
+    use_dora: bool
+    init_lora_weights: bool | str
+    quick: bool
+    stands_for: Names  # fmt: skip
+
+
+_Claim = dict[
+    Literal["says", "source", "kind", "better", "worse", "with", "without", "full", "sets",
+            "expected", "metric"], Any
+]  # fmt: skip
+_TOLD = ("says", "source", "kind")
+_Published = dict[Literal["with", "without", "matched_with", "matched_without"], str]
 
 
 @dataclass(frozen=True)
@@ -65,8 +86,8 @@ class Settings:
     new_tokens: int
     budget_scenario: str
     budget_rank: int
-    lora_alpha: float
-    lora_dropout: float
+    lora_alpha: Number
+    lora_dropout: Number
     rates: tuple[float, ...]
     full_rates: tuple[float, ...]
     head_rates: tuple[float, ...]
@@ -82,6 +103,14 @@ class Settings:
             raise BenchError("rungs and kept go together, and no rung is beyond the last step")
         if self.evaluate_at[-1] != self.steps:
             raise BenchError("the last of evaluate_at must be the last step")
+
+
+@dataclass(frozen=True)
+class _File:
+    study: Settings
+    arm: dict[str, _Arm]
+    claim: dict[str, _Claim] = field(default_factory=dict)
+    published: _Published = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -178,18 +207,15 @@ class Origin:
     batch_size: int | None = None
     length: int | None = None
 
-    def changed(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings of the study's file, with what is given; fewer or more steps move those at
+    def changes(self, settings: Settings) -> dict[str, Any]:
+        """Of the settings of the study's file, what is given; fewer or more steps move those at
         which is evaluated, and at which rates are compared, in proportion."""
-        found = dict(settings)
-        for name in ("batch_size", "length"):
-            if (value := getattr(self, name)) is not None:
-                found[name] = value
+        given = {"batch_size": self.batch_size, "length": self.length, "steps": self.steps}
+        found: dict[str, Any] = {name: v for name, v in given.items() if v is not None}
         if self.steps is not None:
-            share = self.steps / settings["steps"]
-            found["evaluate_at"] = sorted({round(share * at) for at in settings["evaluate_at"]})
-            found["rungs"] = [max(1, round(share * rung)) for rung in settings["rungs"]]
-            found["steps"] = self.steps
+            share = self.steps / settings.steps
+            found["evaluate_at"] = tuple(sorted({round(share * at) for at in settings.evaluate_at}))
+            found["rungs"] = tuple(max(1, round(share * rung)) for rung in settings.rungs)
         return found
 
 
@@ -201,15 +227,14 @@ def load_study(origin: Origin) -> Study:
     not reach the budget.
     """
     _check_device(origin.device)
-    values, where = _file(origin.name)
-    return make_study(origin, values, where)
+    return _study(origin, *_file(origin.name))
 
 
-def _file(name: str) -> tuple[dict[str, Any], str]:
+def _file(name: str) -> tuple[_File, str]:
     if name not in studies():
         raise UnknownName("study", name, studies())
     path = FOLDER / f"{name}.toml"
-    return read_toml(path), str(path)
+    return parse(read_toml(path), _File, str(path)), str(path)
 
 
 def _check_device(device: str) -> None:
@@ -224,23 +249,23 @@ def _check_device(device: str) -> None:
 
 def text_of(origin: Origin) -> Study:
     """The study without its arms: a model and its text."""
-    values, where = _file(origin.name)
-    return make_study(origin, {"study": values["study"], "arm": {}}, where)
+    file, where = _file(origin.name)
+    return _study(origin, _File(file.study, {}), where)
 
 
 def make_study(origin: Origin, values: Mapping[str, Any], where: str) -> Study:
     """A study from the values of its file. On one's own weights the arms whose roles the model
     lacks are left out."""
+    return _study(origin, parse(values, _File, where), where)
+
+
+def _study(origin: Origin, file: _File, where: str) -> Study:
     name, weights, data = origin.name, origin.weights, origin.data
-    check_keys(values, where, ("study", "arm", "claim", "published"), ("study", "arm"))
-    check_keys(values["study"], f"{where}: study", _SETTINGS, _SETTINGS)
-    raw = origin.changed(values["study"])
     texts_given = None if data is None else texts.read_data(data)
-    task = raw["task"]
+    task = file.study.task
     if texts_given is not None:
         task = LANGUAGE_MODEL if texts_given[0].label is None else CLASSIFICATION
-    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
-    settings = Settings(**{**given, "task": task})
+    settings = replace(file.study, task=task, **origin.changes(file.study))
     folder = weights or _weights(settings.weights)
     model = _model(folder, task, name if weights is None else folder.resolve().name)
     plain = _material(
@@ -254,8 +279,7 @@ def make_study(origin: Origin, values: Mapping[str, Any], where: str) -> Study:
     arms: list[Arm] = []
     quick: list[str] = []
     left_out: dict[str, str] = {}
-    for key, facts in values["arm"].items():
-        check_keys(facts, f"{where}: arm.{key}", _ARM_KEYS)
+    for key, facts in file.arm.items():
         try:
             arms.append(_arm(study, key, facts))
         except BenchError as error:
@@ -264,34 +288,33 @@ def make_study(origin: Origin, values: Mapping[str, Any], where: str) -> Study:
             left_out[key] = str(error)
         quick += [key] if facts.get("quick") else []
     arms = [arm for arm in arms if arm.same_rate_as not in left_out]
-    said = read_said(values, where)
-    return replace(study, arms=tuple(arms), said=said, quick=tuple(quick), left_out=left_out)
+    return replace(
+        study, arms=tuple(arms), said=_said(file, where), quick=tuple(quick), left_out=left_out
+    )
 
 
-def read_said(values: Mapping[str, Any], where: str) -> Said:
-    """Claims and what goes with them, from the values of a study's file: no package is needed."""
-    names = list(values["arm"])
+def _said(file: _File, where: str) -> Said:
+    """Claims and what goes with them: no package is needed."""
     claims = []
-    for key, facts in values.get("claim", {}).items():
-        check_keys(facts, f"{where}: claim.{key}", _CLAIM_KEYS, ("says", "source", "kind"))
-        given = {k: v for k, v in facts.items() if k not in ("says", "source", "kind")}
+    for key, facts in file.claim.items():
+        given: dict[str, Any] = {str(name): value for name, value in facts.items()}
+        told = parse(
+            {k: given.pop(k) for k in _TOLD if k in given},
+            keyed(_TOLD, str),
+            f"{where}: claim.{key}",
+        )
         for arm_name in _names(given):
-            if arm_name not in names:
-                raise UnknownName(f"arm in {where}: claim.{key}:", arm_name, names)
-        claims.append(Claim(key, facts["says"], facts["source"], facts["kind"], given))
-    published = values.get("published", {})
-    check_keys(published, f"{where}: published", _PUBLISHED_KEYS)
-    stands_for = {
-        key: tuple(facts["stands_for"])
-        for key, facts in values["arm"].items()
-        if "stands_for" in facts
-    }
-    return Said(tuple(claims), float(values["study"]["margin"]), published, stands_for)
+            if arm_name not in file.arm:
+                raise UnknownName(f"arm in {where}: claim.{key}:", arm_name, file.arm)
+        claims.append(Claim(key, arms=given, **told))
+    stands_for = {k: facts["stands_for"] for k, facts in file.arm.items() if "stands_for" in facts}
+    published: Mapping[str, str] = dict(file.published.items())
+    return Said(tuple(claims), file.study.margin, published, stands_for)
 
 
 def said_of(name: str) -> Said:
     """What the study of that name claims; UnknownName with the nearest."""
-    return read_said(*_file(name))
+    return _said(*_file(name))
 
 
 def _names(values: Mapping[str, Any]) -> list[str]:
@@ -350,7 +373,7 @@ def _source(values: Mapping[str, Any]) -> list[Text]:
     return texts.SOURCES[name](**given)
 
 
-def _arm(study: Study, name: str, facts: Mapping[str, Any]) -> Arm:
+def _arm(study: Study, name: str, facts: _Arm) -> Arm:
     settings = study.settings
     kind = facts.get("kind", LORA)
     grids = {LORA: settings.rates, FULL: settings.full_rates, HEAD: settings.head_rates}
@@ -379,19 +402,19 @@ def _arm(study: Study, name: str, facts: Mapping[str, Any]) -> Arm:
         budget = budget_of(
             study.model, find_scenario(settings.budget_scenario), settings.budget_rank
         )
-    more = {key: facts[key] for key in _VARIANTS if key in facts}
+    more = {key: value for key, value in facts.items() if key in _VARIANTS}
     return lora_arm(name, model, scenario, budget=budget, more=more, **common)
 
 
-def _scenario(name: str, facts: Mapping[str, Any]) -> Scenario:
+def _scenario(name: str, facts: _Arm) -> Scenario:
     if "scenario" in facts:
         found = find_scenario(facts["scenario"])
-        saved = tuple(facts.get("saved_roles", found.saved_roles))
-        more = tuple(facts.get("roles", ()))
-        return replace(found, name=name, roles=(*found.roles, *more), saved_roles=saved)
+        saved = facts.get("saved_roles", found.saved_roles)
+        roles = (*found.roles, *facts.get("roles", ()))
+        return replace(found, name=name, roles=roles, saved_roles=saved)
     return Scenario(
         name,
-        roles=tuple(facts.get("roles", ())),
-        optional_roles=tuple(facts.get("optional_roles", ())),
-        saved_roles=tuple(facts.get("saved_roles", ())),
+        roles=facts.get("roles", ()),
+        optional_roles=facts.get("optional_roles", ()),
+        saved_roles=facts.get("saved_roles", ()),
     )

@@ -15,8 +15,8 @@ from typing import Any
 
 from bench.adapters.config import ALL_LINEAR, AdapterConfig
 from bench.atlas.build import build_model
-from bench.errors import BenchError, check_keys
-from bench.files import read_json
+from bench.errors import BenchError, UnknownName
+from bench.files import parse, read_json
 from bench.models.modules import ModuleTable, read_table
 from bench.targets import match
 
@@ -109,13 +109,12 @@ def save_reach(reach: Reach, folder: Path) -> None:
 def load_reach(folder: Path) -> Reach:
     """Read `reach.json`. Raises BenchError, naming file and key, on anything not understood."""
     path = folder / _FILE
-    data = read_json(path)
-    keys = ("transformers", "peft", "types")
-    check_keys(data, str(path), keys, keys)
-    for model_type, outcomes in data["types"].items():
+    found = parse(read_json(path), Reach, str(path))
+    for model_type, outcomes in found.types.items():
         where = f"{path}: {model_type}"
-        check_keys(outcomes, where, SCENARIOS)
         for name, value in outcomes.items():
+            if name not in SCENARIOS:
+                raise UnknownName(f"scenario in {where}:", name, SCENARIOS)
             if value != REFUSED and (type(value) is not int or value < 1):
                 raise BenchError(f"{where}: {name}: {value!r} is neither a count nor {REFUSED!r}")
-    return Reach(data["transformers"], data["peft"], data["types"])
+    return found

@@ -10,13 +10,13 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from bench.errors import BenchError, UnknownName, check_keys
-from bench.files import FIXTURES, read_json, read_toml
+from bench.errors import BenchError, UnknownName
+from bench.files import FIXTURES, parse, read_json, read_toml
 from bench.models.classes import (
     check_auto_class,
     class_for_task,
@@ -42,13 +42,13 @@ from bench.units import one_line
 if TYPE_CHECKING:
     from torch import nn
 
-_PROJECTION_KEYS = ("role", "module", "kind", "in_features", "out_features", "bias", "count",
-                    "regex", "tied", "experts", "kernel")  # fmt: skip
-KINDS = ("linear", "conv1d", "conv2d", "embedding", "expert")
+Kind = Literal["linear", "conv1d", "conv2d", "embedding", "expert"]
+Size = int | str
+"""A number, or an expression over the configuration's fields."""
 
 
 @dataclass(frozen=True)
-class Projection:
+class Declared:
     """One declared kind of module: `count` modules of `in_features × out_features` each.
 
     `module` is what one writes in `target_modules` to reach exactly these (for experts: in
@@ -57,13 +57,24 @@ class Projection:
 
     role: str
     module: str
-    kind: str
-    in_features: int
-    out_features: int
+    kind: Kind
+    in_features: Size
+    out_features: Size
     bias: bool
-    count: int
+    count: Size
     regex: bool = False
     tied: bool = False
+    experts: Size = 1
+    kernel: Size = 1
+
+
+@dataclass(frozen=True)
+class Projection(Declared):
+    """The same with its expressions evaluated."""
+
+    in_features: int
+    out_features: int
+    count: int
     experts: int = 1
     kernel: int = 1
 
@@ -87,6 +98,14 @@ class Reduction:
 
 
 @dataclass(frozen=True)
+class Published:
+    """What somebody published of the whole model, and where."""
+
+    total_parameters: int | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True)
 class Architecture:
     """A registered architecture: its folder and the declarations in architecture.toml."""
 
@@ -95,29 +114,24 @@ class Architecture:
     source: str
     auto_class: str
     folder: Path
-    declared: tuple[Mapping[str, Any], ...] = field(repr=False)
+    projection: tuple[Declared, ...] = field(repr=False)
     layers: str
     other_parameters: str
-    published: Mapping[str, Any]
-    reduction: Reduction | None
+    published: Published = Published()
+    reduced: Reduction | None = None
 
     @property
     def roles(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(str(p["role"]) for p in self.declared))
-
-    def entries(self, role: str) -> list[Mapping[str, Any]]:
-        """The declared projections of one role, expressions not yet evaluated."""
-        return [p for p in self.declared if p["role"] == role]
+        return tuple(dict.fromkeys(p.role for p in self.projection))
 
     def projections(self, fields: Mapping[str, Any]) -> tuple[Projection, ...]:
         """Every declared projection, its expressions evaluated over the configuration `fields`."""
         evaluated = []
-        for number, declared in enumerate(self.declared, 1):
-            where = f"{self.name}: projection {number} ({declared['module']})"
-            values = dict(declared)
+        for number, declared in enumerate(self.projection, 1):
+            where = f"{self.name}: projection {number} ({declared.module})"
+            values = asdict(declared)
             for key in ("in_features", "out_features", "count", "experts", "kernel"):
-                if key in values:
-                    values[key] = evaluate(values[key], fields, f"{where}: {key}")
+                values[key] = evaluate(values[key], fields, f"{where}: {key}")
             evaluated.append(Projection(**values))
         return tuple(evaluated)
 
@@ -149,7 +163,7 @@ class Model:
 
     def reduce(self) -> Model:
         """The reduced geometry that the architecture declares; its label tells the reduction."""
-        reduction = self.architecture.reduction if self.architecture else None
+        reduction = self.architecture.reduced if self.architecture else None
         if reduction is None:
             raise BenchError(f"{self.label}: no reduced geometry is declared")
         return replace(
@@ -326,31 +340,10 @@ def registered(folder: Path | None = None) -> dict[str, Path]:
 def load_architecture(folder: Path) -> Architecture:
     """Read one architecture.toml. Raises BenchError, naming file and key, on anything unknown."""
     path = folder / "architecture.toml"
-    data = read_toml(path)
-    keys = ("name", "hub_id", "source", "auto_class", "layers", "other_parameters", "projection")
-    check_keys(data, str(path), (*keys, "published", "reduced"), keys)
-    check_keys(data.get("published", {}), f"{path}: published", ("total_parameters", "source"))
-    for number, projection in enumerate(data["projection"], 1):
-        where = f"{path}: projection {number}"
-        check_keys(projection, where, _PROJECTION_KEYS, _PROJECTION_KEYS[:7])
-        check_role(projection["role"], where)
-        if projection["kind"] not in KINDS:
-            raise UnknownName(f"kind in {where}:", str(projection["kind"]), KINDS)
-    reduced = data.get("reduced")
-    if reduced is not None:
-        check_keys(reduced, f"{path}: reduced", ("label", "config"), ("label", "config"))
-    return Architecture(
-        name=data["name"],
-        hub_id=data["hub_id"],
-        source=data["source"],
-        auto_class=data["auto_class"],
-        folder=folder,
-        declared=tuple(data["projection"]),
-        layers=data["layers"],
-        other_parameters=data["other_parameters"],
-        published=data.get("published", {}),
-        reduction=Reduction(**reduced) if reduced else None,
-    )
+    found = parse(read_toml(path), Architecture, str(path), folder=folder)
+    for number, projection in enumerate(found.projection, 1):
+        check_role(projection.role, f"{path}: projection {number}")
+    return found
 
 
 def find_model(

@@ -3,34 +3,45 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from functools import lru_cache
 
-from bench.errors import UnknownName, check_keys
-from bench.files import FIXTURES, read_toml
+from bench.errors import UnknownName
+from bench.files import FIXTURES, parse, read_toml
 
 QUERY, KEY, VALUE, OUTPUT = "query", "key", "value", "output"
 QUERY_KEY_VALUE, KEY_VALUE = "query_key_value", "key_value"
 GATE, UP, DOWN, GATE_UP = "gate", "up", "down", "gate_up"
 ROUTER, EMBEDDING, HEAD, UNKNOWN = "router", "embedding", "head", "unknown"
 
+
+@dataclass(frozen=True)
+class _Rule:
+    role: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Roles:
+    roles: dict[str, str]
+    fused: dict[str, tuple[str, ...]]
+    rule: tuple[_Rule, ...]
+
+
 _FILE = FIXTURES / "roles.toml"
-_DATA = read_toml(_FILE)
-check_keys(_DATA, str(_FILE), ("roles", "fused", "rule"), ("roles", "fused", "rule"))
-ROLES: dict[str, str] = _DATA["roles"]
-FUSED: dict[str, tuple[str, ...]] = {role: tuple(of) for role, of in _DATA["fused"].items()}
+_DATA = parse(read_toml(_FILE), _Roles, str(_FILE))
+ROLES = _DATA.roles
+FUSED = _DATA.fused
 """A fused projection does the work of several roles at once."""
 
-for _rule in _DATA["rule"]:
-    check_keys(_rule, f"{_FILE}: rule", ("role", "names"), ("role", "names"))
-    check_keys({_rule["role"]: 0}, f"{_FILE}: rule", ROLES)
 _SEGMENTS = 6  # no rule looks at more of a name
 # A wrapper that clips or quantizes keeps its weight in `linear`; experts are parameters.
 _COMPILED = tuple(
     (
-        re.compile(rf"(?:.*\.)?(?:{'|'.join(rule['names'])})(?:\.linear)?(?:\.weight)?"),
-        str(rule["role"]),
+        re.compile(rf"(?:.*\.)?(?:{'|'.join(rule.names)})(?:\.linear)?(?:\.weight)?"),
+        rule.role,
     )
-    for rule in _DATA["rule"]
+    for rule in _DATA.rule
 )
 
 
@@ -57,3 +68,7 @@ def check_role(name: str, where: str) -> str:
     if name not in ROLES:
         raise UnknownName(f"role in {where}:", name, ROLES)
     return name
+
+
+for _rule in _DATA.rule:
+    check_role(_rule.role, f"{_FILE}: rule")

@@ -11,13 +11,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
-from bench.errors import BenchError, check_keys
-from bench.files import check_output, read_text
+from msgspec import Meta
+
+from bench.errors import BenchError
+from bench.files import check_output, parse, read_text
 from bench.training.cases import Case
 from bench.training.machine import versions
-from bench.training.options import PHASES
 
 if TYPE_CHECKING:
     from bench.predict.result import Prediction
@@ -25,24 +26,47 @@ if TYPE_CHECKING:
 KIND = "measured-step"
 MOST_BYTES = 4 * 2**20
 MOST_LINES = 5000
-PEAKS = ("peak_allocated_bytes", "peak_reserved_bytes", "peak_by_phase")
-"""What is kept of either side of a step."""
-_KEYS = ("kind", "case", "device", "versions", "predicted", "measured")
-_DEVICE = ("name", "capability", "memory_bytes")
-_LARGEST = 1 << 50
+_Bytes = Annotated[int, Meta(gt=0, lt=1 << 50, description="a number of bytes")]
+
+
+class _Phases(TypedDict):
+    forward: _Bytes
+    backward: _Bytes
+    optimizer: _Bytes
+
+
+class Peaks(TypedDict):
+    """What is kept of either side of a step: reserved None where the device reserves nothing."""
+
+    peak_allocated_bytes: _Bytes
+    peak_reserved_bytes: _Bytes | None
+    peak_by_phase: _Phases
+
+
+PEAKS = tuple(Peaks.__annotations__)
+
+
+class _Named(TypedDict):
+    name: str
+
+
+class Device(_Named, total=False):
+    """What measured: its name and, of a GPU, its compute capability and memory in bytes."""
+
+    capability: str | None
+    memory_bytes: int | None
 
 
 @dataclass(frozen=True)
 class MeasuredStep:
-    """One step on one device. `predicted` and `measured` have `peak_allocated_bytes`,
-    `peak_reserved_bytes` (None where the device reserves nothing) and `peak_by_phase`, in bytes;
-    `device` its name and, of a GPU, its compute capability and `memory_bytes`."""
+    """One step on one device."""
 
+    kind: str
     case: Case
-    device: Mapping[str, Any]
-    versions: Mapping[str, str]
-    predicted: Mapping[str, Any]
-    measured: Mapping[str, Any]
+    device: Device
+    versions: dict[str, str]
+    predicted: Peaks
+    measured: Peaks
 
     @property
     def difference(self) -> float:
@@ -113,41 +137,22 @@ def _step(line: str, where: str) -> MeasuredStep:
         data = json.loads(line, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise BenchError(f"{where}: not JSON: {error}") from None
-    check_keys(data, where, _KEYS, _KEYS)
-    if data["kind"] != KIND:
-        raise BenchError(f"{where}: kind {data['kind']!r}, not {KIND!r}")
-    try:
-        case = Case.from_dict(data["case"])
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
-        raise BenchError(f"{where}: the case: {error}") from None
-    if case.weights or case.code:
+    step = parse(data, MeasuredStep, where)
+    if step.kind != KIND:
+        raise BenchError(f"{where}: kind {step.kind!r}, not {KIND!r}")
+    if step.case.weights or step.case.code:
         raise BenchError(f"{where}: the case names a folder, which nobody else has")
-    check_keys(data["device"], f"{where}: device", _DEVICE, ("name",))
-    for table, name in (("device", "name"), *(("versions", name) for name in data["versions"])):
-        value = data[table][name]
-        if not isinstance(value, str) or not value.isprintable() or len(value) > 100:
-            raise BenchError(f"{where}: {table} {name}: {value!r:.80}: not a short name")
-    for side in ("predicted", "measured"):
-        _check_peaks(data[side], f"{where}: {side}")
-    return MeasuredStep(case, *(data[key] for key in _KEYS[2:]))
-
-
-def _check_peaks(peaks: Any, where: str) -> None:
-    check_keys(peaks, where, PEAKS, PEAKS)
-    by_phase = peaks["peak_by_phase"]
-    check_keys(by_phase, f"{where}: peak_by_phase", PHASES, PHASES)
-    sizes = {"peak_allocated_bytes": peaks["peak_allocated_bytes"], **by_phase}
-    if peaks["peak_reserved_bytes"] is not None:
-        sizes["peak_reserved_bytes"] = peaks["peak_reserved_bytes"]
-    for name, size in sizes.items():
-        if type(size) is not int or not 0 < size < _LARGEST:
-            raise BenchError(f"{where}: {name}: {size!r:.40} is no number of bytes")
-    highest = max(by_phase.values())
-    if highest != peaks["peak_allocated_bytes"]:
-        raise BenchError(
-            f"{where}: peak_allocated_bytes is {peaks['peak_allocated_bytes']}, and the highest "
-            f"phase's peak {highest}"
-        )
+    for name in (step.device["name"], *step.versions.values()):
+        if not name.isprintable() or len(name) > 100:
+            raise BenchError(f"{where}: {name!r:.80}: not a short name")
+    for peaks in (step.predicted, step.measured):
+        highest = max(size for size in peaks["peak_by_phase"].values() if isinstance(size, int))
+        if highest != peaks["peak_allocated_bytes"]:
+            raise BenchError(
+                f"{where}: peak_allocated_bytes is {peaks['peak_allocated_bytes']}, and the "
+                f"highest phase's peak {highest}"
+            )
+    return step
 
 
 def _no_constant(name: str) -> float:

@@ -16,19 +16,19 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from bench.errors import BenchError, check_keys
-from bench.files import FIXTURES
+from bench.errors import BenchError
+from bench.files import FIXTURES, keyed, parse
 from bench.models.precision import precision
 from bench.predict.gpus import Interval
 from bench.training.options import KEEP_OUTPUT, PHASES
 
 FILE = FIXTURES / "measured" / "t4.csv"
 KEPT_FILE = FIXTURES / "measured" / "predicted.json"
-_KEYS = (
+_ROW = keyed((
     "id", "model", "quant", "attention", "batch", "seq_len", "r", "allocated", "reserved",
     "after_load", "peak_forward", "peak_backward", "peak_optimizer", "trainable", "step_seconds",
     "torch", "transformers", "peft", "bitsandbytes", "config",
-)  # fmt: skip
+), str)  # fmt: skip
 _STEP = (
     "--target-modules", "q_proj,k_proj,v_proj,o_proj", "--gpu", "t4", "--loop", "keep-output",
     "--no-loss-scaling", "--gradient-checkpointing",
@@ -69,9 +69,8 @@ def load_measured(path: Path = FILE) -> list[Measured]:
     with path.open(encoding="utf-8", newline="") as lines:
         for number, row in enumerate(csv.DictReader(lines), start=2):
             where = f"{path}: line {number}"
-            check_keys(row, where, _KEYS, _KEYS)
             try:
-                found.append(_measured(row))
+                found.append(_measured(parse(row, _ROW, where)))
             except (ValueError, KeyError) as error:
                 raise BenchError(f"{where}: {error}") from None
     return found
@@ -112,11 +111,8 @@ def load_kept(path: Path = KEPT_FILE) -> dict[str, Kept]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BenchError(f"{path}: cannot be read: {error}") from None
-    check_keys(data, str(path), ("versions", "rows"), ("versions", "rows"))
-    for name, row in data["rows"].items():
-        check_keys(row, f"{path}: {name}", KEPT, KEPT)
-    rows: dict[str, Kept] = data["rows"]
-    return rows
+    rows = parse(data, keyed(("versions", "rows"), dict[str, Any]), str(path))["rows"]
+    return {name: parse(row, keyed(KEPT, int), f"{path}: {name}") for name, row in rows.items()}
 
 
 def write_kept(kept: Mapping[str, Kept], versions: Mapping[str, str], path: Path) -> None:

@@ -10,10 +10,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
-from bench.errors import BenchError, UnknownName, check_keys
-from bench.files import FIXTURES, read_toml
+from bench.errors import BenchError, UnknownName
+from bench.files import FIXTURES, parse, read_toml
 from bench.training.options import FLASH
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ AMPERE = 8.0
 """Compute capability from which on there is bfloat16 arithmetic, in the efficient attention kernel
 too, and a flash kernel at all."""
 YES, NO, UNCERTAIN = "yes", "no", "uncertain"
-_RATES = ("float32", "float16", "bfloat16", "int8")
-_KEYS = ("name", "capability", "memory_gib", "memory_source", "bandwidth", "source")
 _SIZE = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(B|KiB|MiB|GiB|TiB|KB|MB|GB|TB)?\s*", re.IGNORECASE)
 
 
@@ -47,6 +45,29 @@ class Gpu:
     def rate(self, dtype: str) -> float:
         """Peak operations a second in `dtype`; a dtype without units of its own runs as float32."""
         return self.rates.get(dtype) or self.rates["float32"]
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A GPU as the file has it: memory in GiB, dense rates by dtype."""
+
+    name: str
+    capability: float
+    memory_gib: float
+    memory_source: str
+    bandwidth: float
+    source: str
+    float32: float
+    float16: float | None = None
+    bfloat16: float | None = None
+    int8: float | None = None
+
+    def read(self) -> Gpu:
+        rates = {n: getattr(self, n) for n in ("float32", "float16", "bfloat16", "int8")}
+        return Gpu(
+            self.name, round(self.memory_gib * GIB), self.capability, self.bandwidth,
+            {name: rate for name, rate in rates.items() if rate is not None}, self.source,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -112,20 +133,11 @@ def check_attention(forced: str | None, capability: float) -> None:
 def load_gpus(path: Path | None = None) -> dict[str, Gpu]:
     """Every GPU by key. Raises BenchError, naming file and key, on anything unknown."""
     path = path or FIXTURES / "gpus.toml"
-    data = read_toml(path)
-    check_keys(data, str(path), ("gpu",), ("gpu",))
-    found = {}
-    for key, values in data["gpu"].items():
-        check_keys(values, f"{path}: gpu.{key}", (*_KEYS, *_RATES), (*_KEYS, "float32"))
-        found[key] = Gpu(
-            name=values["name"],
-            memory_bytes=round(values["memory_gib"] * GIB),
-            capability=values["capability"],
-            bandwidth=values["bandwidth"],
-            rates={name: values[name] for name in _RATES if name in values},
-            source=values["source"],
-        )
-    return found
+    file = parse(read_toml(path), dict[Literal["gpu"], dict[str, Any]], str(path))
+    return {
+        key: parse(values, _Written, f"{path}: gpu.{key}").read()
+        for key, values in file["gpu"].items()
+    }
 
 
 def find_gpu(name: str) -> Gpu:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.errors import BenchError, check_keys
+from bench.errors import BenchError
 from bench.files import FIXTURES
 from bench.predict.evidence import (
     Agreement,
@@ -54,9 +54,10 @@ def load_compared(path: Path) -> list[Compared]:
         raise BenchError(f"{path}: cannot be read: {error}") from None
     found = []
     for row in csv.DictReader(line for line in lines if not line.startswith("#")):
-        check_keys(row, str(path), row, ("measured_bytes", "predicted_bytes"))
         try:
             measured, predicted = int(row["measured_bytes"]), int(row["predicted_bytes"])
+        except KeyError as missing:
+            raise BenchError(f"{path}: missing key {missing}") from None
         except (TypeError, ValueError):
             raise BenchError(f"{path}: {row}: a size is not a whole number of bytes") from None
         found.append(Compared(next(iter(row.values())), measured, predicted))

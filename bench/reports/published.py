@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.compat import patched, private
-from bench.errors import BenchError, check_keys
-from bench.files import FIXTURES
+from bench.errors import BenchError
+from bench.files import FIXTURES, keyed, parse
 from bench.predict.result import Prediction, predict
 from bench.reports.layout import Report, Table
 from bench.training.cases import Case, StepOptions
@@ -30,12 +30,12 @@ that can be predicted in principle, C too little."""
 NOT_PREDICTED = FIXTURES / "published" / "not_predicted.csv"
 """Why rows of COLLECTED that are of class A or B have no row in FILE."""
 _UNITS = {"B": 1, "GB": 1000**3, "GiB": 1024**3}
-_KEYS = (
+_ROW = keyed((
     "id", "model", "config", "target_modules", "r", "precision", "batch_size", "seq_len",
     "gradient_checkpointing", "padded", "keeps_inputs", "use_dora", "lora_dropout",
     "autocast_adapter_dtype", "autocast", "kbit_preparation", "length",
     "published", "unit", "metric", "within", "differs", "source",
-)  # fmt: skip
+), str)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ def load_published(path: Path = FILE) -> list[Published]:
     """Every row. Raises BenchError, naming file and row, for what is missing or wrong."""
     found = []
     with path.open(encoding="utf-8", newline="") as lines:
-        for number, row in enumerate(csv.DictReader(lines), start=2):
+        for number, values in enumerate(csv.DictReader(lines), start=2):
             where = f"{path}: line {number}"
-            check_keys(row, where, _KEYS, _KEYS)
+            row = parse(values, _ROW, where)
             if row["unit"] not in _UNITS:
                 raise BenchError(f"{where}: unit {row['unit']!r}: one of {', '.join(_UNITS)}")
             try:

@@ -10,19 +10,29 @@ import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from bench.adapters.config import AdapterConfig
-from bench.errors import BenchError, UnknownName, check_keys
-from bench.files import FIXTURES, read_toml
+from bench.errors import BenchError, UnknownName
+from bench.files import FIXTURES, parse, read_toml
 from bench.models.architectures import Architecture, Model
 from bench.models.modules import OTHER, ModuleTable
 from bench.models.roles import FUSED, check_role, role_of, serves
 from bench.tasks import BY_CLASS
 
-_KEYS = ("roles", "optional_roles", "saved_roles", "target_modules", "modules_to_save", "optional",
-         "r", "ranks", "lora_alpha", "lora_dropout", "expected", "thresholds")  # fmt: skip
-_EXPECTED_KEYS = ("adapted_layers", "dead_entries", "same_as", "note")
+Rank = Annotated[int, Meta(ge=1)]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What its author states of a scenario: counts, and which other it is the same as."""
+
+    adapted_layers: int | None = None
+    dead_entries: tuple[str, ...] = ()
+    same_as: str | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -42,13 +52,13 @@ class Scenario:
     target_modules: tuple[str, ...] = ()
     modules_to_save: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
-    r: int = 8
-    ranks: tuple[int, ...] = ()
-    lora_alpha: float = 32
-    lora_dropout: float = 0.0
+    r: Rank = 8
+    ranks: tuple[Rank, ...] = ()
+    lora_alpha: int | float = 32
+    lora_dropout: int | float = 0.0
     architectures: tuple[str, ...] = ()
     source: str = ""
-    expected: Mapping[str, Any] = field(default_factory=dict)
+    expected: Expected = Expected()
     thresholds: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -141,8 +151,8 @@ class _Place:
 def _places(model: Model) -> list[_Place]:
     if model.architecture is not None:
         return [
-            _Place(p["role"], p["module"], bool(p.get("regex")), p["kind"] == "expert")
-            for p in model.architecture.declared
+            _Place(p.role, p.module, p.regex, p.kind == "expert")
+            for p in model.architecture.projection
         ]
     return _places_in(model.table)
 
@@ -202,34 +212,25 @@ def matching_scenarios(patterns: Sequence[str], architecture: Architecture | Non
     return list(dict.fromkeys(found))
 
 
+@dataclass(frozen=True)
+class _File:
+    scenario: dict[str, dict[str, Any]]
+    source: str = ""
+    architectures: tuple[str, ...] = ()
+    defaults: dict[str, Any] = field(default_factory=dict)
+
+
 def _read(path: Path) -> list[Scenario]:
-    data = read_toml(path)
-    check_keys(data, str(path), ("source", "architectures", "defaults", "scenario"), ("scenario",))
-    defaults = data.get("defaults", {})
-    check_keys(defaults, f"{path}: defaults", _KEYS)
+    file = parse(read_toml(path), _File, str(path))
+    whole = {"source": file.source, "architectures": file.architectures}
     found = []
-    for name, values in data["scenario"].items():
+    for name, values in file.scenario.items():
         where = f"{path}: scenario.{name}"
-        check_keys(values, where, _KEYS)
-        merged = {**defaults, **values}
-        check_keys(merged.get("expected", {}), f"{where}.expected", _EXPECTED_KEYS)
+        scenario = parse({**file.defaults, **values}, Scenario, where, name=name, **whole)
         for key in ("roles", "optional_roles", "saved_roles"):
-            for role in merged.get(key, ()):
+            for role in getattr(scenario, key):
                 check_role(role, f"{where}.{key}")
-        if bool(merged.get("roles")) == bool(merged.get("target_modules")):
+        if bool(scenario.roles) == bool(scenario.target_modules):
             raise BenchError(f"{where}: give either roles or target_modules")
-        for rank in (merged.get("r", 8), *merged.get("ranks", ())):
-            if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-                raise BenchError(f"{where}: r must be a whole number of at least 1, not {rank!r}")
-        lists: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in merged.items()
-        }
-        found.append(
-            Scenario(
-                name=name,
-                source=data.get("source", ""),
-                architectures=tuple(data.get("architectures", ())),
-                **lists,
-            )
-        )
+        found.append(scenario)
     return found

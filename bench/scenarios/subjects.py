@@ -256,7 +256,7 @@ def _measured(request: Request, model: Model, chosen: Sequence[Scenario]) -> lis
     assert model.architecture is not None
     on_gpu = has_gpu() if request.on_gpu is None else request.on_gpu
     full = request.full_geometry or request.weights is not None or on_gpu
-    reduce = not full and model.architecture.reduction is not None
+    reduce = not full and model.architecture.reduced is not None
     shown = model.reduce() if reduce else model
     return [
         Subject(shown, s.name, s.adapter(shown, r), s)

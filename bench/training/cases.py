@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from bench.errors import BenchError, check_keys
+from bench.errors import BenchError
+from bench.files import parse
 from bench.models.precision import precision
 from bench.tasks import TRAINED, Task
 from bench.training.options import (
@@ -110,8 +111,4 @@ class Case:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Case:
         """The case that `to_dict` wrote; raises BenchError on an unknown or missing key."""
-        names = {f.name for f in fields(cls)}
-        check_keys(data, "case", names, names - {"step", "weights", "code"})
-        step = data.get("step", {})
-        check_keys(step, "case step", {f.name for f in fields(StepOptions)})
-        return cls(**{**data, "step": StepOptions(**step)})
+        return parse(data, cls, "case")

@@ -155,18 +155,26 @@ Q = "model.layers.[0-3].self_attn.q_proj"
         (("surprise",), 1, "unknown key .* 'surprise'"),
         (("transformers",), "8.8.8", "transformers 8.8.8, the rest is 9.9.9"),
         (("types", "toy", "surprise"), 1, "toy: 'surprise'"),
-        (("types", "toy", "layers"), "4", "toy: layers: expected int"),
-        (("types", "toy", "layers"), True, "toy: layers: expected int"),
-        (("types", "toy", "tied"), [1], "toy: tied: expected str"),
+        (("types", "toy", "layers"), "4", "toy: layers: expected a whole number"),
+        (("types", "toy", "layers"), True, "toy: layers: expected a whole number"),
+        (("types", "toy", "tied"), [1], "toy: tied 1: expected text"),
         (("types", "ape"), {"unbuilt": "x"}, "ape: does not belong in this file"),
         (("types", "toy"), [], "toy: expected a table"),
-        (("types", "toy"), {"unbuilt": 3}, "toy: unbuilt: expected str"),
+        (("types", "toy"), {"unbuilt": 3}, "toy: unbuilt: expected text"),
         (("types", "toy", "projections", Q), ["query"], r"q_proj: expected \[role"),
         (("types", "toy", "projections", Q), ["qurey", "linear", 8, 8], "role .*q_proj.*qurey"),
         (("types", "toy", "projections", Q), ["query", "lin", 8, 8], "kind .*q_proj.*lin"),
         (("types", "toy", "projections", Q), ["query", "linear", 8, -8], "-8 is not a size"),
-        (("types", "toy", "projections", Q), ["query", "linear", 8, 8.5], "expected int"),
-        (("types", "toy", "projections", Q), ["query", "linear", 8, 8, 1], "bias: expected bool"),
+        (
+            ("types", "toy", "projections", Q),
+            ["query", "linear", 8, 8.5],
+            "expected a whole number",
+        ),
+        (
+            ("types", "toy", "projections", Q),
+            ["query", "linear", 8, 8, 1],
+            "bias: expected true or false",
+        ),
         (("types", "toy", "projections", "a.[9-1].b"), ["query", "linear", 8, 8], "does not rise"),
         (("types", "toy", "bare"), {"a": ["gate_up", 8]}, r"a: expected \[role, experts"),
     ],
@@ -201,7 +209,7 @@ def test_reviewed_data_is_checked(tmp_path) -> None:
     with pytest.raises(BenchError, match=r"overrides\.toml: type\.toy: 'depth'"):
         reviewed.load_overrides(path)
     path.write_text("[type.toy]\nreason = 3\n")
-    with pytest.raises(BenchError, match=r"type\.toy: reason: expected str"):
+    with pytest.raises(BenchError, match=r"type\.toy: reason: expected text"):
         reviewed.load_overrides(path)
     roles = tmp_path / "roles.toml"
     roles.write_text('[[role]]\ntypes = ["toy"]\nmodule = "x"\nrole = "qurey"\nreason = "why"\n')

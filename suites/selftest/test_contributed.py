@@ -55,10 +55,19 @@ WRONG = {
     "a folder": (_set("case", "weights", value="/etc"), "names a folder"),
     "code": (_set("case", "code", value="evil"), "names a folder"),
     "precision": (_set("case", "precision", value="fp7"), "unknown precision 'fp7'"),
-    "text": (_set("measured", "peak_allocated_bytes", value="1"), "'1' is no number of bytes"),
-    "below": (_set("predicted", "peak_by_phase", "forward", value=-5), "-5 is no number of bytes"),
-    "bool": (_set("measured", "peak_by_phase", "forward", value=True), "True is no number"),
-    "vast": (_set("measured", "peak_by_phase", "forward", value=1 << 60), "no number of bytes"),
+    "text": (_set("measured", "peak_allocated_bytes", value="1"), "a number of bytes, found '1'"),
+    "below": (
+        _set("predicted", "peak_by_phase", "forward", value=-5),
+        "a number of bytes, found -5",
+    ),
+    "bool": (
+        _set("measured", "peak_by_phase", "forward", value=True),
+        "a number of bytes, found True",
+    ),
+    "vast": (
+        _set("measured", "peak_by_phase", "forward", value=1 << 60),
+        "expected a number of bytes",
+    ),
     "sum": (_set("measured", "peak_allocated_bytes", value=7), "is 7, and the highest phase's"),
     "phase": (_set("measured", "peak_by_phase", value={"forward": 1}), "missing key 'backward'"),
     "device": (_set("device", "name", value="\x1b[31mT4"), "not a short name"),

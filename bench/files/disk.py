@@ -11,14 +11,12 @@ import stat
 import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from bench.errors import BenchError
 
-# By whichever name this package was imported; its files lie in `bench`.
-PACKAGE = Path(str(files(__package__))).resolve().parent / "bench"
+PACKAGE = Path(__file__).resolve().parents[1]
 INSTALLED = (PACKAGE / "fixtures").is_dir()
 """Whether the data lie inside the package, where a wheel has them, and not beside it, as in a
 checkout: `setup.py` maps the folders in."""
