@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from bench.adapters.checks import ALL_LINEAR, Index, Name, Rank, Share
+from bench.adapters.checks import Index, Name, Rank, Share
+from bench.adapters.config import ALL_LINEAR
 from bench.errors import BenchError
 from bench.files import fits, in_words
 

@@ -51,7 +51,7 @@ def test_a_pipe_is_written_into(tmp_path: Path) -> None:
 
 def test_a_pipe_that_nobody_reads_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It stays a pipe, and nothing waits for ever."""
-    monkeypatch.setattr("bench.files.PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("bench.files.disk.PATIENCE_SECONDS", 0.0)
     pipe = tmp_path / "pipe.md"
     os.mkfifo(pipe)
     check_output(pipe, [".md"])
