@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from bench.cli.options import Add, Json, split
+from bench.cli.options import Add, Once, split
 from bench.cli.output import fitted, in_colour
 from bench.errors import BenchError
 
@@ -44,7 +44,7 @@ def add_options(add: Add) -> None:
     add("--seq-len", type=int, metavar="N", help="tokens in a row, where the file leaves it open")
     add("--format", choices=("terminal", "json", "github"), default="terminal",
         help="github: annotations on the lines of the files (default: %(default)s)")
-    add("--json", action=Json, nargs=0, dest="format",
+    add("--json", action=Once, nargs=0, const="json", dest="format",
         help="one JSON object a line: --format json")
     # fmt: on
 

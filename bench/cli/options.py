@@ -79,13 +79,14 @@ def add_format(add: Add, default: str | None, formats: tuple[str, ...] = FORMATS
     told = default or "terminal on a terminal, else markdown"
     # fmt: off
     add("--format", choices=formats, default=default, help=f"(default: {told})")
-    add("--json", action=Json, nargs=0, dest="format",
+    add("--json", action=Once, nargs=0, const="json", dest="format",
         help="one JSON object a line: --format json")
     # fmt: on
 
 
-class Json(argparse.Action):
-    """--format json; beside a --format one of them would be dropped."""
+class Once(argparse.Action):
+    """Stores a value, or without one its `const`; an option that is given twice would drop the
+    first, and so would two that set the same."""
 
     def __call__(
         self,
@@ -94,12 +95,17 @@ class Json(argparse.Action):
         values: object,
         option_string: str | None = None,
     ) -> None:
-        """Set the format, unless another is given."""
-        given = namespace.__dict__.setdefault("_given", set())
-        if self.dest in given and namespace.format != "json":
-            parser.error("give --json or --format, not both")
-        given.add(self.dest)
-        namespace.format = "json"
+        """Keep the value, unless there is one already."""
+        given = namespace.__dict__.setdefault("_given", {})
+        value = self.const if self.nargs == 0 else values
+        same = self.nargs == 0 and getattr(namespace, self.dest) == value
+        if option_string is not None and self.dest in given and not same:
+            both = sorted({given[self.dest], option_string}, reverse=True)
+            if len(both) > 1:
+                parser.error(f"give {' or '.join(both)}, not both")
+            parser.error(f"{option_string} is given twice, and takes one value")
+        given[self.dest] = option_string
+        setattr(namespace, self.dest, value)
 
 
 def split(text: str) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from bench.cli import (
     targets,
 )
 from bench.cli import list as list_
-from bench.cli.options import Add
+from bench.cli.options import Add, Once
 
 
 class Command(Protocol):
@@ -61,26 +61,6 @@ COMMANDS: dict[str, Command] = {
 }
 
 
-class _Once(argparse.Action):
-    """Stores a value; an option that is given twice would drop the first."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: object,
-        option_string: str | None = None,
-    ) -> None:
-        """Keep the value, unless there is one already."""
-        given = namespace.__dict__.setdefault("_given", set())
-        if option_string is not None and self.dest in given:
-            if option_string == "--format" and namespace.format == "json":
-                parser.error("give --json or --format, not both")
-            parser.error(f"{option_string} is given twice, and takes one value")
-        given.add(self.dest)
-        setattr(namespace, self.dest, values)
-
-
 class _Parser(argparse.ArgumentParser):
     """A parser that tells what is wrong in one line, as every other wrong input is told."""
 
@@ -100,6 +80,6 @@ def make_parser() -> argparse.ArgumentParser:
         more = getattr(command, "EPILOG", None)
         sub = subparsers.add_parser(name, help=command.HELP, description=command.HELP, epilog=more)
         sub.set_defaults(run=command.run)
-        sub.register("action", None, _Once)  # what `add` makes unless it is told otherwise
+        sub.register("action", None, Once)  # what `add` makes unless it is told otherwise
         command.add_options(sub.add_argument)
     return parser

@@ -6,7 +6,6 @@ interruption costs no more than the cases that were running.
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +21,7 @@ from bench.learning.arms import TOLERANCE, Arm
 from bench.learning.records import Shown
 from bench.learning.study import Origin, Study, load_study
 from bench.learning.tuning import FIRST_SEED, tune
+from bench.training.machine import usable_processors
 from bench.units import counted
 
 TUNE, FIT = "tune", "fit"
@@ -42,7 +42,7 @@ class Job:
 
 def default_workers() -> int:
     """Two processes of one thread each, where there are two processors."""
-    return min(2, os.cpu_count() or 1)
+    return min(2, usable_processors())
 
 
 def jobs(study: Study, shown: Mapping[str, Shown]) -> list[Job]:

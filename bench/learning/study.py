@@ -56,11 +56,8 @@ class _Arm(TypedDict, total=False):
     stands_for: Names  # fmt: skip
 
 
-_Claim = dict[
-    Literal["says", "source", "kind", "better", "worse", "with", "without", "full", "sets",
-            "expected", "metric"], Any
-]  # fmt: skip
 _TOLD = ("says", "source", "kind")
+_OF_ARMS = ("better", "worse", "with", "without", "full", "sets", "expected", "metric")
 _Published = dict[Literal["with", "without", "matched_with", "matched_without"], str]
 
 
@@ -109,7 +106,7 @@ class Settings:
 class _File:
     study: Settings
     arm: dict[str, _Arm]
-    claim: dict[str, _Claim] = field(default_factory=dict)
+    claim: dict[str, dict[str, Any]] = field(default_factory=dict)
     published: _Published = field(default_factory=dict)
 
 
@@ -297,12 +294,9 @@ def _said(file: _File, where: str) -> Said:
     """Claims and what goes with them: no package is needed."""
     claims = []
     for key, facts in file.claim.items():
-        given: dict[str, Any] = {str(name): value for name, value in facts.items()}
-        told = parse(
-            {k: given.pop(k) for k in _TOLD if k in given},
-            keyed(_TOLD, str),
-            f"{where}: claim.{key}",
-        )
+        given = {name: value for name, value in facts.items() if name in _OF_ARMS}
+        rest = {name: value for name, value in facts.items() if name not in _OF_ARMS}
+        told = parse(rest, keyed(_TOLD, str), f"{where}: claim.{key}")
         for arm_name in _names(given):
             if arm_name not in file.arm:
                 raise UnknownName(f"arm in {where}: claim.{key}:", arm_name, file.arm)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
+
+from bench.files import parse
 
 OK = "ok"
 OOM = "oom"
@@ -120,9 +122,5 @@ class Measurement:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Measurement:
-        """The measurement that `to_dict` wrote; raises TypeError on unknown or missing keys."""
-        known = {f.name for f in fields(cls)}
-        extra = set(data) - known
-        if extra:
-            raise TypeError(f"unknown keys in a measurement: {', '.join(sorted(extra))}")
-        return cls(**{**data, "outcome": Outcome(**data["outcome"])})
+        """The measurement that `to_dict` wrote; BenchError on an unknown or missing key."""
+        return parse(data, cls, "a measurement")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypedDict
 
 from bench.errors import UnknownName
 from bench.files import FIXTURES, parse, read_toml
@@ -15,33 +15,31 @@ GATE, UP, DOWN, GATE_UP = "gate", "up", "down", "gate_up"
 ROUTER, EMBEDDING, HEAD, UNKNOWN = "router", "embedding", "head", "unknown"
 
 
-@dataclass(frozen=True)
-class _Rule:
+class _Rule(TypedDict):
     role: str
-    names: tuple[str, ...]
+    names: list[str]
 
 
-@dataclass(frozen=True)
-class _Roles:
+class _Roles(TypedDict):
     roles: dict[str, str]
     fused: dict[str, tuple[str, ...]]
-    rule: tuple[_Rule, ...]
+    rule: list[_Rule]
 
 
 _FILE = FIXTURES / "roles.toml"
 _DATA = parse(read_toml(_FILE), _Roles, str(_FILE))
-ROLES = _DATA.roles
-FUSED = _DATA.fused
+ROLES = _DATA["roles"]
+FUSED = _DATA["fused"]
 """A fused projection does the work of several roles at once."""
 
 _SEGMENTS = 6  # no rule looks at more of a name
 # A wrapper that clips or quantizes keeps its weight in `linear`; experts are parameters.
 _COMPILED = tuple(
     (
-        re.compile(rf"(?:.*\.)?(?:{'|'.join(rule.names)})(?:\.linear)?(?:\.weight)?"),
-        rule.role,
+        re.compile(rf"(?:.*\.)?(?:{'|'.join(rule['names'])})(?:\.linear)?(?:\.weight)?"),
+        rule["role"],
     )
-    for rule in _DATA.rule
+    for rule in _DATA["rule"]
 )
 
 
@@ -70,5 +68,5 @@ def check_role(name: str, where: str) -> str:
     return name
 
 
-for _rule in _DATA.rule:
-    check_role(_rule.role, f"{_FILE}: rule")
+for _rule in _DATA["rule"]:
+    check_role(_rule["role"], f"{_FILE}: rule")
