@@ -1,7 +1,7 @@
 """Maps `suites`, `fixtures` and `results` into the wheel, beside the code that reads them.
 
 Everything else stands in pyproject.toml. In the repository these folders stay at the top; installed
-they are `bench/suites`, `bench/fixtures` and `bench/results`. `bench/files/disk.py` knows both places.
+they are `bench/suites`, `bench/fixtures` and `bench/results`. `bench/files/disk.py` knows both.
 """
 
 import shutil
