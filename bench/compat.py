@@ -21,9 +21,10 @@ from bench.errors import BenchError
 
 @dataclass(frozen=True)
 class Private:
-    """A name that no library promises: `module:attribute`, dots in it for an attribute's own.
+    """A name that no library promises: `module:attribute`, dots in it for an attribute's own; with
+    no module, of an object at hand.
 
-    seen: the newest release that had it, as `distribution version`. use: what it is for here.
+    seen: the newest release that had it, as `distribution version`. use: what goes without it.
     """
 
     where: str
@@ -34,16 +35,17 @@ class Private:
     def distribution(self) -> str:
         return self.seen.partition(" ")[0]
 
-    def find(self) -> Any:
+    def find(self, held: Any = None) -> Any:
         """The object itself. Raises ImportError or AttributeError where it has moved."""
         module, _, path = self.where.partition(":")
-        found: Any = importlib.import_module(module)
+        found: Any = importlib.import_module(module) if module else held
         for name in path.split("."):
             found = getattr(found, name)
         return found
 
 
 _TORCH, _TRANSFORMERS, _BITSANDBYTES = "torch 2.13.0", "transformers 5.23.0", "bitsandbytes 0.50.2"
+_BENCHMARK, _PYTEST = "pytest-benchmark 5.3.1", "pytest 9.2.0"
 _ACCELERATE, _TRL = "accelerate 1.15.0", "trl 1.16.0"
 
 PRIVATE = {
@@ -65,21 +67,26 @@ PRIVATE = {
     "holders of a storage": Private(
         "torch._C:_storage_Use_Count", _TORCH, "which sums of gradients autograd makes in place"
     ),
-    "holders of a tensor": Private("torch:Tensor._use_count", _TORCH, "the same"),
+    "holders of a tensor": Private("torch:Tensor._use_count", _TORCH,
+        "which sums of gradients autograd makes in place"),
     "dense tensors": Private(
-        "torch._prims_common:is_non_overlapping_and_dense_or_false", _TORCH, "the same"
+        "torch._prims_common:is_non_overlapping_and_dense_or_false", _TORCH,
+        "which sums of gradients autograd makes in place",
     ),
     "bad fork": Private(
         "torch.cuda:_is_in_bad_fork", _TORCH, "a worker whose parent had used CUDA says so"
     ),
     "attention on the cpu": Private(
-        "torch:ops.aten._scaled_dot_product_flash_attention_for_cpu", _TORCH, "its operations"
+        "torch:ops.aten._scaled_dot_product_flash_attention_for_cpu", _TORCH,
+        "operations of attention on a CPU"
     ),
     "attention, flash": Private(
-        "torch:ops.aten._scaled_dot_product_flash_attention", _TORCH, "its memory and operations"
+        "torch:ops.aten._scaled_dot_product_flash_attention", _TORCH,
+        "memory and operations of the flash kernel"
     ),
     "attention, efficient": Private(
-        "torch:ops.aten._scaled_dot_product_efficient_attention", _TORCH, "its memory"
+        "torch:ops.aten._scaled_dot_product_efficient_attention", _TORCH,
+        "memory of the efficient kernel"
     ),
     "fused optimizers": Private(
         "torch.optim.adam:_device_dtype_check_for_fused", _TORCH,
@@ -113,51 +120,64 @@ PRIVATE = {
         "torch._C:DispatchKey.AutocastPrivateUse1", _TORCH, "autocast is followed on meta"
     ),
     "autocast, perhaps": Private(
-        "transformers.utils.generic:maybe_autocast", _TRANSFORMERS, "the same, within models"
+        "transformers.utils.generic:maybe_autocast", _TRANSFORMERS,
+        "autocast is followed on meta, within models"
     ),
     "trainer, prepared": Private(
         "transformers:Trainer._prepare_for_training", _TRANSFORMERS, "the trainer loops"
     ),
     "trainer's items": Private(
-        "transformers:Trainer._get_num_items_in_batch", _TRANSFORMERS, "the same"
+        "transformers:Trainer._get_num_items_in_batch", _TRANSFORMERS, "the trainer loops"
     ),
     "trainer's clipping": Private(
-        "transformers:Trainer._clip_grad_norm", _TRANSFORMERS, "the same"
+        "transformers:Trainer._clip_grad_norm", _TRANSFORMERS, "the trainer loops"
     ),
     "accelerate's process": Private(
         "accelerate.state:PartialState._shared_state", _ACCELERATE,
         "a trainer is traced beside one that trains",
     ),
     "accelerate's precision": Private(
-        "accelerate.state:AcceleratorState._shared_state", _ACCELERATE, "the same"
+        "accelerate.state:AcceleratorState._shared_state", _ACCELERATE,
+        "a trainer is traced beside one that trains"
     ),
     "accelerate's accumulation": Private(
-        "accelerate.state:GradientState._shared_state", _ACCELERATE, "the same"
+        "accelerate.state:GradientState._shared_state", _ACCELERATE,
+        "a trainer is traced beside one that trains"
     ),
     "fused head": Private(
         "trl.kernels.chunked_logprob:ChunkedLogProbFunction", _TRL,
         "the sft loop, as CUDA runs its head",
     ),
     "fused head's chunks": Private(
-        "trl.trainer.utils:_use_triton", _TRL, "the same"
+        "trl.trainer.utils:_use_triton", _TRL, "the sft loop, as CUDA runs its head"
     ),
     "4-bit bounds": Private(
         "bitsandbytes.backends.default.ops:_get_4bit_quantize_bounds", _BITSANDBYTES,
         "no table of a traced quantization is left for a real one",
     ),
     "4-bit codes": Private(
-        "bitsandbytes.backends.utils:_code_4bit_cache", _BITSANDBYTES, "the same"
+        "bitsandbytes.backends.utils:_code_4bit_cache", _BITSANDBYTES,
+        "no table of a traced quantization is left for a real one"
     ),
     "codes by name": Private(
-        "bitsandbytes.functional:name2qmap", _BITSANDBYTES, "the same"
+        "bitsandbytes.functional:name2qmap", _BITSANDBYTES,
+        "no table of a traced quantization is left for a real one"
     ),
     "4-bit product": Private(
         "bitsandbytes.autograd._functions:MatMul4Bit", _BITSANDBYTES,
         "the memory of an earlier release, which kept the inputs",
     ),
     "8-bit product": Private(
-        "bitsandbytes.autograd._functions:MatMul8bitLt", _BITSANDBYTES, "its path on a CPU"
+        "bitsandbytes.autograd._functions:MatMul8bitLt", _BITSANDBYTES,
+        "an 8-bit product is predicted",
     ),
+    "benchmarks": Private(
+        ":_benchmarksession.benchmarks", _BENCHMARK, "what pytest-benchmark timed is in the run"
+    ),
+    "width of the terminal": Private(
+        ":_tw.fullwidth", _PYTEST, "a summary as wide as the terminal"
+    ),
+    "terminal": Private(":_tw._file", _PYTEST, "the line that counts the cases"),
     "attempt of a task": Private(
         "ray._raylet:CoreWorker.get_current_task_attempt_number", "ray 2.60.0",
         "a case that began anew on another node says so",
@@ -171,14 +191,29 @@ PRIVATE = {
 _INHERITED = object()
 
 
-def private(name: str) -> Any:
-    """The object that PRIVATE calls `name`. BenchError, with all that moved in that library, where
-    the installed release has it no more."""
+def private(name: str, held: Any = None) -> Any:
+    """The object that PRIVATE calls `name`, of `held` where it names no module. BenchError, with
+    all that moved in that library, where the installed release has it no more.
+
+    This is the check of a start: whoever works with a private name asks for it here first, whether
+    it takes the object from here or, as an instance's own, from the instance."""
     entry = PRIVATE[name]
     try:
-        return entry.find()
+        return entry.find(held)
     except (ImportError, AttributeError):
-        raise BenchError("\n  ".join([_moved_text(entry), *moved(entry.distribution)])) from None
+        gone = dict.fromkeys((_told(entry), *moved(entry.distribution)))
+        raise BenchError("\n  ".join([_moved_text(entry), *gone])) from None
+
+
+def instead_of(name: str, value: Any) -> tuple[Any, str, Any]:
+    """For `patched`: `value` in the place of what PRIVATE calls `name`, which must be there."""
+    private(name)
+    module, _, path = PRIVATE[name].where.partition(":")
+    owner: Any = importlib.import_module(module)
+    *outer, attribute = path.split(".")
+    for part in outer:
+        owner = getattr(owner, part)
+    return owner, attribute, value
 
 
 @cache
@@ -186,12 +221,16 @@ def moved(distribution: str) -> tuple[str, ...]:
     """What the installed release of a library lacks of PRIVATE, a sentence each; it is imported."""
     lacking = []
     for entry in PRIVATE.values():
-        if entry.distribution == distribution:
+        if entry.distribution == distribution and not entry.where.startswith(":"):
             try:
                 entry.find()
             except (ImportError, AttributeError):
-                lacking.append(f"{entry.where} (last seen in {entry.seen}): {entry.use}")
+                lacking.append(_told(entry))
     return tuple(lacking)
+
+
+def _told(entry: Private) -> str:
+    return f"{entry.where} (last seen in {entry.seen}): {entry.use}"
 
 
 def _moved_text(entry: Private) -> str:
@@ -206,13 +245,13 @@ def _moved_text(entry: Private) -> str:
 
 
 def benchmarks_of(config: Any) -> Any:
-    """The figures that pytest-benchmark 5.3.1 has collected; it offers them to no hook."""
-    return config._benchmarksession.benchmarks
+    """The figures that pytest-benchmark has collected; it offers them to no hook."""
+    return private("benchmarks", config)
 
 
 def width_of(reporter: Any) -> int:
-    """Columns of the terminal that pytest 9.2.0 writes to; its reporter tells them to nobody."""
-    return int(reporter._tw.fullwidth)
+    """Columns of the terminal that pytest writes to; its reporter tells them to nobody."""
+    return int(private("width of the terminal", reporter))
 
 
 def rename(item: Any, nodeid: str) -> None:
@@ -227,9 +266,9 @@ def rename(item: Any, nodeid: str) -> None:
 
 
 def rewrite_line(reporter: Any, text: str) -> None:
-    """Put `text` in the place of the terminal's last line: on the file itself, since pytest 9.2.0's
+    """Put `text` in the place of the terminal's last line: on the file itself, since pytest's
     writer counts what it writes, and would break a line that is rewritten."""
-    file = reporter._tw._file
+    file = private("terminal", reporter)
     file.write(f"\r\x1b[K{text}")
     file.flush()
 

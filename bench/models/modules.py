@@ -397,6 +397,7 @@ def _tied(model: nn.Module, input_embedding: str, parameters: list[Parameter]) -
 
     Source: peft 0.21 `utils/other.py` (`_get_module_names_tied_with_embedding`).
     """
+    private("tied keys")
     keys = getattr(model, "_tied_weights_keys", None)
     if not keys or getattr(getattr(model, "config", None), "tie_word_embeddings", None) is False:
         return ()

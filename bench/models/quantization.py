@@ -140,6 +140,7 @@ def swap_linear_layers(model: nn.Module, config: Any) -> None:
     from transformers.quantizers.base import HfQuantizer
     from transformers.utils.quantization_config import QuantizationMethod
 
+    private("kept in float32")
     skipped = HfQuantizer.get_modules_to_not_convert(
         model, config.llm_int8_skip_modules, model._keep_in_fp32_modules
     )

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import torch
 
+from bench.compat import private
 from bench.errors import BenchError, UnknownName
 from bench.predict.gpus import AMPERE, check_attention
 from bench.training.options import EFFICIENT, FLASH, MATH, PINNED
@@ -114,7 +115,7 @@ def cpu_attention(  # noqa: PLR0917  # torch's signature
         )
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = _additive(attn_mask, query.dtype)
-    kernel = _aten._scaled_dot_product_flash_attention_for_cpu
+    kernel = private("attention on the cpu")
     out: torch.Tensor = kernel(
         query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
     )[0]
@@ -176,7 +177,7 @@ def _flash(
         query, key, value = (
             torch.nn.functional.pad(tensor, (0, missing)) for tensor in (query, key, value)
         )
-    kernel = _aten._scaled_dot_product_flash_attention
+    kernel = private("attention, flash")
     out: torch.Tensor = kernel(query, key, value, dropout_p, is_causal, False, scale=scale)[0]
     return out[..., :width] if missing else out
 
@@ -198,7 +199,7 @@ def _efficient(
             mask = torch.nn.functional.pad(mask, (0, extra))[..., : mask.shape[-1]]
         mask = mask.expand(*query.shape[:-1], key.shape[-2])
     graph = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
-    kernel = _aten._scaled_dot_product_efficient_attention
+    kernel = private("attention, efficient")
     out: torch.Tensor = kernel(
         query, key, value, mask, graph, dropout_p, is_causal, scale=scale
     )[0]  # fmt: skip

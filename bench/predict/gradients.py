@@ -222,6 +222,7 @@ def _class_of(model: Model) -> Any:
     loader = model_class(model.auto_class)
     if hasattr(loader, "forward"):
         return loader
+    private("models of a class")
     return loader._model_mapping[type(model.transformers_config)]
 
 

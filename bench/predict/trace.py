@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from bench.compat import patched, private
+from bench.compat import instead_of, patched, private
 from bench.errors import BenchError
 from bench.models.precision import precision
 from bench.models.quantization import without_cached_tables
@@ -271,8 +271,8 @@ def as_on(device: Device, journal: Journal, case: Case) -> Iterator[None]:
     replacements: list[tuple[Any, str, Any]] = [
         (torch, "tensor", _known_tensor(torch.tensor)),
         # A fused optimizer asks for a device that has one.
-        (importlib.import_module("torch.optim.adam"), "_device_dtype_check_for_fused", _accept),
-        (torch.nn.utils.clip_grad, "_has_foreach_support", lambda *_: device.foreach_optimizer),
+        instead_of("fused optimizers", _accept),
+        instead_of("foreach support", lambda *_: device.foreach_optimizer),
     ]
     if precision(case.precision).bits == 4:
         parameters = importlib.import_module("bitsandbytes.nn").Params4bit
@@ -285,7 +285,7 @@ def as_on(device: Device, journal: Journal, case: Case) -> Iterator[None]:
         ]
         if precision(case.precision).quantized:
             functions = importlib.import_module("bitsandbytes.autograd._functions")
-            replacements.append((functions, "MatMul8bitLt", functions.MatMul8bitFp))
+            replacements.append(instead_of("8-bit product", functions.MatMul8bitFp))
     if case.step.optimizer.startswith("paged-"):
         functions = importlib.import_module("bitsandbytes.functional")
         replacements += [

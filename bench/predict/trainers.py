@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bench.compat import patched, private
+from bench.compat import instead_of, patched, private
 from bench.predict.journal import LOGITS
 from bench.training.options import SFT, TRAINER, StepOptions
 from bench.training.trainers import MAX_GRAD_NORM, kept_accelerate_state
@@ -120,7 +120,6 @@ def _fused_head(on_cuda: bool, journal: Journal) -> Iterator[None]:
     """
     function = private("fused head")
     head = importlib.import_module(function.__module__)
-    utils = importlib.import_module("trl.trainer.utils")
     forward, backward = function.forward, function.backward
 
     def filed(run: Any) -> Any:
@@ -140,7 +139,7 @@ def _fused_head(on_cuda: bool, journal: Journal) -> Iterator[None]:
     if on_cuda:
         replacements += [
             (head, "_use_triton", lambda device: True),
-            (utils, "_use_triton", lambda device: True),
+            instead_of("fused head's chunks", lambda device: True),
             (head, "_forward_kernel", _Kernel()),
             (head, "_backward_kernel", _Kernel()),
             (head, "triton", _Triton),

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from bench.compat import private
 from bench.errors import BenchError
 
 Batch = dict[str, torch.Tensor]
@@ -26,6 +27,7 @@ def asked_for(config: Any, auto_class: str) -> frozenset[str]:
     """The names of the arguments of the `forward` that `auto_class` builds for a config."""
     import transformers
 
+    private("models of a class")
     mapping = getattr(transformers, auto_class)._model_mapping
     built = mapping[type(config)]
     built = built[0] if isinstance(built, (tuple, list)) else built

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bench.compat import patched
+from bench.compat import instead_of, patched
 from bench.training.options import EFFICIENT, KEEP_OUTPUT, PINNED, PLAIN, SFT, TRAINER
 from bench.training.step import Mark, training_step, unmarked
 from bench.training.trainers import trainer_step
@@ -58,11 +58,8 @@ def pinned_attention(attention: str) -> Iterator[None]:
         yield
         return
     from torch.nn.attention import SDPBackend, sdpa_kernel
-    from transformers.integrations import sdpa_attention
 
-    expanded = (
-        [(sdpa_attention, "use_gqa_in_sdpa", lambda *_: False)] if attention == EFFICIENT else []
-    )
+    expanded = [instead_of("grouped attention", lambda *_: False)] if attention == EFFICIENT else []
     backend = {"flash": "FLASH_ATTENTION", "efficient": "EFFICIENT_ATTENTION", "math": "MATH"}
     with patched(*expanded), sdpa_kernel(getattr(SDPBackend, backend[attention])):
         yield

@@ -92,7 +92,8 @@ def make_trainer(
         trainer.compute_loss = MethodType(transformers.Trainer.compute_loss, trainer)
     if torch.device(device).type == "meta":
         _tell_device(torch.device(device))
-    private("trainer, prepared")
+    for name in ("trainer, prepared", "trainer's items", "trainer's clipping"):
+        private(name)
     trainer.model_wrapped, _ = trainer._prepare_for_training(settings["max_steps"], None, None)
     trainer._tr_loss = torch.tensor(0.0, device=device)
     return trainer

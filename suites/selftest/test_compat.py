@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from bench import compat
-from bench.compat import PRIVATE, Private, moved, patched, private
+from bench.compat import PRIVATE, Private, instead_of, moved, patched, private
 from bench.errors import BenchError
 
 
@@ -17,6 +19,8 @@ def test_each_is_where_it_was_seen(name: str) -> None:
     if extra is not None:
         reason = f"needs the extra [{extra}]"
         pytest.importorskip(PRIVATE[name].distribution, reason=reason)
+    if PRIVATE[name].where.startswith(":"):
+        pytest.skip("of an object that only a run has: the plugin's own tests ask it")
     PRIVATE[name].find()
     assert moved(PRIVATE[name].distribution) == ()
 
@@ -38,6 +42,60 @@ def test_a_release_that_moved_a_name_is_told(monkeypatch: pytest.MonkeyPatch) ->
                  "what a is for", "what b is for"):  # fmt: skip
         assert said in str(error.value)
     assert "what c is for" not in str(error.value)
+
+
+class Without:
+    """A module, or an object within it, less one attribute somewhere inside."""
+
+    def __init__(self, held: Any, path: str) -> None:
+        self.held, self.path = held, path
+
+    def __getattr__(self, name: str) -> Any:
+        first, _, rest = self.path.partition(".")
+        if name != first:
+            return getattr(self.held, name)
+        if not rest:
+            raise AttributeError(name)
+        return Without(getattr(self.held, name), rest)
+
+
+@pytest.mark.parametrize("name", PRIVATE)
+def test_without_it_what_moved_is_said(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The attribute is taken away: the line names it, the release it was seen in, and what goes
+    without it."""
+    entry = PRIVATE[name]
+    module, _, path = entry.where.partition(":")
+    held = None
+    if module:
+        pytest.importorskip(module)
+        monkeypatch.setitem(sys.modules, module, Without(sys.modules[module], path))
+    else:
+        held = Without(SimpleNamespace(), path.rpartition(".")[0])
+    moved.cache_clear()
+    try:
+        with pytest.raises(BenchError) as error:
+            private(name, held)
+    finally:
+        moved.cache_clear()
+    lines = str(error.value).splitlines()
+    assert lines[0].startswith(f"{entry.distribution} ")
+    assert f"pip install '{entry.seen.replace(' ', '==')}'" in lines[0]
+    assert f"  {entry.where} (last seen in {entry.seen}): {entry.use}" in lines[1:]
+
+
+def test_what_is_put_in_the_place_of_a_private_name_must_be_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch_adam = pytest.importorskip("torch.optim.adam")
+    owner, name, value = instead_of("fused optimizers", 1)
+    assert (owner, name, value) == (torch_adam, "_device_dtype_check_for_fused", 1)
+    monkeypatch.delattr(torch_adam, name)
+    moved.cache_clear()
+    try:
+        with pytest.raises(BenchError, match="a fused step is traced on meta"):
+            instead_of("fused optimizers", 1)
+    finally:
+        moved.cache_clear()
 
 
 def test_patches_are_taken_back() -> None:
