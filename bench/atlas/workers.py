@@ -15,12 +15,12 @@ from typing import Any
 # with other things needs room: a hang is rare, and costs this once.
 TIME_LIMIT_SECONDS = 600.0
 
-Task = Callable[[str], Any]
-Run = Callable[[Task, Sequence[str]], Iterator[tuple[str, Any, str]]]
+Apply = Callable[[str], Any]
+Run = Callable[[Apply, Sequence[str]], Iterator[tuple[str, Any, str]]]
 """`run_all`, the processes' number settled."""
 
 
-def run_all(task: Task, items: Iterable[str], jobs: int = 2) -> Iterator[tuple[str, Any, str]]:
+def run_all(task: Apply, items: Iterable[str], jobs: int = 2) -> Iterator[tuple[str, Any, str]]:
     """(item, task's answer, "") for each item as it is done, or (item, None, why it failed).
 
     `task` is a function of a module; it says what is wrong by raising.

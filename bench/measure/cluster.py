@@ -95,15 +95,15 @@ class Cluster:
         nodes: Sequence[Node] = (),
         cpus: float = 1,
         gpus: float = 0,
-    ) -> Task:
+    ) -> Submitted:
         """Queue a call of a module's function on one of `nodes`, or of all."""
         nodes = nodes or self.nodes
         options = {"num_cpus": cpus, "num_gpus": gpus, "label_selector": _one_of(nodes)}
-        return Task(self._carry_out.options(**options).remote(function, *arguments), nodes)
+        return Submitted(self._carry_out.options(**options).remote(function, *arguments), nodes)
 
     def map(
         self, function: Callable[[Any], Any], items: Iterable[Any]
-    ) -> Iterator[tuple[Any, Task]]:
+    ) -> Iterator[tuple[Any, Submitted]]:
         """Each item with its finished task, in the order in which they finish."""
         import ray
 
@@ -172,7 +172,7 @@ class NodeLost(Exception):
     """The node that a task ran on was gone before its end, or its process there, each time."""
 
 
-class Task:
+class Submitted:
     """One call somewhere in the cluster. `reruns`: how often it began anew elsewhere."""
 
     def __init__(self, reference: Any, nodes: Sequence[Node]) -> None:
@@ -243,7 +243,7 @@ class ClusterSpread:
                 )
             (self._cpus,) = lent
         self._how = (bool(self._gpus), steps, loss_steps, memory_limit_bytes, time_limit_seconds)
-        self._tasks: dict[str, Task] = {}
+        self._tasks: dict[str, Submitted] = {}
 
     def __enter__(self) -> Self:
         for case in self._plan:

@@ -42,7 +42,7 @@ from bench.units import one_line
 if TYPE_CHECKING:
     from torch import nn
 
-Kind = Literal["linear", "conv1d", "conv2d", "embedding", "expert"]
+_Kind = Literal["linear", "conv1d", "conv2d", "embedding", "expert"]
 Size = int | str
 """A number, or an expression over the configuration's fields."""
 
@@ -57,7 +57,7 @@ class Declared:
 
     role: str
     module: str
-    kind: Kind
+    kind: _Kind
     in_features: Size
     out_features: Size
     bias: bool
@@ -98,7 +98,7 @@ class Reduction:
 
 
 @dataclass(frozen=True)
-class Published:
+class Stated:
     """What somebody published of the whole model, and where."""
 
     total_parameters: int | None = None
@@ -117,7 +117,7 @@ class Architecture:
     projection: tuple[Declared, ...] = field(repr=False)
     layers: str
     other_parameters: str
-    published: Published = Published()
+    published: Stated = Stated()
     reduced: Reduction | None = None
 
     @property

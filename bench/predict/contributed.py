@@ -50,7 +50,7 @@ class _Named(TypedDict):
     name: str
 
 
-class Device(_Named, total=False):
+class _Device(_Named, total=False):
     """What measured: its name and, of a GPU, its compute capability and memory in bytes."""
 
     capability: str | None
@@ -63,7 +63,7 @@ class MeasuredStep:
 
     kind: str
     case: Case
-    device: Device
+    device: _Device
     versions: dict[str, str]
     predicted: Peaks
     measured: Peaks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -49,6 +50,21 @@ def test_no_file_leads_back_to_itself(rooms) -> None:
     while ends := {path for path, below in ahead.items() if not below & ahead.keys()}:
         ahead = {path: below for path, below in ahead.items() if path not in ends}
     assert sorted(str(path.relative_to(ROOT)) for path in ahead) == []
+
+
+def test_twenty_nouns_are_each_defined_in_their_file_and_nowhere_else() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    told = re.findall(r"^\| `(\w+)` \| `([\w/]+\.py)` \|", page, re.M)
+    assert len(told) == len(dict(told)) == 20
+    homes: dict[str, list[str]] = {noun: [] for noun, _ in told}
+    for path in sorted((ROOT / "bench").rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            targets = node.targets if isinstance(node, ast.Assign) else ()
+            named = [target.id for target in targets if isinstance(target, ast.Name)]
+            for name in (getattr(node, "name", ""), *named):
+                if name in homes:
+                    homes[name].append(path.relative_to(ROOT / "bench").as_posix())
+    assert homes == {noun: [file] for noun, file in told}
 
 
 def test_few_files_lie_loose() -> None:
