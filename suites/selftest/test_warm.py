@@ -99,7 +99,7 @@ def test_what_runs_fails_and_says_so_as_ever(warm_process: Warm) -> None:
         python = [warm_process.python, sys.executable]
         ends = [subprocess.run([each, "-c", "print()"], stdout=full, stderr=subprocess.DEVNULL,
                                check=False).returncode for each in python]  # fmt: skip
-    assert ends == [120, 120]
+    assert ends[0] == ends[1] != 0
 
 
 def test_the_libraries_are_there_and_nothing_of_ours(warm_process: Warm) -> None:

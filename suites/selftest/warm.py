@@ -250,7 +250,9 @@ def stream(own: io.TextIOWrapper, number: int) -> io.TextIOWrapper | None:
     """Standard input, output or error, made as the interpreter has made our own; None where it is
     closed."""
     try:
-        file = open(number, "wb" if number else "rb", closefd=False)  # noqa: SIM115
+        # A text stream that keeps nothing back (PYTHONUNBUFFERED) has nothing under it that does.
+        buffered = isinstance(own.buffer, io.BufferedIOBase)
+        file = open(number, "wb" if number else "rb", -1 if buffered else 0, closefd=False)  # noqa: SIM115
     except OSError:
         return None
     text = io.TextIOWrapper(
