@@ -44,7 +44,8 @@ TESTS = (
     "suites/test_fields.py", "suites/test_hazards.py", "suites/test_stacks.py",
     "suites/test_field.py", "suites/test_ways_out.py", "suites/test_methods.py",
     "suites/selftest/test_formulas.py", "suites/selftest/test_statistics.py",
-    "suites/selftest/test_baselines.py", "suites/selftest/test_baselines_verdicts.py",
+    "suites/selftest/test_baselines.py", "suites/selftest/test_baselines_gate.py",
+    "suites/selftest/test_baselines_times.py", "suites/selftest/test_baselines_verdicts.py",
     "suites/selftest/test_baselines_machines.py", "suites/selftest/test_baselines_pairs.py",
     "suites/test_task_types.py",
 )  # fmt: skip

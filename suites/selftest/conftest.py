@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
+import json
+import shutil
+from collections.abc import Callable, Iterator
 
 import pytest
+from suite_runs import LLAMA, SUITES, adapt
 from warm import Warm
 
 
@@ -17,7 +19,56 @@ def warm_process() -> Iterator[Warm]:
 
 
 @pytest.fixture
-def warm(warm_process: Warm, monkeypatch: pytest.MonkeyPatch) -> Warm:
+def warm(warm_process: Warm) -> Iterator[Warm]:
     """Whatever the test, or the code under test, starts as `sys.executable` is forked."""
-    monkeypatch.setattr(sys, "executable", warm_process.python)
-    return warm_process
+    with warm_process.in_place():
+        yield warm_process
+
+
+@pytest.fixture(scope="session")
+def imported(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Runs inside this process forget what they imported, and torch cannot be imported twice."""
+    import bench.reports.tables  # noqa: F401
+    from bench.adapters.config import AdapterConfig
+    from bench.measure.counting import count, inject
+    from bench.models.architectures import find_model
+
+    file = tmp_path_factory.mktemp("imported") / "config.json"
+    file.write_text(json.dumps(LLAMA))
+    count(inject(find_model(str(file)).build(), AdapterConfig(("q_proj",))))
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of pytest that the test starts is no part of ours, whether that is spread or not."""
+    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def run(
+    pytester: pytest.Pytester, warm: Warm, imported: None, alone: None
+) -> Callable[..., pytest.RunResult]:
+    """Run `pytest suites/` with options, in a project that holds a tiny model `mine`; in this
+    process, which the test may have patched, or `apart`, where a run that is killed must be."""
+    suites = pytester.mkdir("suites")
+    for suite in ("counts", "measurement"):
+        shutil.copy(SUITES / f"test_{suite}.py", suites)
+    folder = pytester.mkdir("mine")
+    (folder / "config.json").write_text(json.dumps(LLAMA))
+    adapt(folder, ["q_proj", "v_proj"])
+    pytester.makepyprojecttoml(
+        "[tool.pytest.ini_options]\naddopts = ["
+        "'--benchmark-quiet', '--strict-markers', '--import-mode=importlib']"
+    )
+
+    def run_pytest(
+        *arguments: str, suites: str = "suites/", apart: bool = False
+    ) -> pytest.RunResult:
+        if apart:
+            return pytester.runpytest_subprocess("-p", "bench.plugin.suite", suites, *arguments)
+        return pytester.runpytest_inprocess(
+            "-p", "bench.plugin.suite", suites, "--model", "mine", *arguments
+        )
+
+    return run_pytest

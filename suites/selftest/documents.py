@@ -16,6 +16,7 @@ import re
 import shlex
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,8 @@ def run(command: str) -> str:
                 status = int(error.code or 0)
         text = printed.getvalue()
     else:
-        here = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        folders = (Path(sys.executable).parent, sysconfig.get_path("scripts"), os.environ["PATH"])
+        here = os.pathsep.join(map(str, folders))
         if words[0] == "pytest":
             command = shlex.join([sys.executable, "-m", *words])
         done = subprocess.run(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from test_baselines import STEP, run_with
+from warm import Warm
 
 import bench
 from bench.ab import Environment, Pair, Plan, find_python, measure
@@ -107,7 +108,7 @@ def _model(folder: Path, config: dict[str, object], targets: list[str]) -> str:
 
 
 @pytest.fixture(scope="module")
-def pair(upgraded: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+def pair(upgraded: Path, tmp_path_factory: pytest.TempPathFactory, warm_process: Warm) -> Pair:
     """Measured once: this environment beside the upgraded one."""
     folder = tmp_path_factory.mktemp("models")
     models = (
@@ -118,7 +119,7 @@ def pair(upgraded: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     plan = Plan(Request(models, precisions=("fp32",)), StepOptions(seq_len=8), 4, (8, 8))
     said: list[str] = []
     with (
-        Environment(Path(sys.executable), "--baseline-env", "here", "wall") as baseline,
+        Environment(Path(warm_process.python), "--baseline-env", "here", "wall") as baseline,
         Environment(
             find_python(str(upgraded), "--contender-env"), "--contender-env", "there",
             "processor",
@@ -277,7 +278,7 @@ def test_another_bench_is_refused(tmp_path: Path) -> None:
         environment.wait_open()
 
 
-def test_a_side_that_refuses_its_input_says_which(tmp_path: Path) -> None:
+def test_a_side_that_refuses_its_input_says_which(warm: Warm) -> None:
     plan = Plan(Request(models=("opt-35m",)))
     python = Path(sys.executable)
     with (

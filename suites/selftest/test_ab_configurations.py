@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from warm import Warm
 
 from bench.ab import pair
 from bench.ab.pair import FILE, PairJournal
@@ -31,6 +32,7 @@ def model(tmp_path: Path) -> str:
 
 def test_two_configurations_are_one_case_and_a_cut_comparison_goes_on(
     model: str,
+    warm: Warm,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

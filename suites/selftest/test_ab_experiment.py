@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from warm import Warm
 
 from bench.ab.experiment import TARGETS, Comparison, compare_once, summarize
 from bench.files import RESULTS
@@ -17,9 +18,9 @@ STORED = sorted((RESULTS / "experiments").glob("side-by-side-*.json"))
 
 
 @pytest.fixture(scope="module")
-def steady() -> Iterator[Session]:
+def steady(warm_process: Warm) -> Iterator[Session]:
     """Real workers and steps, timed by a clock that no other work on the machine disturbs."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, warm_process.in_place():
         patch.setenv("PYTHONPATH", str(Path(__file__).parent))
         preload = ("steady_time", "bench.ab.slower")
         with Session(device="cpu", preload=preload, clock="processor") as opened:
@@ -40,7 +41,7 @@ def test_a_comparison_is_right(steady: Session, slowdown: int, expected: str) ->
     assert low != high
 
 
-def test_steps_really_take_longer() -> None:
+def test_steps_really_take_longer(warm: Warm) -> None:
     """On the processor's clock, ten times as long; the margin is for a busy machine."""
     with Session(device="cpu", preload=("bench.ab.slower",), clock="processor") as session:
         found = compare_once(session, 900, 4, (8, 8))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from test_baselines import QUERY, STEP, sample
-from test_baselines_verdicts import Edit, both, found, metric, only, peft
+from verdict_edits import Edit, both, found, metric, only, peft
 
 from bench.baselines import METRICS, parse_run, seal
 from bench.training.machine import limits

@@ -1,75 +1,23 @@
-"""Every verdict from hand-made runs, what the gate lets through, and the verdict file."""
+"""Every verdict from hand-made runs: exact figures, memory, outcomes, cases that come and go."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_baselines import MIB, QUERY, STEP, STEP_NF4, run_with
+from verdict_edits import BASE, Edit, both, found, metric, only, outcome, peft
 
 from bench.baselines import (
-    FAILING,
-    METRICS,
-    VERDICTS,
     Selection,
     Thresholds,
-    Verdict,
-    all_thresholds,
     compare,
-    count_verdicts,
     gate,
-    write_verdicts,
 )
-from bench.errors import BenchError
 
 PROPERTY = settings(max_examples=60, derandomize=True, deadline=None, database=None)
-Edit = Callable[[dict[str, Any]], None]
-BASE = run_with(name="base")
-
-
-def metric(record: str, name: str, value: Any) -> Edit:
-    def edit(body: dict[str, Any]) -> None:
-        body["records"][record]["metrics"][name] = value
-
-    return edit
-
-
-def both(*edits: Edit) -> Edit:
-    def edit(body: dict[str, Any]) -> None:
-        for each in edits:
-            each(body)
-
-    return edit
-
-
-def outcome(record: str, word: str) -> Edit:
-    def edit(body: dict[str, Any]) -> None:
-        body["records"][record]["outcome"] = word
-        if word != "ok":
-            body["records"][record]["metrics"].pop("step_seconds", None)
-
-    return edit
-
-
-def peft(version: str) -> Edit:
-    return lambda body: body["versions"].update(peft=version)
-
-
-def found(edit: Edit, base: Edit | None = None, **options: Any) -> list[Verdict]:
-    """The verdicts other than unchanged between the sample (after `base`) and its edited copy."""
-    baseline = run_with(base, "base") if base else BASE
-    verdicts = compare(baseline, run_with(edit), **options)
-    return [item for item in verdicts if item.verdict != "unchanged"]
-
-
-def only(edit: Edit, base: Edit | None = None, **options: Any) -> Verdict:
-    (verdict,) = found(edit, base, **options)
-    return verdict
 
 
 def test_the_same_run_is_unchanged_throughout() -> None:
@@ -154,108 +102,6 @@ def test_memory_from_nothing() -> None:
     assert only(metric(STEP, name, 1), metric(STEP, name, 0)).verdict == "regressed"
     assert only(metric(STEP, name, 0), metric(STEP, name, 1)).verdict == "improved"
     assert found(metric(STEP, name, 0), metric(STEP, name, 0)) == []
-
-
-def slower(factor: float, rounds: int = 20) -> list[float]:
-    return [factor * (0.8 + 0.001 * (i % 5)) for i in range(rounds)]
-
-
-@pytest.mark.parametrize(
-    ("factor", "verdict"),
-    [(1.10, "regressed"), (1.03, None), (1.0, None), (0.97, None), (0.90, "improved")],
-)
-def test_time_verdicts(factor: float, verdict: str | None) -> None:
-    verdicts = found(
-        metric(STEP, "step_seconds", slower(factor)), metric(STEP, "step_seconds", slower(1))
-    )
-    assert [item.verdict for item in verdicts] == [verdict] * bool(verdict)
-    for item in verdicts:
-        assert item.interval is not None
-        assert item.interval[0] <= factor <= item.interval[1]
-        assert item.baseline == pytest.approx(0.802)
-        assert item.threshold == 0.05
-
-
-def test_a_median_beyond_the_threshold_is_not_enough() -> None:
-    """The medians differ by 10 %, the rounds by far more: nothing can be said."""
-    wide = [0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1]
-    base = metric(STEP, "step_seconds", wide)
-    assert found(metric(STEP, "step_seconds", [1.1 * x for x in wide]), base) == []
-
-
-@pytest.mark.parametrize(("old", "new"), [(4, 20), (20, 4), (1, 1)])
-def test_too_few_rounds_say_nothing_but_that(old: int, new: int) -> None:
-    baseline = run_with(metric(STEP, "step_seconds", slower(1, old)))
-    contender = run_with(metric(STEP, "step_seconds", slower(10, new)))
-    (verdict,) = [
-        v for v in compare(baseline, contender) if (v.record, v.metric) == (STEP, "step_seconds")
-    ]
-    assert verdict.verdict == "unchanged"
-    assert verdict.explanation == (
-        f"too few rounds to judge: {old} and {new}, and each side needs 5"
-    )
-    assert verdict.ratio == pytest.approx(10, rel=0.01)
-
-
-def test_a_clock_that_did_not_move_says_nothing() -> None:
-    assert found(metric(STEP, "step_seconds", [0.0] * 9)) == []
-
-
-def _together(factor: float, launches: object = 10, token: str = "one") -> Edit:
-    """Rounds that vary by a factor of two, within each launch and not between launches."""
-
-    def edit(body: dict[str, Any]) -> None:
-        record = body["records"][STEP]
-        times = [factor * (0.5 + 0.1 * i) for _ in range(10) for i in range(4)]
-        record["metrics"]["step_seconds"] = times
-        record["detail"] |= {"interleaved": token, "launches": launches}
-
-    return edit
-
-
-def test_rounds_of_launches_are_compared_side_by_side() -> None:
-    verdict = only(_together(1.1), _together(1.0))
-    assert verdict.verdict == "regressed"
-    assert verdict.interval == pytest.approx((1.1, 1.1))
-    assert found(_together(1.1, token="two"), _together(1.0)) == []  # not each other's rounds
-    assert found(_together(1.1, launches=5), _together(1.0)) == []
-    # Numbers that do not fit the rounds, in a stored run that somebody wrote.
-    for strange in (0, -1, 7, "10", None, [10]):
-        assert found(_together(1.1, strange), _together(1.0, strange)) == []
-
-
-def test_too_few_launches_give_no_verdict() -> None:
-    runs = (run_with(_together(factor, launches=5)) for factor in (1.0, 2.0))
-    (verdict,) = [v for v in compare(*runs) if (v.record, v.metric) == (STEP, "step_seconds")]
-    assert (verdict.verdict, verdict.interval) == ("unchanged", None)
-    assert verdict.explanation == "too few launches to judge: 5, and it needs 8"
-
-
-@pytest.mark.parametrize("side", ["baseline", "contender", "both"])
-def test_unstable_times_are_not_judged(side: str) -> None:
-    def unstable(body: dict[str, Any]) -> None:
-        body["records"][STEP]["detail"]["unstable"] = "IQR 31 %"
-
-    twice = metric(STEP, "step_seconds", slower(2))
-    baseline = run_with(both() if side == "contender" else unstable)
-    contender = run_with(twice if side == "baseline" else both(twice, unstable))
-    verdicts = {(v.record, v.metric): v for v in compare(baseline, contender)}
-    time = verdicts[STEP, "step_seconds"]
-    assert (time.verdict, time.interval) == ("unchanged", None)
-    assert time.explanation == "time cannot be judged, unstable measurement: IQR 31 %"
-    assert time.ratio == pytest.approx(2, rel=0.01)
-    # What does not depend on the clock is judged all the same.
-    bytes_too = both(twice, unstable, metric(STEP, "peak_allocated_bytes", 900 * MIB))
-    assert only(bytes_too).metric == "peak_allocated_bytes"
-
-
-def test_launches_side_by_side_are_judged_though_their_rounds_spread() -> None:
-    def unstable(body: dict[str, Any]) -> None:
-        body["records"][STEP]["detail"]["unstable"] = "IQR 31 %"
-
-    assert only(both(_together(1.1), unstable), both(_together(1.0), unstable)).ratio == (
-        pytest.approx(1.1)
-    )
 
 
 def _rss(peak: int, files: object) -> Edit:
@@ -407,144 +253,6 @@ def test_another_workload_is_incomparable() -> None:
     }
     assert {item.explanation for item in verdicts} == {"another workload: batch_size 2 -> 4"}
     assert {item.verdict for item in verdicts} == {"incomparable"}
-
-
-def test_thresholds_by_metric_kind_and_scenario() -> None:
-    peak, rss, step = (
-        METRICS[name] for name in ("peak_allocated_bytes", "peak_rss_bytes", "step_seconds")
-    )
-    assert [Thresholds().of(item) for item in (peak, rss, step)] == [0.01, 0.05, 0.05]
-    assert Thresholds().of(METRICS["trainable_parameters"]) == 0
-    project = Thresholds().with_table({"time": "8%", "step_seconds": 0.07}, "pyproject.toml")
-    fixture = project.with_table({"step_seconds": "20%"}, "roles.toml", scenario="query")
-    command = fixture.with_options(["peak_rss_bytes=2%"])
-    assert command.of(METRICS["forward_seconds"]) == 0.08
-    assert (command.of(step), command.of(step, "query"), command.of(step, "key")) == (
-        0.07,
-        0.20,
-        0.07,
-    )
-    assert command.of(rss) == 0.02
-    assert fixture.with_options(["time=1%"]).of(step, "query") == 0.01  # the last layer decides
-
-
-def test_thresholds_from_every_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """pyproject, the scenario's fixture, the command line, in this order; a wrong one is named."""
-    scenarios = tmp_path / "scenarios"
-    scenarios.mkdir()
-    fixture = scenarios / "mine.toml"
-    text = '[scenario.query]\nroles = ["query"]\n[scenario.query.thresholds]\n'
-    fixture.write_text(text + 'step_seconds = "20%"\n')
-    monkeypatch.setattr("bench.scenarios.scenario.FIXTURES", tmp_path)
-    project = tmp_path / "pyproject.toml"
-    project.write_text('[tool.bench.thresholds]\ntime = "8%"\n')
-    step = METRICS["step_seconds"]
-    found = all_thresholds((), project)
-    assert (found.of(step, "query"), found.of(step, "key")) == (0.20, 0.08)
-    found = all_thresholds(["time=1%"], project)
-    assert (found.of(step, "query"), found.of(step, "key")) == (0.01, 0.01)
-    project.write_text('[tool.bench.thresholds]\ntimes = "8%"\n')
-    with pytest.raises(BenchError, match=r"pyproject\.toml: tool\.bench\.thresholds.*times"):
-        all_thresholds((), project)
-    project.unlink()
-    fixture.write_text(text + 'step_secnds = "20%"\n')
-    with pytest.raises(BenchError, match=r"scenario query: thresholds.*step_seconds"):
-        all_thresholds((), project)
-
-
-def test_a_threshold_changes_a_verdict() -> None:
-    edit = metric(STEP, "peak_allocated_bytes", 1100 * MIB)
-    assert only(edit).verdict == "regressed"
-    assert found(edit, thresholds=Thresholds().with_options(["peak_allocated_bytes=10%"])) == []
-
-
-@pytest.mark.parametrize(
-    ("option", "reason"),
-    [
-        ("step_second=10%", "did you mean step_seconds"),
-        ("step_seconds", "METRIC=NUMBER"),
-        ("step_seconds=fast", "not a threshold"),
-        ("step_seconds=", "not a threshold"),
-        ("step_seconds=-1%", "0 or more"),
-        ("step_seconds=nan", "0 or more"),
-        ("step_seconds=inf%", "0 or more"),
-        ("step_seconds=10", "write 10%"),
-        ("adapted_layers=1%", "equal or changed"),
-        ("exact=1%", "equal or changed"),
-    ],
-)
-def test_a_wrong_threshold_is_named(option: str, reason: str) -> None:
-    with pytest.raises(BenchError, match=reason):
-        Thresholds().with_options([option])
-
-
-def test_a_wrong_threshold_in_a_table_names_the_file() -> None:
-    for table in ({"step_seconds": True}, {"step_seconds": None}, {"step_seconds": [1]}):
-        with pytest.raises(BenchError, match=r"pyproject\.toml"):
-            Thresholds().with_table(table, "pyproject.toml")
-
-
-MIXED = [Verdict(f"suites/a.py::test[{i}-{word}]", "case", word) for i, word in enumerate(VERDICTS)]
-
-
-def test_the_gate_fails_four_verdicts() -> None:
-    assert [item.verdict for item in gate(MIXED)] == list(FAILING)
-    assert FAILING == ("regressed", "changed", "vanished", "incomparable")
-    assert count_verdicts(MIXED) == dict.fromkeys(VERDICTS, 1)
-
-
-@pytest.mark.parametrize(
-    ("allow", "left"),
-    [
-        (["vanished"], ["regressed", "changed", "incomparable"]),
-        (["vanished", "incomparable"], ["regressed", "changed"]),
-        (["*"], []),
-        (["suites/a.py::test[1-changed]"], ["regressed", "vanished", "incomparable"]),
-        (["suites/a.py::test[1*"], ["regressed", "vanished", "incomparable"]),
-        (["changed:*test[1-*"], ["regressed", "vanished", "incomparable"]),
-        (["vanished:*test[1-*"], list(FAILING)),
-        (["suites/b.py*"], list(FAILING)),
-    ],
-)
-def test_what_is_allowed(allow: list[str], left: list[str]) -> None:
-    assert [item.verdict for item in gate(MIXED, allow)] == left
-
-
-@pytest.mark.parametrize("word", ["vanishd", "", "all"])
-def test_a_misspelt_allowance_is_an_error(word: str) -> None:
-    with pytest.raises(BenchError, match="verdict to allow"):
-        gate(MIXED, [word])
-
-
-def test_the_verdict_file(tmp_path: Path) -> None:
-    edit = both(metric(QUERY, "adapted_layers", 12), metric(STEP, "loaded_bytes", 7), peft("0.22"))
-    contender = run_with(edit)
-    baseline = run_with(metric(STEP, "loaded_bytes", 0))
-    verdicts = compare(baseline, contender)
-    path = tmp_path / "verdicts.json"
-    write_verdicts(path, verdicts, gate(verdicts, ["regressed"]), baseline, contender)
-    document = json.loads(path.read_text())
-    assert (document["schema"], document["passed"]) == (1, False)
-    assert document["summary"]["changed"] == document["summary"]["regressed"] == 1
-    assert document["contender"]["versions"]["peft"] == "0.22"
-    by_metric = {(item["record"], item["metric"]): item for item in document["verdicts"]}
-    assert len(by_metric) == len(verdicts)
-    assert by_metric[QUERY, "adapted_layers"] == {
-        "record": QUERY,
-        "metric": "adapted_layers",
-        "unit": "count",
-        "verdict": "changed",
-        "baseline": 24,
-        "contender": 12,
-        "ratio": 0.5,
-        "interval": None,
-        "threshold": 0.0,
-        "explanation": "peft 0.21.2 -> 0.22",
-        "fails": True,
-    }
-    loaded = by_metric[STEP, "loaded_bytes"]
-    assert (loaded["ratio"], loaded["fails"]) == (None, False)  # from zero; allowed
-    assert len(by_metric[STEP, "step_seconds"]["interval"]) == 2
 
 
 @PROPERTY

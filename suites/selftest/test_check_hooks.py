@@ -10,27 +10,25 @@ import sys
 from pathlib import Path
 
 import pytest
+from warm import Warm
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FILES = ROOT / "fixtures" / "readers"
 SCRIPT = ROOT / ".github" / "actions" / "check" / "check.sh"
-ENVIRONMENT = {
-    **os.environ,
-    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    "HF_HUB_OFFLINE": "1",
-}
 needs_checkout = pytest.mark.skipif(not SCRIPT.exists(), reason="runs in a checkout")
 
 
 def run(command: list[str], folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1", **variables}
     return subprocess.run(
-        command, cwd=folder, env={**ENVIRONMENT, **variables}, text=True, capture_output=True,
+        command, cwd=folder, env=environment, text=True, capture_output=True,
         check=False, timeout=300,
     )  # fmt: skip
 
 
 @needs_checkout
-def test_the_action_annotates_and_fails(tmp_path: Path) -> None:
+def test_the_action_annotates_and_fails(tmp_path: Path, warm: Warm) -> None:
     shutil.copy(FILES / "axolotl" / "phi-3-mini-dead-names.yaml", tmp_path / "train.yaml")
     (tmp_path / "list.yaml").write_text("- a\n")
     summary = tmp_path / "summary.md"

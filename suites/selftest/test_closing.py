@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from report_runs import run_of
 from test_golden import measured
-from test_reports import run_of
 
 from bench.baselines import StoredRun, compare, gate
 from bench.reports.closing import MOST_LINES, closing

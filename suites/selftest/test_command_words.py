@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from test_baselines import sample
-from test_baselines_verdicts import QUERY, metric, run_with
+from test_baselines import QUERY, run_with, sample
+from verdict_edits import metric
 
 from bench.adapters.config import written_targets
 from bench.baselines import compare, gate, write_run

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from test_predict_command import CONFIG
+from warm import Warm
 
 from bench.cli import main
 from bench.errors import BenchError
@@ -17,14 +18,15 @@ from bench.predict.contributed import MOST_BYTES, append_step, load_steps
 
 
 @pytest.fixture(scope="module")
-def sent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sent(tmp_path_factory: pytest.TempPathFactory, warm_process: Warm) -> Path:
     """What `bench memory --measure --record` wrote, of a real step."""
     folder = tmp_path_factory.mktemp("model")
     (folder / "config.json").write_text(json.dumps(CONFIG))
     file = folder / "measured.jsonl"
     asked = ["memory", str(folder), "--target-modules", "q_proj", "--seq-len", "8", "--measure"]
     for precision in ("fp32", "bf16"):
-        assert main([*asked, "--precision", precision, "--record", str(file)]) == 0
+        with warm_process.in_place():
+            assert main([*asked, "--precision", precision, "--record", str(file)]) == 0
     return file
 
 

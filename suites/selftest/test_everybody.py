@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from warm import Warm
 
 LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "vocab_size": 20,
          "num_hidden_layers": 2, "num_attention_heads": 4, "architectures": ["LlamaForCausalLM"],
@@ -53,7 +54,7 @@ def pytest_addoption(parser):
 
 
 @pytest.fixture
-def theirs(tmp_path: Path) -> Path:
+def repository(tmp_path: Path) -> Path:
     """A repository with a `bench/` of its own, options of our names, and a model `mine`."""
     package = tmp_path / "bench"
     package.mkdir()
@@ -65,6 +66,12 @@ def theirs(tmp_path: Path) -> Path:
     (tmp_path / "test_theirs.py").write_text(THEIR_TESTS)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     return tmp_path
+
+
+@pytest.fixture
+def theirs(repository: Path, warm: Warm) -> Path:
+    """The same, for what does not ask which modules a process has."""
+    return repository
 
 
 def _run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -177,14 +184,14 @@ def test_nothing_given_by_mistake_is_no_skip(theirs: Path) -> None:
         assert "found NoneType" in done.stdout
 
 
-def test_the_plugin_brings_nothing_along(theirs: Path) -> None:
+def test_the_plugin_brings_nothing_along(repository: Path) -> None:
     code = (
         f"import sys, pytest, {PLUGIN}\n"
         "ours = {name for name in sys.modules if name.partition('.')[0] == 'bench'}\n"
         "assert not ours, ours\n"
         "assert not {'torch', 'transformers', 'numpy', 'pandas'} & set(sys.modules)"
     )
-    done = _run(theirs, "-c", code)
+    done = _run(repository, "-c", code)
     assert done.returncode == 0, done.stderr
 
 

@@ -10,18 +10,14 @@ from typing import Any
 
 import pytest
 from gate_support import CONFTEST
+from suite_runs import LLAMA, SUITES, adapt
+from warm import Warm
 
-from bench.adapters.config import AdapterConfig
 from bench.baselines import KEY, seal
 from bench.files import FIXTURES
-from bench.measure.counting import count, inject
-from bench.models.architectures import Model, find_model
+from bench.models.architectures import Model
 from bench.scenarios import scenario as scenarios
 
-SUITES = Path(__file__).resolve().parent.parent
-LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "vocab_size": 20,
-         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-         "architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
 OPTIONS = ("--model", "mine", "--precision", "fp32", "--rounds", "5", "--seq-len", "8")
 # Steps of a millisecond are noise: what is exact and what is tracked has to catch these faults.
 EXACT = ("--threshold", "time=1000%", "--threshold", "reserved=1000%")
@@ -29,16 +25,6 @@ STRUCTURE = "suites/test_counts.py"
 STEP = "suites/test_measurement.py::test_step[mine-own-r4-fp32]"
 TARGETS = "suites/test_counts.py::test_user_targets[mine-own]"
 FAILED, WRONG_INPUT = 1, 2
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _imported(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Runs inside this process forget what they imported, and torch cannot be imported twice."""
-    import bench.reports.tables  # noqa: F401
-
-    file = tmp_path_factory.mktemp("imported") / "config.json"
-    file.write_text(json.dumps(LLAMA))
-    count(inject(find_model(str(file)).build(), AdapterConfig(("q_proj",))))
 
 
 class Project:
@@ -64,8 +50,7 @@ class Project:
         (self.model / "config.json").write_text(json.dumps({**LLAMA, **changes}))
 
     def adapt(self, targets: list[str] | str, r: int = 4) -> None:
-        values = {"peft_type": "LORA", "r": r, "target_modules": targets, "task_type": "CAUSAL_LM"}
-        (self.model / "adapter_config.json").write_text(json.dumps(values))
+        adapt(self.model, targets, r)
 
     def run(self, *arguments: str, apart: bool = False) -> int:
         """In this process, which has everything imported; what refuses its input, apart, with
@@ -116,10 +101,8 @@ def stored() -> dict[str, Any]:
 
 @pytest.fixture
 def project(
-    pytester: pytest.Pytester, stored: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    pytester: pytest.Pytester, stored: dict[str, Any], warm: Warm, imported: None, alone: None
 ) -> Project:
-    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
-        monkeypatch.delenv(name, raising=False)
     made = Project(pytester, stored)
     if not stored:
         stored |= made.save("suites")

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 import pytest
+from report_runs import case, run_of
 from test_baselines import MIB
-from test_reports import case, run_of
 
 from bench.baselines import StoredRun, compare, gate
 from bench.cli.output import json_lines

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from test_reports import case, run_of
+from report_runs import case, run_of
 
 from bench.baselines.history import find_steps, histories
 from bench.errors import BenchError

@@ -8,6 +8,7 @@ import threading
 import psutil
 import pytest
 from measure_support import tiny_case
+from warm import Warm
 
 from bench.errors import BenchError
 from bench.measure import CaseFailed, Session, Spread, WorkerClock
@@ -51,7 +52,7 @@ CASES = [
 ]
 
 
-def test_cases_are_spread_one_at_a_time_on_each_device() -> None:
+def test_cases_are_spread_one_at_a_time_on_each_device(warm: Warm) -> None:
     """The exact figures are those of the same cases one after the other."""
     with TwoDevices() as session:
         clock = WorkerClock()
@@ -100,7 +101,7 @@ class Together(Session):
         return running
 
 
-def test_a_device_named_twice_has_two_cases_at_once() -> None:
+def test_a_device_named_twice_has_two_cases_at_once(warm: Warm) -> None:
     """As where times are not asked for; the exact figures are those of a case alone."""
     plan = [CASES[0], CASES[3]]
     with (

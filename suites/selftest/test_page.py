@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_reports import case, run_of
+from report_runs import case, run_of
 
 from bench.baselines import StoredRun, compare, gate
 from bench.errors import BenchError

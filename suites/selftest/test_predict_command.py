@@ -59,7 +59,7 @@ def test_json_has_an_object_a_line(said) -> None:
         assert one["peak_reserved_bytes"] >= one["peak_allocated_bytes"]
 
 
-def test_a_step_is_measured_beside_its_prediction(said, tmp_path) -> None:
+def test_a_step_is_measured_beside_its_prediction(said, tmp_path, warm) -> None:
     asked = ("--target-modules", "q_proj", "--precision", "fp32", "--precision", "bf16")
     picture = tmp_path / "beside.svg"
     status, text = said(*asked, "--measure", "--json", "--plot", str(picture))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import re
-from dataclasses import replace
 from typing import Any
 
 import pytest
-from test_baselines import MIB, QUERY, STEP, STEP_NF4, run_with, sample
+from report_runs import GPU, case, cells, many, run_of
+from test_baselines import MIB, QUERY, STEP, run_with
 
-from bench.baselines import KEY, StoredRun, compare, gate, parse_run, seal
+from bench.baselines import compare, gate
 from bench.reports import (
     Report,
     Table,
@@ -21,45 +21,7 @@ from bench.reports import (
     latex,
     markdown,
     terminal,
-    verdict_report,
-    verdict_table,
 )
-
-GPU = {
-    "name": "NVIDIA H200",
-    "count": 1,
-    "memory_bytes": 140 * 1024**3,
-    "driver": "570.1",
-    "cuda": "12.8",
-}
-
-
-def case(model: str, precision: str | None, **record: Any) -> dict[str, Any]:
-    detail = {"batch_size": 2, "seq_len": 64} if precision else {}
-    return {
-        "suite": "steps" if precision else "parameters",
-        "model": model,
-        "scenario": "query",
-        "rank": 8,
-        "precision": precision,
-        "outcome": "ok",
-        "metrics": {},
-        "detail": detail,
-    } | record
-
-
-def run_of(*cases: dict[str, Any], name: str = "mine", **machine: Any) -> StoredRun:
-    document = sample(
-        name, records={f"suites/test_x.py::test[{i}]": c for i, c in enumerate(cases)}
-    )
-    document[KEY]["machine"] |= machine
-    return parse_run(seal(document), name)
-
-
-def cells(text: str) -> list[list[str]]:
-    """The cells of every Markdown table row."""
-    rows = [line for line in text.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
 
 
 def test_each_measured_case_is_a_row_with_the_counted_figures_filled_in() -> None:
@@ -311,26 +273,6 @@ def test_latex_has_booktabs_and_no_bare_symbols() -> None:
     assert text.count(r"\begin{") == text.count(r"\end{") == 2
 
 
-def many() -> StoredRun:
-    names = ("fp32", "bf16", "fp16", "int8", "nf4")
-    metrics = {
-        "adapted_layers": 120,
-        "trainable_parameters": 12_582_912,
-        "total_parameters": 343_779_328,
-        "peak_allocated_bytes": 12345 * MIB,
-        "peak_rss_bytes": 23456 * MIB,
-        "step_seconds": [1.2, 1.3, 1.25, 1.21, 1.33],
-    }
-    return run_of(
-        *(
-            case("phi-3-medium-128k", name, scenario=scenario, metrics=metrics)
-            for scenario in ("query", "attention-with-output", "everything-and-the-head")
-            for name in names
-        ),
-        case("phi-3-medium-128k", "fp32", scenario="x", outcome="oom"),
-    )
-
-
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 120, 200])
 def test_no_line_is_wider_than_the_terminal(width: int) -> None:
     run = many()
@@ -360,91 +302,3 @@ def test_colour_is_added_around_lines_only() -> None:
         painted = terminal(report, width, colour=True)
         assert "\x1b[31m" in painted  # out of memory
         assert re.sub(r"\x1b\[\d+m", "", painted) == terminal(report, width)
-
-
-def verdicts_of(edit: Any) -> tuple[Report, str]:
-    base, new = run_with(name="base"), run_with(edit)
-    verdicts = compare(base, new)
-    report = verdict_report(verdicts, gate(verdicts), base, new)
-    return report, markdown(report)
-
-
-def test_verdicts_cell_by_cell() -> None:
-    def edit(body: dict[str, Any]) -> None:
-        records = body["records"]
-        records[QUERY]["metrics"]["adapted_layers"] = 12
-        records[STEP]["metrics"]["peak_allocated_bytes"] = 1100 * MIB
-        records[STEP]["metrics"]["step_seconds"] = [0.4] * 6
-        del records[STEP_NF4]
-        body["versions"]["peft"] = "0.22.0"
-
-    report, text = verdicts_of(edit)
-    assert (
-        report.caption[2] == "FAILED: 1 regressed, 1 changed, 1 vanished, 1 improved, 3 unchanged."
-    )
-    rows = report.tables[0].rows
-    assert [row[0] for row in rows] == ["regressed", "changed", "vanished", "improved"]
-    why = "peft 0.21.2 -> 0.22.0"
-    assert rows[0] == (
-        "regressed", STEP, "peak allocated", "1,000 MiB", "1.074 GiB", "+100.0 MiB (+10.0 %)",
-        "1 %", why,
-    )  # fmt: skip
-    assert rows[1] == (
-        "changed", QUERY, "layers adapted", "24", "12", "-12 (-50.0 %)", "—", why
-    )  # fmt: skip
-    assert rows[2][1:] == (STEP_NF4, "case", "—", "—", "—", "—", "in the baseline, not in this run")
-    assert rows[3][3:5] == ("800 ms", "400 ms")
-    assert re.fullmatch(r"-400 ms \(-50\.0 %, 99% interval -5\d\.\d % to -4\d\.\d %\)", rows[3][5])
-    assert "pytest suites/ --benchmark-save=NAME" in text
-    assert report.tables[0].styles == ("bad", "bad", "bad", "good")
-
-
-def test_equal_runs_pass_without_a_table() -> None:
-    report, text = verdicts_of(lambda body: None)
-    assert (report.tables, report.notes) == ((), ())
-    assert "passed: 9 unchanged." in text
-
-
-def test_many_incomparable_figures_are_one_line() -> None:
-    base = many()
-    other = replace(base, machine=replace(base.machine, threads=64))
-    verdicts = compare(base, other)
-    report = verdict_report(verdicts, gate(verdicts, ["incomparable"]), base, other)
-    rows = report.tables[0].rows
-    (row,) = [row for row in rows if row[2] == "step time"]
-    assert row == (
-        "incomparable (allowed)", "15 cases", "step time", "—", "—", "—", "—",
-        "another machine: threads 1 -> 64",
-    )  # fmt: skip
-    assert report.caption[2].startswith("passed: ")
-
-
-def test_too_few_rounds_is_said_once() -> None:
-    def edit(body: dict[str, Any]) -> None:
-        for key in (STEP, STEP_NF4):
-            body["records"][key]["metrics"]["step_seconds"] = [1.0]
-
-    report, _ = verdicts_of(edit)
-    assert report.notes == (
-        "1 unchanged with a remark: too few rounds to judge: 6 and 1, and each side needs 5.",
-        "1 unchanged with a remark: too few rounds to judge: 5 and 1, and each side needs 5.",
-    )
-
-
-@pytest.mark.parametrize("width", [40, 80, 200])
-def test_verdicts_fit_the_terminal(width: int) -> None:
-    def edit(body: dict[str, Any]) -> None:
-        body["records"][QUERY]["metrics"]["adapted_layers"] = 12
-        body["records"][STEP]["metrics"]["step_seconds"] = [9.0] * 6
-
-    lines = terminal(verdicts_of(edit)[0], width).splitlines()
-    assert [line for line in lines if len(line) > width and "::" not in line] == []
-
-
-def test_the_verdict_frame_has_every_verdict_worst_first() -> None:
-    base = run_with(name="base")
-    new = run_with(lambda body: body["records"].pop(STEP))
-    frame = verdict_table(compare(base, new), gate(compare(base, new)))
-    assert frame["verdict"].tolist() == ["vanished"] + ["unchanged"] * 6
-    assert frame["fails"].tolist() == [True] + [False] * 6
-    assert frame.iloc[-1]["interval_low"] <= 1 <= frame.iloc[-1]["interval_high"]

@@ -129,6 +129,14 @@ def test_children_know_nothing_of_each_other(warm_process: Warm) -> None:
     assert not set(first[2:]) & set(second[2:])
 
 
+def test_a_file_that_it_closes_is_closed(warm_process: Warm) -> None:
+    code = "import os, time; os.close(1); time.sleep(60)"
+    with subprocess.Popen([warm_process.python, "-c", code], stdout=subprocess.PIPE) as started:
+        assert started.stdout is not None
+        assert started.stdout.read() == b""
+        started.kill()
+
+
 def test_what_it_starts_is_forked_too(warm_process: Warm) -> None:
     code = (
         "import subprocess, sys; subprocess.run([sys.executable, '-c', "

@@ -29,6 +29,8 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
+from multiprocessing import spawn
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,18 @@ class Warm:
             )  # fmt: skip
         os.close(theirs)
 
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[Warm]:
+        """Meanwhile, what this process starts in the interpreter's name is forked."""
+        before = sys.executable, spawn.get_executable()
+        sys.executable = self.python
+        spawn.set_executable(self.python)
+        try:
+            yield self
+        finally:
+            sys.executable = before[0]
+            spawn.set_executable(before[1])
+
     def __enter__(self) -> Warm:
         return self
 
@@ -115,6 +129,7 @@ def main() -> None:
     gc.freeze()
     request = serve(listener, alive, environment)
     sys.executable = executable  # what it starts is forked in its turn
+    spawn.set_executable(executable)
     status: Any = 0
     try:
         become(request)
@@ -222,9 +237,8 @@ def become(request: dict[str, Any]) -> None:
     sys.modules["numpy"].random.seed()  # or every child draws the same numbers
     words = list(request["arguments"])
     safe = bool(os.environ.get("PYTHONSAFEPATH"))
-    while words[0] == "-P":
-        safe = True
-        del words[0]
+    while words[0] in ("-P", "-B"):
+        safe = words.pop(0) == "-P" or safe
     kind = words[0]
     if kind.startswith("-"):
         words = [kind[:2], *filter(None, [kind[2:]]), *words[1:]]  # -mpytest

@@ -26,7 +26,7 @@ TAKEN_OVER = (
 
 def can_fork(arguments: list[str], theirs: dict[str, str]) -> bool:
     """Whether a child of a process that was started with the environment `theirs` is as good."""
-    first = next((word for word in arguments if word != "-P"), "-")
+    first = next((word for word in arguments if word not in ("-P", "-B")), "-")
     if first.startswith("-") and not first.startswith(("-m", "-c")):
         return False  # another option of the interpreter, or what to run comes from its input
     if any(os.isatty(number) for number in (0, 1, 2) if number in open_files()):
@@ -77,6 +77,8 @@ def main(address: str, python: str, arguments: list[str]) -> None:
         "files": files, "ignored": ignored,
     }  # fmt: skip
     socket.send_fds(control, [json.dumps(request).encode()], files)
+    for number in files:
+        os.close(number)  # the child's alone: where it closes one, the other end is to hear of it
     child.append(int(control.recv(64)))
     for number in early:
         os.kill(child[0], number)

@@ -1,0 +1,184 @@
+"""`pytest suites/` against a stored run: what the gate sees, and which run may be a baseline."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from suite_runs import STEPS, adapt, results_of
+
+from bench.baselines import find_runs, load_run, seal, write_run
+from bench.baselines.accepted import no_baseline
+from bench.cli import main
+
+
+def test_save_compare_and_gate(run, pytester: pytest.Pytester) -> None:
+    """The same thing twice holds exactly; one edited figure does not."""
+    first = run(*STEPS, "--benchmark-save", "base")
+    assert first.ret == pytest.ExitCode.OK
+    first.stdout.fnmatch_lines(["*scenarios × precisions*", "stored run: results/*0001_base.json"])
+    stored = load_run(find_runs(results_of(pytester), "0001")[0])
+    step = next(r for r in stored.records.values() if r.suite == "measurement")
+    # r (in + out) of q_proj 32 → 32 and v_proj 32 → 16 in two layers
+    assert step.metrics["trainable_parameters"] == 2 * 4 * (32 + 32 + 32 + 16)
+    assert len(step.metrics["step_seconds"]) == 5
+    assert step.metrics["peak_allocated_bytes"] >= step.metrics["loaded_bytes"] > 0
+
+    # Times of steps this small are noise: only what is exact and tracked has to hold here.
+    timed = ("--threshold", "time=1000%", "--threshold", "reserved=1000%")
+    again = run(*STEPS, *timed, "--benchmark-compare", "--gate", "--verdict-file", "verdicts.json")
+    assert again.ret == pytest.ExitCode.OK
+    again.stdout.fnmatch_lines(["*verdicts against base*"])
+    verdicts = json.loads((pytester.path / "verdicts.json").read_text())
+    assert verdicts["passed"]
+    assert verdicts["summary"]["unchanged"] > 10
+
+    document = json.loads(find_runs(results_of(pytester), "0001")[0].read_text())
+    document["lora_bench"]["records"][step.id]["metrics"]["trainable_parameters"] += 1
+    document["lora_bench"]["detail"]["gate"] = "passed"
+    write_run(results_of(pytester), "edited", seal(document))
+    changed = run(*STEPS, *timed, "--benchmark-compare", "--gate")
+    assert changed.ret == pytest.ExitCode.TESTS_FAILED
+    changed.stdout.fnmatch_lines(["*trainable parameters*"])
+
+
+def test_a_failed_run_is_no_baseline_until_it_is_accepted(
+    run, pytester: pytest.Pytester, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trying again does not turn it green; accepting it by name does, and is recorded."""
+    counts = {"suites": "suites/test_counts.py"}
+    compared = ("--benchmark-compare", "--gate")
+    first = run("--benchmark-save", "good", **counts)
+    first.stdout.fnmatch_lines(["accepted as the first baseline here: recorded in *accepted.json"])
+    adapt(pytester.path / "mine", ["q_proj"])
+    for attempt in ("second", "third"):
+        result = run(*compared, "--benchmark-save", attempt, **counts)
+        assert result.ret == pytest.ExitCode.TESTS_FAILED
+        result.stdout.fnmatch_lines(
+            ["*against good*", f"*bench accept 000?_{attempt} --reason WHY*", "=*1 passed*"]
+        )
+        assert "verdicts failed the gate" in result.stdout.lines[-1]
+    named = run("--benchmark-compare=second", "--gate", **counts, apart=True)
+    assert named.ret == 2
+    named.stderr.fnmatch_lines(
+        ["*--gate: 0002_second may not be a baseline: its gate failed; accept it*"]
+    )
+    assert run("--benchmark-compare=second", **counts).ret == pytest.ExitCode.OK
+    # Nor does one that no gate has looked at.
+    run("--benchmark-save", "unseen", **counts)
+    assert run(*compared, **counts).ret == pytest.ExitCode.TESTS_FAILED
+
+    folder = str(results_of(pytester))
+    assert main(["accept", "third", "--results", folder, "--reason", " "]) == 2
+    assert main(["accept", "third", "--results", folder, "--reason", "v_proj is meant to go"]) == 0
+    record = results_of(pytester) / "accepted.json"
+    accepted = json.loads(record.read_text())
+    assert accepted["0003_third"]["reason"] == "v_proj is meant to go"
+    assert accepted["0001_good"]["reason"].startswith("the first run stored here")
+    passed = run(*compared, "--benchmark-save", "fourth", **counts)
+    assert passed.ret == pytest.ExitCode.OK
+    passed.stdout.fnmatch_lines(["*against third*"])
+    assert "failed the gate" not in passed.stdout.lines[-1]
+    run(*compared, **counts).stdout.fnmatch_lines(["*against fourth*"])  # its gate has passed
+    record.unlink()  # nothing but a passed gate and that file makes a baseline
+    assert not no_baseline(load_run(folder + "/0005_fourth.json"))
+    assert no_baseline(load_run(folder + "/0001_good.json")) == "it was the first, not accepted"
+
+
+def test_a_broken_record_of_baselines_is_told_before_anything_runs(
+    run, pytester: pytest.Pytester
+) -> None:
+    """And an edited run keeps none from being stored; it may have been the baseline, so that the
+    new one is not taken for the first."""
+    counts = {"suites": "suites/test_counts.py"}
+    run("--benchmark-save", "first", **counts)
+    folder = results_of(pytester)
+    record = folder / "accepted.json"
+    whole = record.read_text()
+    record.write_text("{")
+    refused = run("--benchmark-save", "second", **counts, apart=True)
+    assert refused.ret == 2
+    refused.stderr.fnmatch_lines(["*accepted.json: not JSON*"])
+    assert "passed" not in refused.stdout.str()
+    record.write_text(whole)
+    (folder / "0001_first.json").write_text("{}")
+    stored = run("--benchmark-save", "third", **counts)
+    assert stored.ret == pytest.ExitCode.OK
+    assert no_baseline(load_run(folder / "0002_third.json")) == "no gate held it against another"
+
+
+def test_a_run_with_a_failed_test_is_no_baseline(run, pytester: pytest.Pytester) -> None:
+    counts = {"suites": "suites/test_counts.py"}
+    adapt(pytester.path / "mine", ["q_proj", "fc1"])
+    assert run("--benchmark-save", "dead", **counts).ret == pytest.ExitCode.TESTS_FAILED
+    refused = run("--benchmark-compare", apart=True, **counts)
+    assert refused.ret == 2
+    refused.stderr.fnmatch_lines(["*no run in * may be a baseline: 0001_dead (its gate failed)*"])
+
+
+def test_what_was_not_compared_is_mentioned(run, pytester: pytest.Pytester) -> None:
+    """Cases that --rank leaves out; an allowance of nothing. One's own rank is a change."""
+    run("--benchmark-save", "base", *STEPS)
+    config = pytester.path / "mine" / "adapter_config.json"
+    config.write_text(config.read_text().replace('"r": 4', '"r": 8'))
+    compared = ("--benchmark-compare", "--gate", "--threshold", "time=1000%", *STEPS)
+    result = run(*compared, "--allow", "changed:*nothing*")
+    said = " ".join(result.stdout.str().split())
+    assert "--allow changed:*nothing* let nothing pass" in said
+    assert "vanished" not in said
+    assert "mine-own-r4-fp32" in said
+    assert "rank 4 -> 8" in said
+    asked = run("--benchmark-compare", "--rank", "16", *STEPS)
+    assert "1 case of the baseline not compared" in " ".join(asked.stdout.str().split())
+
+
+def test_a_narrower_run_takes_no_baselines_place(run, pytester: pytest.Pytester) -> None:
+    """Its gate passes; the case that it left out is still held against the wider run."""
+    other = pytester.mkdir("other")
+    for name in ("config.json", "adapter_config.json"):
+        (other / name).write_text((pytester.path / "mine" / name).read_text())
+    counted = ("--model", "other", "-m", "not measured")
+    assert run("--benchmark-save", "wide", *counted, suites="suites/test_counts.py").ret == 0
+    compared = ("--benchmark-compare", "--gate", "-m", "not measured")
+    narrow = run(*compared, "--benchmark-save", "narrow", suites="suites/test_counts.py")
+    assert narrow.ret == 0
+    said = " ".join(narrow.stdout.str().split())
+    assert "it was not asked for every case of its baseline" in said
+    again = run(*compared, "--model", "other", suites="suites/test_counts.py")
+    assert "verdicts against wide" in again.stdout.str()
+
+
+def test_vanished_case_fails_the_gate(run, pytester: pytest.Pytester) -> None:
+    run("--benchmark-save", "base", *STEPS)
+    test = pytester.path / "suites" / "test_counts.py"
+    test.write_text(test.read_text().replace("def test_user_targets", "def test_user_renamed"))
+    result = run("--benchmark-compare", "--gate", suites="suites/test_counts.py")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["*vanished*"])
+    test.write_text(test.read_text().replace("def test_user_renamed", "def test_user_targets"))
+    narrowed = run(
+        "--benchmark-compare", "--gate", "--benchmark-disable", "-k", "test_step", *STEPS
+    )
+    assert narrowed.ret == pytest.ExitCode.OK
+
+
+def test_a_gate_that_compared_nothing_does_not_pass(run) -> None:
+    run("--benchmark-save", "base", suites="suites/test_counts.py")
+    other = ("--benchmark-compare", "-k", "test_step", "--benchmark-disable", *STEPS)
+    for more in ((), ("--gate",)):
+        result = run(*other, *more)
+        assert result.ret == 2
+        result.stderr.fnmatch_lines(["*nothing to compare: none of the 1 cases of this run is in*"])
+
+
+def test_the_command_that_accepts_figures_is_this_run_again(run, pytester: pytest.Pytester) -> None:
+    counts = {"suites": "suites/test_counts.py"}
+    run("--benchmark-save", "base", **counts)
+    adapt(pytester.path / "mine", ["q_proj"])
+    result = run("--benchmark-compare", "--gate", "--allow", "new", "--rank", "4", **counts)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    said = " ".join(result.stdout.str().split())
+    assert (
+        "accept the new figures: pytest -p bench.plugin.suite suites/test_counts.py --model mine "
+        "--rank 4 --benchmark-save=NAME, then bench accept NAME --reason WHY"
+    ) in said

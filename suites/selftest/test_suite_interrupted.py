@@ -1,0 +1,128 @@
+"""A run of `pytest suites/` that is cut: what is kept of it, and how it goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+from suite_runs import STEPS, results_of
+
+from bench.baselines import KEY, find_runs, load_run, seal
+
+KILLED = """
+import os, pytest, signal
+
+@pytest.fixture(autouse=True)
+def killed(request):
+    if "bf16" in request.node.name:
+        os.kill(os.getpid(), signal.{name})
+        signal.sigtimedwait([], 5)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGKILL"])
+def test_a_killed_run_keeps_its_cases_and_goes_on(
+    run, pytester: pytest.Pytester, name: str
+) -> None:
+    """What is finished is on the disk; --resume measures the rest, and the whole is one run."""
+    two = ("--precision", "fp32", "--precision", "bf16", *STEPS[2:], "--model", "mine")
+    saved = (*two, "--benchmark-save", "long", "-p", "no:randomly")
+    pytester.makeconftest(KILLED.format(name=name))
+    cut = run(*saved, apart=True)
+    assert cut.ret == (-9 if name == "SIGKILL" else 2)
+    assert "Traceback" not in cut.stderr.str()
+    pytester.makeconftest("")
+    other = run(*saved, "--rounds", "7", "--resume", apart=True)
+    assert other.ret == 2
+    assert "--rounds 5 -> 7" in other.stdout.str() + other.stderr.str()
+    whole = run(*saved, "--resume", apart=True)
+    assert whole.ret == 0, whole.stdout.str()
+    whole.stdout.fnmatch_lines(["2 cases taken over from 0001_long, not measured again"])
+    runs = {path.name: load_run(path) for path in find_runs(results_of(pytester), "long")}
+    first, last = runs["0001_long.json"], runs["0002_long.json"]
+    assert first.interrupted
+    assert not last.interrupted
+    assert len(first.records) == 2
+    assert {r.precision for r in last.records.values()} == {None, "fp32", "bf16"}
+    assert first.records.items() <= last.records.items()
+    timed = json.loads((results_of(pytester) / "0002_long.json").read_text())["benchmarks"]
+    assert sorted(each["fullname"] for each in timed) == sorted(
+        key for key, record in last.records.items() if record.precision
+    )  # as if it had never been cut
+    assert not list(results_of(pytester).glob(".unfinished*"))
+    over = run(*saved, "--resume", apart=True)
+    assert over.ret == 2
+    assert "0002_long came to its end" in over.stdout.str() + over.stderr.str()
+
+
+CUT = """
+import pytest
+
+@pytest.fixture(autouse=True)
+def cut(request):
+    if request.node.name.startswith("test_step"):
+        {what}
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "options"), [("raise KeyboardInterrupt", ()), ("assert 1 == 2", ("-x",))]
+)
+def test_an_interrupted_run_is_kept_and_is_no_baseline(
+    run, pytester: pytest.Pytester, what: str, options: tuple[str, ...]
+) -> None:
+    pytester.makeconftest(CUT.format(what=what))
+    with contextlib.suppress(KeyboardInterrupt):  # pytester raises it again, at the end
+        # In the order of the files: the count comes first, and has a record.
+        run("--benchmark-save", "cut", *STEPS, *options, "-p", "no:randomly")
+    (path,) = find_runs(results_of(pytester), "cut")
+    stored = load_run(path)
+    assert stored.interrupted
+    # The case that was cut has no record: it did not fail.
+    assert {r.suite: r.outcome for r in stored.records.values()} == {"counts": "ok"}
+    (pytester.path / "conftest.py").unlink()
+    counts = {"suites": "suites/test_counts.py"}
+    refused = run("--benchmark-compare", "--gate", apart=True, **counts)
+    assert refused.ret == 2
+    refused.stderr.fnmatch_lines(["*no run in * may be a baseline: 0001_cut (it was interrupted)*"])
+    run("--benchmark-save", "whole", **counts)
+    run("--benchmark-save", "cut-later", **counts)
+    later = find_runs(results_of(pytester), "cut-later")[0]
+    document = json.loads(later.read_text())
+    document[KEY]["detail"] = {"interrupted": True}
+    later.write_text(json.dumps(seal(document)))
+    run("--benchmark-compare", "--gate", **counts).stdout.fnmatch_lines(["*against whole*"])
+    gated = run("--benchmark-compare=cut-later", "--gate", apart=True, **counts)
+    assert gated.ret == 2
+    assert "it was interrupted; name another or compare without --gate" in gated.stderr.str()
+    named = run("--benchmark-compare=cut-later", **counts)
+    assert named.ret == pytest.ExitCode.OK
+    assert "interrupted: not every case was reached" in " ".join(named.stdout.str().split())
+
+
+def test_a_full_disk_while_saving_loses_no_case(
+    run, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is told of, kept elsewhere, and nothing half-written lies in results/."""
+    elsewhere = pytester.mkdir("elsewhere")
+    monkeypatch.setattr("tempfile.tempdir", str(elsewhere))
+    link = os.link
+
+    def full(source: Path, target: Path) -> None:
+        if "results" in Path(target).parts:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        link(source, target)
+
+    monkeypatch.setattr("os.link", full)
+    result = run(*STEPS, "--benchmark-save", "full")
+    assert result.ret == 2
+    output = result.stdout.str() + result.stderr.str()
+    assert "No space left on device; nothing was written; the run is kept in" in output
+    assert [path for path in results_of(pytester).iterdir() if path.is_file()] == []
+    (kept,) = elsewhere.glob("*/0001_full.json")
+    assert {r.outcome for r in load_run(kept).records.values()} == {"ok"}
+    assert len(load_run(kept).records) == 2

@@ -1,0 +1,163 @@
+"""The options of `pytest suites/`: refused in a line, or honoured."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from suite_runs import LLAMA, STEPS, results_of
+
+from bench.baselines import load_run
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--precision", "nf5"], "unknown precision 'nf5': did you mean nf4"),
+        (["--scenario", "qurey"], "unknown scenario 'qurey': did you mean query"),
+        (["--adapter", "a.json", "--adapter", "b.json"], "--adapter is given twice"),
+        (["--model", "opt-350m", "--model", "opt-350m"], "--model opt-350m is given twice"),
+        (["-p", "no:benchmark", "-o", "addopts="], "pytest-benchmark is switched off"),
+        (
+            ["--adapter", "a.json", "--target-modules", "q_proj"],
+            "--adapter, --target-modules: each",
+        ),
+        (
+            ["--scenario", "query", "--target-modules", "q_proj"],
+            "--target-modules, --scenario: each",
+        ),
+        (["--target-modules", ""], "target_modules is empty"),
+        (["--rank", "0"], "--rank must be a whole number of at least 1"),
+        (["--model", "opt-35m"], "unknown architecture 'opt-35m': did you mean opt-350m"),
+        (["--model", "./nowhere"], "nowhere"),
+        (["--benchmark-compare"], "no stored run in"),
+        (["--gate"], "--gate needs --benchmark-compare"),
+        (["--threshold", "step_secs=5%"], "step_secs"),
+        (["--allow", "vanishd"], "did you mean vanished"),
+        (["--rounds", "0"], "--rounds must be greater than 0"),
+        (["--memory-limit", "nan"], "--memory-limit must be a finite number greater than 0"),
+        (["--memory-limit", "inf"], "--memory-limit must be a finite number greater than 0"),
+        (["--time-limit", "nan"], "--time-limit must be a finite number greater than 0"),
+        (["--time-limit", "inf"], "--time-limit must be a finite number greater than 0"),
+        (["--budget", "-1"], "--budget must be a finite number greater than 0, not -1"),
+        (["--budget", "0"], "--budget must be a finite number greater than 0, not 0"),
+        (["--budget", "nan"], "--budget must be a finite number greater than 0, not nan"),
+        (["--check-loss", "-3"], "--check-loss must be 0 (do not check) or a number of steps"),
+        (["--benchmark-save=a b ü"], "'a b ü' cannot name a run"),
+        (["--benchmark-min-rounds=3"], "--benchmark-min-rounds has no effect on these suites"),
+        (["--benchmark-warmup=on"], "--benchmark-warmup has no effect on these suites"),
+        (["--benchmark-storage=elasticsearch+http://x"], "runs are stored in a folder"),
+        (["-n", "2", "--benchmark-save", "x"], "--benchmark-save does not go with pytest-xdist"),
+    ],
+)
+def test_wrong_option_ends_with_status_2(run, options: list[str], said: str) -> None:
+    result = run(*options, apart=True)
+    assert result.ret == 2
+    output = result.stdout.str() + result.stderr.str()
+    assert said in output
+    assert "Traceback" not in output
+    assert "INTERNALERROR" not in output
+
+
+def test_cases_left_out_by_k_are_not_counted_as_ahead(run) -> None:
+    two = ("--precision", "fp32", "--precision", "bf16", "--rounds", "1", "--seq-len", "8")
+    result = run(*two, "-k", "fp32", suites="suites/test_measurement.py")
+    result.assert_outcomes(passed=1, deselected=1)
+    result.stdout.fnmatch_lines(["*[[]1/1[]] mine-own-r4-fp32 ok*"])
+
+
+def test_sequences_beyond_the_models_positions_are_refused_before_anything_is_measured(
+    run, pytester: pytest.Pytester
+) -> None:
+    """By the config's own figure; the other suites do not look at the length."""
+    config = pytester.path / "mine" / "config.json"
+    config.write_text(json.dumps({**LLAMA, "max_position_embeddings": 16}))
+    refused = run("--precision", "fp32", "--seq-len", "17")
+    assert refused.ret == 2
+    output = refused.stdout.str() + refused.stderr.str()
+    assert "error: --seq-len: sequence length 17: mine has positions for 16 tokens" in output
+    assert "Traceback" not in output
+    refused.assert_outcomes()
+    fits = run("--precision", "fp32", "--rounds", "1", "--seq-len", "16")
+    assert fits.ret == pytest.ExitCode.OK
+
+
+@pytest.mark.parametrize(
+    ("options", "on_gpu", "limit"),
+    [
+        ((), False, 6 * 2**30),
+        ((), True, None),
+        (("--memory-limit", "0.5"), False, 2**29),
+        (("--memory-limit", "80"), True, 80 * 2**30),
+    ],
+)
+def test_the_memory_limit_is_the_cpus_unless_asked_for(
+    run,
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    options: tuple[str, ...],
+    on_gpu: bool,
+    limit: int | None,
+) -> None:
+    """Where there is a GPU, full-size models are measured: 6 GiB would stop nearly all of them."""
+    monkeypatch.setattr("bench.plugin.fixtures.has_gpu", lambda: on_gpu)
+    (pytester.path / "suites" / "test_limit.py").write_text(
+        "def test_limit(measured, measuring):\n"
+        f"    assert measuring.memory_limit_bytes == {limit}\n"
+    )
+    result = run("--precision", "fp32", *options, suites="suites/test_limit.py")
+    result.assert_outcomes(passed=1)
+
+
+def test_pytest_benchmarks_own_options_work(run, pytester: pytest.Pytester) -> None:
+    shown = ("--benchmark-columns=min,rounds", "--benchmark-json=all.json", "--benchmark-autosave")
+    result = run(*STEPS, *shown)
+    assert result.ret == pytest.ExitCode.OK
+    result.stdout.re_match_lines([r"Name \(time in \w+\) +Min +Rounds *$"])
+    (benchmark,) = json.loads((pytester.path / "all.json").read_text())["benchmarks"]
+    assert len(benchmark["stats"]["data"]) == 5
+    (path,) = results_of(pytester).glob("0001_*.json")
+    assert "unversioned" in path.name  # pytest-benchmark's name: commit and time
+    assert len(load_run(path).records) == 2
+
+
+def test_one_step_is_not_stored_as_a_measured_case(run, pytester: pytest.Pytester) -> None:
+    refused = run("--benchmark-save", "base", "--benchmark-disable", *STEPS)
+    assert refused.ret == 2
+    refused.stdout.fnmatch_lines(["*--benchmark-disable takes one step*nothing to store*"])
+    assert not list(pytester.path.glob("results/*/*.json"))
+    counted = run("--benchmark-save", "base", "--benchmark-disable", suites="suites/test_counts.py")
+    assert counted.ret == pytest.ExitCode.OK
+    counted.stdout.fnmatch_lines(["*= stored run =*", "stored run: *"])  # no table is announced
+    counted.stdout.no_fnmatch_line("*scenarios × precisions*")
+
+
+def test_a_folder_that_cannot_hold_runs_is_told_before_anything_is_measured(
+    run, pytester: pytest.Pytester
+) -> None:
+    pytester.path.joinpath("file").write_text("")
+    for folder in ("file/here", "/proc/none"):
+        result = run(*STEPS, "--benchmark-save", "x", f"--benchmark-storage={folder}", apart=True)
+        assert result.ret == 2, folder
+        output = result.stdout.str() + result.stderr.str()
+        assert "error: " in output
+        assert "Traceback" not in output
+        assert "collected" not in output
+
+
+def test_a_folder_with_an_escape_character_is_one(run, pytester: pytest.Pytester) -> None:
+    folder = pytester.mkdir("a\x1b[31mb")
+    result = run(
+        "--benchmark-save", "x", f"--benchmark-storage={folder}", suites="suites/test_counts.py"
+    )
+    assert result.ret == pytest.ExitCode.OK
+    assert "\x1b" not in result.stdout.str()
+    assert load_run(folder / "0001_x.json").gate == "first"
+
+
+def test_measured_cases_are_refused_under_xdist(run) -> None:
+    result = run("-n", "2", *STEPS)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["*1 cases: measured cases are refused under pytest-xdist*"])
+    result.assert_outcomes(passed=1, errors=1)

@@ -1,0 +1,91 @@
+"""The suites as a user runs them: real runs of pytest in a folder of their own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from suite_runs import LLAMA, STEPS, SUITES, adapt, results_of
+
+from bench.baselines import find_runs, load_run
+
+
+def test_own_model(run) -> None:
+    result = run(suites="suites/test_counts.py")
+    result.assert_outcomes(passed=1, deselected=result.parseoutcomes()["deselected"])
+
+
+def test_dead_entry_fails_and_tells_what_to_write(run, pytester: pytest.Pytester) -> None:
+    adapt(pytester.path / "mine", ["q_proj", "qkv_proj", "fc1"])
+    result = run(suites="suites/test_counts.py")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(
+        [
+            "*mine: 2 of 3 entries reach nothing*",
+            "*fc1: dead; write instead: up_proj (up, 2 modules)*",
+            "dead entry: qkv_proj reaches nothing on mine",
+        ]
+    )
+    allowed = run("--optional", "fc1,qkv_proj", suites="suites/test_counts.py")
+    assert allowed.ret == pytest.ExitCode.OK
+
+
+def test_two_models_of_one_name_are_two(run, pytester: pytest.Pytester) -> None:
+    """The one that fails is not the one that is dropped."""
+    other = pytester.mkdir("other") / "mine"
+    shutil.copytree(pytester.path / "mine", other)
+    adapt(other, ["q_proj", "fc1"])
+    suites = "suites/test_counts.py"
+    result = run("--model", "other/mine", suites=suites)
+    result.assert_outcomes(passed=1, failed=1, deselected=result.parseoutcomes()["deselected"])
+    result.stdout.fnmatch_lines(["FAILED *test_user_targets[[]other/mine-own[]]*"])
+    twice = run("--model", "mine", "--model", "./mine", suites=suites, apart=True)
+    assert twice.ret == 2
+    assert "are the same" in twice.stderr.str()
+
+
+def test_running_out_of_memory_is_an_outcome(run, pytester: pytest.Pytester) -> None:
+    config = pytester.path / "mine" / "config.json"
+    config.write_text(json.dumps({**LLAMA, "vocab_size": 4_000_000, "hidden_size": 64}))
+    result = run(*STEPS, "--memory-limit", "0.2", "--benchmark-save", "oom")
+    assert result.ret == pytest.ExitCode.OK
+    result.assert_outcomes(passed=1, xfailed=1)
+    (step,) = (r for r in load_run(find_runs(results_of(pytester))[0]).records.values()
+               if r.suite == "measurement")  # fmt: skip
+    assert step.outcome == "oom"
+    result.stdout.fnmatch_lines(["*oom*"])
+
+
+def test_collecting_imports_no_torch() -> None:
+    """Of every suite here: choosing tests takes seconds, and importing torch as many again."""
+    code = (
+        "import sys, pytest\n"
+        "status = pytest.main(['suites', '--collect-only', '-qq'])\n"
+        "heavy = {'torch', 'transformers', 'peft', 'pandas'} & set(sys.modules)\n"
+        "assert not status and not heavy, (status, heavy)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=SUITES.parent, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-500:]
+
+
+def test_the_end_is_short_and_a_page_is_written(run, pytester: pytest.Pytester) -> None:
+    page = pytester.path / "page.html"
+    result = run("--report", str(page), "--benchmark-save", "base", *STEPS)
+    assert result.ret == pytest.ExitCode.OK
+    lines = result.stdout.lines
+    start = next(i for i, line in enumerate(lines) if "scenarios × precisions" in line)
+    end = next(i for i, line in enumerate(lines) if i > start and " passed" in line)
+    assert end - start <= 40
+    said = "\n".join(lines[start:end])
+    assert "smallest own r4 fp32" in said
+    assert "page: page.html" in said
+    assert "every case: bench report 0001_base" in said
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+    refused = run("--report", "nowhere/page.html", *STEPS, apart=True)
+    assert refused.ret == 2
+    assert "there is no folder" in refused.stderr.str()
