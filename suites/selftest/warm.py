@@ -34,6 +34,8 @@ from multiprocessing import spawn
 from pathlib import Path
 from typing import Any
 
+from warm_client import AS_IT_IS
+
 HERE = Path(__file__).resolve().parent
 OURS = ("bench", "lora_target_bench")
 SCRIPTS = {"python": [], "pytest": ["-P", "-m", "pytest"], "bench": ["-P", "-m", OURS[1]]}
@@ -87,8 +89,8 @@ class Warm:
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", code, *map(str, fds), self.python], pass_fds=fds,
-                cwd=self.folder, env={**kept, "HOME": str(home)}, start_new_session=True,
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                env={**kept, **AS_IT_IS, "HOME": str(home)}, cwd=self.folder,
+                start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
         os.close(theirs)
 

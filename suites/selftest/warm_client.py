@@ -17,6 +17,9 @@ AT_START = (
     "BNB_", "OMP_", "MKL_", "OPENBLAS_", "NUMEXPR_", "KMP_", "LC_", "LANG", "TZ", "LD_", "MALLOC_",
     "MPL", "COV",
 )  # fmt: skip
+# ... and this is the value that the warm process was started with, whatever ours were.
+AS_IT_IS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
+            "NUMEXPR_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}  # fmt: skip
 # ... but for what the child takes over, and what says nothing where there is no GPU.
 TAKEN_OVER = (
     "PYTHONPATH", "PYTHONSAFEPATH", "LC_CTYPE", "TRANSFORMERS_VERBOSITY",
@@ -31,7 +34,7 @@ def can_fork(arguments: list[str], theirs: dict[str, str]) -> bool:
         return False  # another option of the interpreter, or what to run comes from its input
     if any(os.isatty(number) for number in (0, 1, 2) if number in open_files()):
         return False  # the child has a session of its own, and no terminal
-    differ = {name for name, _ in os.environ.items() ^ theirs.items()}
+    differ = {name for name, _ in {**AS_IT_IS, **os.environ}.items() ^ theirs.items()}
     return not any(name.startswith(AT_START) and name not in TAKEN_OVER for name in differ)
 
 
