@@ -1,4 +1,5 @@
-"""Which predictions run: in the precisions asked for, and by default the published models' only."""
+"""Which predictions run: in the precisions asked for, and by default the published models' only.
+And in which order: side by side, what takes longest begins first."""
 
 from __future__ import annotations
 
@@ -15,6 +16,17 @@ PUBLISHED = {
 }
 
 
+LONGEST = (
+    "test_wheel.py", "test_documents.py", "test_suite_interrupted.py", "test_choose.py",
+    "test_predict_command.py", "test_suite_gate.py", "test_predict_levers.py", "test_page.py",
+)  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    wheel = "wheel: builds a wheel and runs what it installs; slow, and part of `tox run -e tests`"
+    config.addinivalue_line("markers", wheel)
+
+
 @pytest.hookimpl(trylast=True)  # after the subjects, so that an id ends in the precision
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "predicted_in" in metafunc.fixturenames:
@@ -27,6 +39,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Every registered scenario can be predicted: hundreds, so only if asked for. Without a user's
     own model there is nothing to predict for it."""
     items[:] = [item for item in items if "[NOTSET-" not in item.name]
+    if config.getoption("numprocesses", None) or hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.path.name not in LONGEST)
     published = {f"{model}-{name}" for model, names in PUBLISHED.items() for name in names}
     for item in items:
         values = getattr(getattr(item, "callspec", None), "params", {})

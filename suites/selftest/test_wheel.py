@@ -1,7 +1,8 @@
 """Installed as a wheel in an environment of its own, used from another project's folder.
 
 `python -m pytest suites/selftest/test_wheel.py -m slow`. The libraries come from the environment
-that runs this, so that torch is not installed twice; `bench` comes from the wheel alone.
+that runs this, so that torch is not installed twice; `bench` comes from the wheel alone. What would
+import them once more for every command is forked from a process of that environment (warm.py).
 """
 
 from __future__ import annotations
@@ -15,16 +16,19 @@ import sys
 import sysconfig
 import tomllib
 import venv
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from warm import Warm
 
 from bench.errors import EXTRAS
 from bench.files import FIXTURES, INSTALLED
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.wheel,
     pytest.mark.skipif(INSTALLED, reason="a wheel is built from the repository"),
 ]
 ROOT = FIXTURES.parent
@@ -63,40 +67,42 @@ class Installed:
         (self.project / "config.json").write_text(config)
         adapter = {"peft_type": "LORA", "r": 8, "target_modules": ["qkv_proj"]}
         (self.project / "adapter_config.json").write_text(json.dumps(adapter))
-        venv.create(folder / "env", with_pip=True)
+        venv.create(folder / "env")
         self.python = folder / "env" / "bin" / "python"
         site = self.run("-c", "import sysconfig; print(sysconfig.get_path('purelib'))").stdout
         self.site = Path(site.strip())
         libraries = [sysconfig.get_path("purelib"), *_path_entries()]
         (self.site / "libraries.pth").write_text("\n".join(dict.fromkeys(libraries)) + "\n")
         (self.site / "sitecustomize.py").write_text(HIDE)
-        # Python 3.11 puts an old one in, which would stand before the one that torch asks for.
-        self.run("-m", "pip", "--quiet", "uninstall", "-y", "setuptools")
-        self.pip("install", "--no-index", str(wheel))
+        pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--python"]
+        subprocess.run([*pip, str(self.python), "install", "--no-index", str(wheel)], check=True)
+        self.warm = Warm(str(self.python), self.environment())
 
-    def run(
-        self, *arguments: str, hidden: str = "", ok: bool = True
-    ) -> subprocess.CompletedProcess[str]:
-        """Python of this environment in the project's folder; it must end well unless `ok` says
-        otherwise."""
+    def environment(self, hidden: str = "") -> dict[str, str]:
         kept = {
             k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "PYTEST", "COV"))
         }
+        return {**kept, "HIDDEN": hidden, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+    def run(
+        self, *arguments: str, hidden: str = "", forked: bool = False, ok: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        """Python of this environment in the project's folder, `forked` or started; it must end
+        well unless `ok` says otherwise."""
+        python = self.warm.python if forked else str(self.python)
         done = subprocess.run(
-            [str(self.python), *arguments],
+            [python, *arguments], env=self.environment(hidden),
             cwd=self.project, check=False, capture_output=True, text=True,
-            env={**kept, "HIDDEN": hidden, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         assert not ok or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done
 
-    def pip(self, *arguments: str) -> None:
-        self.run("-m", "pip", "--quiet", "--disable-pip-version-check", *arguments)
-
-    def bench(self, *arguments: str, hidden: str = "", ok: bool = True) -> str:
+    def bench(
+        self, *arguments: str, hidden: str = "", forked: bool = False, ok: bool = True
+    ) -> str:
         """What the installed `bench` prints, errors too."""
         script = self.python.parent / "bench"
-        done = self.run(str(script), *arguments, hidden=hidden, ok=ok)
+        done = self.run(str(script), *arguments, hidden=hidden, forked=forked, ok=ok)
         assert "Traceback" not in done.stderr
         return done.stdout + done.stderr
 
@@ -123,8 +129,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Installed:
-    return Installed(tmp_path_factory.mktemp("user"), wheel)
+def installed(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Iterator[Installed]:
+    made = Installed(tmp_path_factory.mktemp("user"), wheel)
+    with made.warm:
+        yield made
 
 
 def test_nothing_is_read_from_the_repository(installed: Installed) -> None:
@@ -159,7 +167,8 @@ def test_nothing_is_read_from_the_repository(installed: Installed) -> None:
 )
 def test_command_answers(installed: Installed, command: str, expected: str) -> None:
     before = installed.files()
-    said = installed.bench(*command.split(), ok=False)
+    # Those that would import torch each for itself, but for one.
+    said = installed.bench(*command.split(), forked=not command.startswith("check"), ok=False)
     assert "bench: error" not in said, said
     assert re.search(expected, said), said
     assert installed.files() == before
@@ -179,7 +188,7 @@ def test_the_stored_atlases_are_not_written_to(
 
 
 def test_check_targets_is_a_fixture_without_a_conftest(installed: Installed) -> None:
-    said = installed.run("-m", "pytest", "tests", "-q").stdout
+    said = installed.run("-m", "pytest", "tests", "-q", forked=True).stdout
     assert "2 passed" in said
 
 
@@ -191,7 +200,14 @@ def test_suites_run_and_store_in_the_users_folder(installed: Installed) -> None:
     common = ["-q", "-p", "no:cacheprovider", "--model", "opt-350m", "--scenario", "query-value"]
     counts = ["-k", "test_counts or test_measurement", "--precision", "fp32", "--rounds", "2"]
     said = installed.run(
-        "-m", "pytest", "--pyargs", "bench.suites", *common, *counts, "--benchmark-save=first"
+        "-m",
+        "pytest",
+        "--pyargs",
+        "bench.suites",
+        *common,
+        *counts,
+        "--benchmark-save=first",
+        forked=True,
     ).stdout
     stored = list((installed.project / "results").glob("*/0001_first.json"))
     assert len(stored) == 1, said
@@ -199,7 +215,7 @@ def test_suites_run_and_store_in_the_users_folder(installed: Installed) -> None:
     assert {r["suite"] for r in records.values()} >= {"counts", "measurement"}
     again = installed.run(
         "-m", "pytest", where, *common, *counts,
-        "--benchmark-compare", "--gate", "--threshold", "time=1000%",
+        "--benchmark-compare", "--gate", "--threshold", "time=1000%", forked=True,
     ).stdout  # fmt: skip
     assert "verdicts against" in again
     assert "Run 0001" in installed.bench("report", "first")

@@ -29,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from multiprocessing import spawn
 from pathlib import Path
 from typing import Any
@@ -61,9 +61,14 @@ def test_a_model_is_wrapped():
 
 class Warm:
     """Owns the warm process; a context manager. `folder` holds what to start in the place of
-    `python`, and of the scripts `pytest` and `bench`. Nothing that was forked outlives it."""
+    `python`, and of the scripts `pytest` and `bench`. Nothing that was forked outlives it.
 
-    def __init__(self) -> None:
+    `interpreter` and `environment` are those that it would be started with: by default our own.
+    """
+
+    def __init__(
+        self, interpreter: str = sys.executable, environment: Mapping[str, str] = os.environ
+    ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="warm-")
         self.folder = Path(self._folder.name)
         self.python = str(self.folder / "python")
@@ -71,9 +76,9 @@ class Warm:
         for name, before in SCRIPTS.items():
             script = self.folder / name
             script.write_text(
-                f"#!{sys.executable} -IS\nimport sys\nsys.path.append({str(HERE)!r})\n"
+                f"#!{interpreter} -IS\nimport sys\nsys.path.append({str(HERE)!r})\n"
                 "from warm_client import main\n"
-                f"main({address!r}, {sys.executable!r}, [*{before!r}, *sys.argv[1:]])\n"
+                f"main({address!r}, {interpreter!r}, [*{before!r}, *sys.argv[1:]])\n"
             )
             script.chmod(0o700)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -82,13 +87,13 @@ class Warm:
         theirs, self._alive = os.pipe()
         home = self.folder / "home"  # where libraries look for files of the user's
         home.mkdir()
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+        kept = {k: v for k, v in environment.items() if not k.startswith("PYTEST_")}
         code = f"import sys; sys.path.append({str(HERE)!r}); import warm; warm.main()"
         fds = [self._listener.fileno(), theirs]
         self.log = self.folder / "log"
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", code, *map(str, fds), self.python], pass_fds=fds,
+                [interpreter, "-P", "-c", code, *map(str, fds), self.python], pass_fds=fds,
                 env={**kept, **AS_IT_IS, "HOME": str(home)}, cwd=self.folder,
                 start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip

@@ -15,7 +15,7 @@ PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signa
 AT_START = (
     "PYTHON", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TORCH_", "TORCHDYNAMO_", "PYTORCH_", "CUDA_",
     "BNB_", "OMP_", "MKL_", "OPENBLAS_", "NUMEXPR_", "KMP_", "LC_", "LANG", "TZ", "LD_", "MALLOC_",
-    "MPL", "COV",
+    "MPL", "COV", "HIDDEN",
 )  # fmt: skip
 # ... and this is the value that the warm process was started with, whatever ours were.
 AS_IT_IS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
