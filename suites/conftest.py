@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Every registered scenario can be predicted: hundreds, so only if asked for. Without a user's
     own model there is nothing to predict for it."""
     items[:] = [item for item in items if "[NOTSET-" not in item.name]
-    if config.getoption("numprocesses", None) or hasattr(config, "workerinput"):
+    if hasattr(config, "workerinput"):
         items.sort(key=lambda item: item.path.name not in LONGEST)
     published = {f"{model}-{name}" for model, names in PUBLISHED.items() for name in names}
     for item in items:

@@ -302,8 +302,8 @@ class Running:
     def check_loss(self, steps: int = 20) -> tuple[float, float]:
         """The loss on the fixed batch before the first step and now: finite, and lower now.
 
-        Where it is not, the case trains on until it has made `steps` steps, and is "diverged" if
-        that does not help.
+        Where it is not, the case trains on until it is, and is "diverged" if `steps` steps in all
+        have not helped.
         """
         request = {"do": "check_loss", "steps": steps}
         losses = self._request(request, outcome.LOSS_CHECK)

@@ -25,6 +25,15 @@ def warm(warm_process: Warm) -> Iterator[Warm]:
         yield warm_process
 
 
+@pytest.fixture(scope="module")
+def one_process() -> Iterator[None]:
+    """`bench choose` predicts in this process: those of a pool forget what they have traced, and
+    the other processors have other tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bench.choose.costs.usable_processors", lambda: 1)
+        yield
+
+
 @pytest.fixture(scope="session")
 def imported(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Runs inside this process forget what they imported, and torch cannot be imported twice."""

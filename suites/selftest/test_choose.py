@@ -29,6 +29,7 @@ from bench.targets import match
 from bench.training.cases import StepOptions
 
 STEP = StepOptions(batch_size=1, seq_len=64)
+pytestmark = pytest.mark.usefixtures("one_process")
 
 
 def _choice(model: Model, memory: str = "2GiB", **more: object) -> table.Choice:
@@ -47,7 +48,7 @@ def small() -> Model:
 
 
 @pytest.fixture(scope="module")
-def choice(small: Model) -> table.Choice:
+def choice(small: Model, one_process: None) -> table.Choice:
     return _choice(small, "700MiB", precisions=("bf16",))
 
 

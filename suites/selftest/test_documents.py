@@ -22,7 +22,7 @@ DOCUMENTS = sorted(
 @pytest.mark.skipif(not DOCUMENTS, reason="an installation has no documents")
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_print_what_stands_there(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm: Warm
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm: Warm, one_process: None
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
