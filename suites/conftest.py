@@ -3,6 +3,9 @@ And in which order: side by side, what takes longest begins first."""
 
 from __future__ import annotations
 
+import gc
+import sys
+
 import pytest
 
 from bench.models.precision import precision
@@ -25,6 +28,18 @@ LONGEST = (
 def pytest_configure(config: pytest.Config) -> None:
     wheel = "wheel: builds a wheel and runs what it installs; slow, and part of `tox run -e tests`"
     config.addinivalue_line("markers", wheel)
+
+
+IMPORTS = pytest.StashKey[int]()
+
+
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Keep a million objects of the libraries out of every later garbage collection."""
+    stash, imported = item.config.stash, len(sys.modules)
+    if imported > stash.get(IMPORTS, 0) + 300:
+        stash[IMPORTS] = imported
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.hookimpl(trylast=True)  # after the subjects, so that an id ends in the precision

@@ -16,7 +16,7 @@ import warm_client
 from warm import OURS, Warm
 
 SAYS = """
-import json, os, signal, sys
+import io, json, os, signal, sys
 here = sys.modules["__main__"]
 if len(sys.argv) > 2:
     os.write(int(sys.argv[2]), b"written")
@@ -28,6 +28,7 @@ print(json.dumps({
     "signals": [str(signal.getsignal(n)) for n in numbers],
     "streams": [(s.encoding, s.errors, s.line_buffering, s.write_through, s.mode, s.fileno())
                 for s in (sys.stdin, sys.stdout, sys.stderr)],
+    "unbuffered": isinstance(sys.stdout.buffer, io.BufferedIOBase),
     "leader": os.getsid(0) == os.getpgid(0),
 }))
 print("of the error", file=sys.stderr)
@@ -44,7 +45,7 @@ def both(warm: Warm, *arguments: str, **options: Any) -> list[subprocess.Complet
     ]
 
 
-@pytest.mark.parametrize("how", ["code", "script", "module", "safe", "path"])
+@pytest.mark.parametrize("how", ["code", "script", "module", "safe", "path", "unbuffered"])
 def test_nothing_tells_it_from_the_interpreter(
     warm_process: Warm, tmp_path: Path, how: str
 ) -> None:
@@ -52,7 +53,12 @@ def test_nothing_tells_it_from_the_interpreter(
     environment = {**os.environ, "ASKED": "é\n"}
     if how == "path":
         environment["PYTHONPATH"] = f"{tmp_path}{os.pathsep}there"
-    ways = {"code": ["-c", SAYS], "script": ["says.py"], "safe": ["-P", "-c", SAYS]}
+    ways = {
+        "code": ["-c", SAYS],
+        "script": ["says.py"],
+        "safe": ["-P", "-c", SAYS],
+        "unbuffered": ["-u", "-B", "-c", SAYS],
+    }
     read, write = os.pipe()
     forked, started = both(
         warm_process, *ways.get(how, ["-msays"]), "an argument", str(write), pass_fds=[write],

@@ -34,7 +34,7 @@ from multiprocessing import spawn
 from pathlib import Path
 from typing import Any
 
-from warm_client import AS_IT_IS
+from warm_client import AS_IT_IS, OPTIONS
 
 HERE = Path(__file__).resolve().parent
 OURS = ("bench", "lora_target_bench")
@@ -87,7 +87,8 @@ class Warm:
         theirs, self._alive = os.pipe()
         home = self.folder / "home"  # where libraries look for files of the user's
         home.mkdir()
-        kept = {k: v for k, v in environment.items() if not k.startswith("PYTEST_")}
+        own = ("PYTEST_", "PYTHONPATH")
+        kept = {k: v for k, v in environment.items() if not k.startswith(own)}
         code = f"import sys; sys.path.append({str(HERE)!r}); import warm; warm.main()"
         fds = [self._listener.fileno(), theirs]
         self.log = self.folder / "log"
@@ -237,15 +238,16 @@ def become(request: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        fresh = stream(getattr(sys, f"__{name}__"), number)
-        setattr(sys, name, fresh)
-        setattr(sys, f"__{name}__", fresh)
     sys.modules["numpy"].random.seed()  # or every child draws the same numbers
     words = list(request["arguments"])
-    safe = bool(os.environ.get("PYTHONSAFEPATH"))
-    while words[0] in ("-P", "-B"):
-        safe = words.pop(0) == "-P" or safe
+    options = set()
+    while words[0] in OPTIONS:
+        options.add(words.pop(0))
+    safe = "-P" in options or bool(os.environ.get("PYTHONSAFEPATH"))
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        fresh = stream(getattr(sys, f"__{name}__"), number, at_once="-u" in options)
+        setattr(sys, name, fresh)
+        setattr(sys, f"__{name}__", fresh)
     kind = words[0]
     if kind.startswith("-"):
         words = [kind[:2], *filter(None, [kind[2:]]), *words[1:]]  # -mpytest
@@ -267,18 +269,17 @@ def become(request: dict[str, Any]) -> None:
         exec(compile(Path(file).read_bytes(), file, "exec"), main_module)
 
 
-def stream(own: io.TextIOWrapper, number: int) -> io.TextIOWrapper | None:
-    """Standard input, output or error, made as the interpreter has made our own; None where it is
-    closed."""
+def stream(own: io.TextIOWrapper, number: int, *, at_once: bool) -> io.TextIOWrapper | None:
+    """Standard input, output or error, made as the interpreter has made our own, or as it does
+    under -u (`at_once`: nothing that is written is kept back); None where it is closed."""
+    at_once = bool(number) and (at_once or not isinstance(own.buffer, io.BufferedIOBase))
     try:
-        # A text stream that keeps nothing back (PYTHONUNBUFFERED) has nothing under it that does.
-        buffered = isinstance(own.buffer, io.BufferedIOBase)
-        file = open(number, "wb" if number else "rb", -1 if buffered else 0, closefd=False)  # noqa: SIM115
+        file = open(number, "wb" if number else "rb", 0 if at_once else -1, closefd=False)  # noqa: SIM115
     except OSError:
         return None
     text = io.TextIOWrapper(
         file, own.encoding, own.errors,
-        line_buffering=own.line_buffering, write_through=own.write_through,
+        line_buffering=own.line_buffering, write_through=own.write_through or at_once,
     )  # fmt: skip
     text.mode = own.mode
     return text

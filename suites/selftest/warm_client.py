@@ -11,6 +11,7 @@ import signal
 import socket
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+OPTIONS = ("-P", "-B", "-u")
 # Read while the interpreter or a library starts: with another value, it is started.
 AT_START = (
     "PYTHON", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TORCH_", "TORCHDYNAMO_", "PYTORCH_", "CUDA_",
@@ -29,7 +30,7 @@ TAKEN_OVER = (
 
 def can_fork(arguments: list[str], theirs: dict[str, str]) -> bool:
     """Whether a child of a process that was started with the environment `theirs` is as good."""
-    first = next((word for word in arguments if word not in ("-P", "-B")), "-")
+    first = next((word for word in arguments if word not in OPTIONS), "-")
     if first.startswith("-") and not first.startswith(("-m", "-c")):
         return False  # another option of the interpreter, or what to run comes from its input
     if any(os.isatty(number) for number in (0, 1, 2) if number in open_files()):
