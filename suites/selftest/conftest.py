@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from suite_runs import LLAMA, SUITES, adapt
-from warm import Warm
+from warm import Warm, ask_the_processor_once
 
 
 @pytest.fixture(scope="session")
@@ -45,6 +45,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> None:
     file = tmp_path_factory.mktemp("imported") / "config.json"
     file.write_text(json.dumps(LLAMA))
     count(inject(find_model(str(file)).build(), AdapterConfig(("q_proj",))))
+    ask_the_processor_once()
 
 
 @pytest.fixture
