@@ -237,7 +237,7 @@ for name in ("bench.units", "bench.errors"):
 
 
 @pytest.mark.parametrize("order", BOTH_NAMES)
-def test_both_names_mean_the_same_modules(order: str, tmp_path: Path) -> None:
+def test_both_names_mean_the_same_modules(order: str, tmp_path: Path, warm: Warm) -> None:
     done = _run(tmp_path, "-c", BOTH_NAMES[order] + SAME)
     assert done.returncode == 0, done.stderr
 
