@@ -34,6 +34,7 @@ from bench.models.roles import (
     UP,
     VALUE,
 )
+from bench.reports.layout import grid
 from bench.targets import match
 
 SEVEN, ALL = "seven-names", "all-linear"
@@ -71,7 +72,7 @@ def _size() -> str:
         for a in atlases
     ]  # fmt: skip
     columns = ("transformers", "model types", "built", "causal LMs", "linear modules with a role")
-    return _table(columns, rows)
+    return grid(columns, rows)
 
 
 def _headline() -> str:
@@ -103,7 +104,7 @@ def _missed() -> str:
         for role in roles
     ]  # fmt: skip
     columns = ("what is missed", "types reached in part", "types not reached", "such as")
-    return _table(columns, rows)
+    return grid(columns, rows)
 
 
 def _nothing() -> str:
@@ -125,7 +126,7 @@ def _defaults() -> str:
         (meaning, _names(key for key, found in outcomes.items() if found == outcome))
         for outcome, meaning in meanings.items()
     ]
-    return _table(("what happens", "keys"), rows)
+    return grid(("what happens", "keys"), rows)
 
 
 def _unbuilt() -> str:
@@ -133,7 +134,7 @@ def _unbuilt() -> str:
     for model_type, reason in _newest().unbuilt.items():
         reasons.setdefault(reason, []).append(model_type)
     rows = [(reason, _names(types)) for reason, types in reasons.items()]
-    return _table(("reason", "types"), rows)
+    return grid(("reason", "types"), rows)
 
 
 def _changes() -> str:
@@ -172,12 +173,6 @@ def _names(names: Iterable[str]) -> str:
 
 def _shortened(names: list[str]) -> str:
     return _names(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def _table(columns: Iterable[str], rows: Iterable[tuple[str, ...]]) -> str:
-    from tabulate import tabulate
-
-    return str(tabulate(rows, list(columns), "github", disable_numparse=True))
 
 
 # Attention, and what stands in its place in a layer.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from bench.units import one_line
@@ -178,12 +178,20 @@ def _painted(lines: Sequence[str], styles: Sequence[str], colour: bool) -> list[
 
 
 def _grid(table: Table, form: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    align = ["right" if name in table.right else "left" for name in table.header]
+    return grid(header, rows, form, align if rows else None)
+
+
+def grid(
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    form: str = "github",
+    align: Sequence[str] | None = None,
+) -> str:
+    """Header and rows in a format of tabulate's, every cell as it is."""
     from tabulate import tabulate
 
-    align = ["right" if name in table.right else "left" for name in table.header]
-    return str(
-        tabulate(rows, header, form, disable_numparse=True, colalign=align if rows else None)
-    )
+    return str(tabulate(rows, header, form, disable_numparse=True, colalign=align))
 
 
 def _wrap(text: str, width: int, indent: str = "") -> str:
