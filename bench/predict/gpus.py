@@ -10,14 +10,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from bench.errors import BenchError, UnknownName
 from bench.files import FIXTURES, parse, read_toml
 from bench.training.options import FLASH
-
-if TYPE_CHECKING:
-    from bench.predict.trace import Work
 
 GIB = 1 << 30
 CONTEXT_BYTES = GIB // 2
@@ -68,6 +65,16 @@ class _Written:
             self.name, round(self.memory_gib * GIB), self.capability, self.bandwidth,
             {name: rate for name, rate in rates.items() if rate is not None}, self.source,
         )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One operation's work: floating-point operations, bytes read and written, and the dtype it
+    computes in ("float32"; "int8" for integer products)."""
+
+    flops: int
+    bytes: int
+    dtype: str
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from bench.errors import BenchError
 from bench.models.precision import precision
 from bench.models.quantization import without_cached_tables
 from bench.predict.autocast import followed_autocast
+from bench.predict.gpus import Work
 from bench.predict.journal import LOGITS, Journal, Untraceable
 from bench.predict.kernels import Device
 from bench.predict.liger import kernels_on
@@ -37,16 +38,6 @@ from bench.training.step import Training, counted
 
 LOAD, FIRST, STEADY = "load", "first-step", "steady-step"
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """One operation's work: floating-point operations, bytes read and written, and the dtype it
-    computes in ("float32"; "int8" for integer products)."""
-
-    flops: int
-    bytes: int
-    dtype: str
 
 
 @dataclass(frozen=True)
