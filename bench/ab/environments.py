@@ -83,7 +83,7 @@ class Environment:
         self.machine: dict[str, Any] = {}
         self.keys: tuple[str, ...] = ()
         self.broken: dict[str, str] = {}
-        self._clock = clock
+        self.clock = clock
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -104,7 +104,7 @@ class Environment:
                 env=_variables(str(source)),
                 start_new_session=True,
             )
-        self._send({"do": "open", "clock": self._clock})
+        self._send({"do": "open", "clock": self.clock})
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

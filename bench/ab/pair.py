@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -13,10 +12,13 @@ from typing import IO, Any
 from uuid import uuid4
 
 from bench.ab.environments import Environment
+from bench.ab.far import Failed, Far
+from bench.ab.far import Side as FarSide
 from bench.ab.rounds import LAUNCHES, ROUNDS, Rounds, Step, take_rounds
 from bench.baselines import KEY, StoredRun, seal
 from bench.baselines.runs import finite, parse_machine, parse_record
 from bench.errors import BenchError
+from bench.measure.cluster import Cluster
 from bench.measure.outcome import StepTime
 from bench.scenarios.subjects import Request
 from bench.training.cases import StepOptions
@@ -142,9 +144,12 @@ def measure(
     plan: Plan,
     say: Callable[[str], None] = lambda _: None,
     journal: PairJournal | None = None,
+    *,
+    cluster: Cluster | None = None,
 ) -> Pair:
     """Every case of the plan, on both sides; those that `journal` has are taken from there, and the
-    others added to it. Raises BenchError where a side refuses the plan."""
+    others added to it. The launches are spread over the nodes of `cluster` that are machines like
+    this one. Raises BenchError where a side refuses the plan."""
     sides = (baseline, contender)
     for side in sides:
         side.wait_open()
@@ -164,10 +169,21 @@ def measure(
             "nothing to measure: no case of these models, scenarios and precisions in either "
             "environment"
         )
+    far = None
+    if cluster is not None:
+        requests = (plan.request, plan.contender or plan.request)
+        far = Far(
+            cluster,
+            [
+                FarSide(s.python, s.option, s.label, s.clock, _plain(r), asdict(plan.step), limits)
+                for s, r in zip(sides, requests, strict=True)
+            ],
+        )
+        far.check([side.versions for side in sides])
     for number, (key, keys) in enumerate(cases.items(), 1):
         known = None if journal is None else journal.found.get(key)
         say(f"{number}/{len(cases)} {key}{' (measured before)' if known else ''}")
-        found = known or _measure_case(keys, sides, plan)
+        found = known or _measure_case(keys, sides, plan, far)
         if journal is not None and not known:
             journal.add(key, found)
         for mine, record in zip(records, found, strict=True):
@@ -197,12 +213,11 @@ def _cases(
     return {key: (named[0].get(key), named[1].get(key)) for key in {**named[0], **named[1]}}
 
 
-class _Failed(Exception):
-    """A side's case has failed; its record says how."""
-
-
 def _measure_case(
-    keys: tuple[str | None, str | None], sides: tuple[Environment, Environment], plan: Plan
+    keys: tuple[str | None, str | None],
+    sides: tuple[Environment, Environment],
+    plan: Plan,
+    far: Far | None = None,
 ) -> list[dict[str, Any] | None]:
     """The record of each side; None for a side that has no such case."""
     known = [key is not None for key in keys]
@@ -212,25 +227,31 @@ def _measure_case(
     def launch() -> tuple[Step, Step]:
         nonlocal started
         if started and not all(side.relaunch() for side in sides):
-            raise _Failed
+            raise Failed
         started = True
         return _step(sides[0]), _step(sides[1])
 
+    elsewhere: list[dict[str, Any]] = []
     if all(ready):
-        with contextlib.suppress(_Failed):
-            taken = take_rounds(launch, plan.rounds, plan.launches)
+        both = (str(keys[0]), str(keys[1]))
+        next_launch = launch if far is None else far.launches(both, plan.rounds)
+        try:
+            taken = take_rounds(next_launch, plan.rounds, plan.launches)
+        except Failed as failed:
+            elsewhere = failed.records
     detail = {"interleaved": uuid4().hex, "launches": taken.launches}
-    return [
+    records = [
         side.finish([asdict(each) for each in rounds], detail) if has else None
         for side, rounds, has in zip(sides, (taken.baseline, taken.contender), known, strict=True)
     ]
+    return [*elsewhere] or records
 
 
 def _step(side: Environment) -> Step:
     def step() -> StepTime:
         time = side.step()
         if time is None:
-            raise _Failed
+            raise Failed
         return time
 
     return step

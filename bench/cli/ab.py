@@ -55,6 +55,9 @@ def add_options(add: Add) -> None:
     add("--launches", type=int, nargs=2, default=(8, 24), metavar=("FEWEST", "MOST"),
         help="how often a case's two processes are started anew: until the interval of the ratio "
              "is narrow (default: 8 24); a verdict on time needs 8")
+    add("--cluster", metavar="ADDRESS",
+        help="spread the launches over the nodes of this Ray cluster that are machines like this "
+             "one, a pair on one node: auto, or HOST:PORT (docs/scale.md)")
     add("--clock", choices=("processor", "wall"), default="processor",
         help="of a step on a CPU (default: %(default)s)")
     add_gate(add)
@@ -96,9 +99,14 @@ def run(options: argparse.Namespace) -> int:
         raise BenchError("--resume needs --save DIR: where the comparison was cut short")
     journal = None if options.save is None else PairJournal(options.save, resume=options.resume)
     with ExitStack() as stack:
+        cluster = None
+        if options.cluster is not None:
+            from bench.measure.cluster import Cluster
+
+            cluster = stack.enter_context(Cluster(options.cluster))
         baseline, contender = _environments(options, stack)
         try:
-            pair = measure(baseline, contender, plan, say, journal)
+            pair = measure(baseline, contender, plan, say, journal, cluster=cluster)
         except KeyboardInterrupt:
             if journal is not None:
                 say(f"what is finished is kept in {journal.path}: go on with --resume")

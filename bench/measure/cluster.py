@@ -231,24 +231,15 @@ class ClusterSpread:
         time_limit_seconds: float | None = None,
     ) -> None:
         self._cluster, self._nodes, self._plan = cluster, nodes, plan
-        self._gpus = int(nodes[0].gpus > 0)
-        self._cpus: float = 1
-        if timed and not self._gpus:
-            lent = {node.cpus for node in nodes}
-            if len(lent) > 1:
-                raise BenchError(
-                    f"nodes of one kind of machine lend {' and '.join(f'{n:g}' for n in lent)} "
-                    "processors, and a timed case takes a whole node: start them alike "
-                    "(ray start --num-cpus)"
-                )
-            (self._cpus,) = lent
-        self._how = (bool(self._gpus), steps, loss_steps, memory_limit_bytes, time_limit_seconds)
+        self._slot = a_slot(nodes, timed=timed)
+        on_gpu = self._slot["gpus"] > 0
+        self._how = (on_gpu, steps, loss_steps, memory_limit_bytes, time_limit_seconds)
         self._tasks: dict[str, Submitted] = {}
 
     def __enter__(self) -> Self:
         for case in self._plan:
             self._tasks[case.id] = self._cluster.submit(
-                measure_here, case, *self._how, nodes=self._nodes, cpus=self._cpus, gpus=self._gpus
+                measure_here, case, *self._how, nodes=self._nodes, **self._slot
             )
         return self
 
@@ -270,6 +261,21 @@ class ClusterSpread:
         taken.reruns = task.reruns
         taken.clock = clock
         return taken
+
+
+def a_slot(nodes: Sequence[Node], *, timed: bool = True) -> dict[str, float]:
+    """What one case asks for on nodes of one kind, `timed` or not: a GPU, where they have some;
+    else a whole node, or a processor. BenchError where the nodes lend unlike shares."""
+    if nodes[0].gpus:
+        return {"cpus": 1, "gpus": 1}
+    lent = {node.cpus for node in nodes}
+    if timed and len(lent) > 1:
+        raise BenchError(
+            f"nodes of one kind of machine lend {' and '.join(f'{n:g}' for n in sorted(lent))} "
+            "processors, and a timed case takes a whole node: start them alike "
+            "(ray start --num-cpus)"
+        )
+    return {"cpus": lent.pop() if timed else 1, "gpus": 0}
 
 
 # What runs on a node. A function goes there by its name: the same code must be there.

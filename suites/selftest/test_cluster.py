@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import socket
 import subprocess
@@ -17,7 +18,9 @@ import cluster_tasks
 import pytest
 from atlas_types import stored_atlas
 from measure_support import shared_session, tiny_case
+from test_ab import LLAMA
 
+from bench.ab import Environment, Plan, measure
 from bench.atlas.build import build_atlas
 from bench.baselines import load_run
 from bench.baselines.kinds import choose_kinds, kinds_of
@@ -25,6 +28,8 @@ from bench.errors import BenchError
 from bench.measure import CaseFailed, WorkerClock, cluster
 from bench.measure.cluster import Cluster, ClusterSpread
 from bench.measure.nodes import Facts, Node, obstacle
+from bench.scenarios.subjects import Request
+from bench.training.cases import StepOptions
 from bench.training.machine import Accelerator, machine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -239,6 +244,26 @@ def test_each_kind_of_machine_has_a_run_of_its_own(tmp_path) -> None:
         none = _pytest(*FEW, "--cluster", local.address, "--machine=*h100*", folder=tmp_path)
         assert none.returncode == 2
         assert "--machine *h100*: the cluster has no such machine: it has" in none.stderr
+
+
+@pytest.mark.slow
+def test_launches_are_spread_and_a_pair_stays_together(two_nodes, tmp_path) -> None:
+    """`bench ab` on both nodes: a launch is one task, and its steps are told as they were taken."""
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    request = Request((str(tmp_path),), target_modules=("q_proj",), r=4, precisions=("fp32",))
+    plan = Plan(request, StepOptions(seq_len=8), rounds=2, launches=(3, 3))
+    python = Path(sys.executable)
+    with (
+        Cluster(two_nodes.address) as connected,
+        Environment(python, "--baseline-env", "a") as before,
+        Environment(python, "--contender-env", "b") as after,
+    ):
+        pair = measure(before, after, plan, cluster=connected)
+    (a,), (b,) = (run.records.values() for run in pair.runs)
+    assert a.outcome == b.outcome == "ok"
+    assert a.detail["launches"] == b.detail["launches"] == 3
+    assert len(a.metrics["step_seconds"]) == len(b.metrics["step_seconds"]) == 6
+    assert a.metrics["operations"] == b.metrics["operations"] > 0
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "no-such-host.invalid:6379"])
