@@ -173,7 +173,9 @@ def run_ab(pair: Pair, monkeypatch: pytest.MonkeyPatch):
     """The command on what was measured before."""
 
     def ab(*options: object) -> int:
-        def measured(baseline: Environment, contender: Environment, *_: object) -> Pair:
+        def measured(
+            baseline: Environment, contender: Environment, *_: object, **__: object
+        ) -> Pair:
             return pair
 
         monkeypatch.setattr("bench.ab.pair.measure", measured)
