@@ -96,6 +96,31 @@ PRIVATE = {
         "torch.nn.utils.clip_grad:_has_foreach_support", _TORCH,
         "gradients are clipped as on the device that is predicted",
     ),
+    "fake store": Private(
+        "torch.testing._internal.distributed.fake_pg:FakeStore", _TORCH,
+        "one rank of several is traced in one process",
+    ),
+    "ended work": Private(
+        "torch._C._distributed_c10d:_create_work_from_future", _TORCH,
+        "the same: what a collective gives back",
+    ),
+    "fsdp devices": Private(
+        "torch.distributed.fsdp._fully_shard:_fully_shard", _TORCH, "FSDP2 is traced on meta"
+    ),
+    "fsdp groups": Private(
+        "torch.distributed.fsdp._fully_shard:_fsdp_param_group", _TORCH, "the same"
+    ),
+    "fsdp collectives": Private(
+        "torch.distributed.fsdp._fully_shard:_fsdp_collectives", _TORCH, "the same"
+    ),
+    "fsdp states": Private(
+        "torch.distributed.fsdp._fully_shard:_fsdp_state", _TORCH, "the same"
+    ),
+    "shapes of shards": Private(
+        "torch.distributed.tensor._sharding_prop:ShardingPropagator", _TORCH,
+        "shapes that DTensor asks fake tensors for are not counted",
+    ),
+    "ddp": Private("torch.nn.parallel:distributed", _TORCH, "DDP is traced on meta"),
     "conversion patterns": Private(
         "transformers.conversion_mapping:_MODEL_TO_CONVERSION_PATTERN", _TRANSFORMERS,
         "by which family PEFT rewrites the names of fused experts",

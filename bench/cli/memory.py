@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 
 HELP = "predict a step's GPU memory, without a GPU"
 EPILOG = (
-    "Limits: one GPU and eager mode (no compilation or sharding); the CUDA "
+    "Limits: eager mode (no compilation or offloading), one GPU or, for Llama in bf16 and nf4, one "
+    "of several (--parallel); the CUDA "
     "context is outside, and assumed to take 0.5 GiB where a GPU is asked for; the "
     "allocator has its default settings and room. docs/prediction.md says more. Exit status: 1 "
     "where a GPU (or --gpu-memory) was asked for and a step does not fit it."
@@ -63,7 +64,7 @@ def add_options(add: Add) -> None:
     add_model(add)
     add("--precision", **REPEATABLE, metavar="P",
         help=f"repeatable (default bf16): {', '.join(PRECISIONS)}")
-    add_step_options(add, batch_size=1, seq_len=PREDICTED_LENGTH, unset=("seq_len",))
+    add_step_options(add, ("seq_len",), predicted=True, batch_size=1, seq_len=PREDICTED_LENGTH)
     add("--gpu", metavar="NAME", help=f"hold the prediction against this GPU: {gpu_names()}")
     add("--gpu-memory", metavar="SIZE", help="... or against this much memory, such as 24GiB")
     add("--solve", choices=("batch-size", "seq-len", "rank"), help="the largest that fits")
@@ -291,6 +292,12 @@ def _check(options: argparse.Namespace) -> None:
                 f"--measure predicts for the device that it measures on: give it without "
                 f"--{against[0].replace('_', '-')}"
             )
+    if options.parallel:
+        against = [w for w in ("measure", "store") if vars(options)[w]]
+        if against:
+            raise BenchError(
+                f"--{against[0]} is of one GPU: give it without --parallel {options.parallel}"
+            )
     if options.json and options.format:
         raise BenchError("give --json or --format, not both")
     if options.store and (card or options.solve):
@@ -316,7 +323,7 @@ def cases_of(options: argparse.Namespace) -> list[Case]:
 
 def _cases(options: argparse.Namespace) -> tuple[list[Subject], list[Case]]:
     length = PREDICTED_LENGTH if options.seq_len is None else options.seq_len
-    step = step_from(options, seq_len=length)
+    step = step_from(options, predicted=True, seq_len=length)
     check_step(step)
     subjects = predicted_subjects(options)
     cases = []

@@ -27,10 +27,14 @@ def quiet_bitsandbytes() -> None:
 
 
 def bitsandbytes_config(
-    name: str, skipped: Sequence[str] | None = None, compute: str | None = None
+    name: str,
+    skipped: Sequence[str] | None = None,
+    compute: str | None = None,
+    storage: str | None = None,
 ) -> Any:
     """The `BitsAndBytesConfig` of a quantized precision; `skipped` modules stay as they are, and
-    4-bit weights expand to `compute` in the place of the precision's own dtype.
+    4-bit weights expand to `compute` in the place of the precision's own dtype, and are packed into
+    elements of `storage` in the place of bytes.
 
     With None, transformers chooses: it keeps the output embedding and the last parameter's module.
     """
@@ -48,6 +52,7 @@ def bitsandbytes_config(
         bnb_4bit_quant_type=kind.quant_type,
         bnb_4bit_use_double_quant=kind.double_quant,
         bnb_4bit_compute_dtype=getattr(torch, compute or kind.compute),
+        bnb_4bit_quant_storage=getattr(torch, storage or "uint8"),
     )
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError
 from bench.predict.shallow import names_layers
+from bench.training.options import DDP
 
 if TYPE_CHECKING:
     from bench.training.cases import Case
@@ -54,11 +55,13 @@ def shallow(case: Case, layers: int) -> Case:
 
 def layers_alike(case: Case, few: int) -> int | None:
     """The depth, where the built model's layers are alike, those of the same model with `few`
-    layers too, and the adapter names none of them; else None."""
+    layers too, and the adapter names none of them; else None. DDP's buckets end where they are
+    full, and so tell layers apart."""
     depth = depth_of(case)
-    if depth is None or depth <= few or _told_apart(case):
+    if depth is None or depth <= few or _told_apart(case) or case.step.parallel == DDP:
         return None
-    step = replace(case.step, compute_dtype=None)  # of 4-bit weights, which these are not
+    # of 4-bit weights, which these are not
+    step = replace(case.step, compute_dtype=None, parallel=None, gpus=1)
     whole = replace(
         case, adapter={}, scenario="", precision=_unquantized(case), weights=None, step=step
     )

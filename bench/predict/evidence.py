@@ -179,22 +179,21 @@ def _ranges() -> dict[bool, _Range]:
     return found
 
 
-def interval(precision_name: str, loop: str) -> Interval:
+def interval(precision_name: str, loop: str, gpus: int = 1) -> Interval:
     """What the measured rows support for this precision and loop, and which row widens it most.
+    Every row is of one GPU.
 
     Where rows are of the same kind, their range; elsewhere the largest deviation of any row, to
     both sides.
     """
     ranges = _ranges()
     quantized = precision(precision_name).bits == 4 and precision(precision_name).quantized
-    if loop == KEEP_OUTPUT and (quantized or precision_name == "fp16"):
+    if gpus == 1 and loop == KEEP_OUTPUT and (quantized or precision_name == "fp16"):
         held = ranges[quantized]
         kind = "4-bit" if quantized else "fp16"
         why = f"the {kind} steps measured on a T4, of which {held.step} lies farthest off"
         return Interval(min(held.low, 1.0), max(held.high, 1.0), why)
     widest = max(ranges.values(), key=lambda each: each.deviation)
-    why = (
-        f"no step in {precision_name} and the {loop} loop was measured; the largest deviation, of "
-        f"{widest.step}"
-    )
+    kind = f"in {precision_name} and the {loop} loop" if gpus == 1 else "over several GPUs"
+    why = f"no step {kind} was measured; the largest deviation, of {widest.step}"
     return Interval(1 - widest.deviation, 1 + widest.deviation, why)

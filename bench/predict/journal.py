@@ -13,15 +13,24 @@ from bench.predict.dependent import DEPENDENT
 from bench.predict.shapes import KnownShapes
 from bench.predict.values import KnownValues, tensors_in
 from bench.training.memory import Observer
-from bench.training.storages import CATEGORIES, StorageLedger
+from bench.training.storages import CATEGORIES, StorageLedger, spread_over_ranks
 from bench.training.summing import as_autograd_sums, sole_holders
 
 if TYPE_CHECKING:
     from bench.predict.kernels import Device
+    from bench.training.options import StepOptions
 
 LOGITS, WORKSPACE = "logits_and_loss", "kernel_workspace"
 BREAKDOWN = (*CATEGORIES, LOGITS, WORKSPACE)
 """What bytes are for, in a prediction: the tracker's categories and two that split activations."""
+COMMUNICATION = "communication"
+"""... and over several GPUs: gathered parameters, buckets of gradients, what is sent."""
+
+
+def breakdown_of(step: StepOptions) -> tuple[str, ...]:
+    """What the bytes of a step are for, on one GPU or on one of several."""
+    return (*BREAKDOWN, COMMUNICATION) if step.parallel else BREAKDOWN
+
 
 _NAMESPACES = ("aten", "prim", "prims", "profiler")
 _ELEMENTWISE = {torch.ops.aten.mul.Tensor, torch.ops.aten.add.Tensor}
@@ -46,7 +55,7 @@ class Journal(_DispatchMode):  # type: ignore[misc, valid-type]  # torch is seen
     def __init__(self, device: Device) -> None:
         super().__init__()
         sole_holders()  # asked once, before a step
-        self.storages = StorageLedger("meta", BREAKDOWN, history=self)
+        self.storages = StorageLedger("meta", (*BREAKDOWN, COMMUNICATION), history=self)
         self.observer: Observer | None = None
         self.events: list[int] = []
         self.sizes: list[int] = [0]
@@ -65,6 +74,10 @@ class Journal(_DispatchMode):  # type: ignore[misc, valid-type]  # torch is seen
         """Write down that a phase begins here."""
         self.marks.append((len(self.events), name))
 
+    def begin_here(self) -> None:
+        """Forget what has ended, and when: until now it was not on this device."""
+        self.events[:] = sorted(self._numbers.values())
+
     def keep(self, size: int, category: str = WORKSPACE) -> None:
         """Count `size` bytes from now on."""
         if size:
@@ -73,6 +86,8 @@ class Journal(_DispatchMode):  # type: ignore[misc, valid-type]  # torch is seen
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        if types and spread_over_ranks(types):
+            return NotImplemented
         kwargs = kwargs or {}
         func = as_autograd_sums(func, args, kwargs)
         if func is _READ and args[0].device.type == "meta":

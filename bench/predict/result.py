@@ -26,7 +26,18 @@ LIMITS = (
     "the CUDA context is outside the allocator (assumed 0.5 GiB where a GPU is asked for)",
     "the allocator's default settings, and a device with room: nothing is freed to make room",
 )
-"""What no prediction covers, to be said wherever one is shown."""
+"""What no prediction of one GPU covers, to be said wherever one is shown."""
+
+
+def limits_of(step: StepOptions | Prediction) -> tuple[str, ...]:
+    """What the prediction of such a step does not cover."""
+    if step.parallel is None:
+        return LIMITS
+    each = f"one of {step.gpus} GPUs, eager mode: no compilation, no offloading"
+    return (each, *LIMITS[1:], NCCL)
+
+
+NCCL = "NCCL's buffers, too, are outside the allocator, and are not known"
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,8 @@ class Prediction:
     is though one would expect otherwise, by kind: "experts", or the class of linear layers;
     `unquantized_share` what share of the layers' linear and expert weights that is.
     `assumptions` says what is taken for granted, the loop first.
-    `modelled_step_seconds` is a bound from below on `gpu`, None without one.
+    `modelled_step_seconds` is a bound from below on `gpu`, None without one, and over several GPUs.
+    `parallel` and `gpus` say how the step is spread: every figure is one GPU's.
     """
 
     case: str
@@ -55,6 +67,8 @@ class Prediction:
     precision: str
     step: str
     loop: str
+    parallel: str | None
+    gpus: int
     device: str
     attention: str
     peak_allocated_bytes: int
@@ -117,6 +131,13 @@ def _cudnn_first(case: Case, gpu: Gpu, traced: Trace) -> bool:
     return prefers_cudnn(gpu.capability) and halves and fused
 
 
+def _seconds(case: Case, gpu: Gpu | None, traced: Trace) -> float | None:
+    """A step's least time; None where it waits for other GPUs, of which nothing is modelled."""
+    if gpu is None or case.step.parallel:
+        return None
+    return step_seconds(gpu, traced.work, traced.moved_bytes)
+
+
 def device_of(case: Case, gpu: Gpu | None) -> Device:
     """The NVIDIA GPU that a case is predicted for: of `gpu`'s compute capability, and with the
     attention kernel that the step names."""
@@ -138,15 +159,15 @@ def predict(
     `gpu` adds whether it fits and a model of the step time; `device` is an NVIDIA GPU by default.
     Raises BenchError where the step cannot be traced, naming the operation.
     """
-    from bench.predict.journal import BREAKDOWN
+    from bench.predict.journal import breakdown_of
     from bench.predict.replay import replay
     from bench.predict.stretch import Stretched
 
     if device is None:
         device = device_of(case, gpu)
     traced = Stretched(case, device, progress=progress).trace
-    within = interval(case.precision, case.step.loop)
-    found = replay(traced, device.allocator(), BREAKDOWN)
+    within = interval(case.precision, case.step.loop, case.step.gpus)
+    found = replay(traced, device.allocator(), breakdown_of(case.step))
     allocated, reserved = found.peak_allocated_bytes, found.peak_reserved_bytes
     return Prediction(
         case=case.id,
@@ -156,6 +177,8 @@ def predict(
         precision=case.precision,
         step=_step(case),
         device=device.name,
+        parallel=case.step.parallel,
+        gpus=case.step.gpus,
         attention=case.step.attention,
         peak_allocated_bytes=allocated,
         peak_reserved_bytes=reserved,
@@ -179,7 +202,7 @@ def predict(
         bytes_moved=traced.bytes_moved,
         loop=case.step.loop,
         fit=fit(gpu, allocated, reserved, within) if gpu else None,
-        modelled_step_seconds=step_seconds(gpu, traced.work, traced.moved_bytes) if gpu else None,
+        modelled_step_seconds=_seconds(case, gpu, traced),
         assumptions=assumptions(case, gpu, device.name),
         versions=versions(),
     )

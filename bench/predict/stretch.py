@@ -121,14 +121,14 @@ class Stretched:
         )
 
     def _replay(self, what: str, value: int) -> Replayed:
-        from bench.predict.journal import BREAKDOWN
+        from bench.predict.journal import breakdown_of
         from bench.predict.replay import replay
 
         short, layout = self._own if not what else self._at.get((what, value), (None, None))
         if short is None:
             short, layout = self._between(what, value)
         whole = layout.events_of(short) if layout else short
-        return replay(whole, self._device.allocator(), BREAKDOWN)
+        return replay(whole, self._device.allocator(), breakdown_of(self.case.step))
 
     def _between(self, what: str, value: int) -> tuple[Trace, _Layout | None]:
         """The short trace with sizes on a line through two values that were traced, the nearest

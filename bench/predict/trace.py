@@ -23,6 +23,7 @@ from bench.predict.gpus import Work
 from bench.predict.journal import LOGITS, Journal, Untraceable
 from bench.predict.kernels import Device
 from bench.predict.liger import kernels_on
+from bench.predict.ranks import as_rank, of_rank
 from bench.predict.trainers import as_in_trainers, strict_within
 from bench.predict.unquantized import left_unquantized
 from bench.predict.values import tensors_in
@@ -33,7 +34,8 @@ from bench.training.cost import CostCounter
 from bench.training.liger import check_liger
 from bench.training.limits import check_length
 from bench.training.loops import run_step
-from bench.training.options import check_step
+from bench.training.options import FSDP, check_step
+from bench.training.parallel import check_parallel, spread, unwrapped
 from bench.training.step import Training, counted
 
 LOAD, FIRST, STEADY = "load", "first-step", "steady-step"
@@ -76,6 +78,9 @@ def trace(case: Case, device: Device, progress: Progress = lambda phase: None) -
     state from the start). Raises BenchError, naming the operation, where that cannot be done."""
     check_step(case.step)
     check_liger(case)
+    check_parallel(case)
+    if case.step.parallel:
+        device = of_rank(device)
     name = case.id
     if device.foreach_optimizer and case.step.optimizer == "adamw":
         case = replace(case, step=replace(case.step, optimizer="adamw-foreach"))
@@ -87,6 +92,7 @@ def trace(case: Case, device: Device, progress: Progress = lambda phase: None) -
             followed_autocast(device.name, device.attention),
             as_on(device, journal, case),
             as_in_trainers(case.step, device, journal),
+            as_rank(case, journal),
             without_cached_tables(),
             no_collections(),
         ):
@@ -123,7 +129,15 @@ def _traced(  # noqa: PLR0917  # one call
     with journal:
         base = loading.filled(base, case, config, "meta")
         left, share = left_unquantized(base, case)
-        training = loading.prepared(case, config, base, "meta", kernels_on(device, journal))
+        left_bytes = {kind: sum(p.nbytes for p in held) for kind, held in left.items()}
+        del left
+        if case.step.parallel == FSDP:  # whole on the CPU, and each rank's shards on its GPU
+            base = spread(case, loading.adapt(case, base))
+            storages.tag_model(journal.storages, base)
+            journal.begin_here()
+            training = loading.ready(case, config, base, "meta")
+        else:
+            training = loading.prepared(case, config, base, "meta", kernels_on(device, journal))
     for tensor in training.batch.values():
         journal.storages.tag(tensor, "activations")
     storages.tag_model(journal.storages, training.model)
@@ -153,7 +167,7 @@ def _traced(  # noqa: PLR0917  # one call
         moved_bytes=cost.moved_bytes,
         trainable_parameters=training.trainable_parameters,
         quantized_layers=training.quantized_layers,
-        unquantized_bytes={kind: sum(p.nbytes for p in held) for kind, held in left.items()},
+        unquantized_bytes=left_bytes,
         unquantized_share=share,
         tokens=_tokens(journal, training),
     )
@@ -188,7 +202,7 @@ def _tokens(journal: Journal, training: Training) -> int:
 @contextlib.contextmanager
 def _logits(journal: Journal, model: torch.nn.Module) -> Iterator[None]:
     """File what the head, the loss and the loss's backward pass allocate as logits and loss."""
-    heads = _heads(model)
+    heads = _heads(unwrapped(model))
 
     def enter(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
         journal.storages.category = LOGITS

@@ -9,7 +9,7 @@ from bench.models.precision import precision
 from bench.predict.evidence import interval
 from bench.predict.gpus import GIB, UNCERTAIN, YES, Fit, Gpu, fit
 from bench.predict.largest import Solution
-from bench.predict.result import LIMITS, Prediction
+from bench.predict.result import Prediction, limits_of
 from bench.reports.layout import Report, Table
 from bench.units import (
     format_bytes,
@@ -31,6 +31,7 @@ PARTS = {
     "optimizer_state": "optimizer state",
     "activations": "activations",
     "logits_and_loss": "logits and loss",
+    "communication": "gathered, and to be sent",
     "kernel_workspace": "kernel workspace",
     "other": "other",
 }
@@ -80,7 +81,7 @@ def prediction_report(predictions: Sequence[Prediction], gpu: Gpu | None = None)
         "Predicted GPU memory of a training step",
         (caption,),
         (Table("", header, tuple(rows), leading=1, right=_RIGHT),),
-        (f"Predicted, not measured. {_sentence(LIMITS)}", *assumed, *said),
+        (f"Predicted, not measured. {_sentence(limits_of(first))}", *assumed, *said),
     )
 
 
@@ -164,7 +165,7 @@ def prediction_text(done: Prediction | Solution) -> str:
     lines += [f"  assumed: {each}" for each in p.assumptions]
     lines += [f"  note: {note}" for note in notes(p)]
     if not cpu:
-        lines.append(f"  holds for: {'; '.join(LIMITS)}")
+        lines.append(f"  holds for: {'; '.join(limits_of(p))}")
     return "\n".join(lines)
 
 
@@ -195,7 +196,7 @@ def beside_text(predicted: Mapping[str, Any], measured: Mapping[str, Any]) -> st
 
 
 def _fit(gpu: Gpu, p: Prediction) -> Fit:
-    within = interval(p.precision, p.loop)
+    within = interval(p.precision, p.loop, p.gpus)
     return fit(gpu, p.peak_allocated_bytes, p.peak_reserved_bytes, within)
 
 

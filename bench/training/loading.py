@@ -29,6 +29,7 @@ from bench.training.batches import Batch
 from bench.training.cases import Case
 from bench.training.liger import Patch, check_liger, fused_loss, put_kernels
 from bench.training.options import EAGER, PLAIN, SDPA, SFT, TRAINER, check_step
+from bench.training.parallel import check_parallel, spread, storage_dtype
 from bench.training.step import Training, make_batch, make_optimizer, make_scaler
 
 
@@ -39,6 +40,7 @@ def load(case: Case, device: str = "cpu") -> Training:
     """
     check_step(case.step)
     check_liger(case, measured=True)
+    check_parallel(case)
     if precision(case.precision).stored:
         raise BenchError(f"{case.model}: {case.precision} weights are predicted, not measured")
     quiet_libraries()
@@ -60,7 +62,11 @@ def prepared(
 ) -> Training:
     """The rest of `load` for a base model that is there: adapters, batch, optimizer. `liger` puts
     Liger's kernels into it, where the step has them."""
-    model = adapt(case, model)
+    return ready(case, config, spread(case, adapt(case, model)), device, liger)
+
+
+def ready(case: Case, config: Any, model: Any, device: str, liger: Patch = put_kernels) -> Training:
+    """The rest of `load` for an adapted model that is there: batch, optimizer."""
     patches = liger(model, fused_loss(case.step)) if case.step.liger else ()
     batch = _heard(make_batch(config, case.auto_class, case.step, device), model)
     optimizer = make_optimizer(model, case.step)
@@ -159,7 +165,8 @@ def skeleton(case: Case, config: Any) -> Any:
     if kind.quantized:
         skipped = _skipped_modules(case, model)
         drawn = _weight_deviations(model)
-        swap_linear_layers(model, bitsandbytes_config(kind.name, skipped, case.compute))
+        how = bitsandbytes_config(kind.name, skipped, case.compute, storage_dtype(case))
+        swap_linear_layers(model, how)
         for name, module in model.named_modules():
             module.weight_deviation = drawn.get(name)
     return model

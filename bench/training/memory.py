@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from bench.compat import private
-from bench.training.storages import StorageLedger
+from bench.training.storages import StorageLedger, spread_over_ranks
 from bench.training.summing import as_autograd_sums, sole_holders
 
 _CPU = private("dispatch key")(torch._C.DispatchKey.CPU)
@@ -60,6 +60,8 @@ class MemoryTracker(_DispatchMode):  # type: ignore[misc, valid-type]  # torch i
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        if types and spread_over_ranks(types):
+            return NotImplemented
         kwargs = kwargs or {}
         func = as_autograd_sums(func, args, kwargs)
         nested = self._inside is not None

@@ -17,6 +17,8 @@ PLAIN, KEEP_OUTPUT, TRAINER, SFT = "plain", "keep-output", "trainer", "sft"
 LOOPS = (PLAIN, KEEP_OUTPUT, TRAINER, SFT)
 PHASES = ("forward", "backward", "optimizer")
 """Of a step, in order."""
+DDP, FSDP = "ddp", "fsdp"
+"""How a step is spread over GPUs: whole copies of the model, or shards of it."""
 SDPA, EAGER, FLASH, EFFICIENT, MATH = "sdpa", "eager", "flash", "efficient", "math"
 NEEDED: Mapping[str, tuple[str, ...]] = {
     TRAINER: ("accelerate",),
@@ -83,7 +85,8 @@ class StepOptions:
     kernel. `compute_dtype` is what 4-bit weights expand to, and the dtype of all that is not
     quantized. `kbit_preparation` runs PEFT's `prepare_model_for_kbit_training`, which holds every
     weight that is not quantized in float32. `images` counts those at the start of every sequence of
-    a vision-language model. Raises BenchError on a value out of range.
+    a vision-language model. `parallel` spreads the step over `gpus` GPUs: `batch_size` is what each
+    of them takes, and every figure is one GPU's. Raises BenchError on a value out of range.
     """
 
     batch_size: int = _said(2, "b{}", "sequences in a batch", type=int)
@@ -130,11 +133,18 @@ class StepOptions:
     )  # fmt: skip
 
     images: int = _said(0, "i{}", "images in a sequence, in its seq-len", type=int)
+    parallel: str | None = _said(
+        None, "{}", "several GPUs, the figures of one: a whole copy on each (ddp), or shards of "
+        "the parameters (fsdp: FSDP2)", choices=(DDP, FSDP), predicted=True,
+    )  # fmt: skip
+    gpus: int = _said(
+        1, "{}gpus", "with --parallel: how many GPUs (default: 1)", type=int, predicted=True
+    )
 
     def __post_init__(self) -> None:
         if not isinstance(self.images, int) or self.images < 0:
             raise BenchError(f"step option images: expected a number >= 0, found {self.images!r}")
-        for name in ("batch_size", "seq_len", "accumulation"):
+        for name in ("batch_size", "seq_len", "accumulation", "gpus"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise BenchError(
@@ -155,6 +165,14 @@ class StepOptions:
             raise BenchError("a packed batch has no padding: give --padded or --packed")
         if self.reentrant and not self.gradient_checkpointing:
             raise BenchError("--reentrant is a way of checkpointing: add --gradient-checkpointing")
+        if self.parallel and self.gpus < 2:
+            raise BenchError(
+                f"--parallel {self.parallel} is over several GPUs: add --gpus 2 or more"
+            )
+        if self.gpus > 1 and not self.parallel:
+            raise BenchError(
+                f"--gpus {self.gpus}: say how the step is spread: --parallel {DDP} or {FSDP}"
+            )
         if not self.fused_head and self.loop != SFT:
             raise BenchError(
                 f"--no-fused-head is an option of the sft loop, and the loop is {self.loop}"
@@ -232,20 +250,38 @@ _TEXT_ALONE = ("ForCausalLM", "ForMaskedLM", "ForSequenceClassification", "ForTo
                "ForQuestionAnswering")  # fmt: skip
 
 
+def flag_of(name: str) -> str:
+    """What a command line calls a field of a step."""
+    return _flag(StepOptions.__dataclass_fields__[name])
+
+
 def _flag(option: Any) -> str:
     flag: str = option.metadata.get("flag") or f"--{option.name.replace('_', '-')}"
     return flag
 
 
-def add_step_options(add: Callable[..., Any], unset: tuple[str, ...] = (), **defaults: Any) -> None:
-    """Give a parser (argparse's `add_argument`, or pytest's `addoption`) every option of a step.
+def _offered(predicted: bool) -> list[Any]:
+    """The fields that a command line has; those that are only `predicted` where it predicts."""
+    return [
+        option
+        for option in fields(StepOptions)
+        if option.metadata["help"] and (predicted or not option.metadata.get("predicted"))
+    ]
+
+
+def add_step_options(
+    add: Callable[..., Any],
+    unset: tuple[str, ...] = (),
+    predicted: bool = False,
+    **defaults: Any,
+) -> None:
+    """Give a parser (argparse's `add_argument`, or pytest's `addoption`) every option of a step;
+    those of steps that are `predicted` and never measured, where asked for.
 
     `defaults` replaces a field's own, and what its help says of it; those in `unset` are None where
     they are not given.
     """
-    for option in fields(StepOptions):
-        if not option.metadata["help"]:
-            continue
+    for option in _offered(predicted):
         help_text = option.metadata["help"]
         if isinstance(option.default, bool):
             action = "store_false" if option.default else "store_true"
@@ -261,11 +297,7 @@ def add_step_options(add: Callable[..., Any], unset: tuple[str, ...] = (), **def
         add(_flag(option), default=default, dest=option.name, help=help_text, **kwargs)
 
 
-def step_from(given: Namespace, **instead: Any) -> StepOptions:
+def step_from(given: Namespace, predicted: bool = False, **instead: Any) -> StepOptions:
     """The step that parsed options ask for; `instead` replaces what they say."""
-    values = {
-        option.name: getattr(given, option.name)
-        for option in fields(StepOptions)
-        if option.metadata["help"]
-    }
+    values = {option.name: getattr(given, option.name) for option in _offered(predicted)}
     return StepOptions(**{**values, **instead})

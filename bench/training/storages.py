@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 import torch
 
+from bench.compat import patched, private
+
 CATEGORIES = (
     "weights",
     "quantization_state",
@@ -74,6 +76,7 @@ class StorageLedger:
 
     def tag(self, tensor: torch.Tensor, category: str) -> None:
         """File the tensor's storage under `category`; a storage not seen yet counts from now on."""
+        tensor = local(tensor)
         if tensor.device.type != self.device:
             return
         storage = tensor.untyped_storage()
@@ -93,12 +96,22 @@ class StorageLedger:
         known = self._storages.get(storage._cdata)
         if known is None:
             self._begin(storage, self.category)
-        elif known.bytes != storage.nbytes():
+        else:
+            self._measure(storage, known)
+        return tensor
+
+    def resized(self, storage: torch.UntypedStorage) -> None:
+        """A storage may have another size now, without an operation."""
+        known = self._storages.get(storage._cdata)
+        if known is not None:
+            self._measure(storage, known)
+
+    def _measure(self, storage: torch.UntypedStorage, known: _Storage) -> None:
+        if known.bytes != storage.nbytes():
             self._add(known.category, storage.nbytes() - known.bytes)
             known.bytes = storage.nbytes()
             if self._history:
                 self._history.resized(storage._cdata, known.bytes)
-        return tensor
 
     def _begin(self, storage: torch.UntypedStorage, category: str) -> None:
         key = storage._cdata
@@ -124,19 +137,57 @@ class StorageLedger:
             self.peak_by_category = dict(self.by_category)
 
 
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a tensor that is spread over several; any other tensor itself."""
+    part: torch.Tensor = getattr(tensor, "_local_tensor", tensor)
+    return part
+
+
+def spread_over_ranks(types: Any) -> bool:
+    """Whether an operation's operands are spread over ranks: a mode that gives it back is asked
+    again for the operations on this rank's parts."""
+    return any(each.__name__ == "DTensor" for each in types)
+
+
+@contextlib.contextmanager
+def followed_shards(storages: StorageLedger) -> Iterator[None]:
+    """While active, the ledger is told of storages that are resized, which no operation does: FSDP
+    frees and allocates gathered parameters so, and keeps the tensors. What DTensor only asks the
+    shape of is not counted."""
+    resize, propagator = torch.UntypedStorage.resize_, private("shapes of shards")
+    asked = propagator._propagate_tensor_meta_non_cached
+
+    def noted(storage: torch.UntypedStorage, size: int) -> torch.UntypedStorage:
+        found = resize(storage, size)
+        storages.resized(storage)
+        return found
+
+    def unseen(self: Any, schema: Any) -> Any:
+        with private("no modes")():
+            return asked(self, schema)
+
+    with patched(
+        (torch.UntypedStorage, "resize_", noted),
+        (propagator, "_propagate_tensor_meta_non_cached", unseen),
+    ):
+        yield
+
+
 def tag_model(storages: StorageLedger, model: torch.nn.Module) -> None:
     """File a model's parameters, buffers and bitsandbytes' quantization state."""
     for buffer in model.buffers():
         storages.tag(buffer, "weights")
+    states = [getattr(module, "quant_state", None) for module in model.modules()]  # 4-bit, sharded
     for parameter in model.parameters():
         storages.tag(parameter, "adapters" if parameter.requires_grad else "weights")
-        state = getattr(parameter, "quant_state", None)  # 4-bit
+        states.append(getattr(parameter, "quant_state", None))  # 4-bit
+        if isinstance(scale := getattr(parameter, "SCB", None), torch.Tensor):  # int8
+            storages.tag(scale, "quantization_state")
+    for state in states:
         for holder in filter(None, (state, getattr(state, "state2", None))):
             for name in ("absmax", "code", "offset"):
                 if isinstance(tensor := getattr(holder, name), torch.Tensor):
                     storages.tag(tensor, "quantization_state")
-        if isinstance(scale := getattr(parameter, "SCB", None), torch.Tensor):  # int8
-            storages.tag(scale, "quantization_state")
     for module in model.modules():
         scale = getattr(getattr(module, "state", None), "SCB", None)
         if isinstance(scale, torch.Tensor):  # int8, once a forward pass has moved it here

@@ -1,0 +1,178 @@
+"""Predicted steps over several GPUs against real ones: torch's DDP and FSDP2 in two processes that
+send to each other by gloo, on the CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from measure_support import kept_out_of_collections, predicted
+
+from bench.predict.journal import COMMUNICATION
+from bench.training.cases import Case, StepOptions
+
+if TYPE_CHECKING:
+    from bench.predict.result import Prediction
+
+WITHIN = 0.02
+RANKS = 2
+LLAMA = {
+    "model_type": "llama", "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 501,
+    "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2,
+    "tie_word_embeddings": False,
+}  # fmt: skip
+"""Few tokens and wide layers, so that the weights and what is gathered of them are what counts. The
+vocabulary is odd: its rows are not the same number on both ranks."""
+
+
+def spread_case(parallel: str, precision: str, /, name: str = "", **changes: Any) -> Case:
+    """A small Llama's step over RANKS; of `changes` those of config and adapter by their names."""
+    config = {k: changes.pop(k, v) for k, v in LLAMA.items()}
+    adapter: dict[str, Any] = {
+        "r": 8, "task_type": "CAUSAL_LM",
+        "target_modules": changes.pop("target_modules", ["q_proj", "v_proj"]),
+    }  # fmt: skip
+    options = {"batch_size": 1, "seq_len": 8, "parallel": parallel, "gpus": RANKS, **changes}
+    step = StepOptions(**options)
+    return Case(f"llama{name}", config, "AutoModelForCausalLM", "small", adapter, precision, step)
+
+
+CASES = [
+    spread_case(parallel, precision, gradient_checkpointing=checkpointing)
+    for parallel in ("ddp", "fsdp")
+    for precision in ("bf16", "nf4")
+    for checkpointing in (False, True)
+] + [
+    spread_case("fsdp", "bf16", "-tied", tie_word_embeddings=True),
+    spread_case("fsdp", "nf4-dq", "-wide", target_modules="all-linear", loop="keep-output"),
+    spread_case("ddp", "bf16", "-padded", padded=True, batch_size=3, optimizer="sgd"),
+    spread_case("fsdp", "bf16", "-half", autocast_adapter_dtype=False, optimizer="adamw-foreach"),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported() -> Iterator[None]:
+    yield from kept_out_of_collections()
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[dict[str, int], ...]]:
+    """For each case every rank's peaks."""
+    file = str(tmp_path_factory.mktemp("group") / "store")
+    return list(zip(*_processes(CASES, range(RANKS), file), strict=True))
+
+
+def _processes(cases: list[Case], ranks: Iterable[int], file: str) -> list[list[dict[str, int]]]:
+    """For each rank its peaks in each case: a process a rank, for all of the cases."""
+    script = Path(__file__).with_name("ranks_reference.py")
+    given = "".join(f"{json.dumps(case.to_dict())}\n" for case in cases)
+    settings = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(rank), str(RANKS), file],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=settings,
+        )
+        for rank in ranks
+    ]  # fmt: skip
+    try:
+        for process in started:
+            assert process.stdin is not None
+            process.stdin.write(given)
+            process.stdin.close()
+            process.stdin = None
+        ends = [process.communicate(timeout=400) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    for process, (_, said) in zip(started, ends, strict=True):
+        assert process.returncode == 0, said[-3000:]
+    return [[json.loads(line) for line in out.splitlines()] for out, _ in ends]
+
+
+@cache
+def _predicted(number: int) -> Prediction:
+    return predicted(CASES[number])
+
+
+def _peaks(p: Prediction) -> dict[str, int]:
+    return {
+        "loaded": p.loaded_bytes,
+        "first": p.first_step_peak_allocated_bytes,
+        "steady": p.peak_allocated_bytes,
+    }
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=lambda number: CASES[number].id)
+def test_peaks_are_those_of_the_real_ranks(number: int, real: Any) -> None:
+    found = _predicted(number)
+    for rank, seen in enumerate(real[number]):
+        # Rank 1 has one row less of the embedding and of the head.
+        assert _peaks(found) == pytest.approx(seen, rel=WITHIN), f"rank {rank}"
+    assert _peaks(found) == pytest.approx(real[number][0], rel=1e-3)
+    assert sum(found.breakdown.values()) == found.peak_allocated_bytes
+    assert min(found.breakdown.values()) >= 0
+
+
+def test_peaks_are_the_profilers() -> None:
+    """Of one rank without the others, whose process sends nothing and is watched by torch alone.
+    (DDP waits for what it sent, so that it has no such rank.)"""
+    numbers = [n for n, case in enumerate(CASES) if case.step.parallel == "fsdp"][:2]
+    (seen,) = _processes([CASES[n] for n in numbers], [0], "alone")
+    for number, each in zip(numbers, seen, strict=True):
+        assert _peaks(_predicted(number)) == pytest.approx(each, rel=1e-3)
+
+
+def test_without_what_is_resized_no_sharded_peak_agrees(
+    real: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reference tells a gathered parameter that is never freed from one that is."""
+    number = CASES.index(spread_case("fsdp", "bf16"))
+    monkeypatch.setattr(torch.UntypedStorage, "resize_", lambda storage, size: storage)
+    found = _peaks(predicted(CASES[number]))
+    assert found["steady"] > (1 + WITHIN) * real[number][0]["steady"]
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("precision", ["bf16", "nf4"])
+def test_without_what_is_communicated_no_peak_agrees(
+    real: Any, parallel: str, precision: str
+) -> None:
+    number = CASES.index(spread_case(parallel, precision))
+    p = _predicted(number)
+    assert p.breakdown[COMMUNICATION] > 0
+    without = p.peak_allocated_bytes - p.breakdown[COMMUNICATION]
+    assert without != pytest.approx(real[number][0]["steady"], rel=WITHIN)
+
+
+def test_shards_are_halves_and_copies_are_whole() -> None:
+    """By hand: on each of two GPUs half of every weight and adapter, and the 4-bit scales whole."""
+    alone = predicted(
+        replace(CASES[0], precision="nf4", step=replace(CASES[0].step, parallel=None, gpus=1))
+    )
+    copy = predicted(spread_case("ddp", "nf4"))
+    shard = predicted(spread_case("fsdp", "nf4"))
+    assert copy.breakdown["weights"] == alone.breakdown["weights"]
+    scales = alone.breakdown["quantization_state"]
+    assert copy.breakdown["quantization_state"] == scales
+    assert shard.breakdown["quantization_state"] == pytest.approx(scales, rel=1e-3)
+    odd_rows = 2 * LLAMA["hidden_size"] * 2 // 2  # half a row of embedding and head, in bfloat16
+    buffers = 4 * LLAMA["hidden_size"] // LLAMA["num_attention_heads"] // 2  # of the positions
+    halves = (alone.breakdown["weights"] - buffers) // 2 + buffers + odd_rows
+    assert shard.breakdown["weights"] == pytest.approx(halves, rel=1e-3)
+    assert 2 * shard.breakdown["adapters"] == alone.breakdown["adapters"]
+    assert 2 * shard.breakdown["optimizer_state"] == pytest.approx(
+        alone.breakdown["optimizer_state"], rel=1e-3
+    )
+    assert copy.breakdown[COMMUNICATION] == 4 * alone.trainable_parameters
