@@ -135,8 +135,7 @@ def parallel_assumptions(case: Case) -> tuple[str, ...]:
             f"4-bit weights: packed as {case.compute} (bnb_4bit_quant_storage), without which "
             "accelerate leaves them whole; their scales are no parameters and are whole on each GPU"
         )
-    first = f"gpus: {step.gpus}, {size}; the figures are the first one's, whose shards are largest"
-    return (first, *shards, _EVIDENCE.format("FSDP2"))
+    return (f"gpus: {step.gpus}, {size}", *shards, _EVIDENCE.format("FSDP2"))
 
 
 def trainer_assumptions(case: Case) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ LLAMA = {
     "tie_word_embeddings": False,
 }  # fmt: skip
 """Few tokens and wide layers, so that the weights and what is gathered of them are what counts. The
-vocabulary is odd: its rows are not the same number on both ranks."""
+vocabulary is odd: the last rank's rows are padded."""
 
 
 def spread_case(parallel: str, precision: str, /, name: str = "", **changes: Any) -> Case:
@@ -118,7 +118,6 @@ def _peaks(p: Prediction) -> dict[str, int]:
 def test_peaks_are_those_of_the_real_ranks(number: int, real: Any) -> None:
     found = _predicted(number)
     for rank, seen in enumerate(real[number]):
-        # Rank 1 has one row less of the embedding and of the head.
         assert _peaks(found) == pytest.approx(seen, rel=WITHIN), f"rank {rank}"
     assert _peaks(found) == pytest.approx(real[number][0], rel=1e-3)
     assert sum(found.breakdown.values()) == found.peak_allocated_bytes
