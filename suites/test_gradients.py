@@ -14,7 +14,8 @@ import pytest
 from tiny_models import COMMON, MODELS, OTHERS, adapted_as, other, tiny
 
 from bench.adapters.config import AdapterConfig
-from bench.models.architectures import Model, find_model, registered
+from bench.models.architectures import Model, find_model
+from bench.models.declared import registered
 
 
 def _lazily(name: str, module: str = "bench.predict.gradients") -> Any:

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from bench.errors import BenchError
-from bench.models.architectures import Model, registered
+from bench.models.architectures import Model
+from bench.models.declared import registered
 from bench.scenarios.subjects import load_model
 
 

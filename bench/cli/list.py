@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _models() -> Iterator[Row]:
-    from bench.models.architectures import load_architecture, registered
+    from bench.models.declared import load_architecture, registered
 
     for name, folder in registered().items():
         yield name, load_architecture(folder).hub_id

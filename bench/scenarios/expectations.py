@@ -10,7 +10,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 from bench.adapters.config import AdapterConfig
-from bench.models.architectures import Model, Projection
+from bench.models.architectures import Model
+from bench.models.declared import Projection
 from bench.models.roles import FUSED, HEAD
 from bench.scenarios.scenario import Scenario
 from bench.tasks import heads_of

@@ -17,7 +17,8 @@ from msgspec import Meta
 from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError, UnknownName
 from bench.files import FIXTURES, parse, read_toml
-from bench.models.architectures import Architecture, Model
+from bench.models.architectures import Model
+from bench.models.declared import Architecture
 from bench.models.modules import OTHER, ModuleTable
 from bench.models.roles import FUSED, check_role, role_of, serves
 from bench.tasks import BY_CLASS

@@ -11,7 +11,8 @@ from pathlib import Path
 from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError, UnknownName
 from bench.files import check_weights
-from bench.models.architectures import Model, find_model, registered
+from bench.models.architectures import Model, find_model
+from bench.models.declared import registered
 from bench.models.precision import precision
 from bench.scenarios.scenario import Scenario, find_scenario, load_scenarios
 from bench.targets import Ledger

@@ -12,7 +12,8 @@ import pytest
 
 from bench.cli import main
 from bench.errors import BenchError
-from bench.models.architectures import find_model, load_architecture, registered
+from bench.models.architectures import find_model
+from bench.models.declared import load_architecture, registered
 from bench.models.expressions import evaluate
 from bench.scenarios.scenario import load_scenarios
 from bench.scenarios.subjects import Request, select
