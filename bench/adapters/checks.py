@@ -26,6 +26,8 @@ NESTED = ("kasa_config", "monteclora_config", "use_bdlora", "velora_config", "ev
 """Fields that hold the fields of a class of PEFT's."""
 
 
+MOST_ENTRIES = 10_000
+"""In one field: more than the layers of any model that PEFT adapts, each named by itself."""
 LARGEST_RANK = 1 << 20
 """No layer of any model is as wide, and past its width a rank adds nothing."""
 
@@ -85,6 +87,10 @@ def check_fields(given: Mapping[str, Any]) -> None:
     ]
     if wrong:
         raise BenchError("; ".join(wrong))
+    for name in _TYPES:
+        value = given[name]
+        if isinstance(value, tuple | Mapping) and len(value) > MOST_ENTRIES:
+            raise BenchError(f"{name} has {len(value):,} entries: {MOST_ENTRIES:,} is most")
     if given["bias"] not in BIASES:
         raise UnknownName("bias", str(given["bias"]), BIASES)
     if given["task_type"] is not None and given["task_type"] not in BY_TYPE:

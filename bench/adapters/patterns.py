@@ -72,7 +72,7 @@ def check_pattern(pattern: str, names: tuple[str, ...], what: str) -> None:
         )
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=1 << 15)
 def check_compiles(pattern: str) -> None:
     """BenchError that says why where Python, and so PEFT, makes no expression of `pattern`, or
     takes too long to."""
@@ -87,11 +87,17 @@ def check_compiles(pattern: str) -> None:
             "write it without repeats within repeats"
         )
     try:
-        re.compile(pattern)
+        compiled(pattern)
     except (re.error, OverflowError) as error:
         raise BenchError(str(error)) from None
     except RecursionError:
         raise BenchError("its groups are nested too deeply for Python to compile") from None
+
+
+@lru_cache(maxsize=1 << 15)  # a pattern a layer is usual, and `re` itself keeps but 512
+def compiled(pattern: str) -> re.Pattern[str]:
+    """The expression, each compiled once. Raises what `re.compile` raises."""
+    return re.compile(pattern)
 
 
 def fitting(pattern: str, names: Iterable[str]) -> list[str]:

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.baselines.runs import StoredRun, load_run
-from bench.baselines.storage import SAVE_HINT, alone, find_runs, stored_files
+from bench.baselines.storage import SAVE_HINT, alone, find_runs, named, stored_files
 from bench.errors import BenchError
 from bench.files import parse, read_json, write_atomically
 from bench.units import one_line
@@ -115,7 +115,8 @@ def check_gated(baseline: StoredRun) -> None:
     if why and (baseline.interrupted or baseline.gate == FAILED):
         ways = ["name another", "compare without --gate"]
         if not baseline.interrupted:
-            ways.insert(0, f"accept it (bench accept {baseline.label} --reason WHY)")
+            run = named(baseline.path) if baseline.path else baseline.label
+            ways.insert(0, f"accept it (bench accept {run} --reason WHY)")
         raise BenchError(
             f"--gate: {baseline.label} may not be a baseline: {why}; {' or '.join(ways)}"
         )
@@ -127,7 +128,7 @@ def load_baseline(storage: Path | str, selector: str | None = None) -> StoredRun
     A selector that means such a run by its whole name or number, and no other, means it all the
     same: it is named. BenchError where there is none, with how to make one.
     """
-    found = find_runs(storage, selector or "*")
+    found = find_runs(storage, "*" if selector is None else selector)
     newest: dict[Path, StoredRun] = {}
     refused: list[str] = []
     for path in reversed(found):

@@ -33,6 +33,8 @@ def find_runs(storage: Path | str, selector: str | None = None) -> list[Path]:
     there, when nothing matches.
     """
     storage = Path(storage)
+    if selector is not None and not selector.strip():
+        raise BenchError("the name of a stored run is empty: give its number, its name or its file")
     if selector and Path(selector).is_file():
         return [Path(selector)]
     stored = stored_files(storage)
@@ -62,13 +64,24 @@ def stored_files(storage: Path) -> list[Path]:
     return sorted(runs, key=lambda path: (_number(path), path.name, path.parent))
 
 
+def named(path: Path) -> str:
+    """How a command names a stored run: by number and name where it looks by itself, in results/,
+    else by its file."""
+    here = Path("results").resolve()
+    folder = path.resolve().parent
+    if here in (folder, folder.parent):
+        return path.stem
+    cwd = Path.cwd()
+    return str(path.relative_to(cwd) if path.is_relative_to(cwd) else path)
+
+
 def load_stored(storage: Path | str, selector: str | None = None) -> StoredRun:
     """The one run that `selector` means, as `find_runs` reads it: the newest match. Without a
     selector, the latest run that was not interrupted.
 
     BenchError also where matches lie in several folders, whose numbers count apart.
     """
-    if selector:
+    if selector is not None:
         found = find_runs(storage, selector)
         if len({path.parent for path in found}) > 1:
             raise BenchError(

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from bench.cli.options import Add, Once, split
 from bench.cli.output import fitted, in_colour
-from bench.errors import BenchError
+from bench.errors import BenchError, check_most
+from bench.training.options import MOST
 
 HELP = "check a training configuration or a trained adapter, whichever tool wrote it"
 EPILOG = (
@@ -55,6 +56,7 @@ def run(options: argparse.Namespace) -> int:
         raise BenchError("give --gpu or --gpu-memory, not both")
     if options.seq_len is not None and options.seq_len < 1:
         raise BenchError(f"--seq-len must be at least 1, not {options.seq_len}")
+    check_most("--seq-len", options.seq_len, MOST["seq_len"])
     from bench.check.answer import Question, check
     from bench.check.gate import HazardGate
     from bench.predict.gpus import find_gpu, gpu_with_memory

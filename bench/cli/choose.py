@@ -117,6 +117,12 @@ def _check(options: argparse.Namespace) -> None:
         )
     if options.probe and options.weights is None:
         raise BenchError("--probe needs --weights DIR: the gradient is that of real weights")
+    if options.probe:
+        from bench.files import check_weights
+
+        check_weights(options.weights)
+        if options.data is not None and not options.data.is_file():
+            raise BenchError(f"--data {options.data}: no such file")
     if not options.probe and (options.weights or options.data):
         raise BenchError("--weights and --data are for --probe")
     if options.json and options.format:

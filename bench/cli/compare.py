@@ -6,6 +6,7 @@ import argparse
 
 from bench.cli.options import FORMATS, Add, add_format, add_gate
 from bench.cli.output import csv_text, json_lines, put, stored_runs, written
+from bench.errors import BenchError
 
 HELP = "verdicts on two stored runs"
 
@@ -41,6 +42,8 @@ def run(options: argparse.Namespace) -> int:
     thresholds, storage = all_thresholds(options.threshold), stored_runs()
     baseline = load_stored(storage, options.baseline)
     contender = load_stored(storage, options.contender)
+    if baseline.path and contender.path and baseline.path.samefile(contender.path):
+        raise BenchError(f"{baseline.label} is held against itself: that shows nothing")
     verdicts = compare(baseline, contender, thresholds)
     require_common(baseline, contender, verdicts)
     failing = gate(verdicts, options.allow)

@@ -119,6 +119,10 @@ def _check(options: argparse.Namespace) -> None:
         raise BenchError(f"--{gating[0].replace('_', '-')} is of a comparison: give --compare, too")
     if options.save is None and options.resume:
         raise BenchError("--resume needs --save NAME: the run that was cut short")
+    if options.save is not None:
+        from bench.baselines.storage import check_name
+
+        check_name(options.save)
     if options.compare is not None:
         from bench.baselines import all_thresholds, check_verdict_file, gate
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.cli.options import REPEATABLE, Add, add_adapter, add_model
 from bench.cli.output import fitted, no_formula, put, save_figure, say, written
-from bench.cli.subject import predicted_subjects
+from bench.cli.subject import check_asked, predicted_subjects
 from bench.errors import BenchError
 from bench.models.precision import PRECISIONS, precision
 from bench.training.options import (
@@ -274,6 +274,10 @@ def _check(options: argparse.Namespace) -> None:
         plot_format(options.plot)
     for name in options.precision:
         precision(name)
+    check_asked(options)
+    check_step(
+        step_from(options, seq_len=PREDICTED_LENGTH if options.seq_len is None else options.seq_len)
+    )
     card = options.gpu or options.gpu_memory
     if options.gpu and options.gpu_memory:
         raise BenchError("give --gpu or --gpu-memory, not both")

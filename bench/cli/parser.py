@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import NoReturn, Protocol
 
 from bench import __version__
@@ -61,6 +62,13 @@ COMMANDS: dict[str, Command] = {
 }
 
 
+def _path(text: str) -> Path:
+    """A path; "" is none, as from a variable that is not set, and does not mean this folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, found nothing")
+    return Path(text)
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser that tells what is wrong in one line, as every other wrong input is told."""
 
@@ -81,5 +89,6 @@ def make_parser() -> argparse.ArgumentParser:
         sub = subparsers.add_parser(name, help=command.HELP, description=command.HELP, epilog=more)
         sub.set_defaults(run=command.run)
         sub.register("action", None, Once)  # what `add` makes unless it is told otherwise
+        sub.register("type", Path, _path)
         command.add_options(sub.add_argument)
     return parser

@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     storage = stored_runs()
     found = [path for selector in options.runs for path in find_runs(storage, selector)]
     runs = [load_run(path) for path in dict.fromkeys(found)] or [load_stored(storage)]
-    baseline = load_stored(storage, options.baseline) if options.baseline else None
+    baseline = None if options.baseline is None else load_stored(storage, options.baseline)
     if options.plots:
         _plots(runs, options.plots)
         return 0

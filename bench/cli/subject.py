@@ -17,6 +17,25 @@ if TYPE_CHECKING:
     from bench.scenarios.subjects import Subject
 
 
+def check_asked(options: argparse.Namespace) -> None:
+    """Raise BenchError for a configuration that can be none, before any model is looked at."""
+    from bench.adapters.config import AdapterConfig
+    from bench.scenarios.scenario import find_scenario
+
+    ways = [w for w in ("adapter", "scenario", "target_modules") if getattr(options, w) is not None]
+    if len(ways) > 1:
+        raise BenchError(f"give one of --{', --'.join(w.replace('_', '-') for w in ways)}")
+    AdapterConfig(task_type=options.task_type)
+    if options.rank is not None:
+        AdapterConfig(r=options.rank)
+    if options.target_modules is not None and not getattr(options, "target_parameters", ""):
+        AdapterConfig(entries(options.target_modules))
+    named = options.scenario if isinstance(options.scenario, list) else [options.scenario]
+    for name in named:
+        if name is not None and not set(name) & set("*?["):
+            find_scenario(name)
+
+
 def asked_subject(options: argparse.Namespace, name: str) -> Subject:
     """The model called `name` with the configuration that the options give."""
     from bench.scenarios.scenario import find_scenario

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bench.adapters.config import ALL_LINEAR
 from bench.cli.options import REPEATABLE, Add, add_adapter, add_building, entries, split
 from bench.cli.output import fitted, in_colour, put, save_figure, written
-from bench.cli.subject import asked_subject, with_head
+from bench.cli.subject import asked_subject, check_asked, with_head
 from bench.errors import BenchError, UnknownName
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def run(options: argparse.Namespace) -> int:
         raise BenchError(
             "--set goes with --method; LoRA's own fields go into an adapter_config.json (--adapter)"
         )
+    check_asked(options)
     if options.plot:
         from bench.reports.plots import plot_format
 

@@ -240,6 +240,8 @@ def find_model(
     `auto_class` overrides the class to build; without it the architecture's declaration, or the
     config's `architectures`, decide. Raises BenchError naming what is wrong.
     """
+    if not name.strip():
+        raise BenchError("the model's name is empty: a registered name, a folder or a hub id")
     if auto_class is not None:
         check_auto_class(auto_class)
     folders = registered()

@@ -32,6 +32,7 @@ from bench.baselines.accepted import (
     no_baseline,
 )
 from bench.baselines.configuration import recorded
+from bench.baselines.storage import named
 from bench.baselines.verdicts import left_out
 from bench.compat import benchmarks_of
 from bench.errors import BenchError
@@ -258,7 +259,7 @@ def _save(config: pytest.Config, name: str, document: dict[str, Any]) -> None:
         record = accept(path, FIRST_REASON)
         _say(config, f"accepted as the first baseline here: recorded in {_shown(config, record)}")
     if why := no_baseline(stored):
-        way = f"Where its figures are right: bench accept {path.stem} --reason WHY"
+        way = f"Where its figures are right: bench accept {named(path)} --reason WHY"
         if stored.interrupted:
             way = f"Go on with it: {save_command(config).replace('NAME', name)} --resume"
         _say(config, f"no later run is held against it: {why}. {way}")

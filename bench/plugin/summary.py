@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from bench.baselines.storage import named
 from bench.compat import width_of
 from bench.plugin.state import BASELINE, FAILING, LINES, LOG, RUN, SAVE, VERDICTS
 from bench.plugin.storing import save_command
@@ -29,7 +30,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     measured = any(record.suite == "measurement" for record in run.records.values())
     places = [*config.stash.get(LINES, [])]
     if measured:
-        stored = run.path.stem if config.stash[SAVE] and run.path else None
+        stored = named(run.path) if config.stash[SAVE] and run.path else None
         places.append(
             f"every case: bench report {stored}"
             if stored

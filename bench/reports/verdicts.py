@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from bench.baselines import (
     unused,
 )
 from bench.baselines.accepted import FAILED, no_baseline
-from bench.baselines.storage import SAVE_HINT
+from bench.baselines.storage import SAVE_HINT, named
 from bench.baselines.verdicts import INCOMPARABLE, NEW, UNCHANGED
 from bench.reports.layout import BAD, EMPTY, GOOD, NOTED, Report, Table
 from bench.reports.tables import describe
@@ -110,9 +112,11 @@ def verdict_report(
 
 def _accepting(contender: StoredRun, save_command: str) -> str:
     """The command that makes the contender a baseline, stored or not."""
-    named = contender.label if contender.path else "NAME"
-    accept = f"bench accept {named} --reason WHY"
-    return accept if contender.path else f"{save_command}, then {accept}"
+    if contender.path:
+        return f"bench accept {shlex.quote(named(contender.path))} --reason WHY"
+    storage = re.search(r"--benchmark-storage[= ](?:file://)?(\S+)", save_command)
+    there = f" --results {storage[1]}" if storage else ""
+    return f"{save_command}, then bench accept NAME --reason WHY{there}"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from bench.adapters.config import ALL_LINEAR, AdapterConfig
-from bench.adapters.patterns import fitting
+from bench.adapters.patterns import compiled, fitting
 from bench.models.modules import OTHER, Module, ModuleTable
 from bench.targets.entries import Filter, ends_in, new_name
 from bench.targets.ledger import DeadField, Ledger
@@ -227,7 +227,7 @@ def _patterns(ledger: Ledger) -> Iterator[DeadField]:
     fields = {"rank_pattern": adapter.rank_pattern, "alpha_pattern": adapter.alpha_pattern}
     for field, patterns in fields.items() if names else ():
         for key in patterns:
-            fits = re.compile(rf"(.*\.)?({key})$")
+            fits = compiled(rf"(.*\.)?({key})$")
             if any(fits.match(name) for name in names):
                 continue
             fused = new_name(ledger.table, key)

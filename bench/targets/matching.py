@@ -15,14 +15,12 @@ a real injection.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import lru_cache
 
 from bench.adapters.config import NO_TARGETS, AdapterConfig
-from bench.adapters.patterns import check_patterns
+from bench.adapters.patterns import check_patterns, compiled
 from bench.models.modules import LINEAR, Module, ModuleTable, Parameter, layer_of
 from bench.models.roles import UNKNOWN, role_of
 from bench.targets.dead import find_cause, find_dead_fields
@@ -221,14 +219,9 @@ def _default_targets(
 
 def _rank(adapter: AdapterConfig, added: Mapping[str, int], name: str) -> int:
     for pattern, rank in (*adapter.rank_pattern.items(), *added.items()):
-        if _ranked(pattern).match(name):
+        if compiled(rf"(.*\.)?({pattern})$").match(name):
             return rank
     return adapter.r
-
-
-@lru_cache(maxsize=16_384)  # a pattern a layer is usual, and `re` itself keeps but 512
-def _ranked(pattern: str) -> re.Pattern[str]:
-    return re.compile(rf"(.*\.)?({pattern})$")
 
 
 def _user_entries(adapter: AdapterConfig, targets: Targets) -> list[tuple[str, str]]:

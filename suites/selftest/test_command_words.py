@@ -181,3 +181,32 @@ def test_a_history_of_one_run_says_so(
     assert "0001_base: 0 steps" in said
     assert "One run has nothing before it to differ from" in said
     assert "one run: nothing to hold it against" in (tmp_path / "history.svg").read_text()
+
+
+def test_a_run_held_against_itself_shows_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "results", "base", sample())
+    assert main(["compare", "base", "0001"]) == 2
+    assert "0001_base is held against itself" in capsys.readouterr().err
+
+
+def test_the_advice_names_a_run_so_that_it_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By its file where it lies elsewhere than in results/: the command is tried as it is given."""
+    document = sample()
+    document["lora_bench"]["records"][QUERY]["metrics"]["adapted_layers"] += 1
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "elsewhere", "base", sample())
+    write_run(tmp_path / "elsewhere", "new", document)
+    assert main(["compare", "elsewhere/0001_base.json", "elsewhere/0002_new.json"]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "bench accept elsewhere/0002_new.json --reason WHY" in said
+    assert main(["accept", "elsewhere/0002_new.json", "--reason", "WHY"]) == 0
+    runs = [run_with(), run_with(metric(QUERY, "adapted_layers", 25))]
+    verdicts = compare(*runs)
+    stored = "pytest suites/ --benchmark-storage=elsewhere --benchmark-save=NAME"
+    told = markdown(verdict_report(verdicts, gate(verdicts), *runs, save_command=stored))
+    assert "bench accept NAME --reason WHY --results elsewhere" in told

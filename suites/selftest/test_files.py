@@ -178,18 +178,18 @@ def test_verdicts_and_reports_replace_no_other_json(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Not the stored run that they are made from, nor anybody's config.json."""
-    write_run(tmp_path, "base", sample())
-    run, config = tmp_path / "0001_base.json", tmp_path / "config.json"
+    run, again = (write_run(tmp_path, name, sample()) for name in ("base", "again"))
+    config = tmp_path / "config.json"
     config.write_text('{"model_type": "llama"}')
     before = run.read_bytes()
     for file in (run, config):
-        asked = ["compare", str(run), str(run), "--verdict-file", str(file)]
+        asked = ["compare", str(run), str(again), "--verdict-file", str(file)]
         assert main(asked) == 2
         assert "is there, and holds something else" in capsys.readouterr().err
         assert main(["report", str(run), "--format", "json", "--output", str(file)]) == 2
     assert run.read_bytes() == before
     verdicts = tmp_path / "verdicts.json"
     for _ in range(2):  # one's own may be replaced
-        assert main(["compare", str(run), str(run), "--verdict-file", str(verdicts)]) == 0
+        assert main(["compare", str(run), str(again), "--verdict-file", str(verdicts)]) == 0
     capsys.readouterr()
-    assert main(["compare", str(run), str(run), "--verdict-file", "v.html"]) == 2
+    assert main(["compare", str(run), str(again), "--verdict-file", "v.html"]) == 2

@@ -130,6 +130,10 @@ targets opt-350m q_proj,v_proj
 choose opt-350m --gpu T4 --rank 4 --budget 1000000
 choose opt-350m --gpu T4 --rank 99999999999
 choose opt-350m --gpu T4 --budget 99999999999999
+choose opt-350m --gpu T4 --probe --weights no-such-folder
+choose opt-350m --gpu T4 --probe --weights . --data no-such-file
+check pyproject.toml --gpu T4 --seq-len 99999999999
+learn --save a/b
 learn --read --save NAME
 learn --allow regressed
 learn --compare --threshold step_seconds=-1
@@ -185,6 +189,49 @@ def test_what_the_parser_refuses_is_one_line(options: tuple[str, ...], capsys) -
     assert said.count("\n") == 1
     assert len(said) < 500
     assert ("is most" in said) == ("999" in options[-1])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--adapter", "a", "--target-modules", "b"), "give one of --adapter, --target-modules"),
+        (("--target-modules", "q_proj", "--rank", "-3"), "r must be a whole number"),
+        (("--target-modules", "q_proj", "--task-type", "FOO"), "unknown task type"),
+        (("--target-modules", "("), "is not a regular expression"),
+        (("--scenario", "qeury"), "unknown scenario 'qeury'"),
+    ],
+)
+@pytest.mark.parametrize("command", ["targets", "memory"])
+def test_a_configuration_is_checked_before_the_model(
+    refused, command: str, options: tuple[str, ...], said: str
+) -> None:
+    assert said in refused(command, "./nowhere", *options)
+
+
+def test_nothing_is_no_name(llama: Path, refused, monkeypatch, capsys) -> None:
+    """As from a variable that is not set: it means neither this folder nor the latest run."""
+    monkeypatch.chdir(llama)
+    assert "the model's name is empty" in refused("targets", "", "--target-modules", "q_proj")
+    for asked in (("report", ""), ("compare", "", ""), ("accept", "", "--reason", "x"),
+                  ("report", "--baseline", "")):  # fmt: skip
+        assert "the name of a stored run is empty" in refused(*asked)
+    for paths in (("check", ""), ("targets", "my-llama", "--adapter", "")):
+        with pytest.raises(SystemExit):
+            main([*paths])
+        assert "expected a path, found nothing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("field", ["target_modules", "rank_pattern", "layers_to_transform"])
+def test_more_entries_than_any_model_has_layers(llama: Path, refused, field: str) -> None:
+    values: dict[str, object] = {
+        "target_modules": [f"layers.{n}" for n in range(10_001)],
+        "rank_pattern": {f"layers.{n}": 4 for n in range(10_001)},
+        "layers_to_transform": list(range(10_001)),
+    }
+    file = llama / "adapter_config.json"
+    adapter = {"peft_type": "LORA", "target_modules": ["q_proj"], field: values[field]}
+    file.write_text(json.dumps(adapter))
+    assert f"{field} has 10,001 entries: 10,000 is most" in refused("targets", llama)
 
 
 def test_a_misspelt_optional_entry_makes_nothing_optional(llama: Path, refused, capsys) -> None:
