@@ -275,9 +275,7 @@ def _check(options: argparse.Namespace) -> None:
     for name in options.precision:
         precision(name)
     check_asked(options)
-    check_step(
-        step_from(options, seq_len=PREDICTED_LENGTH if options.seq_len is None else options.seq_len)
-    )
+    check_step(_step(options))
     card = options.gpu or options.gpu_memory
     if options.gpu and options.gpu_memory:
         raise BenchError("give --gpu or --gpu-memory, not both")
@@ -326,15 +324,18 @@ def cases_of(options: argparse.Namespace) -> list[Case]:
 
 
 def _cases(options: argparse.Namespace) -> tuple[list[Subject], list[Case]]:
-    length = PREDICTED_LENGTH if options.seq_len is None else options.seq_len
-    step = step_from(options, predicted=True, seq_len=length)
-    check_step(step)
+    step = _step(options)
     subjects = predicted_subjects(options)
     cases = []
     for subject in subjects:
         precisions, as_stored = _precisions(subject, options, step)
         cases += [replace(subject, precision=p).case(as_stored) for p in precisions]
     return subjects, cases
+
+
+def _step(options: argparse.Namespace) -> StepOptions:
+    length = PREDICTED_LENGTH if options.seq_len is None else options.seq_len
+    return step_from(options, predicted=True, seq_len=length)
 
 
 def _precisions(

@@ -25,10 +25,16 @@ def check_asked(options: argparse.Namespace) -> None:
     ways = [w for w in ("adapter", "scenario", "target_modules") if getattr(options, w) is not None]
     if len(ways) > 1:
         raise BenchError(f"give one of --{', --'.join(w.replace('_', '-') for w in ways)}")
+    parameters = split(getattr(options, "target_parameters", ""))
+    if parameters and ways not in ([], ["target_modules"]):
+        raise BenchError(
+            f"--target-parameters goes with --target-modules, not with --{ways[0]}: write "
+            "target_parameters into an adapter_config.json and give that as --adapter"
+        )
     AdapterConfig(task_type=options.task_type)
     if options.rank is not None:
         AdapterConfig(r=options.rank)
-    if options.target_modules is not None and not getattr(options, "target_parameters", ""):
+    if options.target_modules is not None and not parameters:
         AdapterConfig(entries(options.target_modules))
     named = options.scenario if isinstance(options.scenario, list) else [options.scenario]
     for name in named:
@@ -41,15 +47,7 @@ def asked_subject(options: argparse.Namespace, name: str) -> Subject:
     from bench.scenarios.scenario import find_scenario
     from bench.scenarios.subjects import Subject, load_model
 
-    ways = [w for w in ("adapter", "scenario", "target_modules") if getattr(options, w) is not None]
-    if len(ways) > 1:
-        raise BenchError(f"give one of --{', --'.join(w.replace('_', '-') for w in ways)}")
-    parameters = split(getattr(options, "target_parameters", ""))
-    if parameters and ways not in ([], ["target_modules"]):
-        raise BenchError(
-            f"--target-parameters goes with --target-modules, not with --{ways[0]}: write "
-            "target_parameters into an adapter_config.json and give that as --adapter"
-        )
+    check_asked(options)
     model = load_model(name, options.auto_class, options.trust_remote_code)
     if isinstance(options.precision, str):
         model = model.loaded_in(options.precision)
