@@ -235,7 +235,11 @@ def _options_of(args: Any) -> dict[str, Any]:
     packed = bool(getattr(args, "padding_free", False) or getattr(args, "packing", False))
     if packed:
         raise BenchError("padding-free batches have as many tokens as the data gives them")
+    liger = bool(getattr(args, "use_liger_kernel", False))
+    if liger and getattr(args, "liger_kernel_config", None):
+        raise BenchError("liger_kernel_config: only all of Liger's kernels together are predicted")
     return {
+        "liger": liger,
         "loop": "sft" if "SFTConfig" in kinds else "trainer",
         "optimizer": str(getattr(args.optim, "value", args.optim)),
         "autocast": "bf16" if args.bf16 else "fp16" if args.fp16 else None,

@@ -23,9 +23,10 @@ def add_options(add: Add) -> None:
     """Which of the data to bring up to date; without one, the table of published figures."""
     # fmt: off
     add("--store", action="store_true",
-        help="predict every measured step of fixtures/measured anew, and keep the predictions")
+        help="predict every measured step of fixtures/measured and every published figure anew, "
+        "and keep the predictions")
     add("--page", type=Path, metavar="FILE",
-        help="bring the table of measured steps in docs/prediction.md up to date")
+        help="bring the tables of docs/prediction.md up to date with what is kept")
     add("--evidence", type=Path, metavar="FILE",
         help="bring the table of all evidence, where README.md has its marks, up to date")
     add("--plot", type=Path, metavar="FILE",
@@ -70,14 +71,23 @@ def run(options: argparse.Namespace) -> int:
         save_figure(evidence_figure(load_measured(), load_kept()), options.plot)
     if options.store or options.page or options.evidence or options.plot:
         return 0
-    from bench.reports.published import load_published, predict_published, published_report
+    from bench.reports.published import load_published, published_report
 
-    rows, predictions = load_published(), []
+    rows = load_published()
+    put(written(published_report(rows, list(_predicted().values())), "markdown"))
+    return 0
+
+
+def _predicted() -> dict[str, int]:
+    """What is predicted of every published figure, anew."""
+    from bench.reports.published import load_published, predict_published
+
+    rows = load_published()
+    found = {}
     for number, row in enumerate(rows, start=1):
         say(f"[{number}/{len(rows)}] {row.id}")
-        predictions.append(predict_published(row))
-    put(written(published_report(rows, predictions), "markdown"))
-    return 0
+        found[row.id] = predict_published(row)
+    return found
 
 
 def _received(file: Path) -> int:
@@ -112,6 +122,7 @@ def _measure(count: int, record: Path | None) -> int:
 def _store() -> None:
     """Predict every measured step by the command line that says it; a command runs once."""
     from bench.predict.evidence import KEPT_FILE, load_measured, write_kept
+    from bench.reports import published
     from bench.training.machine import versions
 
     kept: dict[str, Kept] = {}
@@ -126,6 +137,7 @@ def _store() -> None:
     libraries = ("torch", "transformers", "peft", "bitsandbytes")
     installed = {name: v for name, v in versions().items() if name in libraries}
     write_kept(kept, installed, KEPT_FILE)
+    published.write_kept(_predicted(), installed, published.KEPT_FILE)
 
 
 def _figures(row: Measured) -> Kept:
@@ -149,9 +161,14 @@ def _figures(row: Measured) -> Kept:
 
 def _refresh_measured(page: Path) -> None:
     from bench.predict.evidence import load_kept, load_measured
+    from bench.reports.goals import goals_section
     from bench.reports.measured import measured_section
+    from bench.reports.published import published_section
 
-    _refresh("--page", page, measured_section(load_measured(), load_kept()))
+    for section in (
+        measured_section(load_measured(), load_kept()), goals_section(), published_section()
+    ):  # fmt: skip
+        _refresh("--page", page, section)
 
 
 def _refresh(option: str, page: Path, section: str) -> None:

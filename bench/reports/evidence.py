@@ -24,6 +24,7 @@ from bench.training.options import PHASES
 BEGIN, END = "<!-- evidence -->", "<!-- end of evidence -->"
 TRAINERS = FIXTURES / "measured" / "trainers.csv"
 CPU = FIXTURES / "measured" / "cpu.csv"
+LIGER = FIXTURES / "measured" / "liger.csv"
 _HEADER = (
     "| measured | figure | cases | mean error | worst |",
     "| :--- | :--- | ---: | ---: | ---: |",
@@ -97,6 +98,8 @@ def _on_the_cpu() -> Iterator[str]:
     trainers = load_compared(TRAINERS)
     for loop, words in _TRAINERS.items():
         yield _line(words, "peak", _agreement(row for row in trainers if row.kind == loop))
+    words = "Liger's own kernels on the CPU, by Triton's interpreter and torch.profiler"
+    yield _line(words, "peak", _agreement(load_compared(LIGER)))
     words = "this project's own step on the CPU, by torch.profiler"
     yield _line(words, "peak", _agreement(load_compared(CPU)))
 

@@ -10,7 +10,7 @@ import contextlib
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from bench.compat import patched, private
 from bench.errors import BenchError
 from bench.files import FIXTURES, keyed, parse
 from bench.predict.result import Prediction, predict
-from bench.reports.layout import Report, Table
+from bench.reports.layout import Report, Table, markdown_cell, markdown_table
 from bench.training.cases import Case, StepOptions
 from bench.units import format_bytes
 
@@ -27,13 +27,17 @@ FILE = FIXTURES / "published" / "measurements.csv"
 COLLECTED = FIXTURES / "published" / "measurements_2.csv"
 """Published figures as they were found, with how much of each run is known: A everything, B a step
 that can be predicted in principle, C too little."""
+KEPT_FILE = FIXTURES / "published" / "predicted.json"
+"""What is predicted of each row, in bytes, so that a page can be written without predicting."""
+BEGIN, END = "<!-- published: begin -->", "<!-- published: end -->"
 NOT_PREDICTED = FIXTURES / "published" / "not_predicted.csv"
 """Why rows of COLLECTED that are of class A or B have no row in FILE."""
+LITGPT = "litgpt"
 _UNITS = {"B": 1, "GB": 1000**3, "GiB": 1024**3}
 _ROW = keyed((
     "id", "model", "config", "target_modules", "r", "precision", "batch_size", "seq_len",
     "gradient_checkpointing", "padded", "keeps_inputs", "use_dora", "lora_dropout",
-    "autocast_adapter_dtype", "autocast", "kbit_preparation", "length",
+    "autocast_adapter_dtype", "autocast", "kbit_preparation", "length", "code",
     "published", "unit", "metric", "within", "differs", "source",
 ), str)  # fmt: skip
 
@@ -44,8 +48,10 @@ class Published:
 
     `length` says where the sequence length is from: "stated", "longest sample" (of the data set,
     which sets the peak), "upper bound", "fitted", or "as fitted on ID". `keeps_inputs`: an earlier
-    bitsandbytes, whose 4-bit layers keep their inputs for the backward pass. `within`: the error
-    that is tolerated, as a fraction; None where too little is known of the run to hold it against.
+    bitsandbytes, whose 4-bit layers keep their inputs for the backward pass. `code`: "litgpt" for
+    a run of LitGPT's own model and step, which `bench.predict.litgpt` has; else transformers'.
+    `within`: the error that is tolerated, as a fraction; None where too little is known of the run
+    to hold it against.
     """
 
     id: str
@@ -54,6 +60,7 @@ class Published:
     metric: str
     length: str
     keeps_inputs: bool
+    code: str
     within: float | None
     differs: str
     source: str
@@ -109,6 +116,7 @@ def _published(row: dict[str, str]) -> Published:
         metric=row["metric"],
         length=row["length"],
         keeps_inputs=row["keeps_inputs"] == "True",
+        code=row["code"],
         within=float(row["within"]) / 100 if row["within"] else None,
         differs=row["differs"],
         source=row["source"],
@@ -130,10 +138,48 @@ def not_predicted() -> dict[str, str]:
     return reasons
 
 
-def predict_published(row: Published) -> Prediction:
-    """The prediction that is held against the row."""
+def predict_published(row: Published) -> int:
+    """What is predicted of the row's figure, in bytes. A LitGPT run whose longest sample came first
+    has its peak there; where any batch may be as long, while the graph of the last is still there.
+    """
+    if row.code == LITGPT:
+        from bench.predict.litgpt import peaks
+
+        first, second = peaks(row.case)
+        return first if row.length == "longest sample" else max(first, second)
     with _inputs_kept() if row.keeps_inputs else contextlib.nullcontext():
-        return predict(row.case)
+        return row.comparable(predict(row.case))
+
+
+def load_kept(path: Path = KEPT_FILE) -> dict[str, int]:
+    """The kept predictions, bytes by the row's id. Raises BenchError for what is missing or
+    wrong."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BenchError(f"{path}: cannot be read: {error}") from None
+    check_keys(data, str(path), ("versions", "rows"), ("versions", "rows"))
+    rows: dict[str, int] = data["rows"]
+    if wrong := {row.id for row in load_published()} ^ set(rows):
+        raise BenchError(f"{path}: rows without a prediction, or the reverse: {sorted(wrong)}")
+    return rows
+
+
+def write_kept(kept: Mapping[str, int], versions: Mapping[str, str], path: Path) -> None:
+    """Keep these predictions, a row a line."""
+    lines = ",\n".join(f"  {json.dumps(name)}: {size}" for name, size in kept.items())
+    head = f'{{\n "versions": {json.dumps(dict(versions))},\n "rows": {{\n'
+    path.write_text(f"{head}{lines}\n }}\n}}\n", encoding="utf-8")
+
+
+def published_section() -> str:
+    """The table and its notes in Markdown, between their marks, from what is kept."""
+    rows, kept = load_published(), load_kept()
+    report = published_report(rows, [kept[row.id] for row in rows])
+    (table,) = report.tables
+    grid = [" ".join(line.split()) for line in markdown_table(table).splitlines()]
+    parts = [BEGIN, "\n".join(grid), *map(markdown_cell, report.notes), END]
+    return "\n\n".join(parts)
 
 
 @contextlib.contextmanager
@@ -150,18 +196,17 @@ def _inputs_kept() -> Iterator[None]:
         yield
 
 
-def published_report(rows: list[Published], predictions: list[Prediction]) -> Report:
-    """Published and predicted, with the error of the prediction."""
+def published_report(rows: Sequence[Published], predicted: Sequence[int]) -> Report:
+    """Published and predicted (bytes), with the error of the prediction."""
     cells: list[tuple[str, ...]] = []
     differences: dict[str, int] = {}
-    for row, p in zip(rows, predictions, strict=True):
-        predicted = row.comparable(p)
+    for row, size in zip(rows, predicted, strict=True):
         number = differences.setdefault(row.differs, len(differences) + 1)
         step = row.case.step
         cells.append((
             row.id, f"{step.batch_size} × {step.seq_len}", row.length, row.metric,
-            format_bytes(row.bytes), format_bytes(predicted),
-            f"{100 * (predicted / row.bytes - 1):+.1f} %", str(number),
+            format_bytes(row.bytes), format_bytes(size),
+            f"{100 * (size / row.bytes - 1):+.1f} %", str(number),
         ))  # fmt: skip
     header = ("run", "step", "length", "published as", "published", "predicted", "error", "differs")
     right = frozenset(("published", "predicted", "error"))

@@ -57,18 +57,10 @@ CASES = [
     liger_case(packed=True),
     liger_case(attention="eager"),
     liger_case(precision="bf16"),
-    liger_case(precision="bf16", gradient_checkpointing=True),
     liger_case(autocast="bf16"),
-    liger_case(autocast="bf16", gradient_checkpointing=True),
-    liger_case(loop="trainer"),
-    liger_case(loop="trainer", autocast="bf16"),
     liger_case(loop="trainer", autocast="bf16", gradient_checkpointing=True, accumulation=2),
     liger_case(scenario="head", saved=("lm_head",)),
-    liger_case(scenario="head", saved=("lm_head",), autocast="bf16"),
     liger_case(scenario="head", saved=("lm_head",), precision="bf16"),
-    liger_case(scenario="norms", saved=("norm",)),
-    liger_case("mistral", scenario="wide", shape={"vocab_size": 12000}),
-    liger_case("qwen2", scenario="wide", shape={"vocab_size": 12000}, seq_len=40),
 ]
 
 
