@@ -17,7 +17,7 @@ from typing import Any
 
 from bench.compat import patched, private
 from bench.errors import BenchError
-from bench.files import FIXTURES, keyed, parse
+from bench.files import FIXTURES, keyed, parse, read_json
 from bench.predict.result import Prediction, predict
 from bench.reports.layout import Report, Table, markdown_cell, markdown_table
 from bench.training.cases import Case, StepOptions
@@ -154,12 +154,8 @@ def predict_published(row: Published) -> int:
 def load_kept(path: Path = KEPT_FILE) -> dict[str, int]:
     """The kept predictions, bytes by the row's id. Raises BenchError for what is missing or
     wrong."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BenchError(f"{path}: cannot be read: {error}") from None
-    check_keys(data, str(path), ("versions", "rows"), ("versions", "rows"))
-    rows: dict[str, int] = data["rows"]
+    kept = parse(read_json(path), keyed(("versions", "rows"), dict[str, Any]), str(path))
+    rows = parse(kept["rows"], dict[str, int], f"{path}: rows")
     if wrong := {row.id for row in load_published()} ^ set(rows):
         raise BenchError(f"{path}: rows without a prediction, or the reverse: {sorted(wrong)}")
     return rows
