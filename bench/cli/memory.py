@@ -26,6 +26,7 @@ from bench.training.options import (
     check_step,
     step_from,
 )
+from bench.training.parallel import check_parallel
 from bench.units import format_bytes
 
 if TYPE_CHECKING:
@@ -330,6 +331,8 @@ def _cases(options: argparse.Namespace) -> tuple[list[Subject], list[Case]]:
     for subject in subjects:
         precisions, as_stored = _precisions(subject, options, step)
         cases += [replace(subject, precision=p).case(as_stored) for p in precisions]
+    for case in cases:
+        check_parallel(case)
     return subjects, cases
 
 

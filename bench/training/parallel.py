@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from bench.errors import BenchError
 from bench.models.precision import precision
 from bench.training.options import DDP, FSDP, KEEP_OUTPUT, PLAIN, StepOptions, flag_of
@@ -74,6 +72,7 @@ def spread(case: Case, model: Any) -> Any:
         return model
     check_parallel(case)
     from torch import distributed
+    from torch.nn.parallel import DistributedDataParallel
 
     joined = distributed.is_available() and distributed.is_initialized()
     if not joined or distributed.get_world_size() != step.gpus:
@@ -82,7 +81,7 @@ def spread(case: Case, model: Any) -> Any:
             "processes have to join a process group first"
         )
     if step.parallel == DDP:
-        return torch.nn.parallel.DistributedDataParallel(model)
+        return DistributedDataParallel(model)
     return _sharded(model, step.gpus)
 
 
@@ -110,4 +109,6 @@ def _sharded(model: Any, gpus: int) -> Any:
 
 def unwrapped(model: Any) -> Any:
     """The PEFT model within what DDP made of it; any other model itself."""
-    return model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
+    from torch.nn.parallel import DistributedDataParallel
+
+    return model.module if isinstance(model, DistributedDataParallel) else model

@@ -18,6 +18,8 @@ import pytest
 import torch
 from measure_support import kept_out_of_collections, predicted
 
+from bench.cli import main
+from bench.errors import BenchError
 from bench.predict.journal import COMMUNICATION
 from bench.training.cases import Case, StepOptions
 
@@ -175,3 +177,64 @@ def test_shards_are_halves_and_copies_are_whole() -> None:
         alone.breakdown["optimizer_state"], rel=1e-3
     )
     assert copy.breakdown[COMMUNICATION] == 4 * alone.trainable_parameters
+
+
+REFUSED = [
+    (("--parallel", "fsdp"), "--parallel fsdp is over several GPUs: add --gpus 2 or more"),
+    (("--gpus", "2"), "--gpus 2: say how the step is spread: --parallel ddp or fsdp"),
+    (("--parallel", "zero3", "--gpus", "2"), "choose from"),
+    (("--gpus", "0"), "step option gpus: expected a whole number >= 1, found 0"),
+    *(
+        (("--parallel", "fsdp", "--gpus", "2", *words), said)
+        for words, said in (
+            (("--precision", "int8"), "not predicted with --precision int8: bf16, nf4, nf4-dq"),
+            (("--optimizer", "paged-adamw-8bit"), "with --optimizer paged-adamw-8bit: adamw"),
+            (("--loop", "trainer"), "with --loop trainer: plain, keep-output"),
+            (("--gradient-checkpointing", "--reentrant"), "with --reentrant"),
+            (("--gradient-accumulation", "2"), "with --gradient-accumulation"),
+            (("--max-grad-norm", "1"), "with --max-grad-norm"),
+            (("--kbit",), "with --kbit"),
+            (("--modules-to-save", "lm_head"), "with an adapter that has modules_to_save"),
+            (("--measure",), "--measure is of one GPU: give it without --parallel fsdp"),
+            (("--store",), "--store is of one GPU: give it without --parallel fsdp"),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), REFUSED, ids=lambda value: " ".join(value[:4])[:40])
+def test_what_is_not_covered_is_refused_by_name(
+    words: tuple[str, ...], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    command = ["memory", str(tmp_path), "--target-modules", "q_proj", "--seq-len", "8", *words]
+    try:
+        status = main(command)
+    except SystemExit as left:  # argparse
+        status = int(str(left.code))
+    out = capsys.readouterr()
+    assert (status, out.out) == (2, "")
+    assert said in out.err
+    assert "Traceback" not in out.err
+
+
+def test_another_model_is_refused_by_its_type(tmp_path: Path) -> None:
+    case = replace(spread_case("ddp", "bf16"), config={**LLAMA, "model_type": "mistral"})
+    with pytest.raises(
+        BenchError, match="of type mistral, and this is held to real steps for llama"
+    ):
+        predicted(case)
+
+
+def test_the_answer_says_whose_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    words = ["--target-modules", "q_proj", "--seq-len", "8", "--precision", "nf4"]
+    assert main(["memory", str(tmp_path), *words, "--parallel", "fsdp", "--gpus", "4"]) == 0
+    text = capsys.readouterr().out
+    for said in (
+        "-fsdp-4gpus: predicted, not measured", "gathered, and to be sent", "assumed: gpus: 4",
+        "assumed: 4-bit weights: packed as bfloat16 (bnb_4bit_quant_storage)",
+        "assumed: evidence: the real FSDP2 in two processes on a CPU",
+        "holds for: one of 4 GPUs, eager mode: no compilation, no offloading", "NCCL's buffers",
+    ):  # fmt: skip
+        assert said in text
