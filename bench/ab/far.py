@@ -24,7 +24,7 @@ from bench.training.machine import machine
 Keys = tuple[str, str]
 
 
-Taken = tuple[list[StepTime], list[StepTime]]
+Both = tuple[list[StepTime], list[StepTime]]
 
 
 class Failed(Exception):
@@ -36,7 +36,7 @@ class Failed(Exception):
 
 
 @dataclass(frozen=True)
-class Side:
+class Asked:
     """What a node needs to be one side: as `Environment` and its `start_select` take it."""
 
     python: Path
@@ -55,7 +55,7 @@ class Far:
     of the same path here.
     """
 
-    def __init__(self, cluster: Cluster, sides: Sequence[Side]) -> None:
+    def __init__(self, cluster: Cluster, sides: Sequence[Asked]) -> None:
         here = machine()
         self._cluster, self._sides = cluster, tuple(sides)
         self._nodes = [node for node in cluster.nodes if not other_machine(here, node.machine)]
@@ -106,12 +106,12 @@ _open: dict[Any, list[Environment]] = {}
 _loaded: dict[Any, Keys] = {}
 
 
-def versions_here(sides: tuple[Side, Side]) -> list[Mapping[str, str]]:
+def versions_here(sides: tuple[Asked, Asked]) -> list[Mapping[str, str]]:
     """What both environments have on this node."""
     return [environment.versions for environment in _opened(sides)[1]]
 
 
-def launch_here(sides: tuple[Side, Side], keys: Keys, rounds: int) -> Taken | list[dict[str, Any]]:
+def launch_here(sides: tuple[Asked, Asked], keys: Keys, rounds: int) -> Both | list[dict[str, Any]]:
     """Every step of a launch, the warm-up's too; both records where a side's case has failed."""
     which, environments = _opened(sides)
     again = _loaded.get(which) == keys
@@ -119,7 +119,7 @@ def launch_here(sides: tuple[Side, Side], keys: Keys, rounds: int) -> Taken | li
     ready = [
         e.relaunch() if again else e.prepare(k) for e, k in zip(environments, keys, strict=True)
     ]
-    taken: Taken = ([], [])
+    taken: Both = ([], [])
 
     def step_of(number: int) -> Step:
         def step() -> StepTime:
@@ -141,7 +141,7 @@ def launch_here(sides: tuple[Side, Side], keys: Keys, rounds: int) -> Taken | li
     return [environment.finish([], {}) for environment in environments]
 
 
-def _opened(sides: tuple[Side, Side]) -> tuple[Any, list[Environment]]:
+def _opened(sides: tuple[Asked, Asked]) -> tuple[Any, list[Environment]]:
     """Both environments, which stay for the next launch on this node and its GPU."""
     which = (repr(sides), os.environ.get("CUDA_VISIBLE_DEVICES"))
     if which not in _open:

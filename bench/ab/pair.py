@@ -12,8 +12,7 @@ from typing import IO, Any
 from uuid import uuid4
 
 from bench.ab.environments import Environment
-from bench.ab.far import Failed, Far
-from bench.ab.far import Side as FarSide
+from bench.ab.far import Asked, Failed, Far
 from bench.ab.rounds import LAUNCHES, ROUNDS, Rounds, Step, take_rounds
 from bench.baselines import KEY, StoredRun, seal
 from bench.baselines.runs import finite, parse_machine, parse_record
@@ -175,7 +174,7 @@ def measure(
         far = Far(
             cluster,
             [
-                FarSide(s.python, s.option, s.label, s.clock, _plain(r), asdict(plan.step), limits)
+                Asked(s.python, s.option, s.label, s.clock, _plain(r), asdict(plan.step), limits)
                 for s, r in zip(sides, requests, strict=True)
             ],
         )
