@@ -33,11 +33,12 @@ def liger_case(
     scenario: str = "seven",
     saved: tuple[str, ...] = (),
     shape: dict[str, Any] | None = None,
+    names: list[str] | None = None,
     **options: Any,
 ) -> Case:
     """A small model of a type that Liger patches; `saved` modules are trained whole, `shape`
-    replaces what its config says."""
-    names = PHI if kind == "phi3" else SEVEN
+    replaces what its config says, and `names` what is adapted."""
+    names = names or (PHI if kind == "phi3" else SEVEN)
     adapter = {"r": 8, "lora_alpha": 16, "target_modules": names, "task_type": "CAUSAL_LM"}
     if saved:
         adapter["modules_to_save"] = list(saved)
@@ -61,6 +62,7 @@ CASES = [
     liger_case(loop="trainer", autocast="bf16", gradient_checkpointing=True, accumulation=2),
     liger_case(scenario="head", saved=("lm_head",)),
     liger_case(scenario="head", saved=("lm_head",), precision="bf16"),
+    liger_case(scenario="wide", names=["q_proj", "o_proj"], shape={"intermediate_size": 1024}),
 ]
 
 

@@ -39,7 +39,7 @@ def measured() -> dict[str, int]:
 
 def test_there_are_enough_configurations() -> None:
     assert {case.id for case in CASES} == set(measured())
-    assert len(CASES) == 21
+    assert len(CASES) == 22
     assert {case.model for case in CASES} == set(liger.PREDICTED)
 
 
