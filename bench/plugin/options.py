@@ -178,6 +178,10 @@ def pytest_configure(config: pytest.Config) -> None:
             )
         if option.gate and not option.benchmark_compare:
             raise BenchError("--gate needs --benchmark-compare: there is nothing to hold against")
+        if option.benchmark_compare == "":
+            raise BenchError("--benchmark-compare= names no run: give its number, or leave out =")
+        if not option.benchmark_compare:
+            _check_alone(config)
         if option.resume and name is None:
             raise BenchError(
                 "--resume needs --benchmark-save=NAME: the name of the run to go on with"
@@ -217,6 +221,15 @@ _ONE = (
     "budget",
     "verdict-file",
 )
+
+
+def _check_alone(config: pytest.Config) -> None:
+    """What is said of verdicts would be dropped where there are none. (An `addopts` holds for runs
+    of both kinds.)"""
+    given = {str(argument).partition("=")[0] for argument in config.invocation_params.args}
+    for name in ("verdict-file", "threshold", "allow"):
+        if f"--{name}" in given:
+            raise BenchError(f"--{name} needs --benchmark-compare: without it there is no verdict")
 
 
 def _check_repeated(config: pytest.Config) -> None:
