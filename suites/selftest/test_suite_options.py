@@ -33,7 +33,6 @@ from bench.baselines import load_run
         (["--benchmark-compare"], "no stored run in"),
         (["--gate"], "--gate needs --benchmark-compare"),
         (["--verdict-file", "v.json"], "--verdict-file needs --benchmark-compare"),
-        (["--allow", "regressed"], "--allow needs --benchmark-compare"),
         (["--rounds", "99999999999"], "--rounds is 99,999,999,999: 100,000 is most"),
         (["--check-loss", "99999999999"], "--check-loss is 99,999,999,999"),
         (["--batch-size", "99999999999"], "batch_size is 99,999,999,999"),
