@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.adapters.checks import LARGEST_RANK
 from bench.cli.options import MOST_PARAMETERS, REPEATABLE, Add, add_model, add_step
 from bench.cli.output import put, save_figure, written
 from bench.errors import BenchError, check_most
@@ -111,6 +110,8 @@ def _probed(choice: Choice, options: argparse.Namespace) -> Choice:
 
 def _check(options: argparse.Namespace) -> None:
     """Raise BenchError for wrong options, before a model is built."""
+    from bench.adapters.checks import LARGEST_RANK
+
     if bool(options.gpu) == bool(options.gpu_memory):
         raise BenchError(
             "give --gpu NAME or --gpu-memory SIZE, one of them: what has to fit where?"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.adapters.config import ALL_LINEAR
+from bench.adapters.patterns import ALL_LINEAR
 from bench.cli.options import REPEATABLE, Add, add_adapter, add_building, entries, split
 from bench.cli.output import fitted, in_colour, put, save_figure, written
 from bench.cli.subject import asked_subject, check_asked, with_head
