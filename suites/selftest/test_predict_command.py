@@ -119,7 +119,7 @@ def test_a_table_of_scenarios_and_precisions(said) -> None:
 
 
 def test_solved_for_the_batch(said) -> None:
-    options = ("--target-modules", "q_proj", "--gpu-memory", "600MiB", "--solve", "batch-size")
+    options = ("--target-modules", "q_proj", "--gpu-memory", "538MiB", "--solve", "batch-size")
     status, text = said(*options, "--json")
     assert status == 0
     found = json.loads(text)
