@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -238,3 +239,53 @@ def test_the_answer_says_whose_it_is(tmp_path: Path, capsys: pytest.CaptureFixtu
         "holds for: one of 4 GPUs, eager mode: no compilation, no offloading", "NCCL's buffers",
     ):  # fmt: skip
         assert said in text
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_units_are_those_that_accelerate_makes(tied: bool) -> None:
+    """Its own function, given the same adapted model on meta."""
+    pytest.importorskip("accelerate")
+    from accelerate.utils import FullyShardedDataParallelPlugin
+    from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+    from torch.distributed.device_mesh import init_device_mesh
+
+    from bench.predict.journal import Journal
+    from bench.predict.kernels import cpu
+    from bench.predict.ranks import as_rank
+    from bench.training import loading
+    from bench.training.parallel import spread
+
+    case = spread_case("fsdp", "bf16", tie_word_embeddings=tied)
+    config = loading.make_config(case)
+    ours, theirs = (loading.adapt(case, loading.skeleton(case, config)) for _ in ("ours", "theirs"))
+    with as_rank(case, Journal(cpu())):
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2, auto_wrap_policy="transformer_based_wrap", reshard_after_forward=True,
+            cpu_ram_efficient_loading=False,
+        )  # fmt: skip
+        accelerator = SimpleNamespace(
+            state=SimpleNamespace(fsdp_plugin=plugin),
+            parallelism_config=SimpleNamespace(fsdp_dim_names=("data",)),
+            torch_device_mesh={("data",): init_device_mesh("cpu", (RANKS,))},
+            mixed_precision="no", is_main_process=True, device=torch.device("meta"),
+        )  # fmt: skip
+        spread(case, ours)
+        fsdp2_prepare_model(accelerator, theirs)
+    assert _units(ours) == _units(theirs)
+    assert len(_units(ours)) == LLAMA["num_hidden_layers"] + (2 if tied else 3)
+
+
+def _units(model: Any) -> set[tuple[frozenset[str], bool]]:
+    """The names of the parameters of each unit, and whether it is freed after its forward pass."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = {
+        id(group): group
+        for module in model.modules()
+        if hasattr(module, "_get_fsdp_state")
+        for group in module._get_fsdp_state()._fsdp_param_groups
+    }
+    return {
+        (frozenset(names[id(p.sharded_param)] for p in group.fsdp_params),
+         group._reshard_after_forward)
+        for group in groups.values()
+    }  # fmt: skip
