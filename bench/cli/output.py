@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import json
 import os
@@ -10,6 +11,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -180,22 +182,42 @@ def quiet_libraries() -> Iterator[None]:
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
     """SIGTERM and SIGHUP end a command as Ctrl-C does: what it started is ended, what it has kept
-    is told. One that is ignored (nohup) stays so."""
+    is told. One that is ignored (nohup) stays so. None is lost: Python drops what is raised while
+    an object ends, so a signal that arrives then is sent once more."""
 
     def interrupt(number: int, frame: object) -> NoReturn:
         raise KeyboardInterrupt(signal.Signals(number).name)
 
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     known = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]
     taken = [n for n in known if n is not None and signal.getsignal(n) == signal.SIG_DFL]
-    if threading.current_thread() is not threading.main_thread():
-        taken = []
     for number in taken:
         signal.signal(number, interrupt)
+    dropped, ident = sys.unraisablehook, threading.get_ident()
+
+    def once_more(what: sys.UnraisableHookArgs) -> None:
+        if not issubclass(what.exc_type, KeyboardInterrupt):
+            dropped(what)
+            return
+        name = str(what.exc_value or "") or "SIGINT"
+        # From a thread, a little later: at once it would be raised, and dropped, in this hook.
+        _thread.start_new_thread(_send, (getattr(signal, name, signal.SIGINT), ident))
+
+    sys.unraisablehook = once_more
     try:
         yield
     finally:
+        sys.unraisablehook = dropped
         for number in taken:
             signal.signal(number, signal.SIG_DFL)
+
+
+def _send(number: signal.Signals, thread: int) -> None:
+    time.sleep(0.01)
+    if callable(signal.getsignal(number)):  # not once the command has ended: it would kill
+        signal.pthread_kill(thread, number)
 
 
 def save_figure(figure: Figure, path: Path) -> None:
