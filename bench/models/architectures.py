@@ -282,6 +282,9 @@ def read_config(path: Path) -> dict[str, Any]:
     _check_numbers_of_modules(config, str(path))
     if none := [key for key in _SOME if config.get(key) == 0]:
         raise BenchError(f"{path}: {none[0]} is 0: such a model has nothing to adapt")
+    for where, values in ((str(path), config), (f"{path}: text_config", config.get("text_config"))):
+        if isinstance(values, dict) and (none := [key for key in _HEADS if values.get(key) == 0]):
+            raise BenchError(f"{where}: {none[0]} is 0: it must be at least 1")
     return config
 
 
@@ -301,8 +304,12 @@ _SOME = (
     "d_model",
 )
 """Of those, the ones without which there is nothing to adapt."""
-_MOST_MODULES = 20_000
+_HEADS = ("num_attention_heads", "num_key_value_heads", "num_heads", "n_heads", "n_head")
+"""Those that widths are divided by."""
+_MOST_LAYERS, _MOST_EXPERTS = 2_000, 20_000
 _NUMBER_OF_MODULES = re.compile(r".*(layers?|blocks?|depths?|experts)|num_stages")
+_WHICH_LAYERS = re.compile(r"(?!num_|n_).+_layers")
+"""A list of this name says which layers, not how many."""
 
 
 def _check_numbers_of_modules(config: Mapping[str, Any], where: str) -> None:
@@ -314,12 +321,13 @@ def _check_numbers_of_modules(config: Mapping[str, Any], where: str) -> None:
         elif type(value) is int and value < 0 and _SIZES.fullmatch(str(key)):
             raise BenchError(f"{where}: {key} is {value:,}: it cannot be less than 0")
         elif _NUMBER_OF_MODULES.fullmatch(str(key)):
-            numbers = value if isinstance(value, list) else [value]
-            total = sum(n for n in numbers if isinstance(n, int) and not isinstance(n, bool))
-            if total > _MOST_MODULES:
-                raise BenchError(
-                    f"{where}: {key} is {total:,}: no model has more than {_MOST_MODULES:,}"
-                )
+            given = value if isinstance(value, list) else [value]
+            numbers = [n for n in given if isinstance(n, int) and not isinstance(n, bool)]
+            which = isinstance(value, list) and _WHICH_LAYERS.fullmatch(str(key))
+            total = max(numbers, default=0) if which else sum(numbers)
+            most = _MOST_EXPERTS if str(key).endswith("experts") else _MOST_LAYERS
+            if total > most:
+                raise BenchError(f"{where}: {key} is {total:,}: no model has more than {most:,}")
 
 
 def _from_hub(name: str, known: Mapping[str, Path]) -> dict[str, Any]:

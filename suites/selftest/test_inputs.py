@@ -255,11 +255,27 @@ def test_a_misspelt_optional_entry_makes_nothing_optional(llama: Path, refused, 
         ({"text_config": {"intermediate_size": -1}}, "text_config: intermediate_size is -1"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0: such a model has nothing to adapt"),
         ({"hidden_size": 0}, "hidden_size is 0"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0: it must be at least 1"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads is 0: it must be at least 1"),
+        ({"text_config": {"num_attention_heads": 0}}, "text_config: num_attention_heads is 0"),
+        ({"num_hidden_layers": 2001}, "num_hidden_layers is 2,001: no model has more than 2,000"),
+        ({"text_config": {"n_layer": 2001}}, "text_config: n_layer is 2,001: no model has more"),
+        ({"encoder_layers": 2001}, "encoder_layers is 2,001: no model has more than 2,000"),
+        ({"depths": [1000, 1001]}, "depths is 2,001: no model has more than 2,000"),
+        ({"num_layers": [1000, 1001]}, "num_layers is 2,001: no model has more than 2,000"),
+        ({"num_local_experts": 20_001}, "num_local_experts is 20,001: no model has more"),
     ],
 )
 def test_an_impossible_model(llama: Path, refused, changes: dict[str, object], said: str) -> None:
     (llama / "config.json").write_text(json.dumps({**LLAMA, **changes}))
     assert said in refused("targets", llama, "--target-modules", "q_proj")
+
+
+def test_which_layers_are_not_how_many(llama: Path, capsys) -> None:
+    """Three layers by their numbers, of a model that could have them."""
+    listed = {**LLAMA, "mlp_only_layers": [900, 901, 902], "num_local_experts": 4096}
+    (llama / "config.json").write_text(json.dumps(listed))
+    assert main(["targets", str(llama), "--target-modules", "q_proj"]) == 0
 
 
 def test_a_refusal_of_transformers_is_one_line(llama: Path, refused) -> None:
