@@ -113,6 +113,9 @@ PRIVATE = {
     "fsdp collectives": Private(
         "torch.distributed.fsdp._fully_shard:_fsdp_collectives", _TORCH, "the same"
     ),
+    "fsdp parameters": Private(
+        "torch.distributed.fsdp._fully_shard:_fsdp_param", _TORCH, "the same"
+    ),
     "fsdp states": Private(
         "torch.distributed.fsdp._fully_shard:_fsdp_state", _TORCH, "the same"
     ),

@@ -111,15 +111,22 @@ def _fsdp(journal: Journal) -> list[tuple[Any, str, Any]]:
     sends, is filed as communication."""
     group = private("fsdp groups")
     collectives = private("fsdp collectives")
-    replacements = [
+    replacements: list[tuple[Any, str, Any]] = [
         (private("fsdp devices"), "_get_device_from_mesh", lambda mesh: _META),
         (group.FSDPParamGroup, "_validate_no_meta_params", lambda self: None),
     ]
+    # One empty tensor stands for every rank's share of too few rows, however many ranks there are.
+    replacements.append((private("fsdp parameters"), "_chunk_with_empty", _chunks))
     for module in (group, collectives, private("fsdp states")):
         replacements.append((module, "_get_device_handle", lambda kind: torch.cpu))
     for name in ("foreach_all_gather", "foreach_all_gather_copy_out", "foreach_reduce"):
         replacements.append((group, name, _filed(journal, getattr(group, name))))
     return replacements
+
+
+def _chunks(tensor: torch.Tensor, parts: int, dim: int) -> list[torch.Tensor]:
+    chunks = list(torch.chunk(tensor, parts, dim=dim))
+    return chunks + [chunks[0].new_empty(0)] * (parts - len(chunks))
 
 
 def _ddp(journal: Journal) -> list[tuple[Any, str, Any]]:

@@ -21,11 +21,14 @@ from measure_support import kept_out_of_collections, predicted
 
 from bench.cli import main
 from bench.errors import BenchError
+from bench.predict import kernels
 from bench.predict.journal import COMMUNICATION
+from bench.predict.trace import trace
 from bench.training.cases import Case, StepOptions
 
 if TYPE_CHECKING:
     from bench.predict.result import Prediction
+    from bench.predict.trace import Trace
 
 WITHIN = 0.02
 RANKS = 2
@@ -217,6 +220,23 @@ def test_what_is_not_covered_is_refused_by_name(
     assert (status, out.out) == (2, "")
     assert said in out.err
     assert "Traceback" not in out.err
+
+
+def test_many_ranks_take_no_more_storages_than_few() -> None:
+    """Beyond a parameter's rows there is nothing to divide: a head of 501 rows is the longest."""
+    few, many = (traced(replace(CASES[4].step, gpus=n)) for n in (512, 4096))
+    assert len(few.makers) == len(many.makers)
+
+
+def test_a_place_is_no_mark_of_a_profile() -> None:
+    """Within FSDP2 the profiler's own operations are the last before what it resizes."""
+    makers = traced(CASES[4].step).makers
+    assert [name for name in makers if name.startswith("profiler.")] == []
+    assert "c10d._allgather_base_.default" in makers
+
+
+def traced(step: StepOptions) -> Trace:
+    return trace(replace(CASES[4], step=step), kernels.cuda())
 
 
 def test_another_model_is_refused_by_its_type(tmp_path: Path) -> None:
