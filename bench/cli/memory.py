@@ -26,7 +26,7 @@ from bench.training.options import (
     check_step,
     step_from,
 )
-from bench.training.parallel import check_parallel
+from bench.training.parallel import check_parallel, check_parallel_step
 from bench.units import format_bytes
 
 if TYPE_CHECKING:
@@ -97,6 +97,11 @@ def run(options: argparse.Namespace) -> int:
     model = load_model(options.model, options.auto_class, options.trust_remote_code)
     check_positions(model.config, options.seq_len, model.label)
     check_images(model.config, model.auto_class, options.images, model.label)
+    if options.liger:
+        from bench.training.liger import check_liger_model
+
+        own_code = model.own_code is not None
+        check_liger_model(model.config, model.auto_class, options.measure, own_code)
     subjects, cases = _cases(options)
     if not cases:
         raise BenchError("no scenario applies to this model: give --target-modules or --adapter")
@@ -276,7 +281,9 @@ def _check(options: argparse.Namespace) -> None:
     for name in options.precision:
         precision(name)
     check_asked(options)
-    check_step(_step(options))
+    step = _step(options)
+    check_step(step)
+    check_parallel_step(step, *options.precision)
     card = options.gpu or options.gpu_memory
     if options.gpu and options.gpu_memory:
         raise BenchError("give --gpu or --gpu-memory, not both")

@@ -10,8 +10,11 @@ from typing import Any
 
 import torch
 
-LARGEST = 1 << 21
-"""Elements of the largest tensor of integers whose values are followed."""
+from bench.training.options import MOST_PACKED
+
+LARGEST = MOST_PACKED + 1
+"""Elements of the largest tensor of integers whose values are followed: where a packed row's
+sequences begin is asked of its positions and one more."""
 LARGEST_FLOATS = 1 << 12
 """... and of floats: BART makes its mask as ones before it asks whether anything is padded."""
 _DTYPES = {torch.bool, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}

@@ -9,12 +9,13 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError
+from bench.tasks import TRAINED
 from bench.training.options import SFT, StepOptions
 
 if TYPE_CHECKING:
@@ -55,21 +56,30 @@ def check_liger(case: Case, measured: bool = False) -> None:
     not there."""
     if not case.step.liger:
         return
-    kind = case.config.get("model_type")
+    check_liger_model(case.config, case.auto_class, measured, own_code=case.code is not None)
+    if measured:
+        check_library(case.step)
+
+
+def check_liger_model(
+    config: Mapping[str, Any], auto_class: str, measured: bool = False, own_code: bool = False
+) -> None:
+    """Raise BenchError where Liger has no kernels for a model, or, unless they are to be measured,
+    none whose memory is known."""
+    kind = config.get("model_type")
     known = f"({', '.join(PREDICTED)})"
-    if case.auto_class != "AutoModelForCausalLM":
+    if auto_class != "AutoModelForCausalLM":
+        task = TRAINED.get(auto_class)
         raise BenchError(
             f"--liger: Liger's loss is for causal language models, and this one is for "
-            f"{case.task.name}"
+            f"{task.name if task else auto_class}"
         )
-    if case.code or kind not in {*PREDICTED, *PATCHED_TOO}:
+    if own_code or kind not in {*PREDICTED, *PATCHED_TOO}:
         raise BenchError(f"--liger: Liger has no kernels for a model of type {kind} {known}")
     if not measured and kind not in PREDICTED:
         raise BenchError(
             f"--liger: what Liger's kernels take in a model of type {kind} is not predicted {known}"
         )
-    if measured:
-        check_library(case.step)
 
 
 def check_library(options: StepOptions) -> None:

@@ -38,18 +38,27 @@ def check_parallel(case: Case) -> None:
             f"{how}: {case.model} is of type {kind}, and this is held to real steps for "
             f"{', '.join(MODEL_TYPES)} alone"
         )
-    _among(how, "--precision", case.precision, PRECISIONS)
+    check_parallel_step(step, case.precision)
+    for name in ("use_dora", "modules_to_save", "target_parameters", "trainable_token_indices"):
+        if case.adapter.get(name):
+            raise BenchError(f"{how} is not predicted with an adapter that has {name}")
+    if case.adapter.get("bias", "none") != "none":
+        raise BenchError(f"{how} is not predicted with an adapter that trains biases")
+
+
+def check_parallel_step(step: StepOptions, *precisions: str) -> None:
+    """The part of `check_parallel` that no model has to be known for."""
+    if step.parallel is None:
+        return
+    how = f"--parallel {step.parallel}"
+    for each in precisions:
+        _among(how, "--precision", each, PRECISIONS)
     _among(how, "--loop", step.loop, LOOPS)
     _among(how, "--optimizer", step.optimizer, OPTIMIZERS)
     usual = StepOptions()
     for name in StepOptions.__dataclass_fields__:
         if name not in _ALLOWED and getattr(step, name) != getattr(usual, name):
             raise BenchError(f"{how} is not predicted with {flag_of(name)}")
-    for name in ("use_dora", "modules_to_save", "target_parameters", "trainable_token_indices"):
-        if case.adapter.get(name):
-            raise BenchError(f"{how} is not predicted with an adapter that has {name}")
-    if case.adapter.get("bias", "none") != "none":
-        raise BenchError(f"{how} is not predicted with an adapter that trains biases")
 
 
 def _among(how: str, option: str, value: str, known: tuple[str, ...]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,12 @@ def refused(capsys: pytest.CaptureFixture[str], llama: str) -> Callable[..., str
         (("--compute-dtype", "fp16"), "--compute-dtype is of 4-bit weights, and the precision"),
         (("--reentrant",), "add --gradient-checkpointing"),
         (("--packed", "--padded"), "give --padded or --packed"),
+        (
+            ("--packed", "--batch-size", "262145"),
+            "the row's tokens, batch size times length, is 2,097,160: 2,097,152 is most",
+        ),
+        (("--parallel", "fsdp", "--gpus", "4097"), "gpus is 4,097: 4,096 is most"),
+        (("--parallel", "fsdp", "--gpus", "1" + 21 * "0"), "step option gpus is 1,000,000,000"),
         (("--no-fused-head",), "an option of the sft loop, and the loop is plain"),
         (("--max-grad-norm", "0"), "max_grad_norm: expected > 0 and finite, found 0"),
         (("--gradient-accumulation", "0"), "accumulation: expected a whole number >= 1"),
@@ -153,3 +161,29 @@ def test_a_prediction_after_an_error_is_right(monkeypatch: pytest.MonkeyPatch) -
             predict(case)
     assert torch.autocast("cpu") is not None
     assert predict(case) == before
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("opt-125m", ["--liger"]),
+        (None, ["--liger", "--parallel", "fsdp", "--gpus", "2"]),
+        (None, ["--precision", "int8", "--parallel", "ddp", "--gpus", "2"]),
+    ],
+)
+def test_what_a_name_decides_is_refused_before_torch_is_loaded(
+    llama: str, model: str | None, words: list[str]
+) -> None:
+    code = "import sys; from bench.cli import main; status = main(sys.argv[1:]); "
+    code += "sys.exit(99 if 'torch' in sys.modules else status)"
+    command = ["memory", model or llama, "--target-modules", "q_proj", *words]
+    assert subprocess.run([sys.executable, "-c", code, *command], check=False).returncode == 2
+
+
+def test_a_search_ends_where_a_packed_row_is_longest(
+    llama: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--packed", "--seq-len", "64", "--solve", "batch-size", "--gpu-memory", "1000000GiB"]
+    assert main(["memory", llama, "--target-modules", "q_proj", *asked, "--json"]) == 0
+    solved = json.loads(capsys.readouterr().out)["solved"]
+    assert solved == {"what": "batch-size", "value": (1 << 21) // 64, "bounded": True}
