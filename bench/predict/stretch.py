@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from bench.training.cases import Case
 
 FEW = 3
-"""Layers of the shorter trace: a first one, a last one, and one between them."""
+"""Layers, or accumulated batches, of the shorter trace: a first one, a last, and one between."""
 
 Piece = tuple[int, int, bool]
 """Where a stretch of the longer trace begins and ends, and whether one more layer repeats it."""
@@ -57,9 +57,23 @@ class Stretched:
         self.layers = FEW + 1 if self._own[1] else None
 
     def _tracer(self, case: Case) -> Trace:
+        """The case's trace; of many accumulated batches a few are traced, and one more of them adds
+        what the last of those did."""
         from bench.predict.trace import trace
 
-        return trace(case, self._device, self._progress)
+        def accumulating(batches: int) -> Trace:
+            few = replace(case, step=replace(case.step, accumulation=batches))
+            return trace(few, self._device, self._progress)
+
+        batches = case.step.accumulation
+        if batches <= FEW + 1:
+            return accumulating(batches)
+        less, more = accumulating(FEW), accumulating(FEW + 1)
+        figures = _grown(less, replace(more, tokens=less.tokens), batches - FEW)
+        if figures is None:
+            return accumulating(batches)
+        tokens = less.tokens + (batches - FEW) * (more.tokens - less.tokens)
+        return replace(more, **figures, tokens=tokens)
 
     @cached_property
     def trace(self) -> Trace:
