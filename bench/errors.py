@@ -21,7 +21,8 @@ class UnknownName(BenchError):
         offer = f"known: {', '.join(known[:_SHOWN])}{more}"
         if near:
             offer = f"did you mean {' or '.join(near)}?"
-        super().__init__(f"unknown {kind} {shown!r}: {offer}{' ' + hint if hint else ''}")
+        gap = "" if not hint or hint.startswith(";") else " "
+        super().__init__(f"unknown {kind} {shown!r}: {offer}{gap}{hint}")
         self.name = name
 
 

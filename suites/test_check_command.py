@@ -211,3 +211,31 @@ def test_an_optional_entry_of_no_file_is_a_slip(capsys: pytest.CaptureFixture[st
     asked = ["check", str(path), str(path), "--no-gradients", "--optional", "q_porj"]
     assert main(asked) == 2
     assert "unknown entry in --optional: 'q_porj'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("meta-llama/Llama-3.2-1B", ""),
+        ("facebook/opt-350m", "use_liger_kernel is left out of the prediction: Liger has no kern"),
+    ],
+)
+def test_ligers_kernels_are_predicted_where_there_are_some(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, said: str
+) -> None:
+    def peak(more: str) -> tuple[int, str]:
+        (tmp_path / "swift.yaml").write_text(
+            f"model: {name}\ntuner_type: lora\ntarget_modules: [q_proj]\nlora_rank: 8\n"
+            f"max_length: 256\n{more}"
+        )
+        asked = ["check", str(tmp_path / "swift.yaml"), "--gpu-memory", "80GiB", "--no-gradients"]
+        assert main([*asked, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        return found["prediction"]["peak_allocated_bytes"], " ".join(found["notes"])
+
+    plain, fused = peak(""), peak("use_liger_kernel: true\n")
+    assert (fused[0] < plain[0]) == (not said)
+    assert said in fused[1]
+    assert "less than is predicted" not in fused[1]
+    some = peak("use_liger_kernel: true\nliger_kernel_config: {rope: true}\n")
+    assert some[0] == plain[0]

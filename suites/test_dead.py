@@ -406,3 +406,9 @@ def test_a_name_of_two_meanings_has_the_one_of_its_neighbours(
     """Meta's own Llama has wq, wk, wv, wo for attention (llama/model.py); T5 has wi and wo."""
     entries = ledger_of({"target_modules": [*beside, "wo"]}).entries
     assert entries[-1].suggestion == offered
+
+
+def test_a_mark_in_one_of_several_names_makes_no_list() -> None:
+    (entry,) = ledger_of({"target_modules": "=cmd|x,@a,+b,-c,q_proj"}).entries
+    assert entry.cause == "with | + in it, it is one regular expression, and no list"
+    assert entry.suggestion == 'the list ["q_proj"] (on the command line q_proj)'

@@ -345,3 +345,10 @@ def test_no_number_ends_in_a_traceback(name: str) -> None:
         text = explanation_text(name, answer)
         assert f"{answer.trainable:,}" in text
         assert all(found.trainable == answer.trainable for found in answer.exact)
+
+
+@pytest.mark.parametrize("digits", ["9" * 23, "9" * 5000, "1" + "0" * 13 + "1"])
+def test_a_number_that_no_model_has_is_too_large(digits: str) -> None:
+    with pytest.raises(BenchError, match="10,000,000,000,000 is most") as caught:
+        read_line(digits)
+    assert len(str(caught.value)) < 120

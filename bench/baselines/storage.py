@@ -28,22 +28,23 @@ def find_runs(storage: Path | str, selector: str | None = None) -> list[Path]:
     """Stored runs that `selector` means, oldest number first; the latest alone without one.
 
     A selector is the path of a file, or, as in pytest-benchmark, the start of a file name: a
-    number (`0001`), number and name (`0001_first`), a name (`first`), or a pattern with `*`; a
-    machine's folder may stand before it (`linux-x86_64-cpu/0001`). BenchError, listing what is
+    number (`0001`, or `1`), number and name (`0001_first`), a name (`first`), or a pattern with
+    `*`; a machine's folder may stand before it (`linux-x86_64-cpu/0001`). A number means the runs
+    of that number, and a run called so only where there are none. BenchError, listing what is
     there, when nothing matches.
     """
     storage = Path(storage)
     if selector is not None and not selector.strip():
         raise BenchError("the name of a stored run is empty: give its number, its name or its file")
-    if selector and Path(selector).is_file():
+    if selector and is_path(selector):
+        if not Path(selector).is_file():
+            raise BenchError(f"{selector}: no such file")
         return [Path(selector)]
     stored = stored_files(storage)
     folder, _, wanted = (selector or "").rpartition("/")
-    found = [
-        path
-        for path in stored
-        if (not folder or fnmatch.fnmatchcase(path.parent.name, folder)) and _matches(path, wanted)
-    ]
+    inside = [p for p in stored if not folder or fnmatch.fnmatchcase(p.parent.name, folder)]
+    numbered = [p for p in inside if wanted.isdecimal() and _number(p) == int(wanted[:20])]
+    found = numbered or [path for path in inside if _matches(path, wanted)]
     if found:
         return found if selector else found[-1:]
     if not storage.is_dir():
@@ -55,6 +56,12 @@ def find_runs(storage: Path | str, selector: str | None = None) -> list[Path]:
         raise BenchError(f"no stored run in {storage}: store one with {SAVE_HINT}")
     there = _listed(storage, stored[-20:])
     raise BenchError(f"no stored run in {storage} matches {selector!r}; there are: {there}")
+
+
+def is_path(selector: str) -> bool:
+    """Whether a selector is the path of a file, and so nothing has to be looked up."""
+    path = Path(selector)
+    return path.is_absolute() or path.is_file()
 
 
 def stored_files(storage: Path) -> list[Path]:
@@ -109,6 +116,7 @@ def _number(path: Path) -> int:
 
 def _matches(path: Path, wanted: str) -> bool:
     wanted = wanted.removesuffix(".json").replace("[", "[[]")
+    wanted = re.sub(r"^\d{1,3}(?=_)", lambda number: number[0].zfill(4), wanted)
     name = path.stem.partition("_")[2]
     return fnmatch.fnmatchcase(path.stem, f"{wanted}*") or fnmatch.fnmatchcase(name, wanted)
 

@@ -23,6 +23,7 @@ from bench.targets import Ledger, match
 if TYPE_CHECKING:
     from bench.predict.gpus import Gpu
     from bench.predict.result import Prediction
+    from bench.training.options import StepOptions
 
 
 @dataclass(frozen=True)
@@ -212,6 +213,8 @@ def _with_prediction(checked: Checked, question: Question) -> Checked:
         compute_dtype=step.compute_dtype,
     )
     reasons = []
+    if step.liger:
+        options, checked = _with_liger(options, checked)
     for left_out in _LEFT_OUT:
         try:
             plainer = replace(options, **{name: _PLAIN[name] for name in left_out})
@@ -228,6 +231,22 @@ def _with_prediction(checked: Checked, question: Question) -> Checked:
             )
         return replace(checked, prediction=prediction, notes=(*checked.notes, *notes))
     return replace(checked, not_predicted=reasons[0])
+
+
+def _with_liger(options: StepOptions, checked: Checked) -> tuple[StepOptions, Checked]:
+    """The step with Liger's kernels, or a note on why they are left out."""
+    from bench.training.liger import check_liger
+
+    with_kernels = replace(options, liger=True)
+    assert checked.recipe.step is not None
+    subject = replace(checked.subject, precision=checked.recipe.step.precision)
+    try:
+        check_liger(subject.case(with_kernels))
+    except BenchError as error:
+        why = str(error).removeprefix("--liger: ")
+        note = f"the file's use_liger_kernel is left out of the prediction: {why}"
+        return options, replace(checked, notes=(*checked.notes, note))
+    return with_kernels, checked
 
 
 _PAGED = "paged-"

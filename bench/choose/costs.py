@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -158,5 +160,12 @@ def _alone() -> None:
 
     import torch
 
+    for name in (
+        "SIGINT",
+        "SIGTERM",
+        "SIGHUP",
+    ):  # of a group: the process that began this one tells
+        if (number := getattr(signal, name, None)) is not None:
+            signal.signal(number, lambda number, _: os._exit(128 + number))
     gc.freeze()  # what is imported stays: no collection has to look through it
     torch.set_num_threads(1)

@@ -21,8 +21,14 @@ from bench.measure.apart import run_apart, say_status, worker_pipe
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. Wrong input is one line on standard error."""
     pipe = worker_pipe()
-    with harmless_output(), interruptible(), quiet_libraries():
-        status = _main(arguments, in_worker=pipe is not None)
+    with harmless_output(), interruptible() as came:
+        try:
+            with quiet_libraries():
+                status = _main(arguments, in_worker=pipe is not None)
+        except BaseException:  # what a signal cut may be left in any state
+            if not came:
+                raise
+            status = 128 + came[0]
     if pipe is not None:
         say_status(pipe, status)
     return status

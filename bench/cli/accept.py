@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
     from bench.baselines import find_runs
     from bench.baselines.accepted import accept
 
-    storage = options.results or stored_runs()
+    storage = options.results or stored_runs(options.run_named)
     found = find_runs(storage, options.run_named)
     if len(found) > 1:
         names = ", ".join(f"{path.parent.name}/{path.stem}" for path in found)

@@ -39,7 +39,8 @@ def run(options: argparse.Namespace) -> int:
 
     if options.verdict_file is not None:
         check_verdict_file(options.verdict_file)
-    thresholds, storage = all_thresholds(options.threshold), stored_runs()
+    thresholds = all_thresholds(options.threshold)
+    storage = stored_runs(options.baseline, options.contender)
     baseline = load_stored(storage, options.baseline)
     contender = load_stored(storage, options.contender)
     if baseline.path and contender.path and baseline.path.samefile(contender.path):

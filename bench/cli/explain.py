@@ -6,9 +6,9 @@ import argparse
 import json
 import re
 
-from bench.cli.options import Add, add_model
+from bench.cli.options import MOST_PARAMETERS, Add, add_model
 from bench.cli.output import fitted
-from bench.errors import BenchError
+from bench.errors import BenchError, check_most
 
 HELP = "which configurations train exactly this many parameters"
 
@@ -75,9 +75,16 @@ def read_count(text: str, where: str) -> int:
     plain = text.strip()
     if re.fullmatch(r"\d{1,3}([,_' ]\d{3})+", plain):
         plain = re.sub(r"\D", "", plain)
+    if re.fullmatch(r"[+-]?[0-9]{19,}", plain):
+        shown = plain if len(plain) <= _SHOWN else f"{plain[:_SHOWN]}..."
+        raise BenchError(f"{where} {shown} is too large: {MOST_PARAMETERS:,} is most")
     if not re.fullmatch(r"[+-]?[0-9]{1,18}", plain):
         raise BenchError(
             f"{where} {text!r} is no whole number: write 40370176, 40,370,176, or the whole line "
             "that PEFT prints"
         )
+    check_most(where, int(plain), MOST_PARAMETERS)
     return int(plain)
+
+
+_SHOWN = 40

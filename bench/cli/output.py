@@ -180,16 +180,18 @@ def quiet_libraries() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[None]:
+def interruptible() -> Iterator[list[int]]:
     """SIGTERM and SIGHUP end a command as Ctrl-C does: what it started is ended, what it has kept
     is told. One that is ignored (nohup) stays so. None is lost: Python drops what is raised while
-    an object ends, so a signal that arrives then is sent once more."""
+    an object ends, so a signal that arrives then is sent once more. Gives the signals that came."""
+    came: list[int] = []
 
     def interrupt(number: int, frame: object) -> NoReturn:
+        came.append(number)
         raise KeyboardInterrupt(signal.Signals(number).name)
 
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield came
         return
     known = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]
     taken = [n for n in known if n is not None and signal.getsignal(n) == signal.SIG_DFL]
@@ -207,7 +209,7 @@ def interruptible() -> Iterator[None]:
 
     sys.unraisablehook = once_more
     try:
-        yield
+        yield came
     finally:
         sys.unraisablehook = dropped
         for number in taken:
@@ -240,12 +242,15 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def stored_runs() -> Path:
-    """Where stored runs are looked up by number or name: here, else in the project."""
+def stored_runs(*selectors: str) -> Path:
+    """Where stored runs are looked up by number or name: here, else in the project, which is said
+    unless every one of the `selectors` is a path."""
+    from bench.baselines.storage import is_path
     from bench.files import RESULTS
 
     here = Path("results")
     if here.is_dir():
         return here
-    say("no folder results/ here: the project's own stored runs are meant")
+    if not selectors or not all(map(is_path, selectors)):
+        say("no folder results/ here: the project's own stored runs are meant")
     return RESULTS

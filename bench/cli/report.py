@@ -51,8 +51,15 @@ def run(options: argparse.Namespace) -> int:
         if options.plots:
             raise BenchError("--plots DIR draws instead of a table: give it without --output")
         check_output(options.output, SUFFIXES[format], '"run": ' if format == "json" else "")
-    storage = stored_runs()
-    found = [path for selector in options.runs for path in find_runs(storage, selector)]
+    asked = list(options.runs)
+    storage = stored_runs(*asked, *([options.baseline] if asked and options.baseline else []))
+    found = []
+    for selector in asked:
+        meant = find_runs(storage, selector)
+        if len(meant) > 1 and "*" not in selector:
+            names = ", ".join(f"{path.parent.name}/{path.stem}" for path in meant)
+            say(f"{selector!r} means {len(meant)} runs: {names}")
+        found += meant
     runs = [load_run(path) for path in dict.fromkeys(found)] or [load_stored(storage)]
     baseline = None if options.baseline is None else load_stored(storage, options.baseline)
     if options.plots:

@@ -53,7 +53,8 @@ SAID = {
 }
 SAID_OF_STEP = {
     **trainer.SAID_OF_STEP,
-    "enable_liger_kernel": "fused kernels, with which a step takes less than is predicted",
+    "enable_liger_kernel": "Liger's kernels as LLaMA-Factory itself chooses them: a step takes "
+    "less than is predicted; bench memory --liger predicts Trainer's",
     "use_unsloth_gc": "unsloth's checkpointing moves activations away, which leaves less",
     "fp8": "FP8 products, which are not predicted",
     "use_galore": "another optimizer than is predicted",
@@ -75,6 +76,7 @@ UNDERSTOOD = (
     disable_gradient_checkpointing""".split()
     )
     | trainer.STEP_KEYS
+    | {"use_liger_kernel"}
 )
 INERT = (
     *trainer.INERT,
@@ -269,6 +271,7 @@ def _step(document: Document, precision: str, notes: tuple[str, ...]) -> Step:
         precision,
         None if values.get("pure_bf16") else trainer.autocast(values),
         values.get("use_reentrant_gc", True) is not False,
+        liger=trainer.liger(values),
         notes=(f"rows {rows} cutoff_len, {length} tokens: all are predicted full", *more, *notes),
     )
 

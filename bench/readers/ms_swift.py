@@ -83,6 +83,7 @@ UNDERSTOOD = (
     num_labels lazy_tokenize""".split()
     )
     | trainer.STEP_KEYS
+    | {"use_liger_kernel"}
 )
 # args.json holds every argument and much that ms-swift worked out; these change neither what is
 # adapted nor what a step takes.
@@ -240,6 +241,7 @@ def _step(document: Document, notes: tuple[str, ...]) -> Step:
         values.get("gradient_checkpointing", True) is not False,
         _precision(document),
         trainer.autocast(values, "bf16"),
+        liger=trainer.liger(values),
         notes=(*more, *notes),
     )
 

@@ -37,6 +37,7 @@ class Step:
     autocast: str | None = None
     reentrant: bool = False
     compute_dtype: str | None = None
+    liger: bool = False
     notes: tuple[str, ...] = ()
 
 

@@ -5,6 +5,8 @@ Names and defaults: transformers 5.23 `training_args.py` (`TrainingArguments`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from bench.errors import BenchError
 from bench.training.options import optimizer_name
 
@@ -41,7 +43,8 @@ SAID_OF_STEP = {
     "torch_compile_backend": "compilation, which the prediction of eager mode leaves out",
     "torch_compile_mode": "compilation, which the prediction of eager mode leaves out",
     "use_liger_kernel": "fused kernels, with which a step takes less than is predicted",
-    "liger_kernel_config": "fused kernels, with which a step takes less than is predicted",
+    "liger_kernel_config": "some of Liger's kernels, with which a step takes less than is "
+    "predicted; all of them together are predicted",
     "auto_find_batch_size": "halves the batch until it fits; the size written is predicted",
     "optim_target_modules": "an optimizer for named modules, which is not predicted",
     "activation_checkpointing": "a policy of its own; gradient_checkpointing is predicted",
@@ -56,6 +59,12 @@ def optimizer(name: object) -> tuple[str, tuple[str, ...]]:
         return optimizer_name(asked), ()
     except BenchError as error:
         return "", (str(error),)
+
+
+def liger(values: Mapping[str, object]) -> bool:
+    """Whether Trainer puts all of Liger's kernels into the model; some of them are not predicted,
+    and `SAID_OF_STEP` tells them."""
+    return bool(values.get("use_liger_kernel")) and not values.get("liger_kernel_config")
 
 
 def autocast(values: object, default: str | None = None) -> str | None:

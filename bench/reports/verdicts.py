@@ -105,7 +105,7 @@ def verdict_report(
         )
     if baseline.gate == FAILED and no_baseline(baseline):
         notes.append(f"The gate of {baseline.label} failed, and nobody has accepted it.")
-    if failing:
+    if failing and not contender.interrupted:
         notes.append(f"To accept the new figures: {_accepting(contender, save_command)}")
     return Report("Verdicts", caption, (table,) if lines else (), tuple(notes))
 

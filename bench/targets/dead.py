@@ -58,7 +58,7 @@ def find_cause(table: ModuleTable, adapter: AdapterConfig, entry: str, field: st
     looks: tuple[Callable[[ModuleTable, str], Found], ...] = (
         (_everything, _brackets, _pattern, _tensor, _moved)
         if listed
-        else (_everything, _written_as_list, _unanchored, _moved_regex, trace_pattern)
+        else (_everything, _written_as_list, _names_among, _unanchored, _moved_regex, trace_pattern)
     )
     found = (look(table, entry) for look in looks)
     return next((f for f in found if f[0] or f[1]), ("", ""))
@@ -152,6 +152,20 @@ def _written_as_list(table: ModuleTable, entry: str) -> Found:
     if not parts or known != parts or parts == [entry]:
         return "", ""
     return "a string is one regular expression", f"the list {json.dumps(parts)}"
+
+
+def _names_among(table: ModuleTable, entry: str) -> Found:
+    """Names between commas, of which one holds a character of regular expressions."""
+    parts = [part.strip() for part in entry.split(",")]
+    plain = [part for part in parts if part and not _SYNTAX.search(part)]
+    known = [p for p in plain if any(m.kind != OTHER and ends_in(m.name, p) for m in table.modules)]
+    if len(parts) < 2 or not known or re.search(r"[\[\](){}]", entry):
+        return "", ""
+    marks = " ".join(dict.fromkeys(_SYNTAX.findall(entry)))
+    return (
+        f"with {marks} in it, it is one regular expression, and no list",
+        f"the list {json.dumps(known)} (on the command line {','.join(known)})",
+    )
 
 
 def _unanchored(table: ModuleTable, pattern: str) -> Found:

@@ -216,6 +216,10 @@ def results(tmp_path: Path) -> Path:
         ("cpu/", ["cpu/0001_first", "cpu/0002_second"]),
         ("*second", ["cpu/0002_second"]),
         ("0003", ["0003_x"]),
+        ("3", ["0003_x"]),
+        ("1", ["cpu/0001_first", "gpu/0001_first"]),
+        ("gpu/10", ["gpu/0010_last"]),
+        ("cpu/2_second", ["cpu/0002_second"]),
     ],
 )
 def test_finding(results: Path, selector: str | None, expected: list[str]) -> None:
@@ -223,6 +227,13 @@ def test_finding(results: Path, selector: str | None, expected: list[str]) -> No
         str(path.relative_to(results).with_suffix("")) for path in find_runs(results, selector)
     ]
     assert found == expected
+
+
+def test_a_number_is_a_run_before_it_is_a_name(results: Path) -> None:
+    (results / "0011_3.json").write_text("{}")
+    (results / "0012_77.json").write_text("{}")
+    assert [path.stem for path in find_runs(results, "3")] == ["0003_x"]
+    assert [path.stem for path in find_runs(results, "77")] == ["0012_77"]
 
 
 def test_finding_by_path(results: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +16,11 @@ from bench.adapters.config import written_targets
 from bench.baselines import compare, gate, write_run
 from bench.cli import main
 from bench.cli.output import format_for
+from bench.files import FIXTURES
 from bench.predict.gpus import gpu_with_memory
 from bench.reports.layout import markdown
 from bench.reports.verdicts import verdict_report
+from bench.training.options import StepOptions
 
 LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "vocab_size": 20,
          "num_hidden_layers": 1, "num_attention_heads": 4,
@@ -210,3 +215,71 @@ def test_the_advice_names_a_run_so_that_it_is_found(
     stored = "pytest suites/ --benchmark-storage=elsewhere --benchmark-save=NAME"
     told = markdown(verdict_report(verdicts, gate(verdicts), *runs, save_command=stored))
     assert "bench accept NAME --reason WHY --results elsewhere" in told
+
+
+def test_an_interrupted_run_is_not_proposed_as_a_baseline() -> None:
+    base, new = run_with(), run_with(metric(QUERY, "adapted_layers", 12))
+    verdicts = compare(base, new)
+    told = markdown(verdict_report(verdicts, gate(verdicts), base, new))
+    assert "To accept the new figures" in told
+    cut = replace(new, interrupted=True)
+    assert "accept" not in markdown(verdict_report(verdicts, gate(verdicts), base, cut))
+
+
+def test_an_unknown_atlas_is_told_with_what_may_stand_instead(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["atlas", "--diff", "a", "b"]) == 2
+    said = capsys.readouterr().err
+    assert said.endswith("5.23.0; or give a folder that holds one\n")
+
+
+def test_an_id_keeps_every_digit() -> None:
+    close = [StepOptions(max_grad_norm=value).label() for value in (0.123456789, 0.123456788)]
+    assert len(set(close)) == 2
+    close = [StepOptions(learning_rate=value).label() for value in (1.23456789e-4, 1.23456788e-4)]
+    assert len(set(close)) == 2
+
+
+def test_a_hazard_is_failed_on_or_allowed(capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(FIXTURES / "readers" / "trl" / "defaults.yaml")
+    assert main(["check", path, "--fail-on", "no-gradient", "--allow", "no-gradient"]) == 2
+    assert "no-gradient is in fail-on and in allow" in capsys.readouterr().err
+
+
+def test_a_verdict_file_is_checked_before_anything_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text('{"mine": 1}')
+    asked = ["learn", "smollm2", "--weights", "nowhere", "--compare", "--verdict-file", str(file)]
+    assert main(asked) == 2
+    assert str(file) in capsys.readouterr().err
+    assert file.read_text() == '{"mine": 1}'
+
+
+CUT = """
+import os, signal, threading, weakref
+import bench.cli.choose as command
+from bench.cli import main
+
+class Held: pass
+
+def run(options):
+    held = Held()
+    mark = weakref.ref(held, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    del held  # Python drops what the signal raises in there
+    {then}
+
+command.run = run
+raise SystemExit(main(["choose", "opt-125m"]))
+"""
+
+
+@pytest.mark.parametrize("then", ["raise KeyError('what was cut')", "threading.Event().wait()"])
+def test_a_signal_in_a_finalizer_ends_a_command_all_the_same(then: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", CUT.format(then=then)],
+        capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stderr) == (143, "")

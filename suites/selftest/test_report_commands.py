@@ -119,3 +119,38 @@ def test_a_broken_run_writes_no_report(results: Path, capsys: pytest.CaptureFixt
     assert main(["report", "--output", str(target)]) == 2
     assert "0003_broken" in capsys.readouterr().err
     assert not target.exists()
+
+
+def test_a_run_is_named_by_its_number(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "2"]) == 0
+    assert "new" in capsys.readouterr().out
+    assert main(["compare", "linux-x86_64-cpu/1", "2"]) == 1
+    assert main(["accept", "1", "--reason", "right"]) == 0
+    assert "0001_base may be a baseline now" in capsys.readouterr().out
+
+
+def test_a_name_that_means_several_runs_says_so(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(results / "structure", "base", sample("other"))
+    assert main(["report", "1"]) == 0
+    said = "'1' means 2 runs: linux-x86_64-cpu/0001_base, structure/0001_base\n"
+    assert capsys.readouterr().err == said
+    assert main(["report", "*base"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_folder_is_spoken_of_where_one_is_looked_in(
+    results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, new = sorted(str(path) for path in results.glob("*/*.json"))
+    (elsewhere := results / "elsewhere").mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert main(["compare", base, new]) == 1
+    assert main(["report", base, "--baseline", new]) == 0
+    assert main(["accept", base, "--reason", "right"]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["report", str(elsewhere / "none.json")]) == 2
+    assert capsys.readouterr().err == f"bench: error: {elsewhere / 'none.json'}: no such file\n"
+    assert main(["report", "no-such-run"]) == 2
+    assert "no folder results/ here" in capsys.readouterr().err
