@@ -62,7 +62,10 @@ def test_a_file_describes_its_step(name: str) -> None:
     step = read_recipe(FILES / name).step
     assert step is not None
     fields = {key: value for key, value in asdict(step).items() if key != "notes"}
-    silent = {"seq_len": None, "autocast": None, "reentrant": False, "compute_dtype": None}
+    silent = {
+        "seq_len": None, "autocast": None, "reentrant": False, "compute_dtype": None,
+        "liger": False,
+    }  # fmt: skip
     assert fields == {**silent, **EXPECTED[name]["step"]}
 
 
