@@ -182,7 +182,7 @@ def measure(
     for number, (key, keys) in enumerate(cases.items(), 1):
         known = None if journal is None else journal.found.get(key)
         say(f"{number}/{len(cases)} {key}{' (measured before)' if known else ''}")
-        found = known or _measure_case(keys, sides, plan, far)
+        found = known or measure_case(keys, sides, plan, far)
         if journal is not None and not known:
             journal.add(key, found)
         for mine, record in zip(records, found, strict=True):
@@ -212,7 +212,7 @@ def _cases(
     return {key: (named[0].get(key), named[1].get(key)) for key in {**named[0], **named[1]}}
 
 
-def _measure_case(
+def measure_case(
     keys: tuple[str | None, str | None],
     sides: tuple[Environment, Environment],
     plan: Plan,

@@ -12,7 +12,7 @@ from typing import Any
 from bench.measure.worker import Worker
 
 PREFIX = "slower-"
-_step = Worker._step
+_step = Worker.one_step
 
 
 def _slower_step(self: Any, mark: Any = None) -> Any:
@@ -33,4 +33,4 @@ def _slower_step(self: Any, mark: Any = None) -> Any:
     return _step(self, spin)
 
 
-Worker._step = _slower_step  # type: ignore[method-assign]
+Worker.one_step = _slower_step  # type: ignore[method-assign]

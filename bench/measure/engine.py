@@ -140,6 +140,16 @@ class Session:
             return ("cpu",)
         return tuple(f"cuda:{index}" for index in range(gpus))
 
+    @property
+    def pid(self) -> int | None:
+        """The server's process id; None while there is none."""
+        return None if self._server is None else self._server.pid
+
+    @property
+    def running(self) -> frozenset[Running]:
+        """The cases that have a worker now."""
+        return frozenset(self._running)
+
     def start(
         self, case: Case, device: str | None = None, clock: WorkerClock | None = None
     ) -> Running:
@@ -279,7 +289,7 @@ class Running:
         self._line = line
         self._errors = errors
         self._progress: dict[str, Any] = {"phase": outcome.LOAD, "peak": 0}
-        self._kills = _kernel_kills()
+        self._kills = kernel_kills()
         self._status: int | None = None
 
     def __enter__(self) -> Self:
@@ -365,7 +375,7 @@ class Running:
             return outcome.CRASHED, f"exit status {os.waitstatus_to_exitcode(status)}: {said}"
         name = signal.Signals(os.WTERMSIG(status)).name
         if name == "SIGKILL":
-            kills = _kernel_kills()
+            kills = kernel_kills()
             if kills is not None and kills > (self._kills or 0):
                 return outcome.OOM, "SIGKILL: the kernel ran out of memory"
             if kills is None and self._session.memory_limit_bytes is not None:
@@ -427,7 +437,7 @@ def _tail(file: IO[bytes], size: int = 400) -> str:
     return " ".join(said.split())[-size:]
 
 
-def _kernel_kills() -> int | None:
+def kernel_kills() -> int | None:
     """How often the kernel has killed a process here to free memory; None where nothing tells.
 
     /proc/vmstat counts every such kill, those for a cgroup's limit too; memory.events those of the

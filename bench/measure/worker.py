@@ -164,7 +164,7 @@ class Worker:
         gc.collect()
         waited = waited_seconds()
         clock = _CudaClock() if self._on_gpu else _CpuClock(self._read)
-        self._require_finite(self._step(clock.mark).item())
+        self._require_finite(self.one_step(clock.mark).item())
         measured = clock.step_time()
         waited = waited_seconds() - waited
         if self._throttling is None:  # the first step is a warm-up
@@ -184,7 +184,7 @@ class Worker:
         before, after = self._first_loss, self._loss_under_fixed_mask()
         while not after < before and self._steps < steps:
             for _ in range(min(_LOOKED_AT_AFTER, steps - self._steps)):
-                self._require_finite(self._step().item())
+                self._require_finite(self.one_step().item())
             after = self._loss_under_fixed_mask()
         if not after < before:
             raise Diverged(
@@ -192,7 +192,7 @@ class Worker:
             )
         return {"before": before, "after": after}
 
-    def _step(self, mark: Any = None) -> torch.Tensor:
+    def one_step(self, mark: Any = None) -> torch.Tensor:
         self._steps += 1
         marks = {} if mark is None else {"mark": mark}
         return run_step(self._training, **marks)
@@ -210,7 +210,7 @@ class Worker:
             self._note(self._phase)
 
         with tracker:
-            loss = self._step(mark)
+            loss = self.one_step(mark)
         return self._require_finite(loss.item())
 
     def _end_phase(self, phase: str, by_phase: dict[str, dict[str, int]]) -> None:

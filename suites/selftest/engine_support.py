@@ -43,4 +43,4 @@ def failure(session: Session, case, steps: int = 2) -> Outcome:
 
 
 def workers(session: Session) -> list[psutil.Process]:
-    return psutil.Process(session._server.pid).children(recursive=True)
+    return psutil.Process(session.pid).children(recursive=True)

@@ -15,7 +15,7 @@ import torch
 
 from bench.measure.worker import Worker
 
-_step = Worker._step
+_step = Worker.one_step
 
 
 def _faulty(self: Any, *args: Any) -> torch.Tensor:
@@ -42,4 +42,4 @@ def _faulty(self: Any, *args: Any) -> torch.Tensor:
     return _step(self, *args)
 
 
-Worker._step = _faulty  # type: ignore[method-assign]
+Worker.one_step = _faulty  # type: ignore[method-assign]

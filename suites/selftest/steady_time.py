@@ -16,7 +16,7 @@ from bench.measure.worker import Worker
 PHASE, SPREAD, READING = 1e-3, 1e-5, 1e-7
 
 _started = Value("i", 0)  # shared with the workers, which are forks of the process that loads this
-_step = Worker._step
+_step = Worker.one_step
 _now = 0.0
 _drawn: Random | None = None
 
@@ -42,4 +42,4 @@ def _steady_step(self: Any, mark: Any = None) -> Any:
 
 
 time.process_time = _read
-Worker._step = _steady_step  # type: ignore[method-assign]
+Worker.one_step = _steady_step  # type: ignore[method-assign]

@@ -42,7 +42,7 @@ def test_two_configurations_are_one_case_and_a_cut_comparison_goes_on(
              "--target-modules", "q_proj", "--rank", "4", "--contender-rank", "8",
              "--contender-target-modules", "(.*)[.](q|v)_proj",
              "--save", str(tmp_path / "runs"), "--json"]  # fmt: skip
-    measure = pair._measure_case
+    measure = pair.measure_case
     started: list[Any] = []
 
     def cut(keys: Any, *rest: Any) -> Any:
@@ -51,7 +51,7 @@ def test_two_configurations_are_one_case_and_a_cut_comparison_goes_on(
             raise KeyboardInterrupt
         return measure(keys, *rest)
 
-    monkeypatch.setattr(pair, "_measure_case", cut)
+    monkeypatch.setattr(pair, "measure_case", cut)
     assert main(asked) == 130
     assert "go on with --resume" in capsys.readouterr().err
     assert main([*asked, "--rounds", "4"][:-2]) == 2  # without --resume: nothing is overwritten

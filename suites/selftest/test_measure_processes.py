@@ -24,7 +24,7 @@ def test_a_session_ends_everything() -> None:
     with Session(device="cpu") as session:
         running = session.start(tiny_case("opt"))
         running.prepare()
-        pids = [session._server.pid, running.pid]
+        pids = [session.pid, running.pid]
         assert all(map(psutil.pid_exists, pids))
     assert not any(map(psutil.pid_exists, pids))
     with pytest.raises(BenchError, match="closed"):
@@ -35,7 +35,7 @@ def test_a_server_that_is_killed_takes_one_case_with_it() -> None:
     """Between two cases it costs none; during a case that one has crashed, and the run goes on."""
     with Session(device="cpu", time_limit_seconds=60) as session:
         first = measure(session, tiny_case("opt"))
-        os.kill(session._server.pid, signal.SIGKILL)
+        os.kill(session.pid, signal.SIGKILL)
         second = measure(session, tiny_case("opt"))
         assert (first.loss, first.peak_allocated_bytes) == (
             second.loss,
@@ -43,12 +43,12 @@ def test_a_server_that_is_killed_takes_one_case_with_it() -> None:
         )
         with session.start(tiny_case("opt")) as running:
             running.prepare()
-            os.kill(session._server.pid, signal.SIGKILL)
+            os.kill(session.pid, signal.SIGKILL)
             psutil.Process(running.pid).wait(timeout=10)
             with pytest.raises(CaseFailed, match="crashed in timing: the measuring process ended"):
                 running.step()
         assert measure(session, tiny_case("opt")).outcome.name == "ok"
-        pids = [session._server.pid]
+        pids = [session.pid]
     assert not any(map(psutil.pid_exists, pids))
 
 
@@ -68,9 +68,7 @@ def test_without_a_gpu_a_worker_is_always_forked(monkeypatch: pytest.MonkeyPatch
         session.start(tiny_case("opt")) as running,
     ):
         assert running.prepare().outcome.name == "ok"
-        server, worker = (
-            psutil.Process(pid).cmdline() for pid in (session._server.pid, running.pid)
-        )
+        server, worker = (psutil.Process(pid).cmdline() for pid in (session.pid, running.pid))
         assert worker == server
 
 
@@ -82,7 +80,7 @@ from measure_support import tiny_case
 from bench.measure import Session
 with Session(device="cpu") as session, session.start(tiny_case("opt")) as running:
     running.prepare()
-    print(session._server.pid, running.pid, flush=True)
+    print(session.pid, running.pid, flush=True)
     while True:
         running.step()
 """

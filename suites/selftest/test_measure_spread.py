@@ -81,9 +81,9 @@ def test_cases_are_spread_one_at_a_time_on_each_device(warm: Warm) -> None:
 def test_leaving_ends_what_still_runs() -> None:
     with TwoDevices() as session:
         with Spread(session, CASES * 20, steps=10_000, loss_steps=0):
-            while len(session._running) < 2:
+            while len(session.running) < 2:
                 threading.Event().wait(0.01)
-            server = psutil.Process(session._server.pid)
+            server = psutil.Process(session.pid)
         assert not server.is_running()
     assert [t for t in threading.enumerate() if t.name in TwoDevices.devices] == []
 
