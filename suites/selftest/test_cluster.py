@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -296,27 +296,30 @@ HERE = Facts(None, VERSIONS, {}, "a")
 GPU = Accelerator("NVIDIA H100", 8, 80 << 30)
 
 
-def _with(gpu: Accelerator | None, **versions: str) -> Facts:
-    there = replace(machine(), accelerator=gpu)
-    return Facts(there, VERSIONS | versions, {}, "a")
+def _with(gpu: Accelerator | None = None, **changed: Any) -> Callable[[], Facts]:
+    """Facts of a node as this one, asked for in a test alone: torch tells the machine."""
+    return lambda: replace(Facts(replace(machine(), accelerator=gpu), VERSIONS, {}, "a"), **changed)
 
 
 @pytest.mark.parametrize(
     ("theirs", "gpus", "told"),
     [
-        (_with(None), 0, ""),
+        (_with(), 0, ""),
         (_with(GPU), 8, ""),
-        (_with(None, peft="0.21.1"), 0, "peft 0.21.1 there, 0.21.2 here: install the same"),
-        (replace(_with(None), versions={"python": "3.11.7"}), 0, "bitsandbytes is missing there"),
-        (replace(_with(None), code="b"), 0, "another release or checkout of this project"),
-        (_with(None), 2, "it lends 2 GPU, and torch 2.13.0 finds none there"),
+        (_with(versions=VERSIONS | {"peft": "0.21.1"}), 0,
+         "peft 0.21.1 there, 0.21.2 here: install the same"),
+        (_with(versions={"python": "3.11.7"}), 0, "bitsandbytes is missing there"),
+        (_with(code="b"), 0, "another release or checkout of this project"),
+        (_with(), 2, "it lends 2 GPU, and torch 2.13.0 finds none there"),
         (_with(GPU), 0, r"it has a GPU (NVIDIA H100) and lends none: ray start --num-gpus=8"),
-        (replace(_with(None), missing={"bitsandbytes": "no libcudart"}), 0,
+        (_with(missing={"bitsandbytes": "no libcudart"}), 0,
          "bitsandbytes cannot be imported there (no libcudart): install bitsandbytes==0.50.2"),
     ],
 )  # fmt: skip
-def test_what_keeps_a_node_from_measuring_beside_us(theirs: Facts, gpus: int, told: str) -> None:
-    found = obstacle(HERE, theirs, gpus)
+def test_what_keeps_a_node_from_measuring_beside_us(
+    theirs: Callable[[], Facts], gpus: int, told: str
+) -> None:
+    found = obstacle(HERE, theirs(), gpus)
     assert told in found if told else found == ""
 
 

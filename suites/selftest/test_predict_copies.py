@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 
-from bench.predict import cuda_copies, cuda_kernels
-
 
 def meta(*shape: int, dtype: str = "float16") -> Any:
     import torch
@@ -16,6 +14,8 @@ def meta(*shape: int, dtype: str = "float16") -> Any:
 
 
 def test_a_factor_is_copied_where_blas_cannot_step_over_it() -> None:
+    from bench.predict import cuda_kernels
+
     a, b = meta(64, 32), meta(32, 16)
     taken = cuda_kernels.temporaries
     assert taken("aten.mm.default", (a, b)) == 0
@@ -31,6 +31,8 @@ def test_a_factor_is_copied_where_blas_cannot_step_over_it() -> None:
 
 
 def test_norms_and_sums_take_rows_that_lie_together() -> None:
+    from bench.predict import cuda_kernels
+
     x, weight = meta(32, 64), meta(64)
     aside = meta(64, 32).t()
     before = cuda_kernels.workspace
@@ -42,6 +44,8 @@ def test_norms_and_sums_take_rows_that_lie_together() -> None:
 
 
 def test_where_casts_the_other_operand() -> None:
+    from bench.predict import cuda_kernels
+
     mask, x = meta(64, 64, dtype="bool"), meta(64, 64)
     before = cuda_kernels.workspace
     assert before("aten.where.self", None, (mask, x, x)) == 0
@@ -50,6 +54,8 @@ def test_where_casts_the_other_operand() -> None:
 
 
 def test_several_indices_are_laid_alike() -> None:
+    from bench.predict import cuda_kernels
+
     table = meta(100, 100)
     rows, columns = meta(64, 1, dtype="int64"), meta(1, 32, dtype="int64")
     before = cuda_kernels.workspace
@@ -61,6 +67,8 @@ def test_several_indices_are_laid_alike() -> None:
 def test_a_router_of_many_experts_counts_by_blocks() -> None:
     """`should_use_multiblock`: from 400 columns on for more than 4000 rows; 256 counters of two
     bytes a block, 256 of four bytes a row, and a few words."""
+    from bench.predict import cuda_kernels
+
     taken = cuda_kernels.temporaries
     assert taken("aten.topk.default", (meta(8192, 128), 8)) == 0
     assert taken("aten.topk.default", (meta(2048, 512), 8)) == 0
@@ -71,6 +79,8 @@ def test_a_router_of_many_experts_counts_by_blocks() -> None:
 
 
 def test_no_kernel_is_in_two_lists() -> None:
+    from bench.predict import cuda_copies, cuda_kernels
+
     named = {*cuda_kernels.WORKSPACES, *cuda_kernels.TEMPORARIES, *cuda_kernels.SUBSTITUTES}
     assert not named & set(cuda_copies.READ_AND_FREE)
     assert all(".c" in where for where in cuda_copies.READ_AND_FREE.values())

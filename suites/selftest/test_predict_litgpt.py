@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from bench.predict.litgpt import peaks
 from bench.training.cases import Case, StepOptions
 
 LAYERS, WIDTH, INNER, WORDS, TOKENS = 3, 256, 704, 256, 512
@@ -21,6 +20,12 @@ def litgpt_case(precision: str, tokens: int = TOKENS, **config: Any) -> Case:
     step = StepOptions(batch_size=1, seq_len=tokens)
     model = {**LLAMA, **config}
     return Case("small", model, "AutoModelForCausalLM", "q-v", adapter, precision, step)
+
+
+def peaks(case: Case) -> tuple[Any, ...]:
+    from bench.predict import litgpt  # torch with it: not where tests are chosen
+
+    return litgpt.peaks(case)
 
 
 def test_inputs_of_the_last_batch_stay_in_4_bits() -> None:

@@ -16,14 +16,10 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 from measure_support import kept_out_of_collections, predicted
 
 from bench.cli import main
 from bench.errors import BenchError
-from bench.predict import kernels
-from bench.predict.journal import COMMUNICATION
-from bench.predict.trace import trace
 from bench.training.cases import Case, StepOptions
 
 if TYPE_CHECKING:
@@ -144,7 +140,7 @@ def test_without_what_is_resized_no_sharded_peak_agrees(
 ) -> None:
     """The reference tells a gathered parameter that is never freed from one that is."""
     number = CASES.index(spread_case("fsdp", "bf16"))
-    monkeypatch.setattr(torch.UntypedStorage, "resize_", lambda storage, size: storage)
+    monkeypatch.setattr("torch.UntypedStorage.resize_", lambda storage, size: storage)
     found = _peaks(predicted(CASES[number]))
     assert found["steady"] > (1 + WITHIN) * real[number][0]["steady"]
 
@@ -156,8 +152,8 @@ def test_without_what_is_communicated_no_peak_agrees(
 ) -> None:
     number = CASES.index(spread_case(parallel, precision))
     p = _predicted(number)
-    assert p.breakdown[COMMUNICATION] > 0
-    without = p.peak_allocated_bytes - p.breakdown[COMMUNICATION]
+    assert p.breakdown["communication"] > 0
+    without = p.peak_allocated_bytes - p.breakdown["communication"]
     assert without != pytest.approx(real[number][0]["steady"], rel=WITHIN)
 
 
@@ -180,7 +176,7 @@ def test_shards_are_halves_and_copies_are_whole() -> None:
     assert 2 * shard.breakdown["optimizer_state"] == pytest.approx(
         alone.breakdown["optimizer_state"], rel=1e-3
     )
-    assert copy.breakdown[COMMUNICATION] == 4 * alone.trainable_parameters
+    assert copy.breakdown["communication"] == 4 * alone.trainable_parameters
 
 
 REFUSED = [
@@ -236,6 +232,9 @@ def test_a_place_is_no_mark_of_a_profile() -> None:
 
 
 def traced(step: StepOptions) -> Trace:
+    from bench.predict import kernels
+    from bench.predict.trace import trace
+
     return trace(replace(CASES[4], step=step), kernels.cuda())
 
 
@@ -265,6 +264,7 @@ def test_the_answer_says_whose_it_is(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_units_are_those_that_accelerate_makes(tied: bool) -> None:
     """Its own function, given the same adapted model on meta."""
     pytest.importorskip("accelerate")
+    import torch
     from accelerate.utils import FullyShardedDataParallelPlugin
     from accelerate.utils.fsdp_utils import fsdp2_prepare_model
     from torch.distributed.device_mesh import init_device_mesh

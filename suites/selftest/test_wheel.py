@@ -159,7 +159,7 @@ def test_nothing_is_read_from_the_repository(installed: Installed) -> None:
         ("memory opt-350m --target-modules q_proj --gpu A100-80GB --seq-len 64", r"fits"),
         ("atlas --diff 4.57.6 5.23.0 --types llama", r""),
         ("report", r"\| scenario"),
-        ("compare structure/0001 structure/0001", r"unchanged"),
+        ("compare structure/1 linux-x86_64-cpu-2cores/1", r"unchanged"),
         ("choose opt-350m --gpu-memory 4GiB --seq-len 64 --precision nf4", r"Proposed: row"),
         ("check adapter_config.json --model ./config.json", r"32 of 32 layers"),
     ],

@@ -289,7 +289,8 @@ def stream(own: io.TextIOWrapper, number: int, *, at_once: bool) -> io.TextIOWra
         return None
     text = io.TextIOWrapper(
         file, own.encoding, own.errors,
-        line_buffering=own.line_buffering, write_through=own.write_through or at_once,
+        line_buffering=own.line_buffering and not at_once,
+        write_through=own.write_through or at_once,
     )  # fmt: skip
     text.mode = own.mode
     return text
