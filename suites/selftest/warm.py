@@ -255,7 +255,7 @@ def become(request: dict[str, Any]) -> None:
         options.add(words.pop(0))
     safe = "-P" in options or bool(os.environ.get("PYTHONSAFEPATH"))
     for number, name in enumerate(("stdin", "stdout", "stderr")):
-        fresh = stream(getattr(sys, f"__{name}__"), number, at_once="-u" in options)
+        fresh = stream(getattr(sys, f"__{name}__"), number, unbuffered="-u" in options)
         setattr(sys, name, fresh)
         setattr(sys, f"__{name}__", fresh)
     kind = words[0]
@@ -279,10 +279,10 @@ def become(request: dict[str, Any]) -> None:
         exec(compile(Path(file).read_bytes(), file, "exec"), main_module)
 
 
-def stream(own: io.TextIOWrapper, number: int, *, at_once: bool) -> io.TextIOWrapper | None:
+def stream(own: io.TextIOWrapper, number: int, *, unbuffered: bool) -> io.TextIOWrapper | None:
     """Standard input, output or error, made as the interpreter has made our own, or as it does
-    under -u (`at_once`: nothing that is written is kept back); None where it is closed."""
-    at_once = bool(number) and (at_once or not isinstance(own.buffer, io.BufferedIOBase))
+    under -u (`unbuffered`: nothing that is written is kept back); None where it is closed."""
+    at_once = bool(number) and (unbuffered or not isinstance(own.buffer, io.BufferedIOBase))
     try:
         file = open(number, "wb" if number else "rb", 0 if at_once else -1, closefd=False)  # noqa: SIM115
     except OSError:
@@ -290,7 +290,7 @@ def stream(own: io.TextIOWrapper, number: int, *, at_once: bool) -> io.TextIOWra
     text = io.TextIOWrapper(
         file, own.encoding, own.errors,
         line_buffering=own.line_buffering and not at_once,
-        write_through=own.write_through or at_once,
+        write_through=own.write_through or at_once or unbuffered,  # standard input too
     )  # fmt: skip
     text.mode = own.mode
     return text
