@@ -17,10 +17,9 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from importlib import import_module
 from typing import Any, Self
 
-from bench.compat import patched, private
+from bench.compat import instead_of, patched, private
 from bench.errors import BenchError
 from bench.measure import outcome
 from bench.measure.engine import Session, WorkerClock
@@ -60,9 +59,8 @@ class Cluster:
         _connect(self.address)
         try:
             # Of a node that dies Ray prints the last lines of its log: records say what it cost.
-            worker = import_module("ray._private.worker")
-            silent = patched((worker, "print_to_stdstream", lambda *_, **__: None))
-            self._stack.enter_context(silent)
+            silent = instead_of("messages of nodes", lambda *_, **__: None)
+            self._stack.enter_context(patched(silent))
             self._carry_out = _remote(_carry_out)
             self.nodes = self._ask_nodes()
         except BaseException:

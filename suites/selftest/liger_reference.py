@@ -9,14 +9,12 @@ TRITON_INTERPRET=1 python suites/selftest/liger_reference.py > liger.csv
 
 from __future__ import annotations
 
-import csv
 import importlib
 import sys
 from typing import Any
 
 from bench.training.cases import Case, StepOptions
 
-COLUMNS = ("case", "measured_bytes", "predicted_bytes")
 _SHAPE = {
     "hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 1000, "pad_token_id": 0,
@@ -96,29 +94,15 @@ def under_interpreter() -> None:
 
 
 def main() -> None:
-    from test_measure_memory import profiled
-    from test_predict_cpu import predicted
-
-    from bench.training.machine import versions
+    from step_reference import write_reference
 
     under_interpreter()
-    installed = {**versions(), **{n: _version(n) for n in ("liger-kernel", "triton")}}
-    names = ("torch", "transformers", "peft", "liger-kernel", "triton")
-    print("# Second step with Liger's kernels, run on the CPU by Triton's interpreter under")
-    print("# torch.profiler (suites/selftest/liger_reference.py), and its prediction.")
-    print(f"# {', '.join(f'{name} {installed[name]}' for name in names)}.")
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for case in CASES:
-        measured = profiled(case).steady_step_peak_bytes
-        writer.writerow((case.id, measured, predicted(case).peak_allocated_bytes))
-        sys.stdout.flush()
-
-
-def _version(name: str) -> str:
-    from importlib.metadata import version
-
-    return version(name)
+    said = (
+        "Second step with Liger's kernels, run on the CPU by Triton's interpreter under",
+        "torch.profiler (suites/selftest/liger_reference.py), and its prediction.",
+    )
+    packages = ("torch", "transformers", "peft", "liger-kernel", "triton")
+    write_reference(CASES, said, packages)
 
 
 if __name__ == "__main__":

@@ -118,14 +118,19 @@ def test_other_names_are_said_and_no_digest() -> None:
     assert "255a" not in said
 
 
+def store_two(folder: Path) -> None:
+    """The sample as `base`, and as `new` with a layer more."""
+    document = sample()
+    document["lora_bench"]["records"][QUERY]["metrics"]["adapted_layers"] += 1
+    write_run(folder, "base", sample())
+    write_run(folder, "new", document)
+
+
 def test_the_advice_fits_what_is_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    document = sample()
-    document["lora_bench"]["records"][QUERY]["metrics"]["adapted_layers"] += 1
+    store_two(tmp_path / "results")
     monkeypatch.chdir(tmp_path)
-    write_run(tmp_path / "results", "base", sample())
-    write_run(tmp_path / "results", "new", document)
     assert main(["compare", "base", "new"]) == 1
     assert "bench accept 0002_new --reason WHY" in " ".join(capsys.readouterr().out.split())
 
@@ -201,11 +206,8 @@ def test_the_advice_names_a_run_so_that_it_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """By its file where it lies elsewhere than in results/: the command is tried as it is given."""
-    document = sample()
-    document["lora_bench"]["records"][QUERY]["metrics"]["adapted_layers"] += 1
+    store_two(tmp_path / "elsewhere")
     monkeypatch.chdir(tmp_path)
-    write_run(tmp_path / "elsewhere", "base", sample())
-    write_run(tmp_path / "elsewhere", "new", document)
     assert main(["compare", "elsewhere/0001_base.json", "elsewhere/0002_new.json"]) == 1
     said = " ".join(capsys.readouterr().out.split())
     assert "bench accept elsewhere/0002_new.json --reason WHY" in said
