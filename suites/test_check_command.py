@@ -100,6 +100,15 @@ def test_several_files_fail_when_one_does(capsys: pytest.CaptureFixture[str]) ->
     capsys.readouterr()
 
 
+def test_an_optional_entry_that_is_a_slip_is_told_before_any_report(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    good = str(READERS / "peft" / "rank-pattern")
+    assert main(["check", good, "--optional", "qkv_prj", "--no-gradients"]) == 2
+    said = capsys.readouterr()
+    assert (said.out, "qkv_prj" in said.err) == ("", True)
+
+
 def test_a_hazard_fails_where_it_is_asked_to(capsys: pytest.CaptureFixture[str]) -> None:
     path = str(READERS / "axolotl" / "gpt2-dora-new-tokens.yml")
     assert main(["check", path, "--no-gradients"]) == 0

@@ -145,8 +145,8 @@ class MemoryCallback(TrainerCallback):  # type: ignore[misc]  # transformers is 
             f"allocated, {format_bytes(found.peak_reserved_bytes)} reserved, in {found.peak_phase} "
             f"({found.step})"
         )
-        if found.fit is not None and not found.fit.fits:
-            self.say(f"bench: that does not fit {found.fit.gpu}")
+        if found.fit is not None and found.fit.doubt:
+            self.say(f"bench: that {found.fit.doubt}")
 
     def _sees(self, model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """A forward pass begins; notes the largest batch."""

@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -133,9 +134,15 @@ def costs(
         return [found[number] for number in range(len(rows))]
     with _pool(count) as pool:
         started = {pool.submit(cost, row): number for number, row in enumerate(rows)}
-        for done in as_completed(started):
-            found[started[done]] = done.result()
-            progress(len(found))
+        try:
+            for done in as_completed(started):
+                found[started[done]] = done.result()
+                progress(len(found))
+        except BrokenProcessPool:
+            raise BenchError(
+                f"a process that predicts was killed, perhaps for the memory that {count} of them "
+                "take together: taskset -c 0 before the command makes it one"
+            ) from None
     return [found[number] for number in range(len(rows))]
 
 

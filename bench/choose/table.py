@@ -11,10 +11,11 @@ from bench.choose.published import said_of
 from bench.choose.rows import PRECISIONS, SCENARIOS, WHOLE, Plan, dominates, plans
 from bench.errors import BenchError
 from bench.models.precision import precision
+from bench.predict.gpus import UNCERTAIN, Gpu
+from bench.units import format_bytes
 
 if TYPE_CHECKING:
     from bench.models.architectures import Model
-    from bench.predict.gpus import Gpu
     from bench.training.cases import Case, StepOptions
 
 # What is proposed among what fits: the first of these.
@@ -164,6 +165,12 @@ def _proposed(rows: Sequence[Row]) -> Row | None:
     )
 
 
+def _no_fit(rows: Sequence[Row], does: str = "does") -> str:
+    """What is said of rows none of which surely fits."""
+    verdicts = {row.cost.fit.verdict for row in rows if row.cost.fit is not None}
+    return "may not fit" if UNCERTAIN in verdicts else f"{does} not fit"
+
+
 def _reason(rows: Sequence[Row], proposed: Row | None, gpu: Gpu, budget: int | None) -> str:
     if proposed is None:
         least = min(
@@ -171,22 +178,27 @@ def _reason(rows: Sequence[Row], proposed: Row | None, gpu: Gpu, budget: int | N
             key=lambda row: row.cost.peak_reserved_bytes,
         )
         assert least.cost.fit is not None
+        surely = "surely " if least.cost.fit.verdict == UNCERTAIN else ""
         return (
-            f"nothing fits {gpu.name}: row {least.number}, the smallest, lacks "
-            f"{-least.cost.fit.margin_bytes / 2**30:.2f} GiB"
+            f"nothing {surely}fits {gpu.name}: row {least.number}, the smallest, lacks "
+            f"{format_bytes(-least.cost.fit.margin_bytes)}"
         )
     wider = [
         name for name in _PREFERRED[: _PREFERRED.index(proposed.plan.scenario)]
         if any(row.plan.scenario == name for row in rows)
     ] if proposed.plan.scenario in _PREFERRED else []  # fmt: skip
+    reaching = [row for row in rows if row.plan.scenario in wider]
+    names = " and ".join(filter(None, (", ".join(wider[:-1]), *wider[-1:])))
     parts = [
-        f"{' and '.join(wider)} does not fit"
+        f"{names} {_no_fit(reaching, 'do' if len(wider) > 1 else 'does')}"
         if wider
         else "the scenario that most of the published results below speak for",
         f"{proposed.precision} is the most bits in which it fits",
     ]
+    same = (proposed.plan, proposed.precision, False)
+    without = [row for row in rows if (row.plan, row.precision, row.checkpointing) == same]
     parts.append(
-        "it does not fit without checkpointing" if proposed.checkpointing
+        f"it {_no_fit(without)} without checkpointing" if proposed.checkpointing
         else "it needs no checkpointing, which would compute the forward pass twice"
     )  # fmt: skip
     if budget:

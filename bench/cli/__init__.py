@@ -12,16 +12,17 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from bench.cli.output import harmless_output, interruptible, quiet_libraries
+from bench.cli.output import harmless_output, quiet_libraries
 from bench.cli.parser import make_parser
 from bench.errors import BenchError, missing_extra
 from bench.measure.apart import run_apart, say_status, worker_pipe
+from bench.signals import as_interrupts
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. Wrong input is one line on standard error."""
     pipe = worker_pipe()
-    with harmless_output(), interruptible() as came:
+    with harmless_output(), as_interrupts() as came:
         try:
             with quiet_libraries():
                 status = _main(arguments, in_worker=pipe is not None)

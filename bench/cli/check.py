@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from bench.cli.options import Add, Once, split
@@ -57,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     if options.seq_len is not None and options.seq_len < 1:
         raise BenchError(f"--seq-len must be at least 1, not {options.seq_len}")
     check_most("--seq-len", options.seq_len, MOST["seq_len"])
-    from bench.check.answer import Question, check
+    from bench.check.answer import Checked, Question, check
     from bench.check.gate import HazardGate
     from bench.predict.gpus import find_gpu, gpu_with_memory
     from bench.reports.check import check_annotations, check_json, check_text
@@ -79,9 +80,12 @@ def run(options: argparse.Namespace) -> int:
             split(options.fail_on), split(options.allow), options.minimum_coverage
         ),
     )
-    failed, subjects = False, []
-    for number, path in enumerate(options.paths):
-        checked = check(path, question)
+    failed = False
+    answers: Iterable[Checked] = (check(path, question) for path in options.paths)
+    if question.optional:  # a slip in one is told before any report
+        answers = [*answers]
+        check_optional(question.optional, [checked.subject for checked in answers])
+    for number, checked in enumerate(answers):
         if options.format == "json":
             print(json.dumps(check_json(checked)), flush=True)
         elif options.format == "github":
@@ -91,6 +95,4 @@ def run(options: argparse.Namespace) -> int:
             blank = "\n" if number else ""
             print(blank + fitted(check_text(checked, colour=in_colour())), flush=True)
         failed |= checked.failed
-        subjects.append(checked.subject)
-    check_optional(question.optional, subjects)
     return int(failed)

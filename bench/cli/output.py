@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import json
 import os
 import re
 import shutil
-import signal
 import sys
-import threading
-import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from bench.errors import BenchError
 from bench.files import write_output
@@ -177,49 +173,6 @@ def quiet_libraries() -> Iterator[None]:
         if not sys.warnoptions:
             warnings.simplefilter("ignore")
         yield
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[list[int]]:
-    """SIGTERM and SIGHUP end a command as Ctrl-C does: what it started is ended, what it has kept
-    is told. One that is ignored (nohup) stays so. None is lost: Python drops what is raised while
-    an object ends, so a signal that arrives then is sent once more. Gives the signals that came."""
-    came: list[int] = []
-
-    def interrupt(number: int, frame: object) -> NoReturn:
-        came.append(number)
-        raise KeyboardInterrupt(signal.Signals(number).name)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield came
-        return
-    known = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]
-    taken = [n for n in known if n is not None and signal.getsignal(n) == signal.SIG_DFL]
-    for number in taken:
-        signal.signal(number, interrupt)
-    dropped, ident = sys.unraisablehook, threading.get_ident()
-
-    def once_more(what: sys.UnraisableHookArgs) -> None:
-        if not issubclass(what.exc_type, KeyboardInterrupt):
-            dropped(what)
-            return
-        name = str(what.exc_value or "") or "SIGINT"
-        # From a thread, a little later: at once it would be raised, and dropped, in this hook.
-        _thread.start_new_thread(_send, (getattr(signal, name, signal.SIGINT), ident))
-
-    sys.unraisablehook = once_more
-    try:
-        yield came
-    finally:
-        sys.unraisablehook = dropped
-        for number in taken:
-            signal.signal(number, signal.SIG_DFL)
-
-
-def _send(number: signal.Signals, thread: int) -> None:
-    time.sleep(0.01)
-    if callable(signal.getsignal(number)):  # not once the command has ended: it would kill
-        signal.pthread_kill(thread, number)
 
 
 def save_figure(figure: Figure, path: Path) -> None:

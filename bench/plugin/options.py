@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from bench.baselines.storage import check_name
 from bench.errors import BenchError, check_most, missing_extra
 from bench.files import SUFFIXES, check_output
 from bench.plugin.benchmarks import check_benchmark_options, name_to_save
-from bench.plugin.resuming import open_journal, stop_as_by_ctrl_c
+from bench.plugin.resuming import open_journal
 from bench.plugin.state import (
     AUTOSAVED,
     BASELINE,
@@ -35,6 +36,7 @@ from bench.plugin.state import (
     under_xdist,
 )
 from bench.scenarios.subjects import Request, load_model, select
+from bench.signals import as_interrupts
 from bench.training.liger import check_library
 from bench.training.options import (
     MEASURED_LENGTH,
@@ -188,7 +190,6 @@ def pytest_configure(config: pytest.Config) -> None:
             )
         if not option.collectonly:
             open_journal(config)
-            stop_as_by_ctrl_c(config)
         if option.benchmark_compare:
             selector = None if option.benchmark_compare is True else option.benchmark_compare
             storage = storage_folder(config)
@@ -204,6 +205,16 @@ def pytest_configure(config: pytest.Config) -> None:
         pytest.exit(f"error: {line}", returncode=2)
     except BenchError as error:
         pytest.exit(harmless(f"error: {error}"), returncode=2)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """From here a signal ends the run with what is finished stored; pytest has set its own
+    `sys.unraisablehook` by now, and would take what arrives in a callback for a warning."""
+    if not session.config.option.collectonly:
+        ending = ExitStack()
+        ending.enter_context(as_interrupts())
+        session.config.add_cleanup(ending.close)
 
 
 _MOST = {

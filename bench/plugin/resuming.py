@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Mapping
-from functools import partial
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 
@@ -25,28 +22,6 @@ _ENDING = ("ok", "oom")
 """Outcomes that are not tried again: a case that failed has to fail before somebody's eyes."""
 
 _MEASURED_BY = ("rounds", "check_loss", "memory_limit", "time_limit", "weights", "full_geometry")
-
-
-def stop_as_by_ctrl_c(config: pytest.Config) -> None:
-    """Let SIGTERM and SIGHUP end the run as Ctrl-C does: what is finished is stored. One that is
-    ignored (nohup) stays so."""
-
-    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt(signal.Signals(number).name)
-
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        if number is None or signal.getsignal(number) != signal.SIG_DFL:
-            continue
-        try:
-            signal.signal(number, interrupt)
-        except ValueError:  # not the main thread
-            return
-        config.add_cleanup(partial(_restore, number))
-
-
-def _restore(number: signal.Signals) -> None:
-    signal.signal(number, signal.SIG_DFL)
 
 
 def options_of(config: pytest.Config) -> dict[str, Any]:

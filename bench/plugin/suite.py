@@ -29,7 +29,7 @@ from bench.plugin.fixtures import (
     subject,
     user_subject,
 )
-from bench.plugin.options import pytest_addoption, pytest_configure
+from bench.plugin.options import pytest_addoption, pytest_configure, pytest_sessionstart
 from bench.plugin.storing import (
     pytest_benchmark_update_machine_info,
     pytest_sessionfinish,
@@ -56,6 +56,7 @@ __all__ = [
     "pytest_runtest_makereport",
     "pytest_runtest_setup",
     "pytest_sessionfinish",
+    "pytest_sessionstart",
     "pytest_terminal_summary",
     "ranked",
     "record",

@@ -112,6 +112,12 @@ class Fit:
         """Whether it surely does."""
         return self.verdict == YES
 
+    @property
+    def doubt(self) -> str:
+        """What is said against it, "" where it surely fits."""
+        said = {YES: "", NO: f"does not fit {self.gpu}", UNCERTAIN: f"may not fit {self.gpu}"}
+        return said[self.verdict]
+
 
 def bfloat16_note(gpu: Gpu | None) -> str:
     """What to say of a step in bfloat16 on a GPU without units for it; "" where there are some.

@@ -93,14 +93,16 @@ SAID_OF_STEP = {
     "unsloth_lora_o": "unsloth's kernels, which keep less than is predicted",
     "fp8": "FP8 products, which are not predicted",
     "qat": "quantization while training, which is not predicted",
-    "liger_rope": "fused kernels, with which a step takes less than is predicted",
-    "liger_rms_norm": "fused kernels, with which a step takes less than is predicted",
-    "liger_glu_activation": "fused kernels, with which a step takes less than is predicted",
-    "liger_layer_norm": "fused kernels, with which a step takes less than is predicted",
-    "liger_fused_linear_cross_entropy": "fuses head and loss: their memory is predicted too high",
+    "liger_layer_norm": "fused LayerNorms, which keep less than is predicted",
+    "liger_cross_entropy": "fuses the loss: its memory is predicted too high",
     "cut_cross_entropy": "fuses head and loss: their memory is predicted too high",
 }
-UNDERSTOOD = frozenset(
+LIGER = (
+    "liger_rope", "liger_rms_norm", "liger_glu_activation", "liger_fused_linear_cross_entropy",
+)  # fmt: skip
+"""The kernels that Trainer's use_liger_kernel puts into a model, one key each."""
+LIGER_PLUGIN = "axolotl.integrations.liger.LigerPlugin"
+UNDERSTOOD = frozenset(LIGER) | frozenset(
     """adapter load_in_4bit load_in_8bit lora_target_linear bnb_config_kwargs bf16 bfloat16 fp16
     float16 float32 micro_batch_size sequence_len sample_packing optimizer gradient_checkpointing
     type_of_model model_type reward_model process_reward_model num_labels peft
@@ -221,6 +223,11 @@ def _step(document: Document, precision: str, notes: tuple[str, ...]) -> Step:
     if isinstance(checkpointing, str):
         more += (f"gradient_checkpointing: {checkpointing}: moves what is kept off the GPU, which "
                  "leaves less than is predicted",)  # fmt: skip
+    liger = [key for key in LIGER if values.get(key)]
+    plugins = values.get("plugins") or []
+    loaded = LIGER_PLUGIN in (plugins if isinstance(plugins, list) else [plugins])
+    if liger and not (loaded and liger == [*LIGER]):
+        more += (_some_of_liger(liger, loaded),)
     length = whole(document, "sequence_len", 512)
     rows = "packed to" if values.get("sample_packing") else "of at most"
     return Step(
@@ -230,8 +237,17 @@ def _step(document: Document, precision: str, notes: tuple[str, ...]) -> Step:
         bool(checkpointing),
         precision,
         trainer.autocast(values, "bf16"),
+        liger=loaded and liger == [*LIGER],
         notes=(f"rows {rows} sequence_len, {length} tokens: all are predicted full", *more, *notes),
     )
+
+
+def _some_of_liger(keys: list[str], loaded: bool) -> str:
+    """What to say of Liger's keys that do not put all its kernels into the model."""
+    if not loaded:
+        return f"{', '.join(keys)}: nothing without {LIGER_PLUGIN} among plugins"
+    return (f"{', '.join(keys)}: some of Liger's kernels, with which a step takes less than is "
+            f"predicted; {', '.join(LIGER)} together are predicted")  # fmt: skip
 
 
 READER = Reader(

@@ -45,7 +45,7 @@ def check_text(checked: Checked, *, colour: bool = False) -> str:
     hazards = len(checked.findings) - errors
     found = f"{_counted(errors, 'error')}, {_counted(hazards, 'hazard')}"
     if checked.prediction is not None and (fit := checked.prediction.fit) is not None:
-        found += "" if fit.fits else f"; the step does not fit {fit.gpu}"
+        found += f"; the step {fit.doubt}" if fit.doubt else ""
     if checked.not_predicted:
         found += "; memory asked for, and not predicted"
     lines.append(found)
@@ -134,8 +134,8 @@ def check_annotations(checked: Checked) -> str:
         for f in checked.findings
     ]
     fit = checked.prediction.fit if checked.prediction else None
-    if fit is not None and not fit.fits:
-        lines.append(annotation("error", f"does not fit {fit.gpu}", str(checked.recipe.path), 1,
+    if fit is not None and fit.doubt:
+        lines.append(annotation("error", fit.doubt, str(checked.recipe.path), 1,
                                 "bench: memory"))  # fmt: skip
     if checked.not_predicted:
         said = f"memory is not predicted: {checked.not_predicted}"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -358,3 +360,48 @@ def test_a_row_says_what_a_prediction_of_whole_traces_says(
                 at = whole(with_value(case, what, value))
                 held = fit(gpu, at.peak_allocated_bytes, at.peak_reserved_bytes, within)
                 assert held.fits == fits, (what, value)
+
+
+@pytest.fixture(scope="module")
+def predicted(small: Model, one_process: None) -> list[costs.Cost]:
+    """Steps whose peaks differ, so that a GPU has room for some of them."""
+    heavier = StepOptions(batch_size=8, seq_len=512)
+    found = table.choose(small, gpu_with_memory("2GiB"), heavier, precisions=("bf16",))
+    return [row.cost for row in found.rows]
+
+
+@pytest.mark.parametrize(
+    ("mebibytes", "said"),
+    [
+        (2048, "most of the published .* it needs no checkpointing"),
+        (610, "most of the published .* it may not fit without checkpointing"),
+        (600, "^everything, feed-forward and attention may not fit; "),
+        (590, "^nothing surely fits .* row 2, the smallest, lacks "),
+        (560, "^nothing fits .* row 2, the smallest, lacks "),
+    ],
+)
+def test_what_may_fit_is_not_said_not_to(
+    small: Model, predicted: list[costs.Cost], monkeypatch: pytest.MonkeyPatch,
+    mebibytes: int, said: str,
+) -> None:  # fmt: skip
+    """The bounds of the rows, beside the 512 MiB of the context, lie between 578 and 630 MiB."""
+    room = (mebibytes - 512) * 2**20
+
+    def judged(cost: costs.Cost) -> costs.Cost:
+        fit = cost.fit
+        assert fit is not None
+        verdict = "yes" if fit.high_bytes <= room else "no" if fit.low_bytes > room else "uncertain"
+        return replace(cost, fit=replace(fit, verdict=verdict, margin_bytes=room - fit.high_bytes))
+
+    monkeypatch.setattr(table, "costs", lambda *_: [judged(cost) for cost in predicted])
+    assert re.search(said, _choice(small, f"{mebibytes}MiB", precisions=("bf16",)).reason)
+
+
+def _killed(asked: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_process_is_told_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(costs, "cost", _killed)
+    with pytest.raises(BenchError, match=r"was killed, .* memory that 2 of them .* taskset -c 0"):
+        costs.costs([None, None], lambda _: None, processes=2)  # type: ignore[list-item]

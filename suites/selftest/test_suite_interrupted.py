@@ -18,24 +18,38 @@ from bench.errors import BenchError
 from bench.plugin.resuming import _check_models
 
 KILLED = """
-import os, pytest, signal
+import os, pytest, signal, weakref
+
+class Storage:
+    pass
+
+def get(_=None):
+    os.kill(os.getpid(), signal.{name})
+    signal.sigtimedwait([], 5)  # the handler runs before this returns
+
+def in_a_callback():
+    storage = Storage()
+    watch = weakref.ref(storage, get)  # what is raised in it, Python drops
+    del storage
+    signal.sigtimedwait([], 5)
 
 @pytest.fixture(autouse=True)
 def killed(request):
     if "bf16" in request.node.name:
-        os.kill(os.getpid(), signal.{name})
-        signal.sigtimedwait([], 5)
+        {arrives}()
 """
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGKILL"])
+@pytest.mark.parametrize(
+    ("name", "arrives"), [("SIGTERM", "get"), ("SIGHUP", "in_a_callback"), ("SIGKILL", "get")]
+)
 def test_a_killed_run_keeps_its_cases_and_goes_on(
-    run, pytester: pytest.Pytester, name: str
+    run, pytester: pytest.Pytester, name: str, arrives: str
 ) -> None:
     """What is finished is on the disk; --resume measures the rest, and the whole is one run."""
     two = ("--precision", "fp32", "--precision", "bf16", *STEPS[2:], "--model", "mine")
     saved = (*two, "--benchmark-save", "long", "-p", "no:randomly")
-    pytester.makeconftest(KILLED.format(name=name))
+    pytester.makeconftest(KILLED.format(name=name, arrives=arrives))
     cut = run(*saved, apart=True)
     assert cut.ret == (-9 if name == "SIGKILL" else 2)
     assert "Traceback" not in cut.stderr.str()

@@ -1,0 +1,58 @@
+"""SIGTERM and SIGHUP end a run as Ctrl-C does, so that what is finished is kept."""
+
+from __future__ import annotations
+
+import _thread
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+ENDING = ("SIGTERM", "SIGHUP")
+
+
+@contextmanager
+def as_interrupts() -> Iterator[list[int]]:
+    """Meanwhile SIGTERM and SIGHUP raise KeyboardInterrupt with their name. One that is ignored
+    (nohup) stays so, and one that has a handler keeps it. None is lost: Python drops what is raised
+    while an object ends, so a signal that arrives then, SIGINT too, is sent once more. Gives the
+    numbers that came, in their order. In another thread than the main one it does nothing."""
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+
+    def interrupt(number: int, frame: object) -> NoReturn:
+        came.append(number)
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    known = [getattr(signal, name, None) for name in ENDING]
+    taken = [n for n in known if n is not None and signal.getsignal(n) == signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, interrupt)
+    dropped, ident = sys.unraisablehook, threading.get_ident()
+
+    def once_more(what: sys.UnraisableHookArgs) -> None:
+        if not issubclass(what.exc_type, KeyboardInterrupt):
+            dropped(what)
+            return
+        name = str(what.exc_value or "") or "SIGINT"
+        # From a thread, a little later: at once it would be raised, and dropped, in this hook.
+        _thread.start_new_thread(_send, (getattr(signal, name, signal.SIGINT), ident))
+
+    sys.unraisablehook = once_more
+    try:
+        yield came
+    finally:
+        sys.unraisablehook = dropped
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _send(number: signal.Signals, thread: int) -> None:
+    time.sleep(0.01)
+    if callable(signal.getsignal(number)):  # not once the run has ended: it would kill
+        signal.pthread_kill(thread, number)
