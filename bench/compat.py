@@ -317,3 +317,18 @@ def patched(*replacements: tuple[Any, str, Any]) -> Iterator[None]:
                 delattr(owner, name)
             else:
                 setattr(owner, name, value)
+
+
+def unreset() -> contextlib.AbstractContextManager[None]:
+    """While active, torch's own layers begin with whatever lies in their weights: on meta there is
+    nothing to draw, and half of the time that it takes to make a layer goes into not drawing it.
+    Unlike torch.nn.init's functions, a method is not kept by a module that is imported meanwhile.
+    """
+    from torch import nn
+
+    kinds = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return patched(*((kind, "reset_parameters", _nothing) for kind in kinds))
+
+
+def _nothing(*_: Any) -> None:
+    pass

@@ -28,6 +28,7 @@ LONGEST = (
 def pytest_configure(config: pytest.Config) -> None:
     wheel = "wheel: builds a wheel and runs what it installs; slow, and part of `tox run -e tests`"
     config.addinivalue_line("markers", wheel)
+    gc.set_threshold(100_000, 20, 50)  # of thousands of modules on meta hardly one is garbage
 
 
 IMPORTS = pytest.StashKey[int]()

@@ -26,6 +26,7 @@ from bench.atlas.entries import Atlas, Bare, Folded, TypeEntry
 from bench.atlas.reviewed import OWN, Override, override_for, role_in
 from bench.atlas.store import entry_from_json, entry_to_json
 from bench.atlas.workers import Run, run_all
+from bench.compat import unreset
 from bench.errors import UnknownName
 from bench.models.modules import OTHER, ModuleTable, read_table
 from bench.models.roles import ROUTER, role_of
@@ -123,7 +124,7 @@ def build_model(model_type: str, changes: Mapping[str, Any] | None = None) -> tu
     if loader is None:
         raise Unbuildable("no model class takes this configuration")
     loader = getattr(loader, "from_config", loader)
-    with torch.device("meta"), _numbers_to_read(), warnings.catch_warnings():
+    with torch.device("meta"), unreset(), _numbers_to_read(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return loader(config), auto_class

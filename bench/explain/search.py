@@ -20,7 +20,7 @@ from typing import Any
 from bench.adapters.config import NO_TARGETS, AdapterConfig
 from bench.errors import BenchError
 from bench.explain.candidates import EntrySets, Extra, extras_of, model_entries, unusual
-from bench.explain.popular import popular
+from bench.explain.popular import Popular, popular
 from bench.formulas.lora import lora_parameters
 from bench.models.modules import CONV1D, LINEAR, ModuleTable
 from bench.targets import match
@@ -128,6 +128,7 @@ class Search:
         self.sets = EntrySets(model_entries(table))
         self.extras = list(extras_of(table))
         self._known = {s.names: s for s in reversed(self.popular)}
+        self._forms: dict[tuple[frozenset[str], int], AdapterConfig | None] = {}
 
     def explain(self, trainable: int, total: int | None = None) -> Explanation:
         """What `explain` answers for this model."""
@@ -164,6 +165,13 @@ class Search:
                 kept.setdefault(verified[1], verified[0])
         return list(kept.values())
 
+    def _form(self, popular: Popular) -> AdapterConfig | None:
+        """What `Popular.configured` says, asked for once whatever the number of questions."""
+        key = popular.names, popular.per_rank
+        if key not in self._forms:
+            self._forms[key] = popular.configured(self.table)
+        return self._forms[key]
+
     def _popular(self, trainable: int) -> Iterator[Found]:
         for s in self.popular:
             for extra in self.extras:
@@ -172,7 +180,7 @@ class Search:
                     continue
                 for bias, biases, dora, score in _variants(extra, s.bias, s.experts):
                     r, rest = divmod(left - biases - dora * s.features, s.per_rank)
-                    if rest == 0 and 1 <= r <= LARGEST_RANK and (form := s.configured(self.table)):
+                    if rest == 0 and 1 <= r <= LARGEST_RANK and (form := self._form(s)):
                         adapter = _with(extra, form, r, bias, dora)
                         yield self._found(
                             adapter, trainable, biases, s.score + extra.score + score, s.note
@@ -233,7 +241,7 @@ class Search:
             left = trainable - extra.elements
             for s in self.popular:
                 r = max(1, min(LARGEST_RANK, round(left / s.per_rank)))
-                if form := s.configured(self.table):
+                if form := self._form(s):
                     count = extra.elements + r * s.per_rank
                     near.append(self._found(_with(extra, form, r), count, 0, s.score, s.note))
         near = sorted(

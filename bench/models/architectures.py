@@ -14,6 +14,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.compat import unreset
 from bench.errors import BenchError, UnknownName
 from bench.files import read_json
 from bench.models.classes import (
@@ -187,7 +188,7 @@ class Model:
 
         quantization = given_config(self.config.get("quantization_config"), self.label)
         loader = model_class(self.auto_class)
-        with torch.device("meta"), warnings.catch_warnings():
+        with torch.device("meta"), unreset(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 if hasattr(loader, "from_config"):

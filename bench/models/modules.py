@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -94,6 +94,7 @@ class Module:
         return self.in_features * self.out_features * self.kernel // self.groups
 
 
+@cache
 def layer_of(name: str) -> str:
     """The name up to the first numbered segment, or "" for a module outside the layers."""
     found = _LAYER.match(name + ".")
@@ -171,7 +172,16 @@ class ModuleTable:
     def stack_of(self, name: str) -> Stack:
         """The innermost stack that holds a module or parameter; for a head outside of all of them
         the main stack."""
-        return innermost(self._by_prefix, name) or self.main_stack
+        found = self._stack_by_name.get(name)
+        if found is None:
+            found = innermost(self._by_prefix, name) or self.main_stack
+            self._stack_by_name[name] = found
+        return found
+
+    @cached_property
+    def _stack_by_name(self) -> dict[str, Stack]:
+        """Each name is asked for again with every configuration that is matched."""
+        return {}
 
     @cached_property
     def by_name(self) -> dict[str, Module]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -71,9 +72,18 @@ class Stack:
 
     def layer_of(self, name: str) -> str:
         """The layer of this stack that holds the module called `name`; "" outside of all."""
-        inside = name.removeprefix(f"{self.prefix}.") if self.prefix else name
-        layer = _LAYER.match(inside)
-        return _join(self.prefix, layer[1]) if layer else ""
+        found = self._layer_by_name.get(name)
+        if found is None:
+            inside = name.removeprefix(f"{self.prefix}.") if self.prefix else name
+            layer = _LAYER.match(inside)
+            found = _join(self.prefix, layer[1]) if layer else ""
+            self._layer_by_name[name] = found
+        return found
+
+    @cached_property
+    def _layer_by_name(self) -> dict[str, str]:
+        """Each name is asked for again with every configuration that is matched."""
+        return {}
 
 
 @dataclass

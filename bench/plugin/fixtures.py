@@ -74,7 +74,8 @@ def peft_count() -> Callable[[Model, AdapterConfig], Any]:
         key = (id(model), repr(adapter))
         if key not in known:
             but_for_its_rank = (id(model), repr(adapter.with_rank(1)))
-            if but_for_its_rank in injected:
+            alone = not adapter.rank_pattern and not adapter.ensure_weight_tying
+            if but_for_its_rank in injected and alone:
                 inject_instead(injected[but_for_its_rank], adapter)
             else:
                 injected.clear()

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bench.adapters.config import AdapterConfig
-from bench.compat import private
+from bench.compat import private, unreset
 from bench.errors import BenchError
 from bench.predict.journal import Untraceable
 from bench.predict.shallow import deeper_names, shallower
@@ -128,7 +128,7 @@ def _traced(model: Model, adapter: AdapterConfig, kinds: tuple[str, ...]) -> Gra
 def _injected(base: Any, adapter: AdapterConfig) -> Any:
     from peft import LoraConfig, get_peft_model
 
-    with warnings.catch_warnings(), torch.device("meta"):
+    with warnings.catch_warnings(), torch.device("meta"), unreset():
         warnings.simplefilter("ignore")
         try:
             return get_peft_model(base, LoraConfig(**adapter.to_dict()))

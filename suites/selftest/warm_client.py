@@ -21,9 +21,10 @@ AT_START = (
 # ... and this is the value that the warm process was started with, whatever ours were.
 AS_IT_IS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
             "NUMEXPR_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}  # fmt: skip
-# ... but for what the child takes over, and what says nothing where there is no GPU.
+# ... but for what the child takes over, what is read only when it is asked for (Ray leaves its own
+# breakpoint in the process that called it), and what says nothing where there is no GPU.
 TAKEN_OVER = (
-    "PYTHONPATH", "PYTHONSAFEPATH", "LC_CTYPE", "TRANSFORMERS_VERBOSITY",
+    "PYTHONPATH", "PYTHONSAFEPATH", "PYTHONBREAKPOINT", "LC_CTYPE", "TRANSFORMERS_VERBOSITY",
     "PYTORCH_NVML_BASED_CUDA_CHECK", "CUDA_VISIBLE_DEVICES",
 )  # fmt: skip
 
