@@ -28,10 +28,29 @@ from bench.predict.largest import with_value
 from bench.predict.result import predict
 from bench.scenarios.subjects import load_model
 from bench.targets import match
-from bench.training.cases import StepOptions
+from bench.training.cases import Case, StepOptions
 
 STEP = StepOptions(batch_size=1, seq_len=64)
-pytestmark = pytest.mark.usefixtures("one_process")
+pytestmark = pytest.mark.usefixtures("one_process", "traced_once")
+
+
+@pytest.fixture(scope="module")
+def traced_once() -> Iterator[None]:
+    """No step is traced twice: the choices differ in the GPU's memory, which no trace knows."""
+    from bench.predict import trace
+
+    known: dict[object, object] = {}
+    original = trace.trace
+
+    def once(case: Case, device: Any, *more: Any) -> object:
+        key = repr(case), device.name, device.capability
+        if key not in known:
+            known[key] = original(case, device, *more)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trace, "trace", once)
+        yield
 
 
 def _choice(model: Model, memory: str = "2GiB", **more: object) -> table.Choice:
@@ -40,17 +59,17 @@ def _choice(model: Model, memory: str = "2GiB", **more: object) -> table.Choice:
 
 @pytest.fixture(scope="module")
 def small() -> Model:
-    """Llama 3.2 1B narrowed to two small layers: a real architecture that traces in a second."""
+    """Llama 3.2 1B narrowed to one small layer: a real architecture that traces in no time."""
     model = load_model("llama-3.2-1b")
     narrow = {
         "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "head_dim": 16,
-        "num_key_value_heads": 2, "num_hidden_layers": 2, "vocab_size": 512,
+        "num_key_value_heads": 2, "num_hidden_layers": 1, "vocab_size": 512,
     }  # fmt: skip
     return Model("small", {**model.config, **narrow}, auto_class=model.auto_class)
 
 
 @pytest.fixture(scope="module")
-def choice(small: Model, one_process: None) -> table.Choice:
+def choice(small: Model, one_process: None, traced_once: None) -> table.Choice:
     return _choice(small, "700MiB", precisions=("bf16",))
 
 
@@ -201,9 +220,10 @@ def test_nothing_is_proposed_where_nothing_fits(small: Model) -> None:
 
 
 def test_a_length_that_nobody_asked_for_is_the_models_own(
-    small: Model, monkeypatch: pytest.MonkeyPatch
+    small: Model, predicted: list[costs.Cost], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And what cannot be is said before anything is predicted."""
+    monkeypatch.setattr(table, "costs", lambda *_: predicted)
     short = replace(small, config={**small.config, "max_position_embeddings": 32})
     found = _choice(short, precisions=("bf16",), shorten=True)
     assert {row.case.step.seq_len for row in found.rows} == {32}
@@ -312,7 +332,7 @@ def test_side_by_side_and_alone_give_the_same(small: Model) -> None:
 
 NARROW = {
     "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "head_dim": 16,
-    "num_key_value_heads": 2, "num_hidden_layers": 9, "vocab_size": 512, "pad_token_id": 0,
+    "num_key_value_heads": 2, "num_hidden_layers": 6, "vocab_size": 512, "pad_token_id": 0,
 }  # fmt: skip
 
 
@@ -335,7 +355,6 @@ def test_a_row_says_what_a_prediction_of_whole_traces_says(
     from bench.predict.result import device_of
     from bench.predict.trace import trace
     from bench.scenarios.subjects import Subject
-    from bench.training.cases import Case
 
     found = load_model(name)
     model = Model(f"narrow {name}", {**found.config, **NARROW, **more}, found.auto_class)
@@ -366,7 +385,8 @@ def test_a_row_says_what_a_prediction_of_whole_traces_says(
 def predicted(small: Model, one_process: None) -> list[costs.Cost]:
     """Steps whose peaks differ, so that a GPU has room for some of them."""
     heavier = StepOptions(batch_size=8, seq_len=512)
-    found = table.choose(small, gpu_with_memory("2GiB"), heavier, precisions=("bf16",))
+    deeper = replace(small, config={**small.config, "num_hidden_layers": 2})
+    found = table.choose(deeper, gpu_with_memory("2GiB"), heavier, precisions=("bf16",))
     return [row.cost for row in found.rows]
 
 
