@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import tomllib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

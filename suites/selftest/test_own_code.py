@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from warm import Warm
 
 CONFIGURATION = """
 import os
@@ -78,6 +80,7 @@ CONFIG = {
                  "AutoModelForCausalLM": "modeling_tiny.TinyForCausalLM"},
 }  # fmt: skip
 PROJECT = Path(__file__).resolve().parents[2]
+INTERPRETER = sys.executable
 _CALLED: list[int] = []
 TRAINED = 4 * (16 + 16) * 2  # r (in + out) in each of two layers
 MEASURE = """
@@ -108,10 +111,13 @@ def own(tmp_path: Path) -> Path:
 
 
 def _run(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """Python of this environment, or what stands in its place: transformers' copies of the code
+    then lie in the warm process's home."""
+    started = sys.executable == INTERPRETER
     environment = {
         **os.environ,
         "BENCH_RAN": str(folder / "ran"),
-        "HF_MODULES_CACHE": str(folder / "modules"),
+        **({"HF_MODULES_CACHE": str(folder / "modules")} if started else {}),
         "HF_HUB_OFFLINE": "1",
         "PYTHONPATH": os.pathsep.join([str(PROJECT), *sys.path]),
         **more,
@@ -119,10 +125,10 @@ def _run(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProc
     with subprocess.Popen(
         [sys.executable, *arguments], cwd=folder, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    ) as started:  # fmt: skip
-        stdout, stderr = started.communicate()
-    _CALLED.append(started.pid)
-    return subprocess.CompletedProcess(arguments, started.returncode, stdout, stderr)
+    ) as called:  # fmt: skip
+        stdout, stderr = called.communicate()
+    _CALLED.append(called.pid)
+    return subprocess.CompletedProcess(arguments, called.returncode, stdout, stderr)
 
 
 def _ran_apart(folder: Path) -> bool:
@@ -136,9 +142,12 @@ ASKED = ("own", "--target-modules", "odd_proj", "--rank", "4", "--json")
 
 
 @pytest.mark.parametrize("command", ["targets", "memory"])
-def test_own_code_is_run_where_it_is_trusted_and_nowhere_else(own: Path, command: str) -> None:
+def test_own_code_is_run_where_it_is_trusted_and_nowhere_else(
+    own: Path, command: str, warm_process: Warm
+) -> None:
     task = ("--task-type", "CAUSAL_LM")
-    refused = _run(own, "-m", "bench", command, *ASKED, *task)
+    with warm_process.in_place():
+        refused = _run(own, "-m", "bench", command, *ASKED, *task)
     assert refused.returncode == 2
     assert "only run with --trust-remote-code" in refused.stderr
     assert not (own / "ran").exists()
@@ -148,7 +157,7 @@ def test_own_code_is_run_where_it_is_trusted_and_nowhere_else(own: Path, command
     assert json.loads(done.stdout)["trainable_parameters"] == TRAINED
 
 
-def test_code_that_ends_its_process_is_no_answer(own: Path) -> None:
+def test_code_that_ends_its_process_is_no_answer(own: Path, warm: Warm) -> None:
     """os._exit(0) would be the status of a check that holds."""
     done = _run(own, "-m", "bench", "targets", *ASKED, "--trust-remote-code", "--strict",
                 BENCH_ENDS="1")  # fmt: skip
@@ -157,13 +166,16 @@ def test_code_that_ends_its_process_is_no_answer(own: Path) -> None:
 
 
 @pytest.mark.parametrize("trusted", [True, False])
-def test_the_suites_run_own_code_in_a_worker_alone(own: Path, trusted: bool) -> None:
+def test_the_suites_run_own_code_in_a_worker_alone(
+    own: Path, trusted: bool, warm_process: Warm
+) -> None:
     (own / "adapter.json").write_text(
         json.dumps({"peft_type": "LORA", "r": 4, "target_modules": ["odd_proj"]})
     )
     asked = ("-m", "pytest", str(PROJECT / "suites" / "test_counts.py"), "--model", "own", "-q",
              "--adapter", "adapter.json", "-k", "user", "-p", "no:cacheprovider")  # fmt: skip
-    done = _run(own, *asked, *["--trust-remote-code"] * trusted)
+    with contextlib.nullcontext() if trusted else warm_process.in_place():
+        done = _run(own, *asked, *["--trust-remote-code"] * trusted)
     if not trusted:
         assert done.returncode != 0
         assert "only run with --trust-remote-code" in done.stdout + done.stderr
@@ -172,7 +184,8 @@ def test_the_suites_run_own_code_in_a_worker_alone(own: Path, trusted: bool) -> 
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
     assert "1 passed" in done.stdout
     assert _ran_apart(own)
-    ended = _run(own, *asked, "--trust-remote-code", BENCH_ENDS="1")
+    with warm_process.in_place():
+        ended = _run(own, *asked, "--trust-remote-code", BENCH_ENDS="1")
     assert ended.returncode == 2
     assert "ended or crashed it" in ended.stderr
 
@@ -194,12 +207,12 @@ def test_a_signal_ends_the_worker_too(own: Path, command: str, name: str) -> Non
         os.kill(worker, 0)
 
 
-def test_own_code_trains_in_a_worker(own: Path) -> None:
+def test_own_code_trains_in_a_worker(own: Path, warm: Warm) -> None:
     done = _run(own, "-c", MEASURE)
     assert done.stdout.strip() == str(TRAINED), done.stderr[-2000:]
 
 
-def test_another_class_than_the_config_names_is_said(tmp_path: Path) -> None:
+def test_another_class_than_the_config_names_is_said(tmp_path: Path, warm: Warm) -> None:
     llama = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "vocab_size": 20,
              "num_hidden_layers": 1, "num_attention_heads": 4}  # fmt: skip
     (tmp_path / "foo").mkdir()

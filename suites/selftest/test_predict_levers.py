@@ -11,7 +11,7 @@ import pytest
 from bench.cli import main
 
 CONFIG = {"model_type": "llama", "hidden_size": 256, "intermediate_size": 512, "vocab_size": 8000,
-          "num_hidden_layers": 8, "num_attention_heads": 4, "num_key_value_heads": 4,
+          "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4,
           "max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
 STEP = ("--target-modules", "all-linear", "--rank", "64", "--batch-size", "2", "--seq-len", "512")
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cache
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from measure_support import kept_out_of_collections, predicted
+from warm import Warm
 
 from bench.cli import main
 from bench.errors import BenchError
@@ -69,20 +69,24 @@ def imported() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[dict[str, int], ...]]:
+def real(
+    tmp_path_factory: pytest.TempPathFactory, warm_process: Warm
+) -> list[tuple[dict[str, int], ...]]:
     """For each case every rank's peaks."""
     file = str(tmp_path_factory.mktemp("group") / "store")
-    return list(zip(*_processes(CASES, range(RANKS), file), strict=True))
+    return list(zip(*_processes(warm_process, CASES, range(RANKS), file), strict=True))
 
 
-def _processes(cases: list[Case], ranks: Iterable[int], file: str) -> list[list[dict[str, int]]]:
+def _processes(
+    warm: Warm, cases: list[Case], ranks: Iterable[int], file: str
+) -> list[list[dict[str, int]]]:
     """For each rank its peaks in each case: a process a rank, for all of the cases."""
     script = Path(__file__).with_name("ranks_reference.py")
     given = "".join(f"{json.dumps(case.to_dict())}\n" for case in cases)
     settings = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     started = [
         subprocess.Popen(
-            [sys.executable, str(script), str(rank), str(RANKS), file],
+            [warm.python, str(script), str(rank), str(RANKS), file],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env=settings,
         )
@@ -126,11 +130,11 @@ def test_peaks_are_those_of_the_real_ranks(number: int, real: Any) -> None:
     assert min(found.breakdown.values()) >= 0
 
 
-def test_peaks_are_the_profilers() -> None:
+def test_peaks_are_the_profilers(warm_process: Warm) -> None:
     """Of one rank without the others, whose process sends nothing and is watched by torch alone.
     (DDP waits for what it sent, so that it has no such rank.)"""
     numbers = [n for n, case in enumerate(CASES) if case.step.parallel == "fsdp"][:2]
-    (seen,) = _processes([CASES[n] for n in numbers], [0], "alone")
+    (seen,) = _processes(warm_process, [CASES[n] for n in numbers], [0], "alone")
     for number, each in zip(numbers, seen, strict=True):
         assert _peaks(_predicted(number)) == pytest.approx(each, rel=1e-3)
 

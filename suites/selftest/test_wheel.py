@@ -21,6 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from suite_runs import LLAMA
 from warm import Warm
 
 from bench.errors import EXTRAS
@@ -65,6 +66,10 @@ class Installed:
         (self.project / "tests" / "test_lora.py").write_text(USER_TEST)
         config = (FIXTURES / "architectures" / "phi-3-mini" / "config.json").read_text()
         (self.project / "config.json").write_text(config)
+        (self.project / "small").mkdir()
+        (self.project / "small" / "config.json").write_text(
+            json.dumps({**LLAMA, "num_hidden_layers": 1})
+        )
         adapter = {"peft_type": "LORA", "r": 8, "target_modules": ["qkv_proj"]}
         (self.project / "adapter_config.json").write_text(json.dumps(adapter))
         venv.create(folder / "env")
@@ -160,7 +165,7 @@ def test_nothing_is_read_from_the_repository(installed: Installed) -> None:
         ("atlas --diff 4.57.6 5.23.0 --types llama", r""),
         ("report", r"\| scenario"),
         ("compare structure/1 linux-x86_64-cpu-2cores/1", r"unchanged"),
-        ("choose opt-350m --gpu-memory 4GiB --seq-len 64 --precision nf4", r"Proposed: row"),
+        ("choose ./small --gpu-memory 4GiB --seq-len 64 --precision nf4", r"Proposed: row"),
         ("check adapter_config.json --model ./config.json", r"32 of 32 layers"),
     ],
     ids=lambda value: str(value).split()[0] if str(value) else "",
