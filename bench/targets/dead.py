@@ -162,8 +162,9 @@ def _names_among(table: ModuleTable, entry: str) -> Found:
     if len(parts) < 2 or not known or re.search(r"[\[\](){}]", entry):
         return "", ""
     marks = " ".join(dict.fromkeys(_SYNTAX.findall(entry)))
+    said = f"with {marks} in it, it is" if marks else "a string is"
     return (
-        f"with {marks} in it, it is one regular expression, and no list",
+        f"{said} one regular expression, and no list",
         f"the list {json.dumps(known)} (on the command line {','.join(known)})",
     )
 

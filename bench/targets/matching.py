@@ -213,7 +213,8 @@ def _default_targets(
 
     default = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(table.model_type)
     if default is None and not adapter.target_parameters:
-        refusals.append(f"no target_modules given, and PEFT has no default for {table.model_type}")
+        named = table.model_type or table.class_name
+        refusals.append(f"no target_modules given, and PEFT has no default for {named}")
     return default if isinstance(default, str) or default is None else tuple(default)
 
 

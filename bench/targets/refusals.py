@@ -190,7 +190,7 @@ def ways_out(ledger: Ledger) -> tuple[str, ...]:
     table = ledger.table
     found: list[str] = []
     if any("refuses out_proj and conv1d" in reason for reason in ledger.refusals):
-        found.append(_without_leaves(ledger, ("out_proj", "conv1d")))
+        found += _without_leaves(ledger, ("out_proj", "conv1d"))
     if not ledger.entries:
         found.append(_without_a_default(table))
     faults: dict[str, list[str]] = {}
@@ -206,8 +206,9 @@ def ways_out(ledger: Ledger) -> tuple[str, ...]:
         return (*found, _narrowed(ledger))
     inner = {e: _inner(table, others) for e, others in faults.items()}
     wrapped = [e for e in faults if inner[e]]
-    if wrapped:
-        found += _around_wrappers(ledger, wrapped, faults, inner[wrapped[0]])
+    for rest in dict.fromkeys(inner[e] for e in wrapped):
+        alike = [e for e in wrapped if inner[e] == rest]
+        found += _around_wrappers(ledger, alike, faults, rest)
     whole = [e for e in faults if e not in wrapped]
     inside = [name for e in whole for name in _inside(table, faults[e])]
     if len(whole) == len(ledger.entries) and inside:
@@ -226,17 +227,19 @@ def _without_a_default(table: ModuleTable) -> str:
     return f"target_modules={names}" if asked else f"target_modules={names}, every linear layer"
 
 
-def _without_leaves(ledger: Ledger, leaves: Iterable[str]) -> str:
-    reached = {name.rpartition(".")[2] for e in ledger.entries for name in e.reached}
+def _without_leaves(ledger: Ledger, leaves: tuple[str, ...]) -> Iterator[str]:
+    reached = {item.name.rpartition(".")[2] for item in ledger.adapted if item.module}
     there = [leaf for leaf in leaves if leaf in reached]
-    given = ledger.adapter.target_modules
-    if isinstance(given, str):
-        held = ledger.adapter.exclude_modules
-        if isinstance(held, str):
-            leaves = "|".join(there)
-            return f"exclude_modules={json.dumps(rf'({held})|.*[.]({leaves})')}"
-        return f"exclude_modules={json.dumps([*(held or ()), *there])}"
-    return f"leave out {', '.join(there)}"
+    if there and isinstance(ledger.adapter.target_modules, str):
+        held, either = ledger.adapter.exclude_modules, "|".join(there)
+        whole = rf"({held})|.*[.]({either})" if isinstance(held, str) else [*(held or ()), *there]
+        yield f"exclude_modules={json.dumps(whole)}"
+    elif there:
+        yield f"leave out {', '.join(there)}"
+    for entry in ledger.entries:  # an exclusion holds no parameter out
+        owners = {name.rpartition(".")[0].rpartition(".")[2] for name in entry.reached}
+        if entry.field == "target_parameters" and owners & {*leaves}:
+            yield f"leave {entry.entry} out of target_parameters"
 
 
 def _narrowed(ledger: Ledger) -> str:
@@ -275,9 +278,11 @@ def _around_wrappers(
     kind = table.by_name[wrappers[0]].class_name
     stacks = list(dict.fromkeys(table.stack_of(name) for name in wrappers))
     names = "|".join(dict.fromkeys(e.rpartition(".")[2] for e in entries))
-    at_fault = f"{', '.join(entries)}: {len(wrappers)} are a {kind}, which holds its projection in "
+    some = "1 is" if len(wrappers) == 1 else f"{len(wrappers)} are"
+    at_fault = f"{', '.join(entries)}: {some} a {kind}, which holds its projection in "
     at_fault += f"{wrappers[0].rpartition('.')[2]}.{rest}"
-    outside = [n for e in ledger.entries for n in e.reached if n not in wrappers]
+    named = {n for others in faults.values() for n in others}
+    outside = [n for e in ledger.entries for n in e.reached if n not in named]
     if outside and not any(table.stack_of(n) in table.main_stacks for n in wrappers):
         held_out = json.dumps(without(ledger, stacks))
         yield f"{at_fault}; to leave {' and '.join(s.label for s in stacks)} out: " \
