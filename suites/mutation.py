@@ -4,14 +4,15 @@
 
 mutmut makes the mutants, of what is inside functions. The tests are collected once; each mutant
 then runs in a fork, in which its function gets the changed code, with the tests that execute its
-line, the fastest first, until one fails. Which tests those are is measured once and kept in
-`.mutation/`. A sample is drawn with a seed; one that is cut short is a smaller sample. Needs
-`mutmut` and `coverage`.
+line (else its statement, else its function), the fastest first, until one fails. Which tests those
+are is measured once for each file of them, and kept in `.mutation/`. A sample is drawn with a seed;
+one that is cut short is a smaller sample. Needs `mutmut` and `coverage`.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import difflib
 import gc
 import hashlib
@@ -43,13 +44,15 @@ TESTS = (
     "suites/test_targets.py", "suites/test_phases.py", "suites/test_dead.py",
     "suites/test_fields.py", "suites/test_hazards.py", "suites/test_stacks.py",
     "suites/test_field.py", "suites/test_ways_out.py", "suites/test_methods.py",
+    "suites/test_answers.py", "suites/selftest/test_formula_terms.py",
+    "suites/selftest/test_formula_sizes.py", "suites/selftest/test_baselines_fields.py",
     "suites/selftest/test_formulas.py", "suites/selftest/test_statistics.py",
     "suites/selftest/test_baselines.py", "suites/selftest/test_baselines_gate.py",
     "suites/selftest/test_baselines_times.py", "suites/selftest/test_baselines_verdicts.py",
     "suites/selftest/test_baselines_machines.py", "suites/selftest/test_baselines_pairs.py",
     "suites/test_task_types.py",
 )  # fmt: skip
-PYTEST = ["-x", "-q", "-s", "-p", "no:cacheprovider", f"--rootdir={ROOT}", *TESTS]
+PYTEST = ["-x", "-q", "-s", "-p", "no:cacheprovider", "--snapshot-warn-unused", f"--rootdir={ROOT}"]
 
 
 class Mutant(NamedTuple):
@@ -164,14 +167,56 @@ def in_a_fork(work: Callable[[], tuple[int, str]], cpu_seconds: int) -> tuple[in
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), text
 
 
-def measure() -> dict[str, Any]:
-    """Which tests execute which lines, and how long each takes."""
-    files = sorted([*mutated_files(), *(ROOT / test for test in TESTS)])
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-    kept = KEPT / f"tests-{digest[:12]}.json"
-    if kept.exists():
-        return json.loads(kept.read_text())
+class Measured(NamedTuple):
+    """Which tests execute which lines of which file, and how long each takes."""
 
+    lines: dict[str, dict[str, list[str]]]
+    seconds: dict[str, float]
+
+    def of(self, mutant: Mutant) -> list[str]:
+        """The tests that execute the mutant's line; where none is known to (it is within an
+        expression, or a default) its statement, else its function."""
+        lines = self.lines.get(mutant.file, {})
+        for span in spans(mutant):
+            if tests := {test for line in span for test in lines.get(str(line), ())}:
+                return sorted(tests, key=lambda test: self.seconds[test])
+        return []
+
+
+def spans(mutant: Mutant) -> Iterator[range]:
+    """The lines around a mutant: its own, its statement's, its function's."""
+    yield range(mutant.line, mutant.line + 1)
+    nodes = [
+        n
+        for n in ast.walk(ast.parse(mutant.path.read_text("utf-8")))
+        if isinstance(n, ast.stmt) and n.lineno <= mutant.line <= (n.end_lineno or 0)
+    ]
+    nodes.sort(key=lambda n: (n.end_lineno or 0) - n.lineno)
+    functions = [n for n in nodes if isinstance(n, ast.FunctionDef)]
+    for node in (*nodes[:1], *functions):
+        yield range(node.lineno, (node.end_lineno or 0) + 1)
+
+
+def measure() -> Measured:
+    """Of each file of tests what it executes; measured where that is not kept already."""
+    code = b"".join(file.read_bytes() for file in mutated_files())
+    kept = {}
+    for test in TESTS:
+        digest = hashlib.sha256(code + (ROOT / test).read_bytes()).hexdigest()
+        kept[test] = KEPT / f"{Path(test).stem}-{digest[:12]}.json"
+    if missing := [test for test, file in kept.items() if not file.exists()]:
+        _measure({test: kept[test] for test in missing})
+    whole = Measured({}, {})
+    for file in kept.values():
+        one = json.loads(file.read_text())
+        whole.seconds.update(one["seconds"])
+        for name, lines in one["lines"].items():
+            for line, tests in lines.items():
+                whole.lines.setdefault(name, {}).setdefault(line, []).extend(tests)
+    return whole
+
+
+def _measure(files: dict[str, Path]) -> None:
     def work() -> tuple[int, str]:
         import coverage
 
@@ -179,31 +224,41 @@ def measure() -> dict[str, Any]:
         measured = coverage.Coverage(data_file=None, include=include)
         watch = Watch(measured)
         measured.start()
-        status = pytest.main(PYTEST, plugins=[watch])
+        status = pytest.main([*PYTEST, *files], plugins=[watch])
         measured.stop()
         data = measured.get_data()
-        lines = {
-            str(Path(file).relative_to(ROOT)): {
-                line: [c for c in contexts if c]
-                for line, contexts in data.contexts_by_lineno(file).items()
-            }
-            for file in data.measured_files()
-        }
         KEPT.mkdir(exist_ok=True)
-        if status == 0:
-            kept.write_text(json.dumps({"lines": lines, "seconds": watch.seconds}))
+        for test, kept in files.items() if status == 0 else ():
+            lines = {
+                str(Path(file).relative_to(ROOT)): {
+                    line: [c for c in contexts if c.startswith(f"{test}::")]
+                    for line, contexts in data.contexts_by_lineno(file).items()
+                }
+                for file in data.measured_files()
+            }
+            seconds = {t: s for t, s in watch.seconds.items() if t.startswith(f"{test}::")}
+            kept.write_text(json.dumps({"lines": lines, "seconds": seconds}))
         return int(status), watch.failed
 
     status, failed = in_a_fork(work, 3600)
     if status:
         sys.exit(f"the tests do not pass without a mutant: {failed or status}")
-    return json.loads(kept.read_text())
+
+
+def warm() -> None:
+    """Once for all forks, what tests need and no mutant touches: libraries, models, tables."""
+    for name in ("torch", "transformers", "peft", "bitsandbytes", "bench.measure.counting"):
+        importlib.import_module(name)
+    importlib.import_module("small_types").small_types()
+    answers = importlib.import_module("test_answers")
+    for label in ("kinds", *answers.MODELS):
+        answers.table_of(label)
 
 
 class Mutation(Watch):
     """A pytest plugin: in the place of a run of the tests, one for each mutant."""
 
-    def __init__(self, mutants: list[Mutant], found: dict[str, Any], seconds: float) -> None:
+    def __init__(self, mutants: list[Mutant], found: Measured, seconds: float) -> None:
         super().__init__()
         self.mutants, self.found, self.most = mutants, found, seconds
         self.counts: Counter[str] = Counter()
@@ -211,6 +266,7 @@ class Mutation(Watch):
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         items = {item.nodeid: item for item in session.items}
+        warm()
         gc.collect()
         gc.freeze()  # a collection in a fork would copy every page
         first = self.mutants[0]
@@ -218,9 +274,8 @@ class Mutation(Watch):
         control = self.judge(session, as_it_is, [*items.values()][::20], 600)
         assert control == ("survived", ""), f"without a change: {control}"
         for mutant in self.mutants:
-            lasts = self.found["seconds"]
-            tests = self.found["lines"].get(mutant.file, {}).get(str(mutant.line), [])
-            tests = sorted((t for t in tests if t in items), key=lambda test: lasts[test])
+            lasts = self.found.seconds
+            tests = [test for test in self.found.of(mutant) if test in items]
             spent = [*accumulate(lasts[test] for test in tests)]
             chosen = [items[t] for t, so_far in zip(tests, spent, strict=True)
                       if so_far < self.most]  # fmt: skip
@@ -266,7 +321,7 @@ def main() -> int:
     every = [m for m in every if any(word in f"{m.name} " for word in options.only.split(","))]
     Random(options.seed).shuffle(every)
     plugin = Mutation(every[: options.mutants], found, options.seconds)
-    status = pytest.main(PYTEST, plugins=[plugin])
+    status = pytest.main([*PYTEST, *TESTS], plugins=[plugin])
     told = sum(plugin.counts.values())
     print(f"seed {options.seed}: {told} of {len(every)} mutants, {dict(plugin.counts)}")
     return int(status)

@@ -365,6 +365,8 @@ SEQUENCES = {"task_type": "SEQ_CLS"}
         *((DISTILBERT, name, SEQUENCES) for name in prompts.METHODS),
         (DISTILBERT, "prompt-tuning", {**SEQUENCES, "token_dim": 64}),
         (None, "ia3", {"feedforward_modules": ["up_proj"], "target_modules": ["k_proj"]}),
+        (None, "loha", {"target_modules": ["q_proj"], "modules_to_save": ["_proj"]}),
+        (None, "oft", {"target_modules": ["q_proj"], "modules_to_save": ["roj"]}),
         (None, "trainable-tokens", {"token_indices": [48]}),
         (None, "adalora", {"target_modules": ["q_proj"], "tinit": 600, "tfinal": 400}),
         (None, "adalora", {"target_modules": ["q_proj"], "orth_reg_weight": -1}),
@@ -380,7 +382,7 @@ def test_what_peft_refuses(model: Model | None, name: str, given: dict) -> None:
     needed = {k: fields[k] for k in ("num_virtual_tokens", "total_step") if k in fields}
     network = model.build().to_empty(device="cpu")  # on meta no index is looked up
     make = getattr(peft, METHODS[name].peft_class)
-    with pytest.raises((ValueError, IndexError)):
+    with pytest.raises((ValueError, IndexError, TypeError)):
         peft.get_peft_model(network, make(**needed, **given))
 
 

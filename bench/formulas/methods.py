@@ -189,7 +189,7 @@ def _supported(ledger: Ledger, kind: Kind) -> list[Module]:
     for item in ledger.adapted:
         if item.module is None or item.module.kind not in kind.kinds:
             raise BenchError(f"{item.name}: no closed form for {kind.name} on this kind of layer")
-        if item.name in ledger.saved:
+        if item.name.endswith(ledger.adapter.saved_modules):
             raise BenchError(f"{item.name} is adapted and named in modules_to_save")
         if any(item.name.startswith(f"{saved}.") for saved in ledger.saved):
             raise BenchError(f"no closed form for {kind.name} inside a saved module: {item.name}")

@@ -29,7 +29,6 @@ from bench.learning.records import (
 from bench.learning.signal import against, probe
 from bench.learning.study import Claim, Origin, make_study, said_of, studies
 from bench.learning.texts import Example, Material, Text
-from bench.statistics import kendall_tau, mean_interval, student_quantile
 
 ARMS = {
     "query": {"scenario": "query", "budget": True, "seeds": 2},
@@ -350,30 +349,6 @@ def test_a_ranking_tells_how_far_it_comes_again() -> None:
     assert same.believed
     drawn = ranking([arm_with("a", NOISE), arm_with("b", NOISE[::-1]), arm_with("c", [0.6] * 5)])
     assert not drawn.believed
-
-
-def test_kendalls_tau() -> None:
-    """1 − 2·2 / 10 pairs … by hand: of six pairs one is reversed; ties count in neither."""
-    assert kendall_tau([1, 2, 3, 4], [1, 2, 4, 3]) == pytest.approx(4 / 6)
-    assert kendall_tau([1, 2, 3], [3, 2, 1]) == -1
-    assert kendall_tau([1, 1, 2], [1, 2, 3]) == pytest.approx(2 / math.sqrt(2 * 3))
-    assert math.isnan(kendall_tau([1, 1], [1, 2]))
-
-
-@pytest.mark.parametrize(
-    ("freedom", "confidence", "t"),
-    [(1, 0.95, 12.706), (2, 0.95, 4.303), (4, 0.95, 2.776), (4, 0.99, 4.604), (9, 0.99, 3.250),
-     (30, 0.95, 2.042)],
-)  # fmt: skip
-def test_students_quantile_is_that_of_the_tables(freedom, confidence, t) -> None:
-    assert student_quantile(freedom, confidence) == pytest.approx(t, abs=5e-4)
-
-
-def test_a_mean_has_its_interval() -> None:
-    """Of 1 to 5: mean 3, deviation √2.5, so ± 2.776 · √2.5 / √5."""
-    found = mean_interval([1, 2, 3, 4, 5], confidence=0.95)
-    assert found.mean == 3
-    assert found.high - 3 == pytest.approx(2.776 * math.sqrt(0.5), abs=1e-3)
 
 
 def test_the_first_gradient_is_held_against_the_ranking(study, shown) -> None:

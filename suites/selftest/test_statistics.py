@@ -15,11 +15,16 @@ from hypothesis import strategies as st
 from bench.statistics import (
     MINIMUM_LAUNCHES,
     MINIMUM_ROUNDS,
+    Interval,
     RatioInterval,
+    Summary,
     instability,
+    kendall_tau,
     launch_interval,
+    mean_interval,
     pareto_front,
     ratio_interval,
+    student_quantile,
     summarize,
 )
 
@@ -34,7 +39,8 @@ def test_summary_by_hand() -> None:
     assert (summary.minimum, summary.maximum) == (1.0, 10.0)
     assert summarize([1.0, 2.0, 3.0, 4.0]).iqr == 1.5  # quartiles 1.75 and 3.25
     assert (summarize([7.0]).median, summarize([7.0]).iqr) == (7.0, 0.0)
-    with pytest.raises(ValueError, match="no rounds"):
+    assert summarize([3.0, 1.0]) == Summary(2, 2.0, 1.0, 1.0, 3.0)
+    with pytest.raises(ValueError, match=r"^no rounds to summarize$"):
         summarize([])
 
 
@@ -47,6 +53,7 @@ def test_summary_by_hand() -> None:
         (0.90, 0.96, 0),
         (0.90, 0.95, -1),  # 1 / 1.05 = 0.952
         (1.05, 1.10, 0),  # exactly at the threshold is not beyond it
+        (0.90, 1 / 1.05, 0),
     ],
 )
 def test_only_a_whole_interval_counts(low: float, high: float, expected: int) -> None:
@@ -55,12 +62,28 @@ def test_only_a_whole_interval_counts(low: float, high: float, expected: int) ->
 
 def test_equal_rounds_have_an_interval_of_no_width() -> None:
     found = ratio_interval([2.0] * 5, [3.0] * 5)
-    assert (found.ratio, found.low, found.high) == (1.5, 1.5, 1.5)
+    assert found == RatioInterval(1.5, 1.5, 1.5, 0.99)
+    assert ratio_interval([2.0] * 5, [3.0] * 5, confidence=0.5).confidence == 0.5
+
+
+def test_the_same_seed_gives_the_same_interval() -> None:
+    """By default the seed is 0; another one draws otherwise."""
+    old, new = [float(n) for n in range(1, 30)], [n**1.5 for n in range(1, 30)]
+    few = {"resamples": 50}
+    assert ratio_interval(old, new, **few) == ratio_interval(old, new, seed=0, **few)
+    assert ratio_interval(old, new, **few) != ratio_interval(old, new, seed=1, **few)
+
+
+def test_a_lower_confidence_is_a_narrower_interval() -> None:
+    rounds = [float(n) for n in range(1, 12)]
+    half, most = (ratio_interval([1.0], rounds, confidence=c) for c in (0.5, 0.99))
+    assert most.low < half.low < 6 < half.high < most.high
 
 
 def test_what_has_no_ratio_is_an_error() -> None:
-    for baseline, contender in (([], [1.0]), ([1.0], []), ([0.0], [1.0])):
-        with pytest.raises(ValueError, match="a ratio needs"):
+    said = "^a ratio needs rounds on both sides, each longer than zero seconds$"
+    for baseline, contender in (([], [1.0]), ([1.0], []), ([0.0], [1.0]), ([1.0], [2.0, 0.0])):
+        with pytest.raises(ValueError, match=said):
             ratio_interval(baseline, contender)
 
 
@@ -118,12 +141,29 @@ def test_critical_values_by_counting_signs(size: int) -> None:
 
 
 def test_too_few_launches_have_no_interval() -> None:
-    assert launch_interval([1.0] * MINIMUM_LAUNCHES).low == 1.0
-    with pytest.raises(ValueError, match="7 launches are too few"):
+    assert launch_interval([1.0] * MINIMUM_LAUNCHES) == RatioInterval(1.0, 1.0, 1.0, 0.99)
+    with pytest.raises(ValueError, match=r"^7 launches are too few for an interval at 99%$"):
         launch_interval([1.0] * (MINIMUM_LAUNCHES - 1))
     for ratios in ([], [1.0, 0.0] * 4):
-        with pytest.raises(ValueError, match="ratios, each above zero"):
+        with pytest.raises(ValueError, match=r"^an interval needs ratios, each above zero$"):
             launch_interval(ratios)
+
+
+# The same at 95 %: the printed critical values of the signed-rank test, two-sided 0.05.
+@pytest.mark.parametrize(("size", "left_out"), {6: 0, 7: 2, 8: 3, 9: 5, 10: 8, 12: 13}.items())
+def test_launches_at_another_confidence(size: int, left_out: int) -> None:
+    ratios = [1.1**n for n in range(size)]
+    means = sorted((x + y) / 2 for x in range(size) for y in range(x, size))
+    found = launch_interval(ratios, confidence=0.95)
+    assert math.log(found.low, 1.1) == pytest.approx(means[left_out])
+    assert math.log(found.high, 1.1) == pytest.approx(means[-1 - left_out])
+    assert found.confidence == 0.95
+
+
+def test_the_chance_may_be_all_that_is_left() -> None:
+    """Eight ratios on one side are 2 chances in 256, which is as much as is allowed here."""
+    found = launch_interval([2.0**n for n in range(8)], confidence=1 - 2 / 256)
+    assert (found.low, found.high) == pytest.approx((1, 128))
 
 
 @PROPERTY
@@ -202,6 +242,13 @@ def test_processes_that_differ_are_no_verdict() -> None:
         ([1.0, 1.3, 1.0, 1.3, 1.0, 1.3], "interquartile range over 10% of the median"),
         ([1.0, 1.0, 1.0, 1.06, 1.05, 1.06, 1.06, 1.12, 1.13], "drift of more than 10%"),
         ([1.13, 1.12, 1.06, 1.06, 1.05, 1.06, 1.0, 1.0, 1.0], "drift of more than 10%"),
+        # Quartiles 9.5 and 10.5, first and last as far apart: a tenth of the median and no more.
+        ([9.5, 9.0, 10.0, 11.0, 10.5], ""),
+        ([9.5, 9.0, 10.0, 11.0, 10.6], "interquartile range over 10% of the median"),
+        # The first of five alone, the first three of nine.
+        ([10.0, 11.2, 11.1, 11.1, 11.2], "drift of more than 10% between the first and last"),
+        ([10.0, 12.0, 12.0, 11.0, 11.0, 11.0, 10.5, 10.5, 10.5], "drift of more than 10%"),
+        ([4.0] * 5, ""),
     ],
 )
 def test_instability_is_named(rounds: list[float], said: str) -> None:
@@ -240,3 +287,65 @@ def test_the_front_is_what_a_sweep_finds(points: list[tuple[int, int]]) -> None:
             best = lowest
             swept.add((first, lowest))
     assert {points[i] for i in pareto_front([tuple(map(float, p)) for p in points])} == swept
+
+
+@pytest.mark.parametrize("figures", [1, 3])
+def test_points_have_as_many_figures(figures: int) -> None:
+    with pytest.raises(ValueError, match="zip"):
+        pareto_front([(1.0, 2.0), (1.0,) * figures])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "sign", "within"),
+    [
+        (0.2, 0.3, 1, False),
+        (0.1, 0.3, 0, False),  # at the margin is not beyond it
+        (-0.3, -0.2, -1, False),
+        (-0.3, -0.1, 0, False),
+        (-0.1, 0.1, 0, True),  # and within it
+        (-0.05, 0.2, 0, False),
+        (-0.2, 0.05, 0, False),
+        (-0.2, 0.2, 0, False),
+    ],
+)
+def test_an_interval_against_a_margin(low: float, high: float, sign: int, within: bool) -> None:
+    found = Interval(0.0, low, high)
+    assert (found.beyond(0.1), found.within(0.1)) == (sign, within)
+
+
+# Printed tables of Student's t, two-sided.
+STUDENT = [
+    (1, 0.50, 1.000), (4, 0.50, 0.741), (10, 0.50, 0.700), (1, 0.95, 12.706), (2, 0.95, 4.303),
+    (3, 0.95, 3.182), (4, 0.95, 2.776), (5, 0.95, 2.571), (8, 0.95, 2.306), (30, 0.95, 2.042),
+    (1, 0.99, 63.657), (2, 0.99, 9.925), (3, 0.99, 5.841), (4, 0.99, 4.604), (9, 0.99, 3.250),
+    (20, 0.99, 2.845),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("freedom", "confidence", "t"), STUDENT)
+def test_students_quantile_is_that_of_the_tables(freedom: int, confidence: float, t: float) -> None:
+    assert student_quantile(freedom, confidence) == pytest.approx(t, abs=6e-4)
+
+
+def test_a_mean_has_its_interval() -> None:
+    """Of 1 to 5: mean 3, deviation √2.5, so ± t · √2.5 / √5; of 0 and 2 it is 1 ± t."""
+    for options, t in (({"confidence": 0.95}, 2.776), ({}, 4.604)):
+        found = mean_interval([1, 2, 3, 4, 5], **options)
+        half = t * math.sqrt(0.5)
+        assert (found.mean, found.low, found.high) == pytest.approx(
+            (3, 3 - half, 3 + half), abs=1e-3
+        )
+    assert mean_interval([0, 2], confidence=0.5).high == pytest.approx(2)
+    with pytest.raises(ValueError, match=r"^an interval needs at least two values$"):
+        mean_interval([1])
+
+
+def test_kendalls_tau() -> None:
+    """By hand: of six pairs one is reversed; ties count in neither."""
+    assert kendall_tau([1, 2, 3, 4], [1, 2, 4, 3]) == pytest.approx(4 / 6)
+    assert kendall_tau([0.1, 0.2, 0.3], [0.3, 0.2, 0.1]) == -1
+    assert kendall_tau([1, 1, 2], [1, 2, 3]) == pytest.approx(2 / math.sqrt(2 * 3))
+    assert kendall_tau([1, 2, 3], [1, 1, 2]) == pytest.approx(2 / math.sqrt(2 * 3))
+    assert math.isnan(kendall_tau([1, 1], [1, 2]))
+    with pytest.raises(ValueError, match="zip"):
+        kendall_tau([1, 2], [1, 2, 3])

@@ -1,0 +1,364 @@
+"""Every term of the formulas by hand on one small model, and what a formula says that it refuses.
+
+Llama of width 16 and 24, four layers, two heads of which one holds keys and values, 24 tokens:
+q_proj and o_proj are 16 × 16, k_proj and v_proj 8 × 16, gate_proj and up_proj 24 × 16, down_proj
+16 × 24, each embedding 24 × 16, and nine norms of 16. So 1,952 in a layer and 8,592 in all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from test_dead import LLAMA, MIXTRAL, model
+
+from bench.adapters.config import AdapterConfig
+from bench.errors import BenchError, UnknownName
+from bench.formulas import lora_parameters
+from bench.formulas.lora import module_matrices, parameter_matrices
+from bench.formulas.methods import method, method_ledger, method_parameters
+from bench.formulas.terms import Parameters, Term
+from bench.models.modules import Module, ModuleTable, Parameter
+from bench.targets import match
+
+BASE = 4 * (1_920 + 2 * 16) + 2 * 24 * 16 + 16
+TWO = ["q_proj", "v_proj"]
+PAIR = 4 * (4 * (16 + 16) + 4 * (16 + 8))  # both in four layers, of rank 4
+UP = 4 * 4 * (16 + 24)
+
+
+@pytest.fixture(scope="module")
+def tables() -> dict[str, ModuleTable]:
+    return {
+        "plain": model(LLAMA).table,
+        "biased": model({**LLAMA, "attention_bias": True}).table,
+        "tied": model({**LLAMA, "tie_word_embeddings": True}).table,
+        "experts": model(MIXTRAL).table,
+    }
+
+
+def term(name: str, trained: int, modules: int, added: int | None = None) -> Term:
+    return Term(name, trained, trained if added is None else added, modules)
+
+
+BD = {"target_modules_bd_a": ["q_proj"], "target_modules_bd_b": ["v_proj"]}
+LORA: dict[str, tuple[str, dict[str, Any], list[Term]]] = {
+    "lora": ("plain", {}, [term("lora", PAIR, 8)]),
+    "rank-pattern": ("plain", {"rank_pattern": {"v_proj": 1}},
+                     [term("lora", 4 * (4 * 32 + 24), 8)]),
+    "saved": ("plain", {"modules_to_save": ["lm_head", "norm"]},
+              [term("lora", PAIR, 8), term("modules_to_save", 24 * 16 + 9 * 16, 10)]),
+    "saved-container": ("plain", {"modules_to_save": ["layers.0.mlp"]},
+                        [term("lora", PAIR, 8), term("modules_to_save", 3 * 24 * 16, 1)]),
+    # An ending that keeps no adapter out: copies of the attention with its adapters, whose
+    # originals stay where they are.
+    "saved-around-adapters": (
+        "plain", {"target_modules": [*TWO, "up_proj"], "modules_to_save": ["elf_attn"]},
+        [term("lora", UP, 4), term("modules_to_save", 4 * 768 + PAIR, 4, 4 * 768 + 2 * PAIR)],
+    ),
+    "saved-around-decomposed": (
+        "plain", {"target_modules": [*TWO, "up_proj"], "modules_to_save": ["elf_attn"],
+                  "use_dora": True},
+        [term("lora", UP, 4), term("modules_to_save", 4 * 768 + PAIR + 4 * 24, 4,
+                                   4 * 768 + 2 * (PAIR + 4 * 24)),
+         term("dora", 4 * 24, 4)],
+    ),
+    "tokens": ("plain", {"trainable_token_indices": [1, 2, 3]},
+               [term("lora", PAIR, 8), term("trainable_tokens", 3 * 16, 1)]),
+    "tokens-tied": ("tied", {"trainable_token_indices": [1, 2, 3]},
+                    [term("lora", PAIR, 8), term("trainable_tokens", 3 * 16, 2)]),
+    "bias": ("biased", {"bias": "all"},
+             [term("lora", PAIR, 8), term("bias", 4 * (16 + 8 + 8 + 16), 16, 0)]),
+    "bias-of-the-adapted": ("biased", {"bias": "lora_only"},
+                            [term("lora", PAIR, 8), term("bias", 4 * (16 + 8), 8, 0)]),
+    "bias-beside-a-saved-one": (
+        "biased", {"bias": "all", "modules_to_save": ["k_proj"]},
+        [term("lora", PAIR, 8), term("modules_to_save", 4 * (8 * 16 + 8), 4),
+         term("bias", 4 * (16 + 8 + 16), 12, 0)],
+    ),
+    "dora": ("plain", {"use_dora": True}, [term("lora", PAIR, 8), term("dora", 4 * 24, 8)]),
+    "lora-bias": ("plain", {"lora_bias": True},
+                  [term("lora", PAIR, 8), term("lora_bias", 4 * 24, 8)]),
+    "kasa": ("plain", {"kasa_config": {}}, [term("lora", PAIR, 8), term("kasa", 4 * 8, 8)]),
+    "monteclora": ("plain", {"monteclora_config": {}},
+                   [term("lora", PAIR, 8), term("monteclora", 8 * (4 + 8), 8)]),
+    "monteclora-of-three": ("plain", {"monteclora_config": {"num_samples": 3}},
+                            [term("lora", PAIR, 8), term("monteclora", 8 * (4 + 3), 8)]),
+    "mica": ("plain", {"init_lora_weights": "mica"}, [term("lora", 8 * 4 * 16, 8, PAIR)]),
+    "blocks": ("plain", {"use_bdlora": {**BD, "nblocks": 4}},
+               [term("lora", 4 * (16 + 64 + 64 + 8), 8)]),
+    "one-block": ("plain", {"use_bdlora": BD}, [term("lora", PAIR, 8)]),
+    "blocks-elsewhere": (
+        "plain", {"use_bdlora": {"target_modules_bd_a": ["q"], "match_strict": False,
+                                 "nblocks": 2}},
+        [term("lora", 4 * (32 + 64 + 64 + 32), 8)],
+    ),
+    "cut-from-the-weight": ("plain", {"r": 12, "init_lora_weights": "pissa_niter_2"},
+                            [term("lora", 4 * (12 * 32 + 8 * 24), 8)]),
+    "a-weight": ("plain", {"target_modules": [], "target_parameters": ["q_proj.weight"]},
+                 [term("lora", 4 * 4 * 32, 4)]),
+    "experts": (
+        "experts", {"target_modules": [], "target_parameters": ["gate_up_proj", "down_proj"]},
+        [term("lora", 2 * 2 * 4 * (48 + 16 + 16 + 24), 4)],
+    ),
+    "tokens-of-none": ("plain", {"trainable_token_indices": []}, [term("lora", PAIR, 8)]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("table", "fields", "terms"), LORA.values(), ids=LORA)
+def test_terms_of_lora(tables: dict, table: str, fields: dict, terms: list[Term]) -> None:
+    adapter = AdapterConfig.from_dict({"target_modules": TWO, "r": 4, **fields})
+    ledger = match(tables[table], adapter)
+    assert not ledger.refusals
+    found = lora_parameters(ledger)
+    assert found.terms == tuple(terms)
+    assert found.base == sum(p.elements for p in tables[table].parameters if not p.same_as)
+    assert found.trainable == sum(t.trained for t in terms)
+    assert found.total == found.base + sum(t.added for t in terms)
+    assert table != "plain" or found.base == BASE == 8_592
+
+
+LORA_METHOD: dict[str, Any] = {"target_modules": TWO, "r": 4}
+METHOD_TERMS: dict[str, tuple[str, dict[str, Any], list[Term]]] = {
+    "lora": ("lora", LORA_METHOD, [term("lora", PAIR, 8)]),
+    "lora-of-eight": ("lora", {"target_modules": TWO}, [term("lora", 2 * PAIR, 8)]),
+    "lora-fa": ("lora-fa", LORA_METHOD, [term("lora-fa", 4 * 4 * 24, 8, PAIR)]),
+    "lora-fa-saved": (
+        "lora-fa", {**LORA_METHOD, "target_modules": [*TWO, "up_proj"],
+                    "modules_to_save": ["elf_attn"]},
+        [term("lora-fa", 4 * 4 * 24, 4, UP),
+         term("modules_to_save", 4 * 768 + 4 * 4 * 24, 4, 4 * 768 + 2 * PAIR)],
+    ),
+    "adalora": ("adalora", {"target_modules": TWO, "init_r": 4},
+                [term("adalora", PAIR + 8 * 4, 8, PAIR + 8 * 4 + 8)]),
+    "loha": ("loha", LORA_METHOD, [term("loha", 2 * PAIR, 8)]),
+    # 16 = 4 · 4 and 8 = 2 · 4: rank 1 leaves the second product decomposed, rank 4 does not.
+    "lokr": ("lokr", {**LORA_METHOD, "r": 1}, [term("lokr", 4 * (16 + 8 + 8 + 8), 8)]),
+    "lokr-whole": ("lokr", LORA_METHOD, [term("lokr", 4 * (16 + 16 + 8 + 16), 8)]),
+    "lokr-half": ("lokr", {**LORA_METHOD, "r": 2}, [term("lokr", 4 * (16 + 16 + 8 + 16), 8)]),
+    "lokr-both": ("lokr", {**LORA_METHOD, "r": 1, "decompose_both": True},
+                  [term("lokr", 4 * (8 + 8 + 6 + 8), 8)]),
+    "vera": ("vera", LORA_METHOD, [term("vera", 4 * (20 + 12), 8)]),
+    "oft": ("oft", {"target_modules": TWO, "oft_block_size": 8},
+            [term("oft", 8 * 2 * 28, 8)]),
+    "oft-shared": ("oft", {"target_modules": TWO, "oft_block_size": 8, "block_share": True},
+                   [term("oft", 8 * 28, 8)]),
+    "oft-by-blocks": ("oft", {"target_modules": TWO, "oft_block_size": 0, "r": 4},
+                      [term("oft", 8 * 4 * 6, 8)]),
+    "oft-nearest-divisor": ("oft", {"target_modules": TWO, "oft_block_size": 6},
+                            [term("oft", 8 * 4 * 6, 8)]),  # 4 and 8 are as near: the lower
+    "oft-wider": ("oft", {"target_modules": TWO, "oft_block_size": 17}, [term("oft", 8 * 120, 8)]),
+    "boft": ("boft", {"target_modules": TWO}, [term("boft", 4 * (64 + 16 + 64 + 8), 8)]),
+    "boft-by-blocks": ("boft", {"target_modules": TWO, "boft_block_size": 0, "boft_block_num": 2},
+                       [term("boft", 4 * (128 + 16 + 128 + 8), 8)]),
+    "fourierft": ("fourierft", {"target_modules": TWO, "n_frequency": 128},
+                  [term("fourierft", 8 * 128, 8)]),
+    "ia3": ("ia3", {"target_modules": ["k_proj", "down_proj"],
+                    "feedforward_modules": ["down_proj"]}, [term("ia3", 4 * (8 + 24), 8)]),
+    "ia3-by-an-expression": ("ia3", {"target_modules": ["k_proj", "down_proj"],
+                                     "feedforward_modules": ".*down_proj"},
+                             [term("ia3", 4 * (8 + 24), 8)]),
+    "ia3-without": ("ia3", {"target_modules": ["k_proj", "down_proj"],
+                            "feedforward_modules": []}, [term("ia3", 4 * (8 + 16), 8)]),
+    "ia3-defaults": ("ia3", {}, [term("ia3", 4 * (8 + 8 + 24), 12)]),
+    "ln-tuning": ("ln-tuning", {}, [term("ln-tuning", 9 * 16, 9)]),
+    "trainable-tokens": ("trainable-tokens", {"token_indices": [0, 23]},
+                         [term("trainable-tokens", 2 * 16, 1)]),
+    "trainable-tokens-of-a-head": (
+        "trainable-tokens", {"token_indices": [0, 23], "target_modules": ["lm_head"]},
+        [term("trainable-tokens", 2 * 16, 1)],
+    ),
+    "prefix-tuning": ("prefix-tuning", {"task_type": "CAUSAL_LM", "num_virtual_tokens": 5},
+                      [term("prefix-tuning", 5 * 2 * 4 * 8, 0)]),
+    "prompt-tuning": ("prompt-tuning", {"task_type": "CAUSAL_LM", "num_virtual_tokens": 5,
+                                        "modules_to_save": ["lm_head"]},
+                      [term("prompt-tuning", 5 * 16, 0), term("modules_to_save", 24 * 16, 1)]),
+    "p-tuning": ("p-tuning", {"task_type": "CAUSAL_LM", "num_virtual_tokens": 5,
+                              "encoder_hidden_size": 3},
+                 [term("p-tuning", 5 * 16 + (16 * 3 + 3) + (3 * 3 + 3) + (3 * 16 + 16), 0)]),
+    "loha-and-saved": ("loha", {**LORA_METHOD, "modules_to_save": ["lm_head"]},
+                       [term("loha", 2 * PAIR, 8), term("modules_to_save", 24 * 16, 1)]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "fields", "terms"), METHOD_TERMS.values(), ids=METHOD_TERMS)
+def test_terms_of_a_method(tables: dict, name: str, fields: dict, terms: list[Term]) -> None:
+    config = model(LLAMA).transformers_config if "tuning" in name else None
+    found = method_parameters(tables["plain"], method(name, **fields), config)
+    assert found == Parameters(tuple(terms), BASE)
+
+
+def test_full_and_biases(tables: dict) -> None:
+    full = method_parameters(tables["plain"], method("full"))
+    assert full == Parameters((term("full", BASE, len(tables["plain"].modules), 0),), BASE)
+    for bias, trained, modules in (("all", 48, 16), ("vera_only", 24, 8)):
+        asked = method("vera", **LORA_METHOD, bias=bias)
+        found = method_parameters(tables["biased"], asked)
+        assert found.terms == (
+            term("vera", 4 * (20 + 12), 8),
+            term("bias", 4 * trained, modules, 0),
+        )
+
+
+def test_tokens_of_a_tied_model(tables: dict) -> None:
+    """The output embedding follows the input embedding, and adds nothing; alone it does not."""
+    asked = {"token_indices": [1, 2], "target_modules": ["embed_tokens", "lm_head"]}
+    found = method_parameters(tables["tied"], method("trainable-tokens", **asked))
+    assert found.terms == (term("trainable-tokens", 2 * 16, 1),)
+    alone = method("trainable-tokens", **{**asked, "target_modules": ["lm_head"]})
+    assert method_parameters(tables["tied"], alone).terms == (term("trainable-tokens", 32, 1),)
+
+
+def test_experts_old_names_are_for_lora_alone(tables: dict) -> None:
+    """LoRA reaches the parameters, and doubles the rank of the fused ones; the others do not."""
+    names = {"target_modules": ["q_proj", "w1", "w2", "w3"], "r": 4}
+    lora = method_parameters(tables["experts"], method("lora", **names))
+    experts = 2 * 2 * (8 * (48 + 16) + 4 * (16 + 24))
+    assert lora.terms == (term("lora", 2 * 4 * 32 + experts, 6),)
+    loha = method_ledger(tables["experts"], method("loha", **names), lambda name: "")
+    assert [e.entry for e in loha.entries if e.dead] == ["w1", "w2", "w3"]
+    assert loha.table.moe_conversion == ""
+    from bench.models.roles import role_of
+
+    advised = method_ledger(tables["experts"], method("loha", **names), role_of)
+    assert [e.suggestion for e in advised.entries if e.dead] == ["", "", ""]
+    advised = method_ledger(tables["plain"], method("loha", target_modules=["query"]), role_of)
+    assert [e.suggestion for e in advised.entries] == ["q_proj (query, 4 modules)"]
+
+
+def test_a_method_as_peft_is_given_it() -> None:
+    """Lists for sequences, and what PEFT wants to be given."""
+    asked = method("adalora", target_modules=("q_proj",), init_r=4)
+    assert asked.to_dict() == {"total_step": 1000, "init_r": 4, "target_modules": ["q_proj"]}
+    assert method("prompt_tuning").to_dict() == {"num_virtual_tokens": 20}
+    assert (asked.name, asked.task_type) == ("adalora", None)
+    assert method("loha", task_type="SEQ_CLS").task_type == "SEQ_CLS"
+    assert method("loha", r=2).resized(3).settings == {"r": 3}
+    tokens = method("trainable-tokens").resized(3)
+    assert tokens.settings == {"token_indices": (0, 1, 2)}
+    assert method("loha", task_type=None).common == {}
+
+
+# --- what is refused, in full ---------------------------------------------------------------------
+
+
+def lora(table: str = "plain", **fields: Any) -> Callable[[dict], object]:
+    adapter = AdapterConfig.from_dict({"target_modules": TWO, "r": 4, **fields})
+    return lambda tables: lora_parameters(match(tables[table], adapter))
+
+
+def asked(name: str, table: str = "plain", **fields: Any) -> Callable[[dict], object]:
+    return lambda tables: method_parameters(tables[table], method(name, **fields))
+
+
+ATTENTION = "model.layers.0.self_attn"
+REFUSED: list[tuple[Callable[[dict], object], str]] = [
+    (lambda _: parameter_matrices(Parameter("x", (3,)), 4),
+     "x: LoRA adapts parameters of 2 or 3 dimensions only"),
+    (lambda _: parameter_matrices(Parameter("x", (2, 2, 2, 2)), 4),
+     "x: LoRA adapts parameters of 2 or 3 dimensions only"),
+    (lambda _: module_matrices(Module("x", class_name="LayerNorm"), 4),
+     "x: no formula for LoRA on a LayerNorm"),
+    (lambda _: module_matrices(Module("x"), 4), "x: no formula for LoRA on a other"),
+    (lora(target_parameters=["q_proj.weight"]),
+     f"no closed form for {ATTENTION}.q_proj.weight: a parameter of an adapted module"),
+    (lora(init_lora_weights="eva"),
+     "no closed form for init_lora_weights='eva': it hands ranks from layer to layer as the data "
+     "asks for; with eva_config rho=1 every layer keeps r"),
+    (lora(init_lora_weights="eva", eva_config={"rho": 2.0}),
+     "no closed form for init_lora_weights='eva': it hands ranks from layer to layer as the data "
+     "asks for; with eva_config rho=1 every layer keeps r"),
+    (lora(init_lora_weights="corda", r=9),
+     f"no closed form for 'corda' with rank 9 on {ATTENTION}.v_proj: the weight has fewer ranks"),
+    (lora("experts", init_lora_weights="pissa", r=3, target_modules=[],
+          target_parameters=["gate.weight"]),
+     "no closed form for 'pissa' with rank 3 on model.layers.0.mlp.gate.weight: the weight has "
+     "fewer ranks"),
+    (lora(init_lora_weights="olora", use_bdlora=BD),
+     "no closed form for 'olora' with use_bdlora"),
+    (lora(task_type="TOKEN_CLS", modules_to_save=["base_layer"], trainable_token_indices=[1]),
+     "no closed form for a base_layer saved under trainable tokens"),
+    (lora("tied", modules_to_save=["lm_head", "model"], ensure_weight_tying=True),
+     "no closed form for ensure_weight_tying with the input embedding in a saved module"),
+    (lora(modules_to_save=["embed_tokens"], trainable_token_indices=[1]),
+     "no closed form for model.embed_tokens: trained whole and by tokens"),
+    (asked("boft", target_modules=TWO, boft_n_butterfly_factor=2),
+     "boft: PEFT falls back to one butterfly factor where its CUDA extension is missing: the count "
+     "depends on the machine"),
+    (asked("boft", target_modules=TWO, boft_block_num=4),
+     "boft: give either boft_block_size or boft_block_num, the other one as 0"),
+    (asked("boft", target_modules=TWO, boft_block_size=0),
+     "boft: give either boft_block_size or boft_block_num, the other one as 0"),
+    (asked("boft", target_modules=TWO, boft_block_size=5),
+     f"boft: {ATTENTION}.q_proj has 16 inputs, which 5 does not divide"),
+    (asked("oft", target_modules=TWO, r=4),
+     "oft: give either r or oft_block_size, the other one as 0"),
+    (asked("oft", target_modules=TWO, oft_block_size=0),
+     "oft: give either r or oft_block_size, the other one as 0"),
+    (asked("fourierft", target_modules=TWO, n_frequency=129),
+     f"fourierft: {ATTENTION}.v_proj has fewer than n_frequency=129 elements"),
+    (asked("lora-fa", target_modules=["embed_tokens"]),
+     "model.embed_tokens: no closed form for lora-fa on this kind of layer"),
+    (asked("lora", target_modules=["x"]),
+     "nothing matches: PEFT raises when no entry reaches anything"),
+    (asked("loha", target_modules=["x"]), "loha: nothing matches, and PEFT raises"),
+    (asked("loha", target_modules=["embed_tokens"]),
+     "model.embed_tokens: no closed form for loha on this kind of layer"),
+    (asked("loha", target_modules=["q_proj"], modules_to_save=["_proj"]),
+     f"{ATTENTION}.q_proj is adapted and named in modules_to_save"),
+    (asked("loha", target_modules=["q_proj"], modules_to_save=["elf_attn"]),
+     f"no closed form for loha inside a saved module: {ATTENTION}.q_proj"),
+    (asked("trainable-tokens", token_indices=[1, 24]),
+     "trainable-tokens: model.embed_tokens has 24 rows, and 24 is not one of them"),
+    (asked("trainable-tokens", token_indices=[24], target_modules=["lm_head"]),
+     "trainable-tokens: lm_head has 24 rows, and 24 is not one of them"),
+    (lambda _: method("adalora", tinit=600, tfinal=400),
+     "adalora: tinit and tfinal leave no step of total_step to allocate ranks"),
+    (lambda _: method("ia3", target_modules=["a", "b"], feedforward_modules=["b", "d", "c"]),
+     "ia3: feedforward_modules must be among target_modules, and c, d is not"),
+    (lambda _: method("lora", use_dora=True),
+     "lora: use_dora goes into an adapter_config.json: --adapter, without --method"),
+    (asked("prompt-tuning"), "prompt-tuning: PEFT needs a task type for it"),
+    (asked("prompt-tuning", task_type="CAUSAL_LM"),
+     "prompt-tuning: needs the model's configuration"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("formula", "said"), REFUSED, ids=range(len(REFUSED)))
+def test_what_a_formula_refuses(tables: dict, formula: Callable, said: str) -> None:
+    with pytest.raises(BenchError) as error:
+        formula(tables)
+    assert str(error.value) == said
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "said"),
+    [
+        ("lara", {}, "unknown method 'lara': did you mean lora"),
+        ("ia3", {"r": 8}, "unknown field of ia3: 'r': known: exclude_modules, feedforward_modules, "
+                          "init_ia3_weights, modules_to_save, target_modules, task_type"),
+        ("lora", {"rr": 8}, "unknown field of lora: 'rr': did you mean r?"),
+        ("loha", {"use_dora": True}, "unknown field of loha: 'use_dora': known: alpha, "),
+        ("full", {"bias": "all"}, "unknown field of full: 'bias': known: "),
+        ("vera", {"bias": "lora_only"},
+         "unknown bias of vera: 'lora_only': did you mean vera_only?"),
+        ("lora", {"bias": "vera_only"},
+         "unknown bias of lora: 'vera_only': did you mean lora_only?"),
+    ],
+)  # fmt: skip
+def test_names_that_a_method_does_not_know(name: str, fields: dict, said: str) -> None:
+    with pytest.raises(UnknownName) as error:
+        method(name, **fields)
+    assert str(error.value).startswith(said)
+
+
+def test_what_goes_together(tables: dict) -> None:
+    """The nearest that is taken: one step is left, the lists are the same, a rank as wide."""
+    assert method("adalora", tinit=599, tfinal=400).settings["tinit"] == 599
+    assert method("ia3", target_modules=["a"], feedforward_modules=["a"])
+    assert method("ia3", target_modules=".*", feedforward_modules=["a"])
+    assert lora(init_lora_weights="corda", r=8)(tables).trainable == 2 * PAIR
+    assert lora(init_lora_weights="eva", eva_config={"rho": 1.0})(tables).trainable == PAIR
+    experts = {"target_modules": [], "target_parameters": ["gate.weight"]}
+    assert lora("experts", init_lora_weights="pissa", r=2, **experts)(tables)
