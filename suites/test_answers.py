@@ -47,6 +47,11 @@ GEMMA4 = {
         "position_embedding_size": 16,
     },
 }  # fmt: skip
+QWEN2_MOE = {**QWEN_MOE, "model_type": "qwen2_moe", "shared_expert_intermediate_size": 8}
+SEGFORMER = {"model_type": "segformer", "num_encoder_blocks": 2, "depths": [1, 2],
+             "hidden_sizes": [8, 16], "num_attention_heads": [1, 2], "sr_ratios": [2, 1],
+             "mlp_ratios": [2, 2], "patch_sizes": [3, 3], "strides": [2, 2],
+             "decoder_hidden_size": 8}  # fmt: skip
 MODELS: dict[str, tuple[dict[str, Any], str]] = {
     "llama": (LLAMA, "AutoModelForCausalLM"),
     "llama-tied": ({**LLAMA, "tie_word_embeddings": True}, "AutoModelForCausalLM"),
@@ -54,6 +59,8 @@ MODELS: dict[str, tuple[dict[str, Any], str]] = {
     "llama-classes": (LLAMA, "AutoModelForSequenceClassification"),
     "mixtral": (MIXTRAL, "AutoModelForCausalLM"),
     "qwen-moe": (QWEN_MOE, "AutoModelForCausalLM"),
+    "qwen2-moe": (QWEN2_MOE, "AutoModelForCausalLM"),
+    "segformer": (SEGFORMER, "AutoModelForImageClassification"),
     "bert": (BERT, "AutoModelForSequenceClassification"),
     "bert-words": (BERT, "AutoModelForMaskedLM"),
     "distilbert": (DISTILBERT, "AutoModelForSequenceClassification"),
@@ -155,6 +162,14 @@ LISTED = {
     "renamed-experts-of-qwen": ("qwen-moe", entries(
         "q_proj", "model.layers.1.mlp.experts.0.gate_proj", "experts.1.down_proj", "gate_up",
     )),
+    "renamed-experts-by-number": ("qwen2-moe", entries(
+        "q_proj", "model.layers.1.mlp.experts.0.gate_proj", "layers.2.mlp.experts.1.down_proj",
+        "experts.0.up_proj", "mlp.experts",
+    )),
+    "renamed-in-nested-layers": ("segformer", entries(
+        "segformer.encoder.block.1.1.attention.self.query", "block.1.0.attention.self.key",
+        "attention.self.value", "query", "attention.output.dense", "self.sr",
+    )),
     "work": ("llama", entries("query", "c_attn", "fc1", "fc2", "dense", "wte", "Wqkv", "w1")),
     "work-of-conv1d": ("gpt2", entries("q_proj", "o_proj", "up_proj", "down_proj", "c_att")),
     "work-of-experts": ("qwen-moe", entries("fc1", "w1", "w2", "gate", "gate_up_prj")),
@@ -210,6 +225,7 @@ AS_STRINGS = {
     "moved-plain": ("llama", r"transformer\.layers\.\d+\.self_attn\.q_proj"),
     "renamed": ("vit", r".*attention\.attention\.(query|value)"),
     "renamed-from-the-start": ("vit", r"vit\.encoder\.layer\.\d+\.attention\.attention\.query"),
+    "renamed-in-nested-layers": ("segformer", r".*block\.\d+\.\d+\.attention\.self\.(query|value)"),
     "renamed-word": ("vit", ".*query"),
     "flag": ("llama", "(?i)nothing"),
 }
