@@ -17,9 +17,10 @@ from bench.errors import BenchError
 from bench.measure.counting import count, inject
 from bench.models.architectures import Model
 from bench.models.classes import model_class
+from bench.models.modules import LINEAR, Module, ModuleTable, Parameter
 from bench.scenarios.subjects import load_model
 from bench.targets import Ledger, match
-from bench.targets.hazards import HAZARDS, NOT_AS_WRITTEN
+from bench.targets.hazards import HAZARDS, NOT_AS_WRITTEN, check_hazards, frozen_head_text
 
 TEXT = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "vocab_size": 24,
         "num_attention_heads": 2, "num_key_value_heads": 2, "pad_token_id": 0}  # fmt: skip
@@ -280,3 +281,45 @@ def test_little_that_was_asked_for_is_no_low_coverage(fields: dict) -> None:
     ledger = match(load_model("llama-3-8b").table, AdapterConfig(("v_proj",), **fields))
     assert ledger.weight_coverage < 0.02
     assert "low-coverage" not in {h.code for h in ledger.hazards}
+
+
+def test_a_twentieth_of_the_weights_is_not_low() -> None:
+    """At the threshold itself nothing is said; just below it, and of nothing else, it is."""
+    for rest, low in ((19, False), (20, True)):
+        linear = (Module("a", LINEAR, 1, 1), Module("b", LINEAR, 1, rest))
+        weights = (Parameter("a.weight", (1, 1)), Parameter("b.weight", (rest, 1)))
+        ledger = match(ModuleTable("", "Small", linear, weights), AdapterConfig(("a",)))
+        assert (set(said(ledger)) == {"low-coverage"}) == low
+
+
+@pytest.mark.parametrize(
+    ("class_name", "heads", "task_type", "told", "offer"),
+    [
+        ("XForSequenceClassification", ["score"], None, "score", "SEQ_CLS"),
+        ("XForSequenceClassification", ["score"], "SEQ_CLS", "score", ""),
+        ("XForSequenceClassification", ["score.a", "b"], None, "score.a, b", ""),
+        ("XForSequenceClassification", ["score.a", "x.score.b.c"], None, "score.a, x.score.b.c",
+         "SEQ_CLS"),
+        ("XForSequenceClassification", ["score.a", "score.b", "my_score"], None,
+         "score.a, score.b, my_score", "SEQ_CLS"),
+        ("XForSequenceClassification", ["score.a", "score.b", "score.c", "my_score"], None,
+         "score, my_score", "SEQ_CLS"),
+        ("XForQuestionAnswering", ["qa_outputs"], "SEQ_CLS", "qa_outputs", "QUESTION_ANS"),
+        ("XForCausalLM", ["score"], None, "score", ""),
+        ("Other", ["score"], None, "score", ""),
+    ],
+)  # fmt: skip
+def test_what_is_said_of_frozen_heads(
+    class_name: str, heads: list[str], task_type: str | None, told: str, offer: str
+) -> None:
+    either = f"give the task type {offer}, or " if offer else ""
+    assert frozen_head_text(class_name, heads, task_type) == (
+        f"{told}: beyond the base model, newly initialised unless the checkpoint holds it, and "
+        f"stays frozen; {either}name it in modules_to_save"
+    )
+
+
+def test_a_hazard_that_is_none() -> None:
+    assert check_hazards(iter(["low-coverage"]), "here") == ("low-coverage",)
+    with pytest.raises(BenchError, match=r"^unknown hazard in here: 'low-cover': did you mean low"):
+        check_hazards(["low-cover"], "here")

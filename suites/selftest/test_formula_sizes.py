@@ -219,6 +219,25 @@ def test_the_nearest_size_by_trying_all(table: ModuleTable, name: str, budget: i
     ]
 
 
+@pytest.mark.parametrize(("name", "most"), [("oft", 4096), ("boft", 16)])
+@pytest.mark.parametrize("budget", [1, 500, 560, 608, 760, 1900])
+def test_the_nearest_block_size_by_trying_all(
+    table: ModuleTable, name: str, most: int, budget: int
+) -> None:
+    """Powers of two; those of BOFT divide the width of 16."""
+    sizes = [2**n for n in range(1, 13) if 2**n <= most]
+    asked = {size: method(name, target_modules=TWO).resized(size) for size in sizes}
+    counts = {size: method_parameters(table, asked[size]).trainable for size in sizes}
+    size = min(sizes, key=lambda s: (abs(counts[s] - budget), s))
+    (row,) = methods_at_budget(table, budget, names=[name], target_modules=TWO)
+    assert (row.setting, row.trainable) == (f"{name}_block_size={size}", counts[size])
+
+
+def test_the_largest_size_that_is_tried(table: ModuleTable) -> None:
+    (row,) = methods_at_budget(table, 10**12, names=["lora"], target_modules=TWO)
+    assert (row.setting, row.trainable) == ("r=262144", 262_144 * 4 * (32 + 24))
+
+
 def test_rows_without_a_size_or_a_count(table: ModuleTable) -> None:
     rows = methods_at_budget(
         table, 100, target_modules=["k_proj"], names=["ia3", "full", "prompt-tuning"]
