@@ -251,7 +251,7 @@ def warm() -> None:
         importlib.import_module(name)
     importlib.import_module("small_types").small_types()
     answers = importlib.import_module("test_answers")
-    for label in ("kinds", *answers.MODELS):
+    for label in ("kinds", "nested", *answers.MODELS):
         answers.table_of(label)
 
 

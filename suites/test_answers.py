@@ -78,8 +78,8 @@ MODELS: dict[str, tuple[dict[str, Any], str]] = {
 
 @cache
 def table_of(label: str) -> ModuleTable:
-    if label == "kinds":
-        return _every_kind()
+    if label in ("kinds", "nested"):
+        return _every_kind() if label == "kinds" else _nested()
     described, _, loaded = label.partition("@")
     found = model(*MODELS[described])
     return (found.loaded_in(loaded) if loaded else found).table
@@ -106,6 +106,33 @@ def _every_kind() -> ModuleTable:
                 "one": nn.ModuleDict({"proj": nn.Linear(4, 6)}),
                 "two": nn.ModuleDict({"proj": nn.Conv1d(4, 6, 3), "last": nn.Conv3d(2, 2, 1)}),
                 "three": nn.ModuleDict({"proj": nn.Conv2d(4, 6, 3), "last": nn.Linear(2, 2)}),
+            }
+        )
+    return read_table(network)
+
+
+def _nested() -> ModuleTable:
+    """Names that a projection and what is around projections share."""
+    import torch
+    from torch import nn
+
+    from bench.models.modules import read_table
+
+    def pair() -> nn.Module:
+        return nn.ModuleDict({"up": nn.Linear(4, 6), "down": nn.Linear(6, 4)})
+
+    def block() -> nn.Module:
+        mlp = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4))
+        return nn.ModuleDict({"mlp": mlp, "mix": pair()})
+
+    with torch.device("meta"):
+        network = nn.ModuleDict(
+            {
+                "layers": nn.ModuleList([block(), block(), block()]),
+                "first": nn.ModuleDict({"mix": nn.Linear(4, 4), "wrap": pair()["up"]}),
+                "second": nn.ModuleDict({"wrap": nn.ModuleDict({"p": nn.Linear(4, 4)})}),
+                "third": nn.ModuleDict({"wrap": nn.ModuleDict({"q": nn.Linear(4, 4)})}),
+                "norm": nn.ModuleDict({"wrap": nn.LayerNorm(4)}),
             }
         )
     return read_table(network)
@@ -343,6 +370,12 @@ REFUSED = {
     "expression-of-containers": ("llama", {"target_modules": ".*self_attn.*"}),
     "expression-of-everything": ("llama-bare", {"target_modules": ".*"}),
     "expression-of-norms": ("llama", {"target_modules": ".*norm"}),
+    "shared-name": ("nested", entries("mix")),
+    "shared-names": ("nested", entries("mix", "wrap", "up")),
+    "shared-numbers": ("nested", entries("0", "2", "1")),
+    "shared-number-and-name": ("nested", entries("layers.0", "mlp.2")),
+    "expression-of-shared-names": ("nested", {"target_modules": r".*\.(mix|wrap)"}),
+    "wrapped-unlike": ("nested", entries("second.wrap", "third.wrap")),
     "wrappers": ("gemma4", entries("q_proj", "up_proj")),
     "wrappers-of-a-tower": ("gemma4", entries("patch_embedder", "self_attn.v_proj")),
     "wrappers-alone": ("gemma4", entries("encoder.layers.0.self_attn.o_proj")),
@@ -490,3 +523,12 @@ def test_hazards(label: str, given: dict[str, Any], snapshot: Any) -> None:
 @pytest.mark.parametrize("given", LAYERS.values(), ids=LAYERS)
 def test_layers(given: dict[str, Any], snapshot: Any) -> None:
     assert answer("kinds", given) == snapshot
+
+
+def test_an_expression_is_held_to_the_projections_of_a_shared_name() -> None:
+    """What is offered adapts the two that are linear, and is not refused."""
+    refused = match(table_of("nested"), AdapterConfig(r".*\.(mix|wrap)"))
+    (way,) = refused.ways_out
+    offered = match(table_of("nested"), AdapterConfig(way.partition(": write ")[2]))
+    assert [a.name for a in offered.adapted] == ["first.mix", "first.wrap"]
+    assert offered.refusals == ()

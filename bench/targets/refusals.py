@@ -250,10 +250,12 @@ def _narrowed(ledger: Ledger) -> str:
             if n in by_name and by_name[n].kind != OTHER]  # fmt: skip
     if len(good) == sum(m.kind != OTHER for m in ledger.table.modules):
         return f'{pattern} reaches whole modules too: write the string "{ALL_LINEAR}"'
-    leaves = "|".join(dict.fromkeys(n.rpartition(".")[2] for n in good))
-    if not leaves:
+    if not good:
         return f"{pattern} reaches modules without a weight of their own alone"
-    return rf"{pattern} reaches whole modules too: write (?=.*\.({leaves})$){pattern}"
+    # A projection and a module around others may share a name; their endings tell them apart.
+    told = endings_of(good, [n for e in ledger.entries for n in e.reached])
+    ends = "|".join(map(re.escape, told or dict.fromkeys(n.rpartition(".")[2] for n in good)))
+    return rf"{pattern} reaches whole modules too: write (?=(.*\.)?({ends})$){pattern}"
 
 
 def _inner(table: ModuleTable, containers: list[str]) -> str:
