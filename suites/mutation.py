@@ -250,9 +250,9 @@ def warm() -> None:
     for name in ("torch", "transformers", "peft", "bitsandbytes", "bench.measure.counting"):
         importlib.import_module(name)
     importlib.import_module("small_types").small_types()
-    answers = importlib.import_module("test_answers")
-    for label in ("kinds", "nested", *answers.MODELS):
-        answers.table_of(label)
+    models = importlib.import_module("answer_models")
+    for label in ("kinds", "nested", *models.MODELS):
+        models.table_of(label)
 
 
 class Mutation(Watch):

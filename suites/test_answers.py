@@ -8,134 +8,15 @@ a change of wording.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import pytest
-from test_dead import BERT, GPT2, LLAMA, MIXTRAL, QWEN_MOE, XLNET, model
-from test_hazards import LLAVA as _LLAVA
+from answer_models import table_of
 
 from bench.adapters.config import AdapterConfig
-from bench.models.modules import ModuleTable
 from bench.targets import Ledger, match
 
 pytest.importorskip("syrupy", reason="pip install 'lora-target-bench[suites]'")
-
-T5 = {"model_type": "t5", "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2,
-      "vocab_size": 24}  # fmt: skip
-VIT = {"model_type": "vit", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
-       "num_attention_heads": 2, "image_size": 8, "patch_size": 4}  # fmt: skip
-DISTILBERT = {"model_type": "distilbert", "dim": 16, "hidden_dim": 24, "n_layers": 2,
-              "n_heads": 2, "vocab_size": 24, "pad_token_id": 0}  # fmt: skip
-MAMBA = {"model_type": "mamba", "hidden_size": 16, "num_hidden_layers": 2, "vocab_size": 24,
-         "state_size": 4}  # fmt: skip
-BAMBA = {**LLAMA, "model_type": "bamba", "num_hidden_layers": 3, "attn_layer_indices": [1],
-         "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 4}  # fmt: skip
-GEMMA4 = {
-    "model_type": "gemma4", "tie_word_embeddings": True, "audio_config": None,
-    "text_config": {
-        "model_type": "gemma4_text", "hidden_size": 16, "intermediate_size": 24, "vocab_size": 24,
-        "num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"],
-        "num_attention_heads": 2, "num_key_value_heads": 1, "num_global_key_value_heads": 1,
-        "head_dim": 8, "global_head_dim": 8, "hidden_size_per_layer_input": 0,
-        "vocab_size_per_layer_input": 24, "pad_token_id": 0, "num_kv_shared_layers": 0,
-    },
-    "vision_config": {
-        "model_type": "gemma4_vision", "hidden_size": 16, "intermediate_size": 24,
-        "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8,
-        "global_head_dim": 8, "patch_size": 4, "pooling_kernel_size": 2,
-        "position_embedding_size": 16,
-    },
-}  # fmt: skip
-QWEN2_MOE = {**QWEN_MOE, "model_type": "qwen2_moe", "shared_expert_intermediate_size": 8}
-SEGFORMER = {"model_type": "segformer", "num_encoder_blocks": 2, "depths": [1, 2],
-             "hidden_sizes": [8, 16], "num_attention_heads": [1, 2], "sr_ratios": [2, 1],
-             "mlp_ratios": [2, 2], "patch_sizes": [3, 3], "strides": [2, 2],
-             "decoder_hidden_size": 8}  # fmt: skip
-MODELS: dict[str, tuple[dict[str, Any], str]] = {
-    "llama": (LLAMA, "AutoModelForCausalLM"),
-    "llama-tied": ({**LLAMA, "tie_word_embeddings": True}, "AutoModelForCausalLM"),
-    "llama-bare": (LLAMA, "AutoModel"),
-    "llama-classes": (LLAMA, "AutoModelForSequenceClassification"),
-    "mixtral": (MIXTRAL, "AutoModelForCausalLM"),
-    "qwen-moe": (QWEN_MOE, "AutoModelForCausalLM"),
-    "qwen2-moe": (QWEN2_MOE, "AutoModelForCausalLM"),
-    "segformer": (SEGFORMER, "AutoModelForImageClassification"),
-    "bert": (BERT, "AutoModelForSequenceClassification"),
-    "bert-words": (BERT, "AutoModelForMaskedLM"),
-    "distilbert": (DISTILBERT, "AutoModelForSequenceClassification"),
-    "distilbert-spans": (DISTILBERT, "AutoModelForQuestionAnswering"),
-    "gpt2": (GPT2, "AutoModelForCausalLM"),
-    "xlnet": (XLNET, "AutoModelForCausalLM"),
-    "t5": (T5, "AutoModelForSeq2SeqLM"),
-    "vit": (VIT, "AutoModelForImageClassification"),
-    "llava": ({**_LLAVA, "model_type": "llava"}, "AutoModelForImageTextToText"),
-    "gemma4": (GEMMA4, "AutoModelForImageTextToText"),
-    "mamba": (MAMBA, "AutoModelForCausalLM"),
-    "bamba": (BAMBA, "AutoModelForCausalLM"),
-}
-
-
-@cache
-def table_of(label: str) -> ModuleTable:
-    if label in ("kinds", "nested"):
-        return _every_kind() if label == "kinds" else _nested()
-    described, _, loaded = label.partition("@")
-    found = model(*MODELS[described])
-    return (found.loaded_in(loaded) if loaded else found).table
-
-
-def _every_kind() -> ModuleTable:
-    """A layer of each kind that LoRA adapts, and one that it does not."""
-    import torch
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
-
-    from bench.models.modules import read_table
-
-    with torch.device("meta"):
-        network = nn.ModuleDict(
-            {
-                "rows": nn.Embedding(11, 6),
-                "conv": nn.Conv2d(8, 20, 3, groups=2),
-                "dense": nn.Linear(5, 7),
-                "crossed": Conv1D(7, 5),
-                "mixer": nn.MultiheadAttention(6, 1),
-                "norm": nn.LayerNorm(6),
-                "square": Conv1D(6, 6),
-                "one": nn.ModuleDict({"proj": nn.Linear(4, 6)}),
-                "two": nn.ModuleDict({"proj": nn.Conv1d(4, 6, 3), "last": nn.Conv3d(2, 2, 1)}),
-                "three": nn.ModuleDict({"proj": nn.Conv2d(4, 6, 3), "last": nn.Linear(2, 2)}),
-            }
-        )
-    return read_table(network)
-
-
-def _nested() -> ModuleTable:
-    """Names that a projection and what is around projections share."""
-    import torch
-    from torch import nn
-
-    from bench.models.modules import read_table
-
-    def pair() -> nn.Module:
-        return nn.ModuleDict({"up": nn.Linear(4, 6), "down": nn.Linear(6, 4)})
-
-    def block() -> nn.Module:
-        mlp = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4))
-        return nn.ModuleDict({"mlp": mlp, "mix": pair()})
-
-    with torch.device("meta"):
-        network = nn.ModuleDict(
-            {
-                "layers": nn.ModuleList([block(), block(), block()]),
-                "first": nn.ModuleDict({"mix": nn.Linear(4, 4), "wrap": pair()["up"]}),
-                "second": nn.ModuleDict({"wrap": nn.ModuleDict({"p": nn.Linear(4, 4)})}),
-                "third": nn.ModuleDict({"wrap": nn.ModuleDict({"q": nn.Linear(4, 4)})}),
-                "norm": nn.ModuleDict({"wrap": nn.LayerNorm(4)}),
-            }
-        )
-    return read_table(network)
 
 
 def told(ledger: Ledger) -> str:
@@ -161,12 +42,14 @@ def entries(*written: str) -> dict[str, Any]:
 # What was written → the model and the configuration.
 LISTED = {
     "everything": ("llama", entries("All-Linear", "*", ".*", "**", "all_linear", "Linears")),
-    "brackets": ("llama", entries("[q_proj]", "('k_proj')", '"v_proj" ', "[mlp]", "[nothing]")),
+    "brackets": ("llama", entries("[q_proj]", "('k_proj')", '"v_proj" ', "[mlp]", "[nothing]",
+                                  "X[q_proj]")),
     "stars": ("llama", entries("*_proj", "model.layers.*.q_proj", "*.k_proj", "q_proj*", "mlp*")),
     "expressions": ("llama", entries(
         r".*\.q_proj", r"model\.layers\.\d+\.self_attn\.k_proj", "^.*v_proj$", "(o|up)_proj",
         r"layers\.[01]\..*", r".*\.self_attn\..*", "(", "?x", "nothing.*at.*all",
     )),
+    "anchors": ("llama", entries("^(q|k)_proj$", ".*k_proj$", "*.self_attn.*.v_proj$", "^q_proj")),
     "tensors": ("llama", entries(
         "q_proj.weight", "k_proj.base_layer.weight", "v_proj.lora_A.default.weight",
         "mlp.weight", ".weight", "weight", "nothing.bias", "o_proj.bias", "up_proj.lora_B",
@@ -233,6 +116,7 @@ AS_STRINGS = {
     "anchored": ("llama", "^q_proj"),
     "dotted": ("llama", r"\.q_proj"),
     "part-of-a-name": ("llama", "self_attn"),
+    "commas-and-more": ("llama", "Xq_proj,v_proj"),
     "commas": ("llama", "q_proj,v_proj"),
     "spaces": ("llama", " q_proj  v_proj "),
     "semicolons": ("llama", "q_proj;v_proj"),
@@ -268,6 +152,9 @@ PARAMETERS = {
 FIELDS = {
     "patterns": ("llama", {"rank_pattern": {"q_prj": 4, "k_proj": 4, "q_proj": 2},
                            "alpha_pattern": {"zz": 3, "q_proj": 3}}),
+    "patterns-of-which-the-last-is-dead": ("llama", {"rank_pattern": {"q_proj": 2, "zz": 1}}),
+    "excluded-of-which-the-last-is-dead": ("llama", {
+        "exclude_modules": ["layers.0.self_attn.q_proj", "zzz"]}),
     "patterns-without-a-module": ("llama", {"target_modules": ["zz"], "rank_pattern": {"q": 4}}),
     "patterns-of-experts": ("mixtral", {"target_modules": ["w1", "w2", "w3"],
                                         "rank_pattern": {"w1": 4, "experts.w2": 3}}),
@@ -420,6 +307,9 @@ HAZARDS = {
     "part-of-two": ("bamba", entries("q_proj", "v_proj", "zz")),
     "part-of-both": ("bamba", entries("q_proj", "in_proj")),
     "part-by-number": ("bamba", entries("layers.1.self_attn.q_proj")),
+    "part-beside-a-number": ("bamba", entries("layers.1.self_attn.k_proj", "q_proj")),
+    "part-of-the-second-stack": ("llava", {
+        **entries("q_proj"), "exclude_modules": ["language_model.layers.0.self_attn.q_proj"]}),
     "part-on-purpose": ("bamba", {**entries("q_proj"), "layers_to_transform": [1]}),
     "part-and-containers": ("bamba", {"target_modules": r".*\.2\..*_proj"}),
     "kinds": ("kinds", entries("dense", "conv")),

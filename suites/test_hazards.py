@@ -323,3 +323,17 @@ def test_a_hazard_that_is_none() -> None:
     assert check_hazards(iter(["low-coverage"]), "here") == ("low-coverage",)
     with pytest.raises(BenchError, match=r"^unknown hazard in here: 'low-cover': did you mean low"):
         check_hazards(["low-cover"], "here")
+
+
+def test_how_an_experts_weight_is_named_in_every_layer() -> None:
+    """What follows the last number, and no more than three words of it."""
+    names = ("experts.w", "a.b.c.experts.w", "layers.0.x.1.experts.w", "layers.2.a.b.experts.w")
+    owners = tuple(Module(name.rpartition(".")[0]) for name in names)
+    weights = tuple(Parameter(name, (2, 3, 4)) for name in names)
+    linear = Module("a.l", LINEAR, 1, 1), Parameter("a.l.weight", (1, 1))
+    table = ModuleTable("", "Small", (*owners, linear[0]), (*weights, linear[1]))
+    reason = said(match(table, AdapterConfig(("l",))))["experts-not-reached"]
+    assert reason == (
+        "4 fused expert weights, 99% of the model, get no adapter: they are parameters, which only "
+        'target_parameters reaches: ["experts.w", "c.experts.w", "b.experts.w"]'
+    )
