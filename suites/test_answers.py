@@ -205,6 +205,21 @@ REFUSED = {
     "twice": ("llama", {**entries("q_proj"), "target_parameters": ["q_proj.weight"]}),
     "within-a-wrapped-one": ("llama", {"target_modules": [], "target_parameters": [
         "embed_tokens.weight", "norm.weight", "q_proj.weight"]}),
+    "saved-and-adapted-later": ("bert", {**entries("query", "classifier"),
+                                         "task_type": "TOKEN_CLS"}),
+    "saved-base-layer": ("llama", {**entries("q_proj"), "modules_to_save": ["base_layer"]}),
+    "saved-within-saved": ("llama", {**entries("q_proj", "up_proj"), "modules_to_save": [
+        "yers.0", "layers.0.mlp", "o_proj"]}),
+    "tokens-and-saved-by-name": ("llama", {
+        **entries("q_proj"), "trainable_token_indices": {"embed_tokens": [1]},
+        "modules_to_save": ["embed_tokens"]}),
+    "tokens-and-saved-around": ("llama-bare", {
+        **entries("q_proj"), "trainable_token_indices": [1], "modules_to_save": ["embed_tokens"]}),
+    "tokens-without-an-embedding": ("kinds", {**entries("dense"), "trainable_token_indices": [1]}),
+    "tokens-of-a-head-beyond": ("llama", {**entries("q_proj"), "trainable_token_indices":
+                                          {"lm_head": [24]}}),
+    "tokens-of-both": ("llama-tied", {**entries("q_proj", "lm_head"), "trainable_token_indices":
+                                      {"embed_tokens": [1], "lm_head": [1]}}),
     "tokens-beyond": ("llama", {**entries("q_proj"), "trainable_token_indices": [3, 24]}),
     "tokens-last": ("llama", {**entries("q_proj"), "trainable_token_indices": [23]}),
     "tokens-of-nothing": ("llama", {**entries("q_proj"), "trainable_token_indices": {"wte": [1]}}),

@@ -257,7 +257,8 @@ def _patterns(ledger: Ledger) -> Iterator[DeadField]:
 def _saved(ledger: Ledger) -> Iterator[DeadField]:
     # PEFT writes both of its heads for a task into the configuration that it saves.
     heads = heads_of(ledger.adapter.task_type)
-    names = (*ledger.table.by_name, *(name for name, _ in ledger.table.repeated))
+    # "base_layer" ends the name of no module, and of an adapted layer's own weight.
+    names = (*ledger.table.by_name, *(name for name, _ in ledger.table.repeated), *ledger.saved)
     for entry in ledger.adapter.modules_to_save:
         if entry not in heads and not any(name.endswith(entry) for name in names):
             yield DeadField(
