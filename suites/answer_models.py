@@ -47,6 +47,7 @@ MODELS: dict[str, tuple[dict[str, Any], str]] = {
     "llama-bare": (LLAMA, "AutoModel"),
     "llama-classes": (LLAMA, "AutoModelForSequenceClassification"),
     "mixtral": (MIXTRAL, "AutoModelForCausalLM"),
+    "mixtral-classes": (MIXTRAL, "AutoModelForSequenceClassification"),
     "qwen-moe": (QWEN_MOE, "AutoModelForCausalLM"),
     "qwen2-moe": (QWEN2_MOE, "AutoModelForCausalLM"),
     "segformer": (SEGFORMER, "AutoModelForImageClassification"),
@@ -122,6 +123,8 @@ def _nested() -> ModuleTable:
                 "second": nn.ModuleDict({"wrap": nn.ModuleDict({"p": nn.Linear(4, 4)})}),
                 "third": nn.ModuleDict({"wrap": nn.ModuleDict({"q": nn.Linear(4, 4)})}),
                 "norm": nn.ModuleDict({"wrap": nn.LayerNorm(4)}),
+                "fourth": nn.ModuleDict({"pack": nn.ModuleDict({"p": nn.Linear(4, 4)})}),
+                "fifth": nn.ModuleDict({"pack": nn.ModuleDict({"q": nn.Linear(4, 4)})}),
             }
         )
     return read_table(network)

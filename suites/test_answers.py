@@ -8,6 +8,8 @@ a change of wording.
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,7 +28,8 @@ def told(ledger: Ledger) -> str:
         roles = ", ".join(f"{n} {role}" for role, n in e.roles.items())
         reached = f"{len(e.reached)} in {e.layers} layers ({roles})" if e.reached else "dead"
         lines.append(f"{e.field} {e.entry}: {reached}{e.why_dead}")
-    lines += [f"adapted {len(ledger.adapted)}; saved {', '.join(ledger.saved) or 'none'}"]
+    ranks = ", ".join(f"{n} of rank {r}" for r, n in Counter(a.r for a in ledger.adapted).items())
+    lines += [f"adapted {ranks or 'none'}; saved {', '.join(ledger.saved) or 'none'}"]
     lines += [f"stack {r.stack.label}: {r.modules} in {r.inside or 'none'}" for r in ledger.stacks]
     lines += [f"no effect: {dead}" for dead in ledger.dead_fields]
     lines += [f"refused: {reason}" for reason in ledger.refusals]
@@ -61,7 +64,8 @@ LISTED = {
     )),
     "moved-stacks": ("llava", entries(
         "language_model.model.layers.0.self_attn.q_proj", "vision_model.layers.1.self_attn.k_proj",
-        "language_model.lm_head", "x.self_attn.v_proj", "text_model.x.mlp.up_proj",
+        "language_model.lm_head", "x.multi_modal_projector.linear_1", "x.self_attn.v_proj",
+        "text_model.x.mlp.up_proj",
     )),
     "renamed": ("vit", entries("query", "attention.attention.value",
                                "vit.encoder.layer.1.attention.attention.key",
@@ -105,6 +109,7 @@ LISTED = {
     "no-layer-number": ("llama-bare", {
         **entries("q_proj", "embed_tokens"), "layers_to_transform": [0],
     }),
+    "no-layer-around": ("llama", {**entries("embed_tokens"), "layers_to_transform": [0]}),
     "no-layer-of-that-name": ("llama", {
         **entries("q_proj"), "layers_to_transform": [0], "layers_pattern": "h",
     }),
@@ -174,6 +179,7 @@ FIELDS = {
     "layers": ("llama", {"layers_to_transform": [0, 3, 4, 77], "exclude_modules": r".*\.3\..*"}),
     "layers-without-numbers": ("llama-bare", {"layers_to_transform": [1, 9],
                                               "layers_pattern": ["layers", "h"]}),
+    "layers-of-another-name": ("llama", {"layers_to_transform": [1], "layers_pattern": "blocks"}),
     "layers-after-a-pattern": ("llama", {"layers_to_transform": [1], "layers_pattern": ["layers",
                                                                                        "layer"]}),
     "ignored": ("llama", {"loftq_config": {"loftq_bits": 4}, "eva_config": {"rho": 1.0}}),
@@ -190,6 +196,11 @@ REFUSED = {
     "nothing-to-tie": ("llama-tied", {**entries("lm_head", "q_proj"), "ensure_weight_tying": True,
                                       "exclude_modules": ["embed_tokens"]}),
     "tied": ("llama-tied", {**entries("lm_head", "q_proj"), "ensure_weight_tying": True}),
+    **{
+        f"tied-of-another-rank-{name}": ("llama-tied", {
+            **entries("lm_head", "q_proj"), "ensure_weight_tying": True, "rank_pattern": {name: 2}})
+        for name in ("lm_head", "embed_tokens", "q_proj")
+    },
     "tied-saved": ("llama-tied", {**entries("q_proj"), "ensure_weight_tying": True,
                                   "modules_to_save": ["lm_head"]}),
     "tied-as-a-string": ("llama-tied", {"target_modules": "lm_head|.*q_proj",
@@ -199,6 +210,10 @@ REFUSED = {
                                     "modules_to_save": []}),
     "saved-list": ("llama", {**entries("q_proj"), "modules_to_save": ["layers"]}),
     "saved-part": ("llama", {**entries("q_proj"), "modules_to_save": ["lora_A"]}),
+    "saved-part-of-an-embedding": ("llama", {**entries("embed_tokens"), "modules_to_save": [
+        "lora_embedding_A.default"]}),
+    "saved-part-of-a-saved-one": ("llama-classes", {
+        **entries("q_proj"), "modules_to_save": ["save"], "task_type": "SEQ_CLS"}),
     "saved-part-of-base": ("llama", {**entries("q_proj"), "modules_to_save": ["default"]}),
     "saved-under-its-weight": ("llama", {**entries("k_proj"), "modules_to_save": ["up_proj"],
                                          "target_parameters": ["up_proj.weight"]}),
@@ -218,6 +233,9 @@ REFUSED = {
     "tokens-without-an-embedding": ("kinds", {**entries("dense"), "trainable_token_indices": [1]}),
     "tokens-of-a-head-beyond": ("llama", {**entries("q_proj"), "trainable_token_indices":
                                           {"lm_head": [24]}}),
+    "tokens-around-a-tied-head": ("bert-words", {
+        **entries("query"), "ensure_weight_tying": True,
+        "trainable_token_indices": {"word_embeddings": [1], "predictions": [2]}}),
     "tokens-of-both": ("llama-tied", {**entries("q_proj", "lm_head"), "trainable_token_indices":
                                       {"embed_tokens": [1], "lm_head": [1]}}),
     "tokens-beyond": ("llama", {**entries("q_proj"), "trainable_token_indices": [3, 24]}),
@@ -242,6 +260,15 @@ REFUSED = {
                                       "target_parameters": ["q_proj.weight"]}),
     "parameters-and-initialisation": ("llama", {"target_modules": [], "init_lora_weights": "loftq",
                                                 "target_parameters": ["q_proj.weight"]}),
+    **{
+        f"parameters-and-{init}": ("llama", {
+            "target_modules": [], "init_lora_weights": init,
+            "target_parameters": ["q_proj.weight"]})
+        for init in ("gaussian", "eva", False)
+    },
+    "experts-of-a-classifier": ("mixtral-classes", {"target_modules": "all-linear",
+                                                    "task_type": "SEQ_CLS"}),
+    "wrapped-by-one-name": ("nested", entries("pack")),
     "parameters-and-pissa": ("mixtral", {
         "target_modules": [], "init_lora_weights": "pissa",
         "target_parameters": ["gate.weight", "gate_up_proj"]}),
@@ -437,3 +464,10 @@ def test_an_expression_is_held_to_the_projections_of_a_shared_name() -> None:
     offered = match(table_of("nested"), AdapterConfig(way.partition(": write ")[2]))
     assert [a.name for a in offered.adapted] == ["first.mix", "first.wrap"]
     assert offered.refusals == ()
+
+
+def test_an_embedding_that_peft_cannot_find() -> None:
+    table = replace(table_of("llama"), ties_unknown=True)
+    assert match(table, AdapterConfig(("q_proj",))).refusals == (
+        "PEFT cannot find the input embedding that LlamaForCausalLM ties to",
+    )

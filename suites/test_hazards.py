@@ -337,3 +337,10 @@ def test_how_an_experts_weight_is_named_in_every_layer() -> None:
         "4 fused expert weights, 99% of the model, get no adapter: they are parameters, which only "
         'target_parameters reaches: ["experts.w", "c.experts.w", "b.experts.w"]'
     )
+
+
+def test_experts_are_told_by_their_class_too() -> None:
+    owner, weight = Module("a.ff", class_name="MyExperts"), Parameter("a.ff.w", (2, 3, 4))
+    linear = Module("l", LINEAR, 1, 1), Parameter("l.weight", (1, 1))
+    table = ModuleTable("", "Small", (owner, linear[0]), (weight, linear[1]))
+    assert "experts-not-reached" in said(match(table, AdapterConfig(("l",))))

@@ -99,7 +99,7 @@ def test_unknown_method_and_field() -> None:
 
 @pytest.mark.parametrize("name", ["loha", "lokr"])
 @pytest.mark.parametrize("effective", [False, True])
-@pytest.mark.parametrize("r", [1, 4, 30])
+@pytest.mark.parametrize("r", [1, 2, 4, 30])
 def test_convolutions(name: str, effective: bool, r: int) -> None:
     """LoHa and LoKr on convolutions, with the window folded in or as a core tensor of its own."""
     import torch

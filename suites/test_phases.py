@@ -59,6 +59,17 @@ def test_many_full_names_obey_layer_numbers() -> None:
     assert lora_parameters(match(model.table, twenty)).trainable == expected
 
 
+@pytest.mark.parametrize(("size", "reached"), [(19, 19), (20, 7), (21, 7)])
+def test_a_list_is_condensed_from_twenty_names_on(size: int, reached: int) -> None:
+    """Of all 21 projections of three layers, the last ones left out: endings that all three layers
+    have obey the layer's number, as PEFT has it."""
+    names = [m.name for m in small("llama-CausalLM").table.modules if m.kind == "linear"]
+    chosen = tuple(n for n in names if ".layers." in n)[:size]
+    adapter = AdapterConfig(chosen, layers_to_transform=(0,))
+    agrees("llama-CausalLM", adapter)
+    assert len(match(small("llama-CausalLM").table, adapter).adapted) == reached
+
+
 def test_what_many_names_reach_is_told_by_entry() -> None:
     table = load_model("opt-350m").table
     adapter = AdapterConfig((*opt_names("q_proj"), "nothing"), layers_to_transform=(3,))

@@ -208,7 +208,8 @@ def _default(table: ModuleTable, kind: Kind, key: str) -> tuple[str, ...] | str:
     if mapping is None:
         mapping = getattr(constants, f"TRANSFORMERS_MODELS_TO_{part}_MODULES_MAPPING")
     if table.model_type not in mapping:
-        raise BenchError(f"{kind.name}: give {key}: PEFT has no default for {table.model_type}")
+        named = table.model_type or table.class_name
+        raise BenchError(f"{kind.name}: give {key}: PEFT has no default for {named}")
     found = mapping[table.model_type]
     return found if isinstance(found, str) else tuple(found)
 

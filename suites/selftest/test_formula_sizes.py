@@ -154,6 +154,7 @@ def test_a_setting_as_it_is_written(name: str, field: str, text: str, value: obj
     ("name", "field", "value", "said"),
     [
         ("loha", "r", 0, "loha: r must be a whole number of at least 1, not 0"),
+        ("loha", "r", {1}, 'loha: r must be a whole number of at least 1, not "{1}"'),
         ("oft", "r", -1, "oft: r must be a whole number of at least 0, not -1"),
         ("lora", "lora_dropout", 1.5, "lora: lora_dropout must be a number from 0 to 1, not 1.5"),
         (
@@ -176,6 +177,21 @@ def test_a_value_that_a_setting_cannot_hold(name: str, field: str, value: Any, s
     with pytest.raises(BenchError) as error:
         settings.check(name, {field: value})
     assert str(error.value).startswith(said)
+
+
+def test_an_expression_that_does_not_come_to_an_end(
+    table: ModuleTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One with a repeated group is tried on the model's own names first."""
+    from bench.adapters import patterns
+
+    monkeypatch.setattr(patterns, "CPU_SECONDS", 1)
+    asked = {"target_modules": ["down_proj"], "feedforward_modules": r"(\w+\.)+down_proj"}
+    assert method_parameters(table, method("ia3", **asked)).trainable == 4 * 24
+    forever = method("ia3", **{**asked, "feedforward_modules": r"(\w+\.?)+x"})
+    with pytest.raises(BenchError) as error:
+        method_parameters(table, forever)
+    assert str(error.value).startswith(r"ia3: feedforward_modules '(\\w+\\.?)+x': this expression")
 
 
 def test_types_of_settings() -> None:
@@ -271,7 +287,8 @@ def test_rows_without_a_size_or_a_count(table: ModuleTable) -> None:
      (12, 1, (1, 12)), (12, 0, (1, 12)), (35, 6, (5, 7)), (36, 5, (4, 9)), (1, -1, (1, 1))],
 )  # fmt: skip
 def test_factors_of_lokr(number: int, factor: int, pair: tuple[int, int]) -> None:
-    assert near_root(number, factor) == pair
+    found = near_root(number, factor)
+    assert (found, *map(type, found)) == (pair, int, int)
 
 
 def test_totals_of_a_model_by_hand() -> None:

@@ -8,9 +8,11 @@ q_proj and o_proj are 16 × 16, k_proj and v_proj 8 × 16, gate_proj and up_proj
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from answer_models import table_of
 from test_dead import LLAMA, MIXTRAL, model
 
 from bench.adapters.config import AdapterConfig
@@ -187,6 +189,7 @@ def test_terms_of_a_method(tables: dict, name: str, fields: dict, terms: list[Te
     config = model(LLAMA).transformers_config if "tuning" in name else None
     found = method_parameters(tables["plain"], method(name, **fields), config)
     assert found == Parameters(tuple(terms), BASE)
+    assert {type(n) for t in found.terms for n in (t.trained, t.added, t.modules)} == {int}
 
 
 def test_full_and_biases(tables: dict) -> None:
@@ -199,6 +202,14 @@ def test_full_and_biases(tables: dict) -> None:
             term("vera", 4 * (20 + 12), 8),
             term("bias", 4 * trained, modules, 0),
         )
+
+
+def test_frozen_a_beside_biases(tables: dict) -> None:
+    found = method_parameters(tables["biased"], method("lora-fa", **LORA_METHOD, bias="all"))
+    assert found.terms == (
+        term("lora-fa", 4 * 4 * 24, 8, PAIR),
+        term("bias", 4 * 48, 16, 0),
+    )
 
 
 def test_tokens_of_a_tied_model(tables: dict) -> None:
@@ -309,6 +320,13 @@ REFUSED: list[tuple[Callable[[dict], object], str]] = [
      f"{ATTENTION}.q_proj is adapted and named in modules_to_save"),
     (asked("loha", target_modules=["q_proj"], modules_to_save=["elf_attn"]),
      f"no closed form for loha inside a saved module: {ATTENTION}.q_proj"),
+    (lambda tables: method_parameters(replace(tables["plain"], model_type="other"), method("loha")),
+     "loha: give target_modules: PEFT has no default for other"),
+    (lambda tables: method_parameters(replace(tables["plain"], model_type=""),
+                                      method("ia3", target_modules=["q_proj"])),
+     "ia3: give feedforward_modules: PEFT has no default for LlamaForCausalLM"),
+    (lambda _: method_parameters(table_of("mamba"), method("adalora", target_modules=["out_proj"])),
+     "adalora: backbone.layers.0.mixer.out_proj: PEFT refuses out_proj and conv1d on mamba"),
     (asked("trainable-tokens", token_indices=[1, 24]),
      "trainable-tokens: model.embed_tokens has 24 rows, and 24 is not one of them"),
     (asked("trainable-tokens", token_indices=[24], target_modules=["lm_head"]),
