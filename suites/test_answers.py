@@ -70,6 +70,7 @@ LISTED = {
     "renamed": ("vit", entries("query", "attention.attention.value",
                                "vit.encoder.layer.1.attention.attention.key",
                                "encoder.layer.0.output.dense", "intermediate.dense")),
+    "renamed-and-listed-already": ("vit", entries("q_proj", "query", "value")),
     "renamed-experts": ("mixtral", entries(
         "q_proj", "block_sparse_moe.gate", "layers.1.block_sparse_moe.experts.0.w1.x",
     )),

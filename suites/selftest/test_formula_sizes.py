@@ -291,6 +291,19 @@ def test_factors_of_lokr(number: int, factor: int, pair: tuple[int, int]) -> Non
     assert (found, *map(type, found)) == (pair, int, int)
 
 
+@pytest.mark.parametrize(
+    ("out", "inside", "both", "ends"),
+    [(12, 35, False, (3,)), (12, 35, True, (3, 2)), (4, 4, True, ()), (9, 9, True, (1, 1))],
+)
+def test_ranks_after_which_lokr_falls(
+    out: int, inside: int, both: bool, ends: tuple[int, ...]
+) -> None:
+    """12 = 3 · 4 and 35 = 5 · 7: the second product is whole from rank 7 / 2 on; the first, where
+    it is decomposed too, from 5 / 2 on."""
+    settings = {"decompose_factor": -1, "decompose_both": both}
+    assert METHODS["lokr"].turns(Module("x", "linear", inside, out), settings) == ends
+
+
 def test_totals_of_a_model_by_hand() -> None:
     """A 4-bit weight of 15 elements takes 8; its bias, and what is shared, count whole or once."""
     table = ModuleTable(

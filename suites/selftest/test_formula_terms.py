@@ -294,6 +294,8 @@ REFUSED: list[tuple[Callable[[dict], object], str]] = [
      "no closed form for ensure_weight_tying with the input embedding in a saved module"),
     (lora(modules_to_save=["embed_tokens"], trainable_token_indices=[1]),
      "no closed form for model.embed_tokens: trained whole and by tokens"),
+    (lora("tied", modules_to_save=["lm_head"], trainable_token_indices=[1]),
+     "no closed form for lm_head: trained whole and by tokens"),
     (asked("boft", target_modules=TWO, boft_n_butterfly_factor=2),
      "boft: PEFT falls back to one butterfly factor where its CUDA extension is missing: the count "
      "depends on the machine"),
