@@ -111,8 +111,8 @@ def no_formula(cell: object) -> object:
 
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
-_COLOURS = re.compile(r"\x1b\[(?:0|31|32|33)m|\r\x1b\[K")
-"""What we write to a terminal ourselves besides text: three colours, and progress on one line."""
+_COLOURS = re.compile(r"\x1b\[(?:0|31|32|33|90)m|\r\x1b\[K")
+"""What we write to a terminal ourselves besides text: four colours, and progress on one line."""
 _NOTHING = re.compile(r"(?!)")
 
 
@@ -188,6 +188,12 @@ def save_figure(figure: Figure, path: Path) -> None:
     with mpl.rc_context({"svg.hashsalt": "bench"}):
         figure.savefig(buffer, format=form, metadata={"Date": None} if form == "svg" else None)
     write_output(path, buffer.getvalue())
+
+
+def progress(text: str) -> None:
+    """Shown in place of the one before, on a terminal's standard error alone; "" clears it."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def say(text: str) -> None:

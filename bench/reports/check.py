@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from bench.reports.layout import aligned
 from bench.reports.ledger import ledger_json, ledger_text
 
 if TYPE_CHECKING:
@@ -69,11 +70,12 @@ def _values(checked: Checked, values: Values) -> list[str]:
     if not values.updates:
         return []
     norms = values.norms_by(checked.subject.model.role_of)
-    lines = ["  norm of B·A by role (smallest to largest):"]
-    for role, (count, least, most) in norms.items():
-        name = role.replace("_", "-")
-        lines.append(f"    {name:<18}{count:>5} modules  {least:.3g} to {most:.3g}")
-    return lines
+    rows = [
+        (role.replace("_", "-"), f"{count} modules", f"{least:.3g} to {most:.3g}")
+        for role, (count, least, most) in norms.items()
+    ]
+    head = "  norm of B·A by role (smallest to largest):"
+    return [head, *(f"    {line}" for line in aligned(rows, "lrl"))]
 
 
 def _memory(checked: Checked) -> list[str]:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from bench.units import one_line
+from bench.units import harmless_line, one_line
+
+if TYPE_CHECKING:
+    from rich.table import Table as Grid
 
 EMPTY = "—"
 BAD, GOOD, NOTED, FADED = "bad", "good", "noted", "faded"
-ANSI = {BAD: "\x1b[31m", GOOD: "\x1b[32m", NOTED: "\x1b[33m", FADED: "\x1b[90m"}
-ANSI_END = "\x1b[0m"
+COLOURS = {BAD: "red", GOOD: "green", NOTED: "yellow", FADED: "bright_black"}
 NARROWEST = 40
 """Columns below which nothing can be read: a terminal that says it has fewer is not believed."""
+WRAPPED = 24
+"""Columns below which no cell is wrapped: its lines would hold two or three words."""
+ANY_WIDTH = 10**6
+CUT = "\ue000"
+"""What marks where a drawn table is cut; `harmless_line` leaves it in no cell."""
 
 TEX = {
     "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -46,13 +55,11 @@ class Table:
     def without_empty_columns(self) -> Table:
         """The same, less the columns that have a figure in no row."""
         kept = [i for i in range(len(self.header)) if any(row[i] != EMPTY for row in self.rows)]
-        return Table(
-            self.title,
-            tuple(self.header[i] for i in kept),
-            tuple(tuple(row[i] for i in kept) for row in self.rows),
-            sum(i < self.leading for i in kept),
-            self.right,
-            self.styles,
+        return replace(
+            self,
+            header=tuple(self.header[i] for i in kept),
+            rows=tuple(tuple(row[i] for i in kept) for row in self.rows),
+            leading=sum(i < self.leading for i in kept),
         )
 
 
@@ -102,59 +109,107 @@ def latex(report: Report) -> str:
 def terminal(report: Report, width: int = 80, colour: bool = False) -> str:
     """Plain text in `width` columns (40 where there are fewer).
 
-    A table that is too wide is split into groups by its leading columns, and if its groups are
-    too wide still, into one paragraph a row. Only a single word longer than a line sticks out.
+    In a table that is too wide the longest text wraps in its column; where that is not enough the
+    table is split into groups by its leading columns, and if these are too wide still, into one
+    paragraph a row. Only a single word longer than a line sticks out.
     """
     width = max(width, NARROWEST)
     parts = [report.title, *(_wrap(text, width) for text in report.caption)]
     for table in report.tables:
-        fits = max(map(len, _flat(table, False).splitlines())) <= width
-        text = _flat(table, colour) if fits else _grouped(table, width, colour)
+        text = "\n".join(_drawn(table, 0, width, colour)) or _grouped(table, width, colour)
         parts.append(f"{table.title}\n{text}" if table.title else text)
     return "\n\n".join([*parts, *(_wrap(text, width) for text in report.notes)]) + "\n"
 
 
-def _flat(table: Table, colour: bool) -> str:
-    head, lines = _columns(table.header, table.rows, table.right)
-    return "\n".join([*head, *_painted(lines, table.styles, colour)])
-
-
 def _grouped(table: Table, width: int, colour: bool) -> str:
-    split = table.leading
-    header, rows = table.header[split:], [row[split:] for row in table.rows]
-    head, lines = _columns(header, rows, table.right)
-    if any(len(line) + 2 > width for line in (*head, *lines)):
-        head, lines = [], [_paragraph(table, row, width - 2) for row in rows]
-    lines = _painted(lines, table.styles, colour)
-    parts = [f"  {line}" for line in head]
-    numbered = zip(table.rows, lines, strict=True)
-    for lead, members in itertools.groupby(numbered, key=lambda pair: pair[0][:split]):
-        parts.append(_wrap(_heading(table, lead), width))
-        parts += [textwrap.indent(line, "  ") for _, line in members]
+    split, inside = table.leading, width - 2
+    head, *bodies = _drawn(table, split, inside, colour) or _paragraphs(table, inside, colour)
+    parts = [textwrap.indent(head, "  ")] if head else []
+    for group, body in zip(_groups(table, split), bodies, strict=True):
+        lead = _heading(table, table.rows[group[0]][:split])
+        parts += [_wrap(lead, width), textwrap.indent(body, "  ")]
     return "\n".join(parts)
 
 
-def _columns(
-    header: Sequence[str], rows: Sequence[Sequence[str]], right: frozenset[str]
-) -> tuple[list[str], list[str]]:
-    """Header lines and row lines, two spaces between columns; long headers take two lines."""
-    widths, tops = [], []
-    for i, name in enumerate(header):
-        cells = max((len(row[i]) for row in rows), default=0)
-        above, _, below = name.rpartition(" ") if len(name) > cells else ("", "", name)
-        widths.append(max(cells, len(above), len(below)))
-        tops.append((above, below))
+def _groups(table: Table, split: int) -> list[list[int]]:
+    """The rows, by number, of which one follows another with the same `split` cells in front."""
+    numbers = range(len(table.rows))
+    found = itertools.groupby(numbers, key=lambda number: table.rows[number][:split])
+    return [list(members) for _, members in found]
 
-    def line(cells: Sequence[str]) -> str:
-        placed = zip(header, widths, cells, strict=True)
-        return "  ".join(
-            cell.rjust(width) if name in right else cell.ljust(width)
-            for name, width, cell in placed
-        ).rstrip()
 
-    above, below = (line([top[k] for top in tops]) for k in (0, 1))
-    rule = "  ".join("-" * width for width in widths)
-    return [*([above] if above else []), below, rule], [line(row) for row in rows]
+def _drawn(table: Table, split: int, width: int, colour: bool) -> list[str]:
+    """The header, then the rows of each group, without the `split` columns that name the group;
+    nothing where that is wider than `width`."""
+    from rich.cells import cell_len
+    from rich.rule import Rule
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    names = table.header[split:]
+    rows = [[Text(harmless_line(cell)) for cell in row[split:]] for row in table.rows]
+    widths = [max((row[i].cell_len for row in rows), default=0) for i in range(len(names))]
+    texts = [i for i, name in enumerate(names) if name not in table.right]
+    longest = max(texts, key=lambda i: widths[i], default=-1)
+    grid = Grid(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="")
+    for i, (name, cells) in enumerate(zip(names, widths, strict=True)):
+        head = name.rsplit(" ", 1) if cell_len(name) > cells else [name]
+        whole = max(cells, *map(cell_len, head))
+        grid.add_column(
+            Text("\n".join(head)),
+            justify="right" if name in table.right else "left",
+            no_wrap=i != longest,
+            min_width=min(whole, WRAPPED) if i == longest else whole,
+        )
+    for group in _groups(table, split):
+        grid.add_row(*(Rule(characters=CUT, style="") for _ in names))
+        for number in group:
+            grid.add_row(*rows[number], style=table.styles[number] if table.styles else None)
+    text = _printed(grid, width, colour)
+    head, rule, *bodies = (*re.split(f"(.*{CUT}.*\n)", text), "")
+    return [p.rstrip("\n") for p in (head + rule.replace(CUT, "-"), *bodies[::2])] if text else []
+
+
+def aligned(rows: Iterable[Sequence[str]], sides: str) -> list[str]:
+    """The lines of a table without a header, of any width; `sides` has l or r for each column."""
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    grid = Grid.grid(padding=(0, 2, 0, 0))
+    for side in sides:
+        grid.add_column(justify="right" if side == "r" else "left", no_wrap=True)
+    for row in rows:
+        grid.add_row(*(Text(harmless_line(cell)) for cell in row))
+    return _printed(grid).splitlines()
+
+
+def _printed(grid: Grid, width: int = ANY_WIDTH, colour: bool = False) -> str:
+    """The table in text, its lines without spaces at their ends; "" where `width` is too little."""
+    from rich.console import Console
+    from rich.theme import Theme
+
+    file = io.StringIO()
+    console = Console(
+        file=file, width=width, height=1, force_jupyter=False, legacy_windows=False,
+        color_system="standard" if colour else None, no_color=False, theme=Theme(COLOURS),
+    )  # fmt: skip
+    if console.measure(grid, options=console.options.update(max_width=ANY_WIDTH)).minimum > width:
+        return ""
+    console.print(grid)
+    return re.sub(r" +(?=(?:\x1b\[0m)?$)", "", file.getvalue(), flags=re.MULTILINE)
+
+
+def _paragraphs(table: Table, width: int, colour: bool) -> list[str]:
+    """No header, then each group's rows, each as a wrapped text: rich has none whose later lines
+    stand further in."""
+    from rich.style import Style
+
+    def painted(number: int) -> str:
+        text = _paragraph(table, table.rows[number][table.leading :], width)
+        style = table.styles[number] if colour and table.styles else ""
+        return Style.parse(COLOURS.get(style, "")).render(text)
+
+    return ["", *("\n".join(map(painted, group)) for group in _groups(table, table.leading))]
 
 
 def _heading(table: Table, cells: Sequence[str]) -> str:
@@ -168,13 +223,6 @@ def _paragraph(table: Table, cells: Sequence[str], width: int) -> str:
     named = list(zip(table.header[table.leading :], cells, strict=True))
     front = "" if named[0][0] in table.right else f"{named.pop(0)[1]} - "
     return _wrap(front + "; ".join(f"{n}: {c}" for n, c in named if c != EMPTY), width)
-
-
-def _painted(lines: Sequence[str], styles: Sequence[str], colour: bool) -> list[str]:
-    if not colour or not styles:
-        return list(lines)
-    paint = [ANSI.get(style, "") for style in styles]
-    return [f"{p}{line}{ANSI_END}" if p else line for p, line in zip(paint, lines, strict=True)]
 
 
 def _grid(table: Table, form: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

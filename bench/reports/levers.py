@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from bench.reports.layout import aligned
 from bench.units import format_bytes
 
 if TYPE_CHECKING:
@@ -15,12 +16,9 @@ if TYPE_CHECKING:
 def ways_text(ways: Ways, command: Callable[[Case], str]) -> str:
     """Every change, sorted by what it saves of the peak reserved, and the smallest sets that fit,
     each as the command that repeats it."""
-    width = max((len(lever.names[0]) for lever in ways.single), default=0)
     lines = ["  alone, of the peak reserved:"] if ways.single else []
-    lines += [
-        f"    {lever.names[0]:<{width}}  {_saved(lever):>12}{'  fits' if lever.fits else ''}"
-        for lever in ways.single
-    ]
+    alone = [(each.names[0], _saved(each), "fits" if each.fits else "") for each in ways.single]
+    lines += [f"    {line}" for line in aligned(alone, "lrl")]
     if not ways.sets:
         lines.append("  no set of these changes that was tried surely fits")
     for lever in ways.sets:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from bench.reports.layout import aligned
+
 if TYPE_CHECKING:
     from bench.formulas import Parameters
     from bench.formulas.budgets import BudgetRow
@@ -55,10 +57,10 @@ def budget_json(
 def budget_text(model: Model, budget: int, rows: Iterable[BudgetRow]) -> str:
     """One line a method: its size nearest to the budget, or why it has none."""
     head = f"{model.label}: methods at {budget:,} trainable parameters"
-    return "\n".join([head, *(f"  {row.method:17}{_said(row)}" for row in rows)])
-
-
-def _said(row: BudgetRow) -> str:
-    if row.trainable is None:
-        return row.refusal
-    return f"{row.setting:27}{row.trainable:>17,}{row.off:>+13.1%}"
+    every = list(rows)
+    sizes = [
+        (r.setting, f"{r.trainable:,}", f"{r.off:+.1%}") for r in every if r.trainable is not None
+    ]
+    said = iter(aligned(sizes, "lrr"))
+    lines = [(r.method, r.refusal if r.trainable is None else next(said)) for r in every]
+    return "\n".join([head, *(f"  {line}" for line in aligned(lines, "ll"))])

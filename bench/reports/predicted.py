@@ -10,14 +10,8 @@ from bench.predict.evidence import interval
 from bench.predict.gpus import GIB, UNCERTAIN, YES, Fit, Gpu, fit
 from bench.predict.largest import Solution
 from bench.predict.result import Prediction, limits_of
-from bench.reports.layout import Report, Table
-from bench.units import (
-    format_bytes,
-    format_count,
-    format_flops,
-    format_percent,
-    format_seconds,
-)
+from bench.reports.layout import Report, Table, aligned
+from bench.units import format_bytes, format_count, format_flops, format_percent, format_seconds
 
 SIZES = (24, 48, 80)
 """GiB of the GPUs that a table of several cases has a column for."""
@@ -143,12 +137,14 @@ def prediction_text(done: Prediction | Solution) -> str:
         *([] if cpu else [f"  peak reserved   {format_bytes(p.peak_reserved_bytes)}"]),
         f"  the peak lies in {p.peak_phase}, at {p.peak_operation}; it is made of",
     ]
+    parts = []
     for name, size in sorted(p.breakdown.items(), key=lambda item: -item[1]):
         if size:
             share = format_percent(100 * size / p.peak_allocated_bytes)
             share = "< 0.01 %" if 1e4 * size < p.peak_allocated_bytes else share
-            lines.append(f"    {PARTS[name]:<27}{format_bytes(size):>10}  {share:>8}")
+            parts.append((PARTS[name], format_bytes(size), share))
     lines += [
+        *(f"    {line}" for line in aligned(parts, "lrr")),
         f"  trainable parameters {format_count(p.trainable_parameters)}",
         f"  a step: {p.step}",
         f"    {format_flops(p.flops)}, {format_count(p.operations)} operations, "
@@ -169,6 +165,14 @@ def prediction_text(done: Prediction | Solution) -> str:
     return "\n".join(lines)
 
 
+def prediction_json(done: Prediction | Solution) -> dict[str, Any]:
+    """One JSON object: the prediction with its notes, and what was solved for."""
+    if isinstance(done, Prediction):
+        return {**done.to_dict(), "notes": notes(done)}
+    solved = {"what": done.what, "value": done.value, "bounded": done.bounded}
+    return {**prediction_json(done.prediction), "solved": solved}
+
+
 def beside_text(predicted: Mapping[str, Any], measured: Mapping[str, Any]) -> str:
     """Predicted beside measured, a row each: both have `peak_allocated_bytes`,
     `peak_reserved_bytes` (None or 0 where the device has none) and `peak_by_phase`."""
@@ -180,19 +184,16 @@ def beside_text(predicted: Mapping[str, Any], measured: Mapping[str, Any]) -> st
     ]  # fmt: skip
     for phase, seen in measured["peak_by_phase"].items():
         rows.append((f"in {phase}", predicted["peak_by_phase"].get(phase, 0), seen))
-    lines = ["predicted, measured, difference"]
+    lines = []
     for name, said, seen in rows:
         if seen is None and name == "peak reserved":  # a GPU's allocator alone reserves
             continue
-        if not seen:
-            lines.append(f"  {name:<15} {format_bytes(said):>10}  not measured on this device")
-            continue
-        off = 100 * (said / seen - 1)
-        lines.append(
-            f"  {name:<15} {format_bytes(said):>10} {format_bytes(seen):>10}  "
-            f"{'-' if off < 0 else '+'}{format_percent(abs(off))}"
-        )
-    return "\n".join(lines)
+        off = 100 * (said / seen - 1) if seen else 0
+        difference = f"{'-' if off < 0 else '+'}{format_percent(abs(off))}"
+        found = f"{format_bytes(seen):>10}  {difference}" if seen else "not measured on this device"
+        lines.append((name, format_bytes(said), found))
+    table = (f"  {line}" for line in aligned(lines, "lrl"))
+    return "\n".join(["predicted, measured, difference", *table])
 
 
 def _fit(gpu: Gpu, p: Prediction) -> Fit:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,8 @@ from test_baselines import sample
 
 from bench.baselines import write_run
 from bench.cli import main
-from bench.cli.output import csv_text, fitted
+from bench.cli.output import Output, csv_text, fitted
+from bench.reports.layout import COLOURS, Report, Table, terminal
 from bench.units import harmless
 
 ESCAPE = "\x1b]0;owned\x07"
@@ -45,6 +47,51 @@ def test_names_of_models_targets_and_folders_reach_no_terminal_raw(
     assert "fc1\\x1b]0;owned\\x07" in out
     for text in (out, err):
         assert text.replace("\n", "").isprintable(), text
+
+
+def test_the_colours_of_a_report_reach_a_terminal_and_no_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = tuple((style,) for style in COLOURS)
+    text = terminal(Report("t", (), (Table("", ("h",), rows, styles=tuple(COLOURS)),)), colour=True)
+    assert re.findall(r"\x1b\[(\d+)m", text) == ["31", "0", "32", "0", "33", "0", "90", "0"]
+    stream = io.TextIOWrapper(io.BytesIO(), "utf-8")
+    for screen in (True, False):
+        monkeypatch.setattr(stream, "isatty", lambda screen=screen: screen)
+        Output(stream, "standard output").write(text)
+    stream.flush()
+    sent = stream.buffer.getvalue().decode()  # type: ignore[attr-defined]
+    assert sent == text + text.replace("\x1b", "\\x1b")
+
+
+def test_a_cell_is_shown_as_it_is_whatever_it_says() -> None:
+    """No markup, no emoji by name, no highlighted number, two columns a wide character."""
+    cells = ("[red]x[/] :smile: 10%", "模型", f"q{ESCAPE}\n\t", "a" * 12)
+    table = Table("", ("what", "n"), tuple((cell, "1") for cell in cells))
+    report = Report("t", (), (table,))
+    text = terminal(report, colour=True)
+    assert text == terminal(report)
+    assert text.replace("\n", "").isprintable()
+    ends = [sum(2 if c > "\u3000" else 1 for c in line) for line in text.splitlines()[4:]]
+    assert len(ends) == len(cells)
+    assert len(set(ends)) == 1
+    assert cells[0] in text
+    assert r"q\x1b]0;owned\x07\n\t" in text
+
+
+def test_the_longest_text_wraps_in_its_column_while_it_has_room() -> None:
+    why = "nothing recorded explains it: same libraries, same roles"
+    report = Report("t", (), (Table("", ("case", "why"), (("one", why), ("two", "no"))),))
+    assert terminal(report, 46).splitlines()[2:] == [
+        "case  why",
+        "----  ----------------------------------------",
+        "one   nothing recorded explains it: same",
+        "      libraries, same roles",
+        "two   no",
+    ]  # fmt: skip
+    word = "suites/test_parameters.py::test_of_a_model"  # stays whole
+    grouped = terminal(Report("t", (), (Table("", ("case", "why"), (("one", word),)),)), 46)
+    assert [line.strip("- ") for line in grouped.splitlines()[2:]] == ["why", "", "one", word]
 
 
 def test_no_cell_of_a_csv_table_is_a_formula() -> None:
