@@ -137,6 +137,12 @@ class AdapterConfig:
         """
         return self.saved_modules if self.task_type == "SEQ_CLS" else self.modules_to_save
 
+    def block_diagonal(self, module: str) -> tuple[bool, bool]:
+        """Whether BD-LoRA makes A, and B, of a module of this name block-diagonal."""
+        lists = [(self.use_bdlora or {}).get(f"target_modules_bd_{side}") or () for side in "ab"]
+        on_a, on_b = (any(pattern in module for pattern in patterns) for patterns in lists)
+        return on_a, on_b
+
     def with_rank(self, r: int) -> AdapterConfig:
         return replace(self, r=r)
 

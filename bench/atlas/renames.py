@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 
 from bench.atlas.diff import FUSED_INTO, RENAMED, SPLIT, diff_atlases
 from bench.atlas.store import ROOT, find_atlas, load_atlas, stored_versions
+from bench.files import read_json
 
 FILE = ROOT / "renames.json"
 Renames = dict[str, dict[str, list[tuple[str, list[str]]]]]
@@ -31,3 +33,12 @@ def as_text(found: Renames) -> str:
     """One line a model type."""
     lines = [f"{json.dumps(kind)}: {json.dumps(names)}" for kind, names in found.items()]
     return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+@cache
+def renames_of(model_type: str) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
+    """(version, old name, new names) of a model type as the file has them."""
+    stored = read_json(FILE).get(model_type, {})
+    return tuple(
+        (version, old, tuple(new)) for version, names in stored.items() for old, new in names
+    )

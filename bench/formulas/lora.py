@@ -40,7 +40,6 @@ from bench.models.modules import (
 )
 from bench.targets import Adapted, Ledger
 from bench.targets.ledger import adapter_of
-from bench.targets.refusals import block_diagonal
 from bench.targets.saving import token_layers
 
 _MONTECLORA_SAMPLES = 8
@@ -146,7 +145,7 @@ def adapted_matrices(adapter: AdapterConfig, item: Adapted) -> Matrices:
     whole = module_matrices(item.module, _rank(adapter, item.module, item.r))
     if adapter.use_bdlora is None:
         return whole
-    on_a, on_b = block_diagonal(adapter, item.name)
+    on_a, on_b = adapter.block_diagonal(item.name)
     blocks = adapter.use_bdlora.get("nblocks", 1)
     if on_a:
         return Matrices(whole.a // blocks, whole.b, whole.b_bias)

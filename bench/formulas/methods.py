@@ -20,7 +20,7 @@ from bench.formulas.terms import Parameters, Term
 from bench.models.modules import CONV1D, EMBEDDING, LINEAR, Module, ModuleTable
 from bench.targets import Ledger, match
 from bench.targets.ledger import RoleOf, adapter_of
-from bench.targets.refusals import unsupported
+from bench.targets.matching import unsupported
 
 _WITHOUT_DEFAULT = ("total_step", "num_virtual_tokens")
 """Settings that PEFT wants to be given; their values here are bench's."""

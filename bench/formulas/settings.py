@@ -64,8 +64,7 @@ _PATTERN = Annotated[
 _NAMES = Type(_PATTERN, str, pattern=True)
 _INDICES = Type(
     Annotated[
-        tuple[Index, ...],
-        Meta(description="a list of whole numbers from 0: write 1,2 or [1,2]"),
+        tuple[Index, ...], Meta(description="a list of whole numbers from 0: write 1,2 or [1,2]")
     ],
     _json,
 )

@@ -7,15 +7,13 @@ one model on the meta device.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.metadata import version
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from bench.compat import private
-from bench.errors import BenchError
 from bench.models.stacks import (
     AUDIO,
     DECODER,
@@ -188,6 +186,11 @@ class ModuleTable:
         return {module.name: module for module in self.modules}
 
     @cached_property
+    def adaptable(self) -> tuple[str, ...]:
+        """The names of the modules of a kind that LoRA can adapt."""
+        return tuple(module.name for module in self.modules if module.kind != OTHER)
+
+    @cached_property
     def total_parameters(self) -> int:
         """Logical elements, shared tensors once."""
         return sum(p.elements for p in self.parameters if not p.same_as)
@@ -219,70 +222,6 @@ class ModuleTable:
             and min(p.shape) > 1
             and p.name.rpartition(".")[0] in owners
             and not p.name.rpartition(".")[2].startswith(("original", "A_log"))
-        )
-
-    def below(self, module: str) -> Iterator[Parameter]:
-        """Every parameter in the module or its children, shared ones too (a copy copies them)."""
-        prefix = module + "."
-        return (p for p in self.parameters if p.name.startswith(prefix))
-
-    def replicate(self, pairs: tuple[tuple[int, int], ...]) -> ModuleTable:
-        """The table after `layer_replication`: layers stacked by [start, end) ranges.
-
-        Repeated layers share their weights; a layer that no range names is gone. Raises BenchError
-        where PEFT finds no list of layers, or a range leaves the list.
-        """
-        path = self._layer_list()
-        inside = re.compile(rf"{re.escape(path)}\.(\d+)(\..*)?")
-        depth = len({m[1] for m in map(inside.fullmatch, self.by_name) if m})
-        order = [index for start, end in pairs for index in range(start, end)]
-        if not all(0 <= index < depth for index in order):
-            raise BenchError(
-                f"layer_replication {list(pairs)}: the model has layers 0 to {depth - 1}"
-            )
-
-        def stacked(names: list[str]) -> list[tuple[str, str]]:
-            """(new name, old name), the layers in their new order where the first one stood."""
-            found: dict[int, list[str]] = {}
-            before: list[str] = []
-            after: list[str] = []
-            for name in names:
-                if layer := inside.fullmatch(name):
-                    found.setdefault(int(layer[1]), []).append(name)
-                else:
-                    (after if found else before).append(name)
-            layers = [
-                (f"{path}.{new}{name[len(f'{path}.{old}') :]}", name)
-                for new, old in enumerate(order)
-                for name in found.get(old, ())
-            ]
-            return [*zip(before, before, strict=True), *layers, *zip(after, after, strict=True)]
-
-        parameters: list[Parameter] = []
-        firsts: dict[str, str] = {}
-        by_parameter = {p.name: p for p in self.parameters}
-        for new, old in stacked([p.name for p in self.parameters]):
-            first = firsts.setdefault(by_parameter[old].same_as or old, new)
-            parameters.append(
-                Parameter(new, by_parameter[old].shape, "" if first == new else first)
-            )
-        modules = [replace(self.by_name[old], name=new) for new, old in stacked(list(self.by_name))]
-        return replace(self, modules=tuple(modules), parameters=tuple(parameters))
-
-    def _layer_list(self) -> str:
-        """The list of layers that PEFT replicates: Llama's, BERT's or Falcon's names only."""
-        prefix = ""
-        while f"{prefix}model" in self.by_name:
-            prefix += "model."
-        if f"{prefix}bert" in self.by_name:
-            prefix += "bert."
-        for name in ("layers", "encoder.layer", "h"):
-            found = self.by_name.get(f"{prefix}{name}")
-            if found is not None and found.class_name == "ModuleList":
-                return found.name
-        raise BenchError(
-            "layer_replication: PEFT replicates model.layers, encoder.layer or h, and "
-            f"{self.class_name} has none of them"
         )
 
 

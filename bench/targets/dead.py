@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from bench.adapters.config import ALL_LINEAR, AdapterConfig
 from bench.adapters.patterns import compiled, fitting
-from bench.models.modules import OTHER, Module, ModuleTable
+from bench.models.modules import ModuleTable
 from bench.targets.entries import Filter, ends_in, new_name
 from bench.targets.ledger import DeadField, Ledger
 from bench.targets.suggestions import (
@@ -24,16 +24,13 @@ from bench.targets.suggestions import (
     moved,
     moved_pattern,
     nearest,
+    suggest,
     suggest_parameters,
-    trace,
-    trace_pattern,
 )
 from bench.tasks import heads_of
 
 Found = tuple[str, str]
 """(why an entry is dead, what to write instead); empty where nothing is known."""
-
-_WHOLE = "a string is a regular expression that must match the whole name"
 
 _ALL = {"all", "alllinear", "linear", "linears", "alllinears", "alllayers", "alllinearlayers",
         "allmodules"}  # fmt: skip
@@ -55,12 +52,7 @@ def find_cause(table: ModuleTable, adapter: AdapterConfig, entry: str, field: st
         named = [m.name for m in table.modules if re.fullmatch(entry, m.name)]
     if named:
         return _held_back(table, adapter, named)
-    looks: tuple[Callable[[ModuleTable, str], Found], ...] = (
-        (_everything, _brackets, _pattern, _tensor, _moved)
-        if listed
-        else (_everything, _written_as_list, _names_among, _unanchored, _moved_regex, trace_pattern)
-    )
-    found = (look(table, entry) for look in looks)
+    found = (look(table, entry) for look in (_IN_A_LIST if listed else _AS_A_PATTERN))
     return next((f for f in found if f[0] or f[1]), ("", ""))
 
 
@@ -76,10 +68,9 @@ def _everything(table: ModuleTable, entry: str) -> Found:
 def _brackets(table: ModuleTable, entry: str) -> Found:
     """A name in the brackets or quotes of the list that it was copied from."""
     bare = entry.strip("[]()'\" ")
-    reached = sum(m.kind != OTHER and ends_in(m.name, bare) for m in table.modules)
-    if bare == entry or not reached:
+    if bare == entry or not (there := _there(table, bare)):
         return "", ""
-    return "its brackets and quotes belong to the name", f"{bare} ({reached} modules)"
+    return "its brackets and quotes belong to the name", there
 
 
 def _pattern(table: ModuleTable, entry: str) -> Found:
@@ -88,14 +79,13 @@ def _pattern(table: ModuleTable, entry: str) -> Found:
         return "", ""
     why = "a list holds names, not regular expressions"
     bare = re.split(r"\.?\*\.?", entry.removesuffix("$"))[-1].removeprefix("\\.").lstrip(".")
-    if re.fullmatch(r"[\w.]+", bare) and not re.sub(r"[.*^\\]", "", entry[: -len(bare)]):
-        reached = sum(m.kind != OTHER and ends_in(m.name, bare) for m in table.modules)
-        if reached:
-            return why, f"{bare} ({reached} modules)"
+    alone = re.fullmatch(r"[\w.]+", bare) and not re.sub(r"[.*^\\]", "", entry[: -len(bare)])
+    if alone and (there := _there(table, bare)):
+        return why, there
     as_file_name = re.escape(entry).replace(r"\*", ".*")
     for pattern in (entry, rf"(?:.*\.)?(?:{entry.strip('^$')})", as_file_name):
-        hits = _fitting(table, pattern)
-        if hits and all(m.kind != OTHER for m in hits):
+        hits = fitting(pattern, table.by_name)
+        if hits and set(hits) <= set(table.adaptable):
             return why, f"the string {json.dumps(pattern)} (on the command line re:{pattern})"
     other, instead = _moved_regex(table, entry)
     return (f"{why}; {other}", instead) if other else ("", "")
@@ -106,27 +96,29 @@ def _tensor(table: ModuleTable, entry: str) -> Found:
     owner = entry
     while (cut := owner.rpartition("."))[2] in _TENSORS:
         owner = cut[0]
-    reached = sum(m.kind != OTHER and ends_in(m.name, owner) for m in table.modules)
     if owner == entry or not owner:
         return "", ""
-    if reached:
-        return "it names a tensor, not a module", f"{owner} ({reached} modules)"
+    if there := _there(table, owner):
+        return "it names a tensor, not a module", there
     return _moved(table, owner)
+
+
+def _there(table: ModuleTable, entry: str) -> str:
+    """The entry, where it reaches something that LoRA can adapt, with how much."""
+    reached = sum(ends_in(name, entry) for name in table.adaptable)
+    return f"{entry} ({reached} modules)" if reached else ""
 
 
 def _moved(table: ModuleTable, entry: str) -> Found:
     """A path whose beginning is another one here, or was in an earlier transformers."""
-    names = [m.name for m in table.modules if m.kind != OTHER]
-    if hits := moved(names, entry):
-        return _told(names, hits)
-    return trace(table, entry)
-
-
-def _told(names: list[str], hits: list[str], field: str = "") -> Found:
-    instead = ", ".join(f"{e} ({n} modules)" for e, n in endings_of(hits, names).items())
+    names = table.adaptable
+    hits = moved(names, entry)
     if len(hits) == 1:
         return f"it is now {hits[0]}", common_ending(hits[0], names)
-    return f"such names now begin otherwise, as {hits[0]}", instead
+    if hits:
+        instead = ", ".join(f"{e} ({n} modules)" for e, n in endings_of(hits, names).items())
+        return f"such names now begin otherwise, as {hits[0]}", instead
+    return _trace(table, entry)
 
 
 def _of_a_parameter(table: ModuleTable, entry: str) -> Found:
@@ -148,7 +140,7 @@ def _written_as_list(table: ModuleTable, entry: str) -> Found:
     """A list of names written as one string."""
     parts = [part.strip("[]()'\" ") for part in re.split(r"[,;\s]+", entry)]
     parts = [part for part in parts if part]
-    known = [p for p in parts if any(m.kind != OTHER and ends_in(m.name, p) for m in table.modules)]
+    known = [part for part in parts if _there(table, part)]
     if not parts or known != parts or parts == [entry]:
         return "", ""
     return "a string is one regular expression", f"the list {json.dumps(parts)}"
@@ -158,7 +150,7 @@ def _names_among(table: ModuleTable, entry: str) -> Found:
     """Names between commas, of which one holds a character of regular expressions."""
     parts = [part.strip() for part in entry.split(",")]
     plain = [part for part in parts if part and not _SYNTAX.search(part)]
-    known = [p for p in plain if any(m.kind != OTHER and ends_in(m.name, p) for m in table.modules)]
+    known = [part for part in plain if _there(table, part)]
     if len(parts) < 2 or not known or re.search(r"[\[\](){}]", entry):
         return "", ""
     marks = " ".join(dict.fromkeys(_SYNTAX.findall(entry)))
@@ -173,23 +165,87 @@ def _unanchored(table: ModuleTable, pattern: str) -> Found:
     """A pattern of bare names, which would fit the ends of names."""
     body = pattern.removeprefix(r"\.").removeprefix("^")
     wrapped = f"({body})" if "|" in body and not body.startswith("(") else body
-    if not any(m.kind != OTHER for m in _fitting(table, rf"(?:.*\.)?(?:{body})")):
+    if not _fits(table, rf"(?:.*\.)?(?:{body})"):
         return "", ""
     as_list = f"the list {json.dumps([pattern])}, or " if re.fullmatch(r"[\w.]+", pattern) else ""
-    return _WHOLE, rf"{as_list}.*\.{wrapped}"
+    why = "a string is a regular expression that must match the whole name"
+    return why, rf"{as_list}.*\.{wrapped}"
 
 
 def _moved_regex(table: ModuleTable, pattern: str) -> Found:
     """A pattern that begins with a path which is another one here."""
     for old, new, changed in moved_pattern(table, pattern):
-        if any(m.kind != OTHER for m in _fitting(table, changed)):
+        if _fits(table, changed):
             return f"{old} is now {new}", changed
     return "", ""
 
 
-def _fitting(table: ModuleTable, pattern: str) -> list[Module]:
-    fit = frozenset(fitting(pattern, table.by_name))
-    return [m for m in table.modules if m.name in fit]
+def _trace(table: ModuleTable, entry: str) -> Found:
+    """A name that a stored atlas of an earlier
+    transformers has for this model type."""
+    from bench.atlas.renames import renames_of
+
+    written = ".".join("*" if part.isdigit() else part for part in entry.split("."))
+    for version, old, new in renames_of(table.model_type):
+        if not ends_in(old, written):
+            continue
+        here = [_numbered(name, old, entry) for name in new]
+        modules = [n for n in here if any(ends_in(m, n) for m in table.by_name)]
+        bare = [n for n in here if any(ends_in(p.name, n) for p in table.parameters)]
+        instead = ", ".join(modules) if modules else f"target_parameters={json.dumps(bare)}"
+        if modules and not re.search(r"\d", entry):
+            instead = suggest(table, entry) or modules[0]
+        if modules or bare:
+            return f"transformers {version} called it so", instead
+    return "", ""
+
+
+def _trace_pattern(table: ModuleTable, pattern: str) -> Found:
+    """A regular expression that fits names of an earlier transformers."""
+    from bench.atlas.renames import renames_of
+
+    there = {name.rpartition(".")[2] for name in table.adaptable}
+    found: dict[str, list[str]] = {}
+    renames = renames_of(table.model_type)
+    fit = frozenset(fitting(pattern, (old.replace("*", "0") for _, old, _ in renames)))
+    for version, old, new in renames:
+        if old.replace("*", "0") in fit:
+            found.setdefault(version, []).extend(n for n in new if n.rpartition(".")[2] in there)
+    for version, names in found.items():
+        if names:
+            leaves = "|".join(dict.fromkeys(name.rpartition(".")[2] for name in names))
+            within = {name.partition(".*.")[0] for name in names if ".*." in name} or {""}
+            bare = rf".*\.({leaves})"
+            held = rf"{re.escape(min(within))}\..*\.({leaves})"
+            one = len(within) == 1 and any(re.fullmatch(held, name) for name in table.by_name)
+            return f"transformers {version} had such names", held if one else bare
+    return "", ""
+
+
+def _numbered(new: str, old: str, entry: str) -> str:
+    """A new pattern as an entry: with the entry's own numbers where it has them all, else the part
+    behind the last number."""
+    numbers = [part for part in entry.split(".") if part.isdigit()]
+    if numbers and old.count("*") == new.count("*") == len(numbers):
+        for number in numbers:
+            new = new.replace("*", number, 1)
+        return new
+    if numbers and "*" in new:  # the layer's number comes first; an expert's is gone
+        head, _, tail = new.partition("*")
+        return f"{head}{numbers[0]}{tail.replace('.*', '')}"
+    return new.rpartition("*.")[2]
+
+
+def _fits(table: ModuleTable, pattern: str) -> bool:
+    """Whether the pattern reaches something that LoRA can adapt."""
+    return not set(table.adaptable).isdisjoint(fitting(pattern, table.by_name))
+
+
+_Look = Callable[[ModuleTable, str], Found]
+_IN_A_LIST: tuple[_Look, ...] = (_everything, _brackets, _pattern, _tensor, _moved)
+_AS_A_PATTERN: tuple[_Look, ...] = (
+    _everything, _written_as_list, _names_among, _unanchored, _moved_regex, _trace_pattern,
+)  # fmt: skip
 
 
 def _held_back(table: ModuleTable, adapter: AdapterConfig, named: list[str]) -> Found:
@@ -261,9 +317,8 @@ def _saved(ledger: Ledger) -> Iterator[DeadField]:
     names = (*ledger.table.by_name, *(name for name, _ in ledger.table.repeated), *ledger.saved)
     for entry in ledger.adapter.modules_to_save:
         if entry not in heads and not any(name.endswith(entry) for name in names):
-            yield DeadField(
-                "modules_to_save", entry, "no module's name ends so", _leaf(ledger, entry)
-            )
+            reason = "no module's name ends so"
+            yield DeadField("modules_to_save", entry, reason, _leaf(ledger, entry))
 
 
 def _excluded(
@@ -285,8 +340,9 @@ def _excluded(
         if any(ends_in(name, entry) for name in without):
             continue
         named = [name for name in ledger.table.by_name if ends_in(name, entry)]
-        through = [p for p in parameters if ends_in(p, entry) or p.startswith(_below(named))]
-        inside = [name for name in without if name.startswith(_below(named))]
+        below = tuple(f"{name}." for name in named)
+        through = [p for p in parameters if ends_in(p, entry) or p.startswith(below)]
+        inside = [name for name in without if name.startswith(below)]
         if through:
             reason = f"excludes modules only: {through[0]}, a parameter, is adapted all the same"
             yield DeadField(field, entry, reason)
@@ -318,10 +374,6 @@ def _found_within(written: str, names: list[str]) -> str:
     return f"the string {json.dumps(f'.*{body}.*')}" if found else ""
 
 
-def _below(names: list[str]) -> tuple[str, ...]:
-    return tuple(f"{name}." for name in names)
-
-
 def _layers(ledger: Ledger) -> Iterator[DeadField]:
     inside = Filter(ledger.adapter)
     modules = [item.name for item in ledger.adapted if item.module is not None]
@@ -340,9 +392,8 @@ def _layers(ledger: Ledger) -> Iterator[DeadField]:
 def _layer_patterns(ledger: Ledger) -> Iterator[DeadField]:
     patterns = ledger.adapter.layers_pattern or ()
     for pattern in (patterns,) if isinstance(patterns, str) else patterns:
-        if not any(
-            re.match(rf"(?:^|.*?\.){pattern}\.\d+\.", name) for name in ledger.table.by_name
-        ):
+        fits = re.compile(rf"(?:^|.*?\.){pattern}\.\d+\.")
+        if not any(map(fits.match, ledger.table.by_name)):
             yield DeadField("layers_pattern", pattern, "no numbered layers are called so")
 
 

@@ -1,7 +1,8 @@
 """What an entry of a configuration names, by PEFT's rules.
 
-First PEFT rewrites the entries:
+First PEFT rewrites the model and the entries:
 
+* `layer_replication` stacks the layers anew;
 * the expert names of transformers 4 become the fused parameters of transformers 5;
 * `ensure_weight_tying` on a tied model: where an entry ends in `embed_tokens` or `lm_head`, PEFT
   works on the input embedding, whatever that is called, and makes every module that shares its
@@ -62,6 +63,63 @@ class Translated:
     parameters: tuple[str, ...]
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     ranks: Mapping[str, int] = field(default_factory=dict)
+
+
+def replicate(table: ModuleTable, pairs: tuple[tuple[int, int], ...]) -> ModuleTable:
+    """The table after `layer_replication`: layers stacked by [start, end) ranges.
+
+    Repeated layers share their weights; a layer that no range names is gone. Raises BenchError
+    where PEFT finds no list of layers, or a range leaves the list.
+    """
+    path = _layer_list(table)
+    inside = re.compile(rf"{re.escape(path)}\.(\d+)(\..*)?")
+    depth = len({m[1] for m in map(inside.fullmatch, table.by_name) if m})
+    order = [index for start, end in pairs for index in range(start, end)]
+    if not all(0 <= index < depth for index in order):
+        raise BenchError(f"layer_replication {list(pairs)}: the model has layers 0 to {depth - 1}")
+
+    def stacked(names: list[str]) -> list[tuple[str, str]]:
+        """(new name, old name), the layers in their new order where the first one stood."""
+        found: dict[int, list[str]] = {}
+        before: list[str] = []
+        after: list[str] = []
+        for name in names:
+            if layer := inside.fullmatch(name):
+                found.setdefault(int(layer[1]), []).append(name)
+            else:
+                (after if found else before).append(name)
+        layers = [
+            (f"{path}.{new}{name[len(f'{path}.{old}') :]}", name)
+            for new, old in enumerate(order)
+            for name in found.get(old, ())
+        ]
+        return [*zip(before, before, strict=True), *layers, *zip(after, after, strict=True)]
+
+    parameters: list[Parameter] = []
+    firsts: dict[str, str] = {}
+    by_parameter = {p.name: p for p in table.parameters}
+    for new, old in stacked([p.name for p in table.parameters]):
+        first = firsts.setdefault(by_parameter[old].same_as or old, new)
+        parameters.append(Parameter(new, by_parameter[old].shape, "" if first == new else first))
+    modules = [replace(table.by_name[old], name=new) for new, old in stacked(list(table.by_name))]
+    return replace(table, modules=tuple(modules), parameters=tuple(parameters))
+
+
+def _layer_list(table: ModuleTable) -> str:
+    """The list of layers that PEFT replicates: Llama's, BERT's or Falcon's names only."""
+    prefix = ""
+    while f"{prefix}model" in table.by_name:
+        prefix += "model."
+    if f"{prefix}bert" in table.by_name:
+        prefix += "bert."
+    for name in ("layers", "encoder.layer", "h"):
+        found = table.by_name.get(f"{prefix}{name}")
+        if found is not None and found.class_name == "ModuleList":
+            return found.name
+    raise BenchError(
+        "layer_replication: PEFT replicates model.layers, encoder.layer or h, and "
+        f"{table.class_name} has none of them"
+    )
 
 
 def translate_experts(
@@ -254,6 +312,13 @@ def endings(name: str) -> Iterator[str]:
         yield name[at + 1 :]
         if at < 0:
             return
+
+
+def around(name: str) -> Iterator[str]:
+    """The modules that hold the module called `name`, the nearest first."""
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
 
 
 def ends_in(name: str, entry: str) -> bool:

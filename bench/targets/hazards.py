@@ -14,9 +14,10 @@ from bench.errors import UnknownName
 from bench.models.modules import CONV1D, CONVOLUTIONS, LINEAR, ModuleTable, Parameter
 from bench.models.roles import DOWN, FUSED, GATE, KEY, OUTPUT, QUERY, ROUTER, UP, VALUE
 from bench.models.stacks import Stack
+from bench.targets.entries import around
 from bench.targets.ledger import Adapted, Hazard, Ledger, RoleOf
 from bench.targets.saving import quantized_copies
-from bench.targets.suggestions import without
+from bench.targets.suggestions import ending_of, without
 from bench.tasks import TASKS, Task
 
 HAZARDS = {
@@ -108,7 +109,7 @@ def coverage_text(ledger: Ledger) -> str:
             rest[m.leaf] += m.weight_elements
     for p in ledger.table.expert_parameters:
         if p.name not in reached:
-            rest[_end_of(p.name)] += p.elements
+            rest[ending_of(p.name, 3)] += p.elements
     largest = ", ".join(leaf for leaf, _ in rest.most_common(3))
     return (
         f"{ledger.weight_coverage:.1%} of the linear weights and {ledger.layer_coverage:.0%} of "
@@ -126,7 +127,7 @@ def _not_reached(ledger: Ledger, role: RoleOf) -> dict[str, str]:
     found = {}
     if experts := [p for p in missed if _of_experts(table, p)]:
         share = sum(p.elements for p in experts) / table.total_parameters
-        names = json.dumps(list(dict.fromkeys(_end_of(p.name) for p in experts)))
+        names = json.dumps(list(dict.fromkeys(ending_of(p.name, 3) for p in experts)))
         found["experts-not-reached"] = (
             f"{len(experts)} fused expert weights, {share:.0%} of the model, get no adapter: they "
             f"are parameters, which only target_parameters reaches: {names}"
@@ -138,13 +139,6 @@ def _not_reached(ledger: Ledger, role: RoleOf) -> dict[str, str]:
             f"they are parameters, which only target_parameters reaches ({others[0].name})"
         )
     return found
-
-
-def _end_of(parameter: str) -> str:
-    """A parameter as target_parameters names it in every layer."""
-    segments = parameter.split(".")
-    numbers = [at for at, segment in enumerate(segments) if segment.isdigit()]
-    return ".".join(segments[numbers[-1] + 1 if numbers else 0 :][-3:])
 
 
 def _towers(ledger: Ledger) -> str:
@@ -280,6 +274,4 @@ def frozen_head_text(class_name: str, heads: list[str], task_type: str | None) -
 
 def _trains(task: Task, name: str) -> bool:
     """Whether PEFT's task type trains the module: it, or one around it, ends in a head's name."""
-    parts = name.split(".")
-    around = (".".join(parts[:n]) for n in range(1, len(parts) + 1))
-    return any(outer.endswith(task.heads) for outer in around)
+    return any(outer.endswith(task.heads) for outer in (name, *around(name)))

@@ -183,10 +183,7 @@ class Ledger:
         """Every stack of the model, with what of it is adapted."""
         reached = {r.stack.prefix: r for r in self.reach(item.name for item in self.adapted)}
         return tuple(
-            replace(
-                reached.get(s.prefix, Reach(s, 0, 0)),
-                weights=self._share((s,)),
-            )
+            replace(reached.get(s.prefix, Reach(s, 0, 0)), weights=self._share((s,)))
             for s in self.table.stacks
         )
 

@@ -86,10 +86,7 @@ class Saving:
 
 
 def save(
-    table: ModuleTable,
-    adapter: AdapterConfig,
-    adapted: tuple[Adapted, ...],
-    tied: tuple[str, ...],
+    table: ModuleTable, adapter: AdapterConfig, adapted: tuple[Adapted, ...], tied: tuple[str, ...]
 ) -> Saving:
     """What `modules_to_save` (the task's heads among it) reaches on the injected model; `tied` are
     the modules that take over the input embedding's copy."""
@@ -245,11 +242,7 @@ def _count(tensors: list[_Tensor]) -> Mapping[str, int]:
 def quantized_copies(table: ModuleTable, saved: tuple[str, ...]) -> list[str]:
     """The quantized layers in what is to be trained whole: their integer weights cannot train."""
     inside = tuple(f"{name}." for name in saved)
-    return (
-        [m.name for m in table.modules if m.quantized and f"{m.name}.".startswith(inside)]
-        if saved
-        else []
-    )
+    return [m.name for m in table.modules if m.quantized and f"{m.name}.".startswith(inside)]
 
 
 @dataclass(frozen=True)

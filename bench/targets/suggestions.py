@@ -1,23 +1,23 @@
-"""What to write instead of an entry that the model has nothing for: what does its work, the nearest
-name, the path that it has moved to, or what an earlier transformers called so."""
+"""What to write instead: of an entry that the model has nothing for what does its work, the nearest
+name, or the path that it has moved to; of one that reaches what PEFT refuses the ways out."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
-from functools import cache
 
-from bench.adapters.patterns import fitting
-from bench.files import FIXTURES, read_json
-from bench.models.modules import OTHER, ModuleTable
+from bench.adapters.config import ALL_LINEAR
+from bench.models.modules import CONV1D, LINEAR, OTHER, ModuleTable
 from bench.models.roles import FUSED, UNKNOWN, role_of, serves
 from bench.models.stacks import Stack
 from bench.targets.entries import ends_in, new_name
 from bench.targets.ledger import Ledger, RoleOf
 
 _NEAR = 0.8
+_DEFAULT_ROLES = ("query", "value", "query_key_value")
 
 
 _LLAMA, _T5 = re.compile(r"w[qkv123]"), re.compile(r"wi(_\d)?")
@@ -83,7 +83,7 @@ def nearest(written: str, names: Iterable[str]) -> str:
 def _nearest_leaf(table: ModuleTable, entry: str) -> str:
     """The nearest module by name, or the nearest experts' weight where that is nearer."""
     leaves = Counter(m.leaf for m in table.modules)
-    usable = {m.leaf for m in table.modules if m.kind != OTHER}
+    usable = {name.rpartition(".")[2] for name in table.adaptable}
     bare = {p.name.rpartition(".")[2] for p in table.expert_parameters}
     leaf = nearest(entry.rpartition(".")[2], usable | bare)
     if leaf in usable:
@@ -106,12 +106,12 @@ def _as_parameter(ending: str, layers: int) -> str:
 
 
 def _modules(table: ModuleTable, roles: Iterable[str], role: RoleOf) -> Iterator[str]:
-    every = [m.name for m in table.modules]
+    every = [*table.by_name]
     for wanted in roles:
         groups: dict[tuple[str, str], list[str]] = {}
-        for m in table.modules:
-            if m.kind != OTHER and serves(role(m.name), wanted):
-                groups.setdefault((m.leaf, role(m.name)), []).append(m.name)
+        for name in table.adaptable:
+            if serves(does := role(name), wanted):
+                groups.setdefault((name.rpartition(".")[2], does), []).append(name)
         for (leaf, does), names in groups.items():
             work = does.replace("_", "-")
             if new_name(table, leaf):
@@ -169,13 +169,13 @@ def endings_of(names: Sequence[str], every: Iterable[str], least: int = 1) -> di
     `every`, each with how many it reaches; empty where only layer numbers tell them apart."""
     every = list(every)
     for size in range(least, _MOST_SEGMENTS):
-        endings = Counter(_ending(name, size) for name in names)
+        endings = Counter(ending_of(name, size) for name in names)
         if all(sum(ends_in(name, e) for name in every) == n for e, n in endings.items()):
             return dict(endings)
     return {}
 
 
-def _ending(name: str, size: int) -> str:
+def ending_of(name: str, size: int) -> str:
     """The last `size` segments of a name, without a layer's number and what stands before it."""
     segments = name.split(".")[-size:]
     numbers = [at for at, segment in enumerate(segments[:-1]) if segment.isdigit()]
@@ -209,69 +209,6 @@ def moved_pattern(table: ModuleTable, pattern: str) -> Iterator[tuple[str, str, 
         yield ".".join(segments), name, f"{re.escape(name)}{dot}{pattern[found.end() :]}"
 
 
-def trace(table: ModuleTable, entry: str) -> tuple[str, str]:
-    """(what an entry was, what to write now) for a name that a stored atlas of an earlier
-    transformers has for this model type; empty where none has it."""
-    written = ".".join("*" if part.isdigit() else part for part in entry.split("."))
-    for version, old, new in _renames(table.model_type):
-        if not ends_in(old, written):
-            continue
-        here = [_numbered(name, old, entry) for name in new]
-        modules = [n for n in here if any(ends_in(m, n) for m in table.by_name)]
-        bare = [n for n in here if any(ends_in(p.name, n) for p in table.parameters)]
-        if modules and not re.search(r"\d", entry):
-            return f"transformers {version} called it so", suggest(table, entry) or modules[0]
-        if modules:
-            return f"transformers {version} called it so", ", ".join(modules)
-        if bare:
-            names = ", ".join(f'"{name}"' for name in bare)
-            return f"transformers {version} called it so", f"target_parameters=[{names}]"
-    return "", ""
-
-
-def trace_pattern(table: ModuleTable, pattern: str) -> tuple[str, str]:
-    """The same for a regular expression that fits names of an earlier transformers."""
-    there = {module.leaf for module in table.modules if module.kind != OTHER}
-    found: dict[str, list[str]] = {}
-    renames = _renames(table.model_type)
-    fit = frozenset(fitting(pattern, (old.replace("*", "0") for _, old, _ in renames)))
-    for version, old, new in renames:
-        if old.replace("*", "0") in fit:
-            found.setdefault(version, []).extend(n for n in new if n.rpartition(".")[2] in there)
-    for version, names in found.items():
-        if names:
-            leaves = "|".join(dict.fromkeys(name.rpartition(".")[2] for name in names))
-            within = {name.partition(".*.")[0] for name in names if ".*." in name} or {""}
-            bare = rf".*\.({leaves})"
-            held = rf"{re.escape(min(within))}\..*\.({leaves})"
-            one = len(within) == 1 and any(re.fullmatch(held, name) for name in table.by_name)
-            return f"transformers {version} had such names", held if one else bare
-    return "", ""
-
-
-@cache
-def _renames(model_type: str) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
-    """(version, old pattern, new patterns) of a type, the latest version first."""
-    stored = read_json(FIXTURES / "atlas" / "renames.json").get(model_type, {})
-    return tuple(
-        (version, old, tuple(new)) for version, names in stored.items() for old, new in names
-    )
-
-
-def _numbered(new: str, old: str, entry: str) -> str:
-    """A new pattern as an entry: with the entry's own numbers where it has them all, else the part
-    behind the last number."""
-    numbers = [part for part in entry.split(".") if part.isdigit()]
-    if numbers and old.count("*") == new.count("*") == len(numbers):
-        for number in numbers:
-            new = new.replace("*", number, 1)
-        return new
-    if numbers and "*" in new:  # the layer's number comes first; an expert's is gone
-        head, _, tail = new.partition("*")
-        return f"{head}{numbers[0]}{tail.replace('.*', '')}"
-    return new.rpartition("*.")[2]
-
-
 def without(ledger: Ledger, stacks: Iterable[Stack]) -> str:
     """The regular expression for exclude_modules that holds the stacks out, beside what is held out
     already."""
@@ -284,3 +221,157 @@ def without(ledger: Ledger, stacks: Iterable[Stack]) -> str:
     else:
         parts[:0] = [rf"(.*\.)?{re.escape(entry)}" for entry in given]
     return "|".join(parts)
+
+
+def ways_out(ledger: Ledger) -> tuple[str, ...]:
+    """What to write where PEFT refuses the kind of module that entries reach, beginning with the
+    entries at fault."""
+    table = ledger.table
+    found: list[str] = []
+    if any("refuses out_proj and conv1d" in reason for reason in ledger.refusals):
+        found += _without_leaves(ledger, ("out_proj", "conv1d"))
+    if not ledger.entries:
+        found.append(_without_a_default(table))
+    faults: dict[str, list[str]] = {}
+    for entry in ledger.entries:
+        if entry.field == "target_modules":
+            others = [n for n in entry.reached if n in table.by_name
+                      and table.by_name[n].kind == OTHER]  # fmt: skip
+            if others:
+                faults[entry.entry] = others
+    if not faults:
+        return tuple(found)
+    if isinstance(ledger.adapter.target_modules, str):
+        return (*found, _narrowed(ledger))
+    inner = {e: _inner(table, others) for e, others in faults.items()}
+    wrapped = [e for e in faults if inner[e]]
+    for rest in dict.fromkeys(inner[e] for e in wrapped):
+        alike = [e for e in wrapped if inner[e] == rest]
+        found += _around_wrappers(ledger, alike, faults, rest)
+    whole = [e for e in faults if e not in wrapped]
+    inside = [name for e in whole for name in _inside(table, faults[e])]
+    if len(whole) == len(ledger.entries) and inside:
+        apart = [endings_of(_inside(table, faults[e]), table.by_name) for e in whole]
+        if not all(apart):
+            return (*found, _as_pattern(table, whole, inside))
+    found += [_whole_modules(ledger, e, faults[e]) for e in whole]
+    return tuple(found)
+
+
+def _without_a_default(table: ModuleTable) -> str:
+    """What PEFT's defaults are on other models, in this one's names."""
+    asked = [name for name in table.adaptable if role_of(name) in _DEFAULT_ROLES]
+    if not asked:
+        return f"target_modules={json.dumps(ALL_LINEAR)}, every linear layer"
+    return f"target_modules={json.dumps([*endings_of(asked, table.by_name)])}"
+
+
+def _without_leaves(ledger: Ledger, leaves: tuple[str, ...]) -> Iterator[str]:
+    reached = {item.name.rpartition(".")[2] for item in ledger.adapted if item.module}
+    there = [leaf for leaf in leaves if leaf in reached]
+    if there and isinstance(ledger.adapter.target_modules, str):
+        held, either = ledger.adapter.exclude_modules, "|".join(there)
+        whole = rf"({held})|.*[.]({either})" if isinstance(held, str) else [*(held or ()), *there]
+        yield f"exclude_modules={json.dumps(whole)}"
+    elif there:
+        yield f"leave out {', '.join(there)}"
+    for entry in ledger.entries:  # an exclusion holds no parameter out
+        owners = {name.rpartition(".")[0].rpartition(".")[2] for name in entry.reached}
+        if entry.field == "target_parameters" and owners & {*leaves}:
+            yield f"leave {entry.entry} out of target_parameters"
+
+
+def _narrowed(ledger: Ledger) -> str:
+    """The pattern, held to the linear layers among what it reaches."""
+    pattern = str(ledger.adapter.target_modules)
+    adaptable = {*ledger.table.adaptable}
+    good = [name for e in ledger.entries for name in e.reached if name in adaptable]
+    if len(good) == len(adaptable):
+        return f'{pattern} reaches whole modules too: write the string "{ALL_LINEAR}"'
+    if not good:
+        return f"{pattern} reaches modules without a weight of their own alone"
+    # A projection and a module around others may share a name; their endings tell them apart.
+    told = endings_of(good, [n for e in ledger.entries for n in e.reached])
+    ends = "|".join(map(re.escape, told or dict.fromkeys(n.rpartition(".")[2] for n in good)))
+    return rf"{pattern} reaches whole modules too: write (?=(.*\.)?({ends})$){pattern}"
+
+
+def _inner(table: ModuleTable, containers: list[str]) -> str:
+    """The one projection that each of these modules wraps, by its name in them; "" if there is no
+    such."""
+    rests: set[str] = set()
+    for name in containers:
+        inside = [inner for inner in table.adaptable if inner.startswith(f"{name}.")]
+        if len(inside) != 1:
+            return ""
+        rests.add(inside[0].removeprefix(f"{name}."))
+    return rests.pop() if len(rests) == 1 else ""
+
+
+def _around_wrappers(
+    ledger: Ledger, entries: list[str], faults: dict[str, list[str]], rest: str
+) -> Iterator[str]:
+    """Entries that name a module which wraps the projection: leave its tower out, or reach in."""
+    table = ledger.table
+    wrappers = [name for e in entries for name in faults[e]]
+    kind = table.by_name[wrappers[0]].class_name
+    stacks = list(dict.fromkeys(table.stack_of(name) for name in wrappers))
+    names = "|".join(dict.fromkeys(e.rpartition(".")[2] for e in entries))
+    some = "1 is" if len(wrappers) == 1 else f"{len(wrappers)} are"
+    at_fault = f"{', '.join(entries)}: {some} a {kind}, which holds its projection in "
+    at_fault += f"{wrappers[0].rpartition('.')[2]}.{rest}"
+    named = {n for others in faults.values() for n in others}
+    outside = [n for e in ledger.entries for n in e.reached if n not in named]
+    if outside and not any(table.stack_of(n) in table.main_stacks for n in wrappers):
+        held_out = json.dumps(without(ledger, stacks))
+        yield f"{at_fault}; to leave {' and '.join(s.label for s in stacks)} out: " \
+              f"exclude_modules={held_out}"  # fmt: skip
+        towers = "|".join(re.escape(s.prefix) for s in stacks)
+        plain = "|".join(dict.fromkeys(n.rpartition(".")[2] for n in outside))
+        mains = "|".join(re.escape(s.prefix) for s in table.main_stacks if s.layers)
+        both = rf"({mains})\..*\.({plain})|({towers})\..*\.({names})\.{re.escape(rest)}"
+        yield f"to adapt both: target_modules={json.dumps(both)}"
+    else:
+        yield f"{at_fault}; write {', '.join(f'{e}.{rest}' for e in entries)}"
+
+
+def _whole_modules(ledger: Ledger, entry: str, others: list[str]) -> str:
+    """An entry that names modules which hold no weight of their own, beside projections or not."""
+    table = ledger.table
+    classes = ", ".join(dict.fromkeys(table.by_name[n].class_name for n in others))
+    reached = next(e for e in ledger.entries if e.entry == entry).reached
+    good = [n for n in reached if n not in others]
+    at_fault = f"{entry}: it also names {others[0]}" if good else f"{entry}: it names {others[0]}"
+    more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+    if good:
+        written = endings_of(good, table.by_name, least=3 if entry.isdigit() else 1)
+    else:
+        written = endings_of(_inside(table, others), table.by_name)
+    way = f"write {', '.join(written)}" if written else "leave it out"
+    if experts := _experts_in(table, others):
+        way = f"{way}; {experts}"
+    return f"{at_fault}{more} ({classes}); {way}"
+
+
+def _inside(table: ModuleTable, containers: Iterable[str]) -> list[str]:
+    """The projections within modules."""
+    held = tuple(f"{name}." for name in containers)
+    return [m.name for m in table.modules if m.kind in (LINEAR, CONV1D) and m.name.startswith(held)]
+
+
+def _as_pattern(table: ModuleTable, entries: list[str], inside: list[str]) -> str:
+    """For entries that name whole layers, or a whole tower, and are all that is written."""
+    within = re.compile(rf"(.*\.)?({'|'.join(map(re.escape, entries))})\..*")
+    beside = {m.leaf for m in table.modules if within.fullmatch(m.name) and m.name not in inside}
+    # A patch embedding's `proj` is no projection: what shares its name is told by two words.
+    ends = [name.rsplit(".", 1 + (name.rpartition(".")[2] in beside)) for name in inside]
+    leaves = "|".join(dict.fromkeys(re.escape(".".join(end[1:])) for end in ends))
+    pattern = rf"{within.pattern.removesuffix('.*')}(.*\.)?({leaves})"
+    return f"{', '.join(entries)}: whole modules; write the string {json.dumps(pattern)}"
+
+
+def _experts_in(table: ModuleTable, containers: list[str]) -> str:
+    held = tuple(f"{name}." for name in containers)
+    names = [p.name for p in table.expert_parameters if p.name.startswith(held)]
+    written = endings_of(names, [p.name for p in table.parameters], 3) if names else {}
+    return f"for its experts target_parameters={json.dumps([*written])}" if written else ""
