@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from bench.ab.rounds import LAUNCHES, ROUNDS, WIDTH, Rounds, Step, take_rounds
+from bench.ab.launches import LAUNCHES, ROUNDS, WIDTH, Rounds, Step, take_rounds
 from bench.baselines import Record, StoredRun, Thresholds, Verdict, compare
 from bench.files import OWN_RESULTS, write_atomically
 from bench.measure import Session, StepTime
@@ -68,10 +68,7 @@ class Comparison:
 
 
 def compare_once(
-    session: Session,
-    slowdown: int,
-    rounds: int = ROUNDS,
-    launches: tuple[int, int] = LAUNCHES,
+    session: Session, slowdown: int, rounds: int = ROUNDS, launches: tuple[int, int] = LAUNCHES
 ) -> Comparison:
     """Measure the case beside itself, the contender's steps `slowdown` percent longer."""
     begun = time.monotonic()

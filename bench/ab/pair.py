@@ -12,8 +12,7 @@ from typing import IO, Any
 from uuid import uuid4
 
 from bench.ab.environments import Environment
-from bench.ab.far import Asked, Failed, Far
-from bench.ab.rounds import LAUNCHES, ROUNDS, Rounds, Step, take_rounds
+from bench.ab.launches import LAUNCHES, ROUNDS, Asked, Failed, Far, Rounds, Step, take_rounds
 from bench.baselines import KEY, StoredRun, seal
 from bench.baselines.runs import finite, parse_machine, parse_record
 from bench.errors import BenchError

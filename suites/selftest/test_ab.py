@@ -16,7 +16,7 @@ from warm import Warm
 
 import bench
 from bench.ab import Environment, Pair, Plan, find_python, measure
-from bench.ab.rounds import WARMUP, interleave, take_rounds
+from bench.ab.launches import WARMUP, interleave, take_rounds
 from bench.baselines import compare, find_runs, gate, load_run
 from bench.cli import main
 from bench.errors import BenchError
