@@ -50,7 +50,7 @@ TESTS = (
     "suites/selftest/test_baselines.py", "suites/selftest/test_baselines_gate.py",
     "suites/selftest/test_baselines_times.py", "suites/selftest/test_baselines_verdicts.py",
     "suites/selftest/test_baselines_machines.py", "suites/selftest/test_baselines_pairs.py",
-    "suites/test_task_types.py",
+    "suites/test_task_types.py", "suites/test_suggestions.py",
 )  # fmt: skip
 PYTEST = ["-x", "-q", "-s", "-p", "no:cacheprovider", "--snapshot-warn-unused", f"--rootdir={ROOT}"]
 

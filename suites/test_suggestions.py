@@ -1,0 +1,97 @@
+"""What to write instead of an entry that reaches nothing: PEFT adapts what the offer says."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from test_dead import BERT, LLAMA, MIXTRAL, dead, ledger_of, model
+
+from bench.adapters.config import AdapterConfig
+from bench.measure.counting import count, inject
+from bench.targets import match
+
+QWEN_MOE = {**LLAMA, "model_type": "qwen3_moe", "num_experts": 2, "moe_intermediate_size": 8,
+            "mlp_only_layers": [0]}  # fmt: skip
+GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_head": 2, "n_layer": 2, "vocab_size": 24}
+XLNET = {"model_type": "xlnet", "d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 24,
+         "vocab_size": 24}  # fmt: skip
+OFFERS = [
+    (BERT, "o_proj", "attention.output.dense (output, 4 modules)"),
+    (BERT, "down_proj", "dense (down in 4 of the 13 modules that it reaches)"),
+    (GPT2, "o_proj", "attn.c_proj (output, 2 modules)"),
+    (GPT2, "fc2", "mlp.c_proj (down, 2 modules)"),
+    ({**LLAMA, "model_type": "modernbert"}, "o_proj", "attn.Wo (output, 4 modules)"),
+    (XLNET, "q_proj", 'target_parameters=["rel_attn.q"] (2 layers)'),
+    (LLAMA, "query_key_value",
+     "q_proj (query, 4 modules), k_proj (key, 4 modules), v_proj (value, 4 modules)"),
+    (LLAMA, "gate_up_proj", "gate_proj (gate, 4 modules), up_proj (up, 4 modules)"),
+    (LLAMA, "vv_proj", "v_proj (4 modules)"),
+    (LLAMA, "lm_haed", "lm_head (1 modules)"),
+    (LLAMA, "self_attn.qproj", "q_proj (4 modules)"),
+    (LLAMA, "Q_proj", "q_proj (4 modules)"),
+    (LLAMA, "nothing_alike", ""),
+    # PEFT would translate up_proj, the first layer's too
+    (QWEN_MOE, "fc1", 'target_parameters=["mlp.experts.gate_up_proj"] (3 layers)'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "entry", "offer"), OFFERS)
+def test_offers_reach_what_they_say(config: dict, entry: str, offer: str) -> None:
+    """What is offered is written, and PEFT adapts as many modules as the offer says."""
+    auto = {"bert": "AutoModelForSequenceClassification", "modernbert": "AutoModel"}
+    asked = model(config, auto.get(config["model_type"], "AutoModelForCausalLM"))
+    (found,) = match(asked.table, AdapterConfig((entry,))).entries
+    assert found.suggestion == offer
+    for name, n in re.findall(r"([\w.]+) \([^)]*?(\d+) modules", offer):
+        assert len(count(inject(asked.build(), AdapterConfig((name,)))).adapted) == int(n)
+    for name, n in re.findall(r'=\["([\w.]+)"\] \((\d+) layers', offer):
+        adapter = AdapterConfig((), target_parameters=(name,))
+        assert len(count(inject(asked.build(), adapter)).adapted) == int(n)
+
+
+def test_parameters_are_offered_for_target_parameters() -> None:
+    """Never a module's name, unless as one of target_modules."""
+    moved = {"target_modules": ["q_proj"], "target_parameters": ["mlp.experts.gate_up"]}
+    (entry,) = dead(ledger_of(moved, MIXTRAL))
+    assert entry.suggestion == 'target_parameters=["mlp.experts.gate_up_proj"] (2 layers)'
+    work = {"target_modules": ["q_proj"], "target_parameters": ["fc1"]}
+    (entry,) = dead(ledger_of(work))
+    assert entry.suggestion == "in target_modules: up_proj (up, 4 modules)"
+    slip = {"target_modules": ["q_proj"], "target_parameters": ["mlp.experts.gate_up_prj"]}
+    (entry,) = dead(ledger_of(slip, MIXTRAL))
+    assert entry.suggestion == 'target_parameters=["mlp.experts.gate_up_proj"] (2 layers)'
+
+
+def test_what_is_listed_already_is_not_suggested_again() -> None:
+    """Of the parts of a fused name only those that are missing; none, where all are there."""
+    fused = {"target_modules": ["q_proj", "v_proj", "Wqkv"]}
+    (dead,) = (entry for entry in ledger_of(fused).entries if entry.dead)
+    assert dead.suggestion == "k_proj (key, 4 modules)"
+    (dead,) = (
+        entry
+        for entry in ledger_of({"target_modules": ["q_proj", "k_proj", "v_proj", "Wqkv"]}).entries
+        if entry.dead
+    )
+    assert not dead.suggestion
+    assert dead.cause == "what would do its work is listed already (q_proj, k_proj, v_proj)"
+    (alone,) = ledger_of({"target_modules": ["Wqkv"]}).entries
+    assert [name.partition(" ")[0] for name in alone.suggestion.split("), ")] == [
+        "q_proj", "k_proj", "v_proj",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("beside", "offered"),
+    [
+        (["wq", "wk", "wv"], "o_proj (output, 4 modules)"),
+        (["wi_0", "wi_1"], "down_proj (down, 4 modules)"),
+        ([], "o_proj (output, 4 modules), down_proj (down, 4 modules)"),
+    ],
+)
+def test_a_name_of_two_meanings_has_the_one_of_its_neighbours(
+    beside: list[str], offered: str
+) -> None:
+    """Meta's own Llama has wq, wk, wv, wo for attention (llama/model.py); T5 has wi and wo."""
+    entries = ledger_of({"target_modules": [*beside, "wo"]}).entries
+    assert entries[-1].suggestion == offered
