@@ -12,17 +12,11 @@ from bench.models.roles import UNKNOWN
 
 
 @dataclass(frozen=True)
-class Folded:
-    """Modules of one name (but for its numbers), kind and shape that LoRA can adapt."""
+class _Named:
+    """What every layer holds under one name but for its numbers, and what that does."""
 
     name: str
     role: str
-    kind: str
-    in_features: int
-    out_features: int
-    bias: bool = False
-    kernel: int = 1
-    groups: int = 1
 
     @property
     def pattern(self) -> str:
@@ -35,8 +29,20 @@ class Folded:
 
     @cached_property
     def layers(self) -> int:
-        """In how many repeated layers such a module lies; 0 outside of them."""
+        """In how many repeated layers such a one lies; 0 outside of them."""
         return names.repeats(self.name)
+
+
+@dataclass(frozen=True)
+class Folded(_Named):
+    """Modules of one name, kind and shape that LoRA can adapt."""
+
+    kind: str
+    in_features: int
+    out_features: int
+    bias: bool = False
+    kernel: int = 1
+    groups: int = 1
 
     @property
     def shape(self) -> tuple[object, ...]:
@@ -44,25 +50,11 @@ class Folded:
 
 
 @dataclass(frozen=True)
-class Bare:
+class Bare(_Named):
     """Weights that are bare parameters, in no nn.Linear: fused experts, of `experts × rows ×
     columns`, and routers, of `experts × columns`. Only `target_parameters` reaches them."""
 
-    name: str
-    role: str
     shape: tuple[int, ...]
-
-    @property
-    def pattern(self) -> str:
-        return names.template(self.name)
-
-    @cached_property
-    def count(self) -> int:
-        return names.count(self.name)
-
-    @cached_property
-    def layers(self) -> int:
-        return names.repeats(self.name)
 
 
 @dataclass(frozen=True)

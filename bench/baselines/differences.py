@@ -54,11 +54,7 @@ def differences(
 
 
 def _configuration(
-    baseline: StoredRun,
-    contender: StoredRun,
-    before: Record,
-    after: Record,
-    metric: Metric | None,
+    baseline: StoredRun, contender: StoredRun, before: Record, after: Record, metric: Metric | None
 ) -> list[str]:
     """The fields of the model's config.json, and of a user's own adapter, that differ."""
     old, new = baseline.models.get(before.model), contender.models.get(after.model)

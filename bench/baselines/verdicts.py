@@ -30,12 +30,7 @@ from bench.baselines.differences import differences, workload_change
 from bench.baselines.losses import by_seed, compare_losses
 from bench.baselines.metrics import ALLOCATED, EXACT, LOSS, METRICS, TIME, Metric, Thresholds
 from bench.baselines.runs import Record, Selection, StoredRun
-from bench.statistics import (
-    MINIMUM_LAUNCHES,
-    MINIMUM_ROUNDS,
-    launch_interval,
-    ratio_interval,
-)
+from bench.statistics import MINIMUM_LAUNCHES, MINIMUM_ROUNDS, launch_interval, ratio_interval
 from bench.training.machine import Machine
 from bench.units import format_bytes
 

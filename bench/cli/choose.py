@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.cli.options import MOST_PARAMETERS, REPEATABLE, Add, add_model, add_step
-from bench.cli.output import put, save_figure, written
+from bench.cli.output import progress, put, save_figure, written
 from bench.errors import BenchError, check_most
 from bench.models.precision import precision
 
@@ -153,7 +152,5 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _progress(done: int, of: int) -> None:
-    """One line on a terminal's standard error; silent elsewhere, and cleared by 0 of 0."""
-    if sys.stderr.isatty():
-        text = f"predicting rows: {done} of {of}" if of else ""
-        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+    """Cleared by 0 of 0."""
+    progress(f"predicting rows: {done} of {of}" if of else "")

@@ -7,13 +7,14 @@ import csv
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.cli.options import REPEATABLE, Add, add_adapter, add_model
-from bench.cli.output import fitted, no_formula, put, save_figure, say, written
+from bench.cli.output import fitted, no_formula, progress, put, save_figure, say, written
 from bench.cli.subject import check_asked, predicted_subjects
 from bench.errors import BenchError
 from bench.models.precision import PRECISIONS, precision
@@ -30,8 +31,6 @@ from bench.training.parallel import check_parallel, check_parallel_step
 from bench.units import format_bytes
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from bench.measure import Measurement, Session
     from bench.predict.gpus import Gpu
     from bench.predict.kernels import Device
@@ -40,6 +39,8 @@ if TYPE_CHECKING:
     from bench.predict.result import Prediction
     from bench.scenarios.subjects import Subject
     from bench.training.cases import Case
+
+    Attempt = Callable[[Case], Prediction]
 
 HELP = "predict a step's GPU memory, without a GPU"
 EPILOG = (
@@ -102,12 +103,11 @@ def run(options: argparse.Namespace) -> int:
 
         own_code = model.own_code is not None
         check_liger_model(model.config, model.auto_class, options.measure, own_code)
-    subjects, cases = _cases(options)
+    subjects, cases = cases_of(options)
     if not cases:
         raise BenchError("no scenario applies to this model: give --target-modules or --adapter")
     from bench.baselines.predicted import store
     from bench.predict.largest import Solution, check_has_length
-    from bench.predict.result import predict
 
     if options.store and any(subject.scenario is None for subject in subjects):
         raise BenchError("--store keeps predictions of registered scenarios: give --scenario")
@@ -120,21 +120,20 @@ def run(options: argparse.Namespace) -> int:
     one_by_one = options.json or options.solve or (len(cases) == 1 and not options.format)
     found = []
     for case in cases:
-        line.begin(case.id)
-        done: Prediction | Solution
-        if options.solve:
-            done = _solved(case, options, card, line)
-        else:
-            done = predict(case, gpu=card, progress=line.phase)
+        attempt = _attempt(card, line)
+        done = _solved(case, options.solve, attempt) if options.solve else attempt(case)
         line.clear()
         if one_by_one:
-            ways = _ways(case, done, options, line) if len(cases) == 1 else None
+            ways = _ways(case, done, options, attempt) if len(cases) == 1 else None
+            line.clear()
             print(_text(done, ways, options), flush=True)
         found.append(done.prediction if isinstance(done, Solution) else done)
     if not one_by_one:
         _table(found, card, options.format or "markdown")
     if options.plot:
-        save_figure(_drawn([(p, None) for p in found], card), options.plot)
+        from bench.reports.plots import predictions_figure
+
+        save_figure(predictions_figure([(p, None) for p in found], card), options.plot)
     if options.store:
         say(f"stored {len(found)} in {store(found)}")
     return int(any(p.fit is not None and not p.fit.fits for p in found))
@@ -144,7 +143,7 @@ def _beside(cases: Sequence[Case], options: argparse.Namespace, line: _Line) -> 
     """Predict each case for the device at hand and measure it there; 1 if one could not be."""
     from bench.measure import Session
     from bench.predict.result import predict
-    from bench.reports.predicted import beside_text, prediction_text
+    from bench.reports.predicted import beside_text, prediction_json, prediction_text
     from bench.training.liger import check_liger
     from bench.training.machine import machine
 
@@ -167,13 +166,15 @@ def _beside(cases: Sequence[Case], options: argparse.Namespace, line: _Line) -> 
                 beside = f"{beside_text(asdict(said), seen)}\nmeasured on {measured.device}"
                 beside += ", with random weights, in a process of its own"
             if options.json:
-                print(json.dumps({**_as_json(said), "measured": seen}), flush=True)
+                print(json.dumps({**prediction_json(said), "measured": seen}), flush=True)
             else:
                 print(fitted(f"{prediction_text(said)}\n\n{beside}"), flush=True)
             if measured is not None and options.record:
                 _append(case, said, measured, options.record)
     if options.plot:
-        save_figure(_drawn(found, None), options.plot)
+        from bench.reports.plots import predictions_figure
+
+        save_figure(predictions_figure(found), options.plot)
     return int(any(measured is None for _, measured in found))
 
 
@@ -216,37 +217,38 @@ def _seen(measured: Measurement) -> dict[str, Any]:
     return {**peaks, "breakdown_by_phase": measured.breakdown_by_phase, "device": measured.device}
 
 
+def _attempt(card: Gpu | None, line: _Line) -> Attempt:
+    """What predicts a case, and says meanwhile how far it is."""
+    from bench.predict.result import predict
+
+    def attempt(case: Case) -> Prediction:
+        line.begin(case.id)
+        return predict(case, gpu=card, progress=line.phase)
+
+    return attempt
+
+
 def _ways(
-    case: Case, done: Prediction | Solution, options: argparse.Namespace, line: _Line
+    case: Case, done: Prediction | Solution, options: argparse.Namespace, attempt: Attempt
 ) -> Ways | None:
     """What would make a step fit that does not; None where nothing was asked to fit, or it does."""
     from bench.predict.levers import NOTHING_SAVED, ways_to_fit
-    from bench.predict.result import Prediction, predict
+    from bench.predict.result import Prediction
 
     if not isinstance(done, Prediction) or done.fit is None or done.fit.fits:
         return None
-    card = card_of(options)
-
-    def attempt(trial: Case) -> Prediction:
-        line.begin(trial.id)
-        return predict(trial, gpu=card, progress=line.phase)
-
     without = () if options.modules_to_save else (NOTHING_SAVED,)
-    ways = ways_to_fit(case, done, attempt, without)
-    line.clear()
-    return ways
+    return ways_to_fit(case, done, attempt, without)
 
 
 def _text(done: Prediction | Solution, ways: Ways | None, options: argparse.Namespace) -> str:
     from bench.reports.levers import ways_json, ways_text
-    from bench.reports.predicted import prediction_text
+    from bench.reports.predicted import prediction_json, prediction_text
 
-    def command(case: Case) -> str:
-        return _command(options, case)
-
+    command = partial(_command, options)
     if options.json:
         more = {} if ways is None else {"ways_to_fit": ways_json(ways, command)}
-        return json.dumps({**_as_json(done), **more})
+        return json.dumps({**prediction_json(done), **more})
     text = [prediction_text(done), *([] if ways is None else [ways_text(ways, command)])]
     return fitted("\n".join(text))
 
@@ -295,18 +297,16 @@ def _check(options: argparse.Namespace) -> None:
         from bench.predict.contributed import check_record
 
         check_record(options.record)
-    if options.measure:
-        against = [w for w in ("gpu", "gpu_memory", "solve", "store", "format") if vars(options)[w]]
-        if against:
+    for name in ("gpu", "gpu_memory", "solve", "store", "format"):
+        if options.measure and vars(options)[name]:
             raise BenchError(
                 f"--measure predicts for the device that it measures on: give it without "
-                f"--{against[0].replace('_', '-')}"
+                f"--{name.replace('_', '-')}"
             )
-    if options.parallel:
-        against = [w for w in ("measure", "store") if vars(options)[w]]
-        if against:
+    for name in ("measure", "store"):
+        if options.parallel and vars(options)[name]:
             raise BenchError(
-                f"--{against[0]} is of one GPU: give it without --parallel {options.parallel}"
+                f"--{name} is of one GPU: give it without --parallel {options.parallel}"
             )
     if options.json and options.format:
         raise BenchError("give --json or --format, not both")
@@ -326,12 +326,8 @@ def card_of(options: argparse.Namespace) -> Gpu | None:
     return gpu_with_memory(options.gpu_memory) if options.gpu_memory else None
 
 
-def cases_of(options: argparse.Namespace) -> list[Case]:
-    """Every case that the options of `bench memory` ask to predict."""
-    return _cases(options)[1]
-
-
-def _cases(options: argparse.Namespace) -> tuple[list[Subject], list[Case]]:
+def cases_of(options: argparse.Namespace) -> tuple[list[Subject], list[Case]]:
+    """The subjects, and every case of theirs, that the options ask to predict."""
     step = _step(options)
     subjects = predicted_subjects(options)
     cases = []
@@ -379,73 +375,32 @@ def _table(found: Sequence[Prediction], card: Gpu | None, format: str) -> None:
     writer.writerows({key: no_formula(cell) for key, cell in row.items()} for row in rows)
 
 
-def _drawn(found: Sequence[tuple[Prediction, Measurement | None]], card: Gpu | None) -> Figure:
-    from bench.reports.plots import memory_figure, phase_bars, step_bar
-
-    first, seen = found[0]
-    alone = len(found) == 1
-    bars = [step_bar(p) for p, _ in found]
-    if alone or any(measured for _, measured in found):
-        bars = [bar for p, measured in found for bar in phase_bars(p, measured)]
-    versions = ", ".join(f"{name} {version}" for name, version in first.versions.items())
-    limit = (card.name, card.memory_bytes) if card else None
-    kind = "predicted beside measured" if seen else "predicted"
-    where = "in each phase of a step" if alone or seen else "at the peak"
-    name = f"{first.case}: " if alone else f"{first.model}, {first.step}: "
-    measured = "not measured"
-    if seen:
-        among = "its logits, loss and workspace are among the activations"
-        measured = f"measured on {seen.device} ({among})"
-    footer = f"predicted for {first.device}, {measured}; {versions}"
-    return memory_figure(f"{name}{kind} memory {where}", bars, footer, limit)
-
-
-def _solved(case: Case, options: argparse.Namespace, gpu: Gpu | None, line: _Line) -> Solution:
+def _solved(case: Case, what: str, attempt: Attempt) -> Solution:
     from bench.predict.largest import solve
-    from bench.predict.result import predict
 
     limit = None
-    if options.solve == "seq-len":
+    if what == "seq-len":
         from bench.training.limits import case_limit
 
         limit = case_limit(case)
-
-    def attempt(trial: Case) -> Prediction:
-        line.begin(trial.id)
-        return predict(trial, gpu=gpu, progress=line.phase)
-
-    return solve(case, options.solve, attempt, limit)
-
-
-def _as_json(done: Prediction | Solution) -> dict[str, Any]:
-    from bench.predict.result import Prediction
-    from bench.reports.predicted import notes
-
-    if isinstance(done, Prediction):
-        return {**done.to_dict(), "notes": notes(done)}
-    solved = {"what": done.what, "value": done.value, "bounded": done.bounded}
-    return {**_as_json(done.prediction), "solved": solved}
+    return solve(case, what, attempt, limit)
 
 
 class _Line:
-    """One line on a terminal's standard error; silent elsewhere."""
+    """Which case of how many is being predicted."""
 
     def __init__(self, total: int) -> None:
         self._total = total
         self._number = 0
         self._case = ""
-        self._shown = sys.stderr.isatty()
 
     def begin(self, case: str) -> None:
         self._number += 1
         self._case = case
 
     def phase(self, name: str) -> None:
-        if self._shown:
-            of = f"/{self._total}" if self._number <= self._total else ""
-            print(f"\r\x1b[K[{self._number}{of}] {self._case}: {name}", end="", file=sys.stderr)
-            sys.stderr.flush()
+        of = f"/{self._total}" if self._number <= self._total else ""
+        progress(f"[{self._number}{of}] {self._case}: {name}")
 
     def clear(self) -> None:
-        if self._shown:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        progress("")

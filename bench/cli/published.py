@@ -149,7 +149,7 @@ def _figures(row: Measured) -> Kept:
         parser = argparse.ArgumentParser()
         memory.add_options(parser.add_argument)
         options = parser.parse_args([folder, *row.options])
-        (case,) = memory.cases_of(options)
+        _, (case,) = memory.cases_of(options)
         found = predict(case, gpu=memory.card_of(options))
     return {
         "peak_allocated_bytes": found.peak_allocated_bytes,

@@ -245,8 +245,7 @@ class Search:
                     count = extra.elements + r * s.per_rank
                     near.append(self._found(_with(extra, form, r), count, 0, s.score, s.note))
         near = sorted(
-            (f for f in near if f.score < 4),
-            key=lambda f: (abs(f.trainable - trainable), f.score),
+            (f for f in near if f.score < 4), key=lambda f: (abs(f.trainable - trainable), f.score)
         )
         kept: dict[object, Found] = {}
         for candidate in near[: 4 * _SHOWN]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -213,8 +212,3 @@ def document_of(run: StoredRun) -> dict[str, Any]:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return {"datetime": now, "machine_info": {}, "commit_info": {}, "benchmarks": [],
             KEY: run.table()}  # fmt: skip
-
-
-def mean_loss(shown: Shown) -> float:
-    """The mean over seeds, inf where one diverged."""
-    return statistics.fmean(shown.losses.values())

@@ -53,7 +53,7 @@ class _Arm(TypedDict, total=False):
     use_dora: bool
     init_lora_weights: bool | str
     quick: bool
-    stands_for: Names  # fmt: skip
+    stands_for: Names
 
 
 _TOLD = ("says", "source", "kind")
@@ -343,28 +343,14 @@ def _with_labels(model: Model, labels: Sequence[str]) -> Model:
 
 
 def _material(settings: Settings, folder: Path, given: list[Text] | None, where: str) -> Material:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
-        raise BenchError(f"{folder}: its tokenizer cannot be loaded: {first}") from None
-    text = given if given is not None else _source(settings.text)
+    tokenizer = texts.tokenizer_of(folder)
+    text = given if given is not None else texts.from_source(settings.text)
     make = texts.classified if settings.task == CLASSIFICATION else texts.continued
     sizes = texts.Sizes(
         settings.length, settings.held_back, settings.evaluation, settings.other_examples
     )
-    made = make(text, _source(settings.other), tokenizer, sizes, where)
+    made = make(text, texts.from_source(settings.other), tokenizer, sizes, where)
     return texts.checked(made, settings.batch_size, where)
-
-
-def _source(values: Mapping[str, Any]) -> list[Text]:
-    given = dict(values)
-    name = given.pop("source")
-    if name not in texts.SOURCES:
-        raise UnknownName("source of text", name, texts.SOURCES)
-    return texts.SOURCES[name](**given)
 
 
 def _arm(study: Study, name: str, facts: _Arm) -> Arm:

@@ -11,12 +11,12 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.errors import BenchError
+from bench.errors import BenchError, UnknownName
 from bench.files import read_text
 from bench.learning.packages import package
 
@@ -122,6 +122,26 @@ def prose() -> list[Text]:
 
 SOURCES: dict[str, Callable[..., list[Text]]] = {"dialogue": dialogue, "prose": prose}
 """By the name that a study calls them."""
+
+
+def from_source(values: Mapping[str, Any]) -> list[Text]:
+    """The texts of the source that a study names, by its other values. Raises UnknownName."""
+    given = dict(values)
+    name = given.pop("source")
+    if name not in SOURCES:
+        raise UnknownName("source of text", name, SOURCES)
+    return SOURCES[name](**given)
+
+
+def tokenizer_of(folder: Path) -> Any:
+    """The tokenizer beside a model's weights. Raises BenchError where it cannot be loaded."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise BenchError(f"{folder}: its tokenizer cannot be loaded: {first}") from None
 
 
 def read_data(path: Path) -> list[Text]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from bench.measure.engine import WARMUP_ROUNDS, Running, Session, WorkerClock
+from bench.measure.engine import WARMUP_ROUNDS, Session
 from bench.measure.outcome import CaseFailed, Measurement, Outcome, StepTime
+from bench.measure.running import Running, WorkerClock
 from bench.measure.spread import Spread, Taken
 
 __all__ = [

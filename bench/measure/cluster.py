@@ -22,9 +22,10 @@ from typing import Any, Self
 from bench.compat import instead_of, patched, private
 from bench.errors import BenchError
 from bench.measure import outcome
-from bench.measure.engine import Session, WorkerClock
+from bench.measure.engine import Session
 from bench.measure.nodes import Facts, Node, facts, last_line, obstacle
 from bench.measure.outcome import CaseFailed, Outcome
+from bench.measure.running import WorkerClock
 from bench.measure.spread import Taken, measure_ahead
 from bench.training.cases import Case
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import NoReturn, Self
 
 from bench.errors import BenchError
-from bench.measure.engine import Session, WorkerClock
+from bench.measure.engine import Session
 from bench.measure.outcome import Measurement, StepTime
+from bench.measure.running import WorkerClock
 from bench.training.cases import Case
 
 

@@ -78,10 +78,7 @@ class Model:
     @property
     def notes(self) -> tuple[str, ...]:
         """What an answer about this model does not cover."""
-        return (
-            *self._other_class(),
-            *quantization_notes(self.config.get("quantization_config")),
-        )
+        return (*self._other_class(), *quantization_notes(self.config.get("quantization_config")))
 
     def _other_class(self) -> Iterator[str]:
         """That another class is built than the config names, or code of its own was not run."""

@@ -35,10 +35,7 @@ FUSED = _DATA["fused"]
 _SEGMENTS = 6  # no rule looks at more of a name
 # A wrapper that clips or quantizes keeps its weight in `linear`; experts are parameters.
 _COMPILED = tuple(
-    (
-        re.compile(rf"(?:.*\.)?(?:{'|'.join(rule['names'])})(?:\.linear)?(?:\.weight)?"),
-        rule["role"],
-    )
+    (re.compile(rf"(?:.*\.)?(?:{'|'.join(rule['names'])})(?:\.linear)?(?:\.weight)?"), rule["role"])
     for rule in _DATA["rule"]
 )
 

@@ -33,11 +33,7 @@ _WORDS = (
 _INPUTS = {"pixel_values": "image", "input_features": "audio", "input_values": "audio",
            "input_ids": "text"}  # fmt: skip
 _KINDS = {"image": VISION, "video": VISION, "audio": AUDIO, "text": LANGUAGE}
-_FED_BY: dict[str, tuple[str, ...]] = {
-    VISION: ("image",),
-    AUDIO: ("audio",),
-    LANGUAGE: ("text",),
-}
+_FED_BY: dict[str, tuple[str, ...]] = {VISION: ("image",), AUDIO: ("audio",), LANGUAGE: ("text",)}
 
 # A layer is a numbered container: a numbered projection (`mlp.0`) is none, and of nested numbers
 # the first counts.

@@ -79,10 +79,6 @@ class CachingAllocator:
                 block = _merged(block, neighbour)
         self._keep(block)
 
-    def reserve(self, size: int) -> None:
-        """Have a segment that nothing holds, as after what was there is gone."""
-        self._keep(self._segment(rounded(size), rounded(size) <= SMALL))
-
     def address(self, key: Hashable) -> int:
         """Where the block of `key` begins: a number to compare, no real address."""
         return self._used[key].address

@@ -9,17 +9,7 @@ from bench.models.precision import precision
 from bench.models.stored import AWQ, COMPRESSED, GPTQ, HQQ, read_stored
 from bench.predict.gpus import bfloat16_note
 from bench.training.liger import fused_loss
-from bench.training.options import (
-    DDP,
-    DTYPES,
-    FSDP,
-    KEEP_OUTPUT,
-    PINNED,
-    PLAIN,
-    SDPA,
-    SFT,
-    TRAINER,
-)
+from bench.training.options import DDP, DTYPES, FSDP, KEEP_OUTPUT, PINNED, PLAIN, SDPA, SFT, TRAINER
 
 if TYPE_CHECKING:
     from bench.predict.gpus import Gpu

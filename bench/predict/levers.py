@@ -127,10 +127,7 @@ CHANGES: dict[str, Change] = {
 
 
 def ways_to_fit(
-    case: Case,
-    now: Prediction,
-    predict: Callable[[Case], Prediction],
-    without: Sequence[str] = (),
+    case: Case, now: Prediction, predict: Callable[[Case], Prediction], without: Sequence[str] = ()
 ) -> Ways:
     """Every change that applies, but for those in `without`, and what together fits. `predict` must
     know the GPU."""

@@ -58,9 +58,7 @@ WRITING = frozenset(
 def of_rank(device: Device) -> Device:
     """The device as one of several has it: with the operations between them."""
     return replace(
-        device,
-        substitutes={**device.substitutes, **COLLECTIVES},
-        plain=device.plain | WRITING,
+        device, substitutes={**device.substitutes, **COLLECTIVES}, plain=device.plain | WRITING
     )
 
 

@@ -19,11 +19,7 @@ MOST = 1 << 16
 """Sets of arguments that are remembered; a model has some hundreds."""
 _FRESH, _IN_PLACE, _OTHER = "fresh", "in place", "other"
 _TENSORS = ("Tensor", "List[Tensor]")
-_UNTOLD = (
-    torch.Tag.data_dependent_output,
-    torch.Tag.dynamic_output_shape,
-    torch.Tag.inplace_view,
-)
+_UNTOLD = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.inplace_view)
 
 
 class KnownShapes:

@@ -9,15 +9,7 @@ from __future__ import annotations
 
 from bench.readers import trainer
 from bench.readers.document import Document
-from bench.readers.recipe import (
-    Reader,
-    Recipe,
-    Step,
-    notes_on,
-    refuse_whole_model,
-    renamed,
-    whole,
-)
+from bench.readers.recipe import Reader, Recipe, Step, notes_on, refuse_whole_model, renamed, whole
 
 FIELDS = {
     "lora_r": "r",

@@ -12,13 +12,7 @@ from pathlib import Path
 
 from bench.errors import BenchError
 from bench.files import FIXTURES
-from bench.predict.evidence import (
-    Agreement,
-    agreement,
-    agreement_of,
-    load_kept,
-    load_measured,
-)
+from bench.predict.evidence import Agreement, agreement, agreement_of, load_kept, load_measured
 from bench.training.options import PHASES
 
 BEGIN, END = "<!-- evidence -->", "<!-- end of evidence -->"

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bench.baselines import VERDICTS, Record, StoredRun, Verdict, compare
 from bench.statistics import summarize
 from bench.training.options import PHASES
-from bench.units import (
-    one_line,
-)
+from bench.units import one_line
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.utils import parametrize
 
 from bench.compat import patched, private
 from bench.errors import BenchError
@@ -30,7 +29,7 @@ from bench.training.cases import Case
 from bench.training.liger import Patch, check_liger, fused_loss, put_kernels
 from bench.training.options import EAGER, PLAIN, SDPA, SFT, TRAINER, check_step
 from bench.training.parallel import check_parallel, spread, storage_dtype
-from bench.training.step import Training, make_batch, make_optimizer, make_scaler
+from bench.training.step import Training, hold_in_float32, make_batch, make_optimizer, make_scaler
 
 
 def load(case: Case, device: str = "cpu") -> Training:
@@ -236,13 +235,10 @@ def adapt(case: Case, model: Any) -> Any:
     if case.step.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing)
     model = get_peft_model(
-        model,
-        LoraConfig(**case.adapter),
-        autocast_adapter_dtype=case.step.autocast_adapter_dtype,
+        model, LoraConfig(**case.adapter), autocast_adapter_dtype=case.step.autocast_adapter_dtype
     )
     if case.compute == "float16":
-        _saved_copies_in_float32(model)
-        _freed_parameters_in_float32(model)
+        hold_in_float32(model)
     return model.train()
 
 
@@ -369,51 +365,3 @@ def _check_loaded(case: Case, model: Any, missing: Iterable[str]) -> None:
             f"--weights {case.weights}: these are not the weights of {case.model}: it lacks "
             f"{', '.join(absent[:3])}{more}, which would be random"
         )
-
-
-def _saved_copies_in_float32(model: torch.nn.Module) -> None:
-    """Hold trainable copies of whole modules in float32: Adam's second moment vanishes in float16.
-
-    Inputs are cast on the way in, outputs back to float16 for the frozen layers that follow.
-    """
-    from peft.utils.other import ModulesToSaveWrapper
-
-    def cast(value: Any, dtype: torch.dtype) -> Any:
-        floating = isinstance(value, torch.Tensor) and value.is_floating_point()
-        return value.to(dtype) if floating else value
-
-    def enter(module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(cast(arg, torch.float32) for arg in args)
-
-    def leave(module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        return cast(output, torch.float16)
-
-    for module in model.modules():
-        if isinstance(module, ModulesToSaveWrapper):
-            for copy in module.modules_to_save.values():
-                copy.float()
-                copy.register_forward_pre_hook(enter)
-                copy.register_forward_hook(leave)
-
-
-class _Half(torch.nn.Module):  # type: ignore[misc]
-    """What a float16 module sees of a parameter that is held in float32."""
-
-    def forward(self, held: torch.Tensor) -> torch.Tensor:
-        return held.half()
-
-
-def _freed_parameters_in_float32(model: torch.nn.Module) -> None:
-    """Hold the base model's own parameters that PEFT sets free (`bias`) in float32, as it holds its
-    adapters: a GradScaler refuses float16 gradients.
-
-    They are cast where they are used, as autocast would: torch multiplies no float16 weight with a
-    float32 bias beside it.
-    """
-    held: dict[torch.nn.Parameter, torch.nn.Parameter] = {}  # shared ones stay shared
-    for module in list(model.modules()):
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            if parameter.requires_grad and parameter.dtype == torch.float16:
-                wide = held.setdefault(parameter, torch.nn.Parameter(parameter.detach().float()))
-                parametrize.register_parametrization(module, name, _Half(), unsafe=True)
-                module.parametrizations[name].original = wide

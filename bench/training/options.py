@@ -278,10 +278,7 @@ def _offered(predicted: bool) -> list[Any]:
 
 
 def add_step_options(
-    add: Callable[..., Any],
-    unset: tuple[str, ...] = (),
-    predicted: bool = False,
-    **defaults: Any,
+    add: Callable[..., Any], unset: tuple[str, ...] = (), predicted: bool = False, **defaults: Any
 ) -> None:
     """Give a parser (argparse's `add_argument`, or pytest's `addoption`) every option of a step;
     those of steps that are `predicted` and never measured, where asked for.

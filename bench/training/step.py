@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch.nn.utils import parametrize
 
 from bench.errors import BenchError
 from bench.tasks import AUDIO, IMAGES, TRAINED
@@ -227,3 +228,57 @@ def make_scaler(case: Case, device: str) -> torch.amp.GradScaler | None:
 
 def _to(batch: Batch, device: str) -> Batch:
     return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def hold_in_float32(model: torch.nn.Module) -> None:
+    """Of a float16 model what trains beside its adapters: copies of whole modules, and the base
+    model's own parameters that PEFT sets free (`bias`)."""
+    _saved_copies_in_float32(model)
+    _freed_parameters_in_float32(model)
+
+
+def _saved_copies_in_float32(model: torch.nn.Module) -> None:
+    """Adam's second moment vanishes in float16.
+
+    Inputs are cast on the way in, outputs back to float16 for the frozen layers that follow.
+    """
+    from peft.utils.other import ModulesToSaveWrapper
+
+    def cast(value: Any, dtype: torch.dtype) -> Any:
+        floating = isinstance(value, torch.Tensor) and value.is_floating_point()
+        return value.to(dtype) if floating else value
+
+    def enter(module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(cast(arg, torch.float32) for arg in args)
+
+    def leave(module: torch.nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return cast(output, torch.float16)
+
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            for copy in module.modules_to_save.values():
+                copy.float()
+                copy.register_forward_pre_hook(enter)
+                copy.register_forward_hook(leave)
+
+
+class _Half(torch.nn.Module):  # type: ignore[misc]
+    """What a float16 module sees of a parameter that is held in float32."""
+
+    def forward(self, held: torch.Tensor) -> torch.Tensor:
+        return held.half()
+
+
+def _freed_parameters_in_float32(model: torch.nn.Module) -> None:
+    """As PEFT holds its adapters: a GradScaler refuses float16 gradients.
+
+    They are cast where they are used, as autocast would: torch multiplies no float16 weight with a
+    float32 bias beside it.
+    """
+    held: dict[torch.nn.Parameter, torch.nn.Parameter] = {}  # shared ones stay shared
+    for module in list(model.modules()):
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.requires_grad and parameter.dtype == torch.float16:
+                wide = held.setdefault(parameter, torch.nn.Parameter(parameter.detach().float()))
+                parametrize.register_parametrization(module, name, _Half(), unsafe=True)
+                module.parametrizations[name].original = wide

@@ -35,11 +35,7 @@ MAX_GRAD_NORM = 1.0
 
 
 def make_trainer(
-    case: Case,
-    model: torch.nn.Module,
-    batch: Batch,
-    optimizer: torch.optim.Optimizer,
-    device: str,
+    case: Case, model: torch.nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, device: str
 ) -> Any:
     """The case's trainer around a model that carries its adapters, prepared to train.
 
@@ -135,9 +131,7 @@ def _tokenizer() -> Any:
     words = ("<pad>", "<s>", "</s>", "<unk>")
     model = tokenizers.models.WordLevel({w: n for n, w in enumerate(words)}, unk_token=words[3])
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizers.Tokenizer(model),
-        pad_token=words[0],
-        eos_token=words[2],
+        tokenizer_object=tokenizers.Tokenizer(model), pad_token=words[0], eos_token=words[2]
     )
 
 

@@ -11,7 +11,8 @@ import pytest
 from engine_support import MIB, failure, limits, workers
 from measure_support import MODELS, shared_session, tiny_case
 
-from bench.measure import CaseFailed, Session, engine
+from bench.measure import CaseFailed, Session
+from bench.measure import running as runs
 
 
 @pytest.fixture
@@ -116,7 +117,7 @@ def test_a_kill_under_a_memory_limit_is_what_the_kernel_says_it_is(
     says: str,
 ) -> None:
     counter = tmp_path / "vmstat"
-    monkeypatch.setattr(engine, "KILL_COUNTERS", (str(counter),))
+    monkeypatch.setattr(runs, "KILL_COUNTERS", (str(counter),))
 
     def count(kills: int | None) -> None:
         if kills is not None:
@@ -137,7 +138,7 @@ def test_a_kill_under_a_memory_limit_is_what_the_kernel_says_it_is(
 
 @pytest.mark.skipif(not Path("/proc/vmstat").exists(), reason="not Linux")
 def test_linux_counts_its_kills() -> None:
-    assert engine.kernel_kills() is not None
+    assert runs.kernel_kills() is not None
 
 
 def test_weights_that_explode_diverge(session: Session) -> None:

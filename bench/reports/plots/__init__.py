@@ -5,7 +5,13 @@ from bench.reports.plots.drawing import FORMATS, new_figure, plot_format
 from bench.reports.plots.evidence import evidence_figure
 from bench.reports.plots.history import MOST_SERIES, history_figure
 from bench.reports.plots.learning import LossPoint, loss_figure
-from bench.reports.plots.memory import MemoryBar, memory_figure, phase_bars, step_bar
+from bench.reports.plots.memory import (
+    MemoryBar,
+    memory_figure,
+    phase_bars,
+    predictions_figure,
+    step_bar,
+)
 from bench.reports.plots.reach import DEAD, coverage_figure, reach_figure
 from bench.reports.plots.runs import run_figures
 
@@ -26,6 +32,7 @@ __all__ = [
     "new_figure",
     "phase_bars",
     "plot_format",
+    "predictions_figure",
     "rank_figure",
     "reach_figure",
     "run_figures",

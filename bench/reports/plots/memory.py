@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from bench.measure import Measurement
+    from bench.predict.gpus import Gpu
     from bench.predict.result import Prediction
 
 
@@ -50,6 +51,29 @@ def phase_bars(said: Prediction, seen: Measurement | None = None) -> list[Memory
         if seen is not None:
             bars.append(MemoryBar(case, phase, seen.breakdown_by_phase[phase], measured=True))
     return bars
+
+
+def predictions_figure(
+    found: Sequence[tuple[Prediction, Measurement | None]], gpu: Gpu | None = None
+) -> Figure:
+    """Predicted steps, each beside its measurement where there is one, and the memory of `gpu`: of
+    one step every phase, of several their peaks."""
+    first, seen = found[0]
+    alone = len(found) == 1
+    bars = [step_bar(p) for p, _ in found]
+    if alone or any(measured for _, measured in found):
+        bars = [bar for p, measured in found for bar in phase_bars(p, measured)]
+    versions = ", ".join(f"{name} {version}" for name, version in first.versions.items())
+    kind = "predicted beside measured" if seen else "predicted"
+    where = "in each phase of a step" if alone or seen else "at the peak"
+    name = f"{first.case}: " if alone else f"{first.model}, {first.step}: "
+    measured = "not measured"
+    if seen:
+        among = "its logits, loss and workspace are among the activations"
+        measured = f"measured on {seen.device} ({among})"
+    footer = f"predicted for {first.device}, {measured}; {versions}"
+    limit = (gpu.name, gpu.memory_bytes) if gpu else None
+    return memory_figure(f"{name}{kind} memory {where}", bars, footer, limit)
 
 
 def memory_figure(
