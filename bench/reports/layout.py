@@ -147,27 +147,32 @@ def _drawn(table: Table, split: int, width: int, colour: bool) -> list[str]:
     from rich.text import Text
 
     names = table.header[split:]
-    rows = [[Text(harmless_line(cell)) for cell in row[split:]] for row in table.rows]
-    widths = [max((row[i].cell_len for row in rows), default=0) for i in range(len(names))]
+    rows = [[harmless_line(cell) for cell in row[split:]] for row in table.rows]
+    columns = [[row[i] for row in rows] for i in range(len(names))]
+    cells = [max(map(cell_len, column), default=0) for column in columns]
+    heads = [
+        n.rsplit(" ", 1) if cell_len(n) > c else [n] for n, c in zip(names, cells, strict=True)
+    ]
+    widths = [max(c, *map(cell_len, head)) for c, head in zip(cells, heads, strict=True)]
     texts = [i for i, name in enumerate(names) if name not in table.right]
-    longest = max(texts, key=lambda i: widths[i], default=-1)
+    longest = max(texts, key=lambda i: cells[i], default=0)
+    room = width - sum(widths) + widths[longest] - 2 * (len(widths) - 1)
+    words = (word for cell in columns[longest] for word in cell.split())
+    if room < min(widths[longest], max(WRAPPED, *map(cell_len, words))):
+        return []
+    widths[longest] = min(widths[longest], room)
     grid = Grid(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="")
-    for i, (name, cells) in enumerate(zip(names, widths, strict=True)):
-        head = name.rsplit(" ", 1) if cell_len(name) > cells else [name]
-        whole = max(cells, *map(cell_len, head))
-        grid.add_column(
-            Text("\n".join(head)),
-            justify="right" if name in table.right else "left",
-            no_wrap=i != longest,
-            min_width=min(whole, WRAPPED) if i == longest else whole,
-        )
+    for name, head, wide in zip(names, heads, widths, strict=True):
+        side = "right" if name in table.right else "left"
+        grid.add_column(Text("\n".join(head)), justify=side, width=wide)
+    grid.add_row(*(Rule(characters=CUT, style="") for _ in names))
     for group in _groups(table, split):
-        grid.add_row(*(Rule(characters=CUT, style="") for _ in names))
         for number in group:
-            grid.add_row(*rows[number], style=table.styles[number] if table.styles else None)
-    text = _printed(grid, width, colour)
-    head, rule, *bodies = (*re.split(f"(.*{CUT}.*\n)", text), "")
-    return [p.rstrip("\n") for p in (head + rule.replace(CUT, "-"), *bodies[::2])] if text else []
+            style = table.styles[number] if table.styles else None
+            grid.add_row(*map(Text, rows[number]), style=style)
+        grid.add_row(CUT)
+    head, rule, *bodies = re.split(f"(.*{CUT}.*\n)", _printed(grid, width, colour))
+    return [p.rstrip("\n") for p in (head + rule.replace(CUT, "-"), *bodies[:-1:2])]
 
 
 def aligned(rows: Iterable[Sequence[str]], sides: str) -> list[str]:
@@ -184,7 +189,7 @@ def aligned(rows: Iterable[Sequence[str]], sides: str) -> list[str]:
 
 
 def _printed(grid: Grid, width: int = ANY_WIDTH, colour: bool = False) -> str:
-    """The table in text, its lines without spaces at their ends; "" where `width` is too little."""
+    """The table in text, its lines without spaces at their ends."""
     from rich.console import Console
     from rich.theme import Theme
 
@@ -193,8 +198,6 @@ def _printed(grid: Grid, width: int = ANY_WIDTH, colour: bool = False) -> str:
         file=file, width=width, height=1, force_jupyter=False, legacy_windows=False,
         color_system="standard" if colour else None, no_color=False, theme=Theme(COLOURS),
     )  # fmt: skip
-    if console.measure(grid, options=console.options.update(max_width=ANY_WIDTH)).minimum > width:
-        return ""
     console.print(grid)
     return re.sub(r" +(?=(?:\x1b\[0m)?$)", "", file.getvalue(), flags=re.MULTILINE)
 
