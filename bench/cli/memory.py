@@ -45,10 +45,10 @@ if TYPE_CHECKING:
 HELP = "predict a step's GPU memory, without a GPU"
 EPILOG = (
     "Limits: eager mode (no compilation or offloading); one GPU, or one of several (--parallel: "
-    "copies and sharding of Llama in bf16 and nf4 alone); the CUDA "
-    "context is outside, and assumed to take 0.5 GiB where a GPU is asked for; the "
-    "allocator has its default settings and room. docs/prediction.md says more. Exit status: 1 "
-    "where a GPU (or --gpu-memory) was asked for and a step does not fit it."
+    "copies and sharding of Llama in bf16 and nf4 alone); the CUDA context is outside, and assumed "
+    "to take 0.5 GiB where a GPU is asked for; the allocator has its default settings and room. "
+    "docs/prediction.md says more. Exit status: 1 where a GPU (or --gpu-memory) was asked for and "
+    "a step does not fit it."
 )
 
 
@@ -119,13 +119,13 @@ def run(options: argparse.Namespace) -> int:
         return _beside(cases, options, line)
     one_by_one = options.json or options.solve or (len(cases) == 1 and not options.format)
     found = []
+    attempt = _attempt(card, line)
     for case in cases:
-        attempt = _attempt(card, line)
         done = _solved(case, options.solve, attempt) if options.solve else attempt(case)
-        line.clear()
+        progress("")
         if one_by_one:
             ways = _ways(case, done, options, attempt) if len(cases) == 1 else None
-            line.clear()
+            progress("")
             print(_text(done, ways, options), flush=True)
         found.append(done.prediction if isinstance(done, Solution) else done)
     if not one_by_one:
@@ -158,7 +158,7 @@ def _beside(cases: Sequence[Case], options: argparse.Namespace, line: _Line) -> 
             said = predict(case, device=_device(session, case), progress=line.phase)
             line.phase("measuring")
             measured, why_not = _measured(session, case, said, room)
-            line.clear()
+            progress("")
             found.append((said, measured))
             seen = {"failed": why_not} if measured is None else _seen(measured)
             beside = why_not
@@ -370,9 +370,8 @@ def _table(found: Sequence[Prediction], card: Gpu | None, format: str) -> None:
         put(written(prediction_report(found, card), format))
         return
     rows = prediction_rows(found, card)
-    writer = csv.DictWriter(sys.stdout, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: no_formula(cell) for key, cell in row.items()} for row in rows)
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerows([[*rows[0]], *(map(no_formula, row.values()) for row in rows)])
 
 
 def _solved(case: Case, what: str, attempt: Attempt) -> Solution:
@@ -401,6 +400,3 @@ class _Line:
     def phase(self, name: str) -> None:
         of = f"/{self._total}" if self._number <= self._total else ""
         progress(f"[{self._number}{of}] {self._case}: {name}")
-
-    def clear(self) -> None:
-        progress("")
