@@ -7,6 +7,7 @@ one model on the meta device.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.metadata import version
@@ -223,6 +224,11 @@ class ModuleTable:
             and p.name.rpartition(".")[0] in owners
             and not p.name.rpartition(".")[2].startswith(("original", "A_log"))
         )
+
+    def below(self, module: str) -> Iterator[Parameter]:
+        """Every parameter in the module or its children, shared ones too (a copy copies them)."""
+        prefix = module + "."
+        return (p for p in self.parameters if p.name.startswith(prefix))
 
 
 def read_table(model: nn.Module) -> ModuleTable:

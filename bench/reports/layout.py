@@ -8,7 +8,7 @@ import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from bench.units import harmless_line, one_line
 
@@ -163,16 +163,15 @@ def _drawn(table: Table, split: int, width: int, colour: bool) -> list[str]:
     widths[longest] = min(widths[longest], room)
     grid = Grid(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="")
     for name, head, wide in zip(names, heads, widths, strict=True):
-        side = "right" if name in table.right else "left"
-        grid.add_column(Text("\n".join(head)), justify=side, width=wide)
+        grid.add_column(Text("\n".join(head)), width=wide, justify=_side(name in table.right))
     grid.add_row(*(Rule(characters=CUT, style="") for _ in names))
     for group in _groups(table, split):
         for number in group:
             style = table.styles[number] if table.styles else None
             grid.add_row(*map(Text, rows[number]), style=style)
         grid.add_row(CUT)
-    head, rule, *bodies = re.split(f"(.*{CUT}.*\n)", _printed(grid, width, colour))
-    return [p.rstrip("\n") for p in (head + rule.replace(CUT, "-"), *bodies[:-1:2])]
+    parts = re.split(f"(.*{CUT}.*\n)", _printed(grid, width, colour))
+    return [p.rstrip("\n") for p in (parts[0] + parts[1].replace(CUT, "-"), *parts[2:-1:2])]
 
 
 def aligned(rows: Iterable[Sequence[str]], sides: str) -> list[str]:
@@ -182,10 +181,14 @@ def aligned(rows: Iterable[Sequence[str]], sides: str) -> list[str]:
 
     grid = Grid.grid(padding=(0, 2, 0, 0))
     for side in sides:
-        grid.add_column(justify="right" if side == "r" else "left", no_wrap=True)
+        grid.add_column(justify=_side(side == "r"), no_wrap=True)
     for row in rows:
         grid.add_row(*(Text(harmless_line(cell)) for cell in row))
     return _printed(grid).splitlines()
+
+
+def _side(right: bool) -> Literal["left", "right"]:
+    return "right" if right else "left"
 
 
 def _printed(grid: Grid, width: int = ANY_WIDTH, colour: bool = False) -> str:
@@ -229,7 +232,7 @@ def _paragraph(table: Table, cells: Sequence[str], width: int) -> str:
 
 
 def _grid(table: Table, form: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    align = ["right" if name in table.right else "left" for name in table.header]
+    align = [_side(name in table.right) for name in table.header]
     return grid(header, rows, form, align if rows else None)
 
 
