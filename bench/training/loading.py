@@ -133,6 +133,8 @@ _INITIALIZERS = ("kaiming_uniform_", "uniform_", "normal_", "zeros_")
 def undrawn() -> contextlib.AbstractContextManager[None]:
     """While active, torch's initializers leave a tensor as it is: on meta there is nothing to draw,
     and its functions take a while to find that out."""
+    import transformers.initialization  # noqa: F401  # which keeps torch's own as it finds them
+
     return patched(*((torch.nn.init, name, _as_it_is) for name in _INITIALIZERS))
 
 
