@@ -24,6 +24,11 @@ LLAMA = {
 }  # fmt: skip
 MIXTRAL = {**LLAMA, "model_type": "mixtral", "num_local_experts": 2, "num_hidden_layers": 2}
 BERT = {**LLAMA, "model_type": "bert"}
+QWEN_MOE = {**LLAMA, "model_type": "qwen3_moe", "num_experts": 2, "moe_intermediate_size": 8,
+            "mlp_only_layers": [0]}  # fmt: skip
+GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_head": 2, "n_layer": 2, "vocab_size": 24}
+XLNET = {"model_type": "xlnet", "d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 24,
+         "vocab_size": 24}  # fmt: skip
 
 
 def model(config: dict[str, Any], auto_class: str = "AutoModelForCausalLM") -> Model:

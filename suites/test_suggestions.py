@@ -5,17 +5,12 @@ from __future__ import annotations
 import re
 
 import pytest
-from test_dead import BERT, LLAMA, MIXTRAL, dead, ledger_of, model
+from test_dead import BERT, GPT2, LLAMA, MIXTRAL, QWEN_MOE, XLNET, dead, ledger_of, model
 
 from bench.adapters.config import AdapterConfig
 from bench.measure.counting import count, inject
 from bench.targets import match
 
-QWEN_MOE = {**LLAMA, "model_type": "qwen3_moe", "num_experts": 2, "moe_intermediate_size": 8,
-            "mlp_only_layers": [0]}  # fmt: skip
-GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_head": 2, "n_layer": 2, "vocab_size": 24}
-XLNET = {"model_type": "xlnet", "d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 24,
-         "vocab_size": 24}  # fmt: skip
 OFFERS = [
     (BERT, "o_proj", "attention.output.dense (output, 4 modules)"),
     (BERT, "down_proj", "dense (down in 4 of the 13 modules that it reaches)"),
