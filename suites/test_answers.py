@@ -190,6 +190,7 @@ REFUSED = {
     "no-default": ("bamba", {}),
     "no-default-at-all": ("kinds", {}),
     "default": ("llama", {}),
+    "default-expression": ("gemma4", {}),
     "does-not-generate": ("llama-classes", {**entries("q_proj"), "task_type": "CAUSAL_LM"}),
     "does-not-generate-pairs": ("bert", {**entries("query"), "task_type": "SEQ_2_SEQ_LM"}),
     "one-of-two-experts": ("mixtral", entries("q_proj", "w3", "w2")),
@@ -202,6 +203,11 @@ REFUSED = {
             **entries("lm_head", "q_proj"), "ensure_weight_tying": True, "rank_pattern": {name: 2}})
         for name in ("lm_head", "embed_tokens", "q_proj")
     },
+    "tied-and-cut-from-the-weight": ("llama-tied", {
+        **entries("lm_head", "q_proj"), "ensure_weight_tying": True, "rank_pattern": {"lm_head": 2},
+        "init_lora_weights": "pissa"}),
+    "untied-of-another-rank": ("llama", {**entries("lm_head", "q_proj"),
+                                         "rank_pattern": {"embed_tokens": 2}}),
     "tied-saved": ("llama-tied", {**entries("q_proj"), "ensure_weight_tying": True,
                                   "modules_to_save": ["lm_head"]}),
     "tied-as-a-string": ("llama-tied", {"target_modules": "lm_head|.*q_proj",

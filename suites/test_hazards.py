@@ -344,3 +344,11 @@ def test_experts_are_told_by_their_class_too() -> None:
     linear = Module("l", LINEAR, 1, 1), Parameter("l.weight", (1, 1))
     table = ModuleTable("", "Small", (owner, linear[0]), (weight, linear[1]))
     assert "experts-not-reached" in said(match(table, AdapterConfig(("l",))))
+
+
+def test_a_head_is_told_by_its_first_word_where_the_base_model_is_not_known() -> None:
+    names = ("classifier.dense", "my.classifier", "score", "a")
+    linear = tuple(Module(name, LINEAR, 1, 1) for name in names)
+    table = ModuleTable("", "Small", linear, tuple(Parameter(f"{n}.weight", (1, 1)) for n in names))
+    reason = said(match(table, AdapterConfig(("a",))))["frozen-head"]
+    assert reason.startswith("classifier.dense, score: beyond the base model")

@@ -139,6 +139,7 @@ def test_refused_after_injection(label: str, targets: tuple, saved: tuple) -> No
         ("layers.0", "layers.0.self_attn.k_proj"),
         ("layers.0.self_attn", "layers.0.self_attn.k_proj", "layers.0"),
         ("decoder", "k_proj"),
+        ("layers.0", "layers.0.self_attn.k_proj", "layers.1.fc2"),  # the second is found no more
         ("ecoder", "ayers.0"),  # endings that keep no adapter out
         ("ecoder", "ayers.1.fc2", "ayers.1"),
         ("embed_tokens",),

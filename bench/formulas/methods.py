@@ -149,7 +149,7 @@ def method_parameters(table: ModuleTable, method: Method, config: Any = None) ->
         embedding = table.by_name.get(table.input_embedding)
         width = embedding.out_features if embedding else 0
         elements = prompts.elements(kind.name, values, config, method.task_type, width)
-        return _with_common(ledger, method, Term(kind.name, elements, elements, 0))
+        return _with_common(ledger, Term(kind.name, elements, elements, 0))
     if kind.name in ("lora", "lora-fa"):
         return _lora(ledger, frozen_a=kind.name == "lora-fa")
     if kind.name == "trainable-tokens":
@@ -161,7 +161,7 @@ def method_parameters(table: ModuleTable, method: Method, config: Any = None) ->
     for module in _supported(ledger, kind):
         one = kind.elements(ledger.table, module, values)
         trained, added = trained + one[0], added + one[1]
-    return _with_common(ledger, method, Term(kind.name, trained, added, len(ledger.adapted)))
+    return _with_common(ledger, Term(kind.name, trained, added, len(ledger.adapted)))
 
 
 def _adapter(method: Method, targets: Any = None) -> AdapterConfig:
@@ -174,7 +174,7 @@ def _adapter(method: Method, targets: Any = None) -> AdapterConfig:
     return AdapterConfig(bias="lora_only" if bias == method.kind.bias else bias, **common)
 
 
-def _with_common(ledger: Ledger, method: Method, own: Term) -> Parameters:
+def _with_common(ledger: Ledger, own: Term) -> Parameters:
     terms = [own]
     if ledger.saved:
         terms.append(saved_term(ledger))
@@ -251,4 +251,4 @@ def _tokens(ledger: Ledger, method: Method, values: Settings) -> Parameters:
                 "of them"
             )
         elements += len(indices) * width
-    return _with_common(ledger, method, Term(kind.name, elements, elements, len(own)))
+    return _with_common(ledger, Term(kind.name, elements, elements, len(own)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from test_baselines import QUERY, STEP, run_with
+from test_baselines import QUERY, STEP, STEP_NF4, run_with
 
 from bench.baselines import Selection, compare
 from bench.baselines.verdicts import launch_ratios, left_out
@@ -67,6 +67,14 @@ def test_a_case_that_was_not_asked_for_is_left_out() -> None:
     after = run_with(drop)
     assert left_out(run_with(), after) == [STEP]
     assert not [v for v in compare(run_with(), after) if v.record == STEP]
+
+
+def test_what_another_file_holds_is_left_out() -> None:
+    def drop_all(body: dict[str, Any]) -> None:
+        body["records"].clear()
+        body["selection"] = {"arguments": ["suites/test_counts.py"]}
+
+    assert left_out(run_with(), run_with(drop_all)) == [STEP, STEP_NF4]
 
 
 def test_ratios_of_launches_by_hand() -> None:

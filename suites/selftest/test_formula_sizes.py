@@ -12,7 +12,7 @@ import pytest
 from test_dead import LLAMA, model
 from test_formula_terms import BASE, TWO
 
-from bench.errors import BenchError
+from bench.errors import BenchError, UnknownName
 from bench.formulas import prompts, settings
 from bench.formulas.budgets import BudgetRow, methods_at_budget
 from bench.formulas.kinds import METHODS, near_root
@@ -272,6 +272,8 @@ def test_rows_without_a_size_or_a_count(table: ModuleTable) -> None:
     with pytest.raises(BenchError) as error:
         methods_at_budget(table, 0)
     assert str(error.value) == "the budget must be at least 1 trainable parameter, not 0"
+    with pytest.raises(UnknownName, match="unknown task type 'X'"):
+        methods_at_budget(table, 1, target_modules=TWO, task_type="X")
     own = methods_at_budget(
         table, 144, target_modules=["k_proj"], names=["ln-tuning", "trainable-tokens"]
     )

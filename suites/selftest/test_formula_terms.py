@@ -212,6 +212,12 @@ def test_frozen_a_beside_biases(tables: dict) -> None:
     )
 
 
+def test_a_default_that_is_an_expression() -> None:
+    """Gemma 4's: query and value of its language model alone, 16 × 16 and 8 × 16 in two layers."""
+    found = method_parameters(table_of("gemma4"), method("loha", r=4))
+    assert found.terms == (term("loha", PAIR, 4),)
+
+
 def test_tokens_of_a_tied_model(tables: dict) -> None:
     """The output embedding follows the input embedding, and adds nothing; alone it does not."""
     asked = {"token_indices": [1, 2], "target_modules": ["embed_tokens", "lm_head"]}
