@@ -123,6 +123,8 @@ def _nested() -> ModuleTable:
                 "second": nn.ModuleDict({"wrap": nn.ModuleDict({"p": nn.Linear(4, 4)})}),
                 "third": nn.ModuleDict({"wrap": nn.ModuleDict({"q": nn.Linear(4, 4)})}),
                 "norm": nn.ModuleDict({"wrap": nn.LayerNorm(4)}),
+                "twins": nn.ModuleList([nn.ModuleDict({"fc": nn.Linear(4, 4)}) for _ in "ab"]),
+                "apart": nn.ModuleDict({"fc": nn.LayerNorm(4)}),
                 "fourth": nn.ModuleDict({"pack": nn.ModuleDict({"p": nn.Linear(4, 4)})}),
                 "fifth": nn.ModuleDict({"pack": nn.ModuleDict({"q": nn.Linear(4, 4)})}),
             }

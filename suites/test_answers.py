@@ -308,6 +308,7 @@ REFUSED = {
     "expression-of-norms": ("llama", {"target_modules": ".*norm"}),
     "shared-name": ("nested", entries("mix")),
     "shared-names": ("nested", entries("mix", "wrap", "up")),
+    "shared-name-told-by-numbers": ("nested", entries("fc")),
     "shared-numbers": ("nested", entries("0", "2", "1")),
     "shared-number-and-name": ("nested", entries("layers.0", "mlp.2")),
     "expression-of-shared-names": ("nested", {"target_modules": r".*\.(mix|wrap)"}),

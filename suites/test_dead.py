@@ -15,6 +15,7 @@ from bench.cli import main
 from bench.errors import BenchError
 from bench.measure.counting import count, inject
 from bench.models.architectures import Model
+from bench.models.modules import LINEAR, Module, ModuleTable, Parameter
 from bench.targets import Entry, Ledger, match
 
 LLAMA = {
@@ -330,3 +331,14 @@ def test_a_mark_in_one_of_several_names_makes_no_list() -> None:
     (entry,) = ledger_of({"target_modules": "=cmd|x,@a,+b,-c,q_proj"}).entries
     assert entry.cause == "with | + in it, it is one regular expression, and no list"
     assert entry.suggestion == 'the list ["q_proj"] (on the command line q_proj)'
+
+
+def test_a_name_that_peft_would_translate_is_passed_over() -> None:
+    """On experts' models `up_proj` is the old name of a parameter: the next that does its work."""
+    names = ("layers.0.mlp.up_proj", "layers.0.ff.fc1")
+    modules = tuple(Module(name, LINEAR, 1, 1) for name in names)
+    weights = tuple(Parameter(f"{name}.weight", (1, 1)) for name in names)
+    for family, offer in (("", "up_proj (up, 1 modules), fc1 (up, 1 modules)"),
+                          ("qwen2_moe", "fc1 (up, 1 modules)")):  # fmt: skip
+        table = ModuleTable("", "Small", modules, weights, moe_conversion=family)
+        assert match(table, AdapterConfig(("c_fc",))).entries[0].suggestion == offer
