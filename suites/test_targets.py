@@ -311,6 +311,13 @@ def test_check_targets_tells_what_to_write_instead() -> None:
     assert "down_proj  32 modules in 32 of 32 layers" in message
 
 
+def test_a_string_is_every_linear_layer_or_a_file() -> None:
+    """PEFT takes an expression there too: with what would be right, no slip of a path passes."""
+    assert check_targets("phi-3-mini", "all-linear").adapted_layers == 4 * 32
+    with pytest.raises(BenchError, match=r"'\.\*q_proj': no such file; .* an expression is {"):
+        check_targets("phi-3-mini", ".*q_proj")
+
+
 def test_check_targets_takes_live_models_and_peft_configs(model_of) -> None:
     from peft import LoraConfig
 

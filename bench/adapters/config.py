@@ -6,6 +6,7 @@ Field names and meanings are those of `peft.LoraConfig`
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -158,9 +159,16 @@ class AdapterConfig:
     @classmethod
     def of(cls, adapter: Any) -> AdapterConfig:
         """What a user has: a `peft.LoraConfig`, the path of an adapter_config.json, a mapping of
-        its fields, or a list of target modules. Raises BenchError for anything else."""
+        its fields, a list of target modules or "all-linear". BenchError for anything else."""
         if isinstance(adapter, AdapterConfig):
             return adapter
+        if isinstance(adapter, str) and not os.path.exists(adapter):
+            if adapter.lower() == ALL_LINEAR:
+                return cls.from_dict({"target_modules": ALL_LINEAR})
+            raise BenchError(
+                f"{adapter!r:.80}: no such file; target modules are a list of names, and an "
+                "expression is {'target_modules': '...'}"
+            )
         if isinstance(adapter, str | Path):
             return cls.from_file(Path(adapter))
         if isinstance(adapter, Mapping):

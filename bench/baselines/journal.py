@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,9 +29,11 @@ class Journal:
         self.path = folder / f".unfinished-{name}.jsonl"
         self._name = name
         self._begun = False
+        self.trouble = ""
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file: IO[str] = self.path.open("a+", encoding="utf-8")
+            # Unbuffered: what a full disk refused is not tried again when the file is closed.
+            self._file: IO[bytes] = self.path.open("ab+", buffering=0)
         except OSError as error:
             raise BenchError(f"{folder}: no run can be stored here: {error.strerror}") from None
         if not _lock(self._file):
@@ -41,14 +44,18 @@ class Journal:
 
     def begin(self, document: Mapping[str, Any]) -> None:
         """Write what the run is, without its cases."""
-        self._begun = True
         self._write({**document, KEY: {**document[KEY], "records": {}}})
+        self._begun = True
 
     def add(
         self, key: str, record: Mapping[str, Any], benchmarks: Sequence[Mapping[str, Any]] = ()
     ) -> None:
-        """Write a finished case, to the disk itself, with what pytest-benchmark has of it."""
-        self._write({"key": key, "record": record, "benchmarks": benchmarks})
+        """Write a finished case, to the disk itself, with what pytest-benchmark has of it. Where it
+        cannot be, `trouble` says why, and the run goes on: it is stored whole at its end."""
+        try:
+            self._write({"key": key, "record": record, "benchmarks": benchmarks})
+        except BenchError as error:
+            self.trouble = str(error)
 
     def close(self, *, done: bool) -> None:
         """Let the file go, and remove it if the run is stored, or has not begun."""
@@ -58,11 +65,16 @@ class Journal:
             self._file.close()
 
     def _write(self, value: Mapping[str, Any]) -> None:
+        line = (json.dumps(finite(value), allow_nan=False) + "\n").encode()
+        end = self._file.seek(0, os.SEEK_END)
         try:
-            self._file.write(json.dumps(finite(value), allow_nan=False) + "\n")
-            self._file.flush()
+            written = 0
+            while written < len(line):
+                written += self._file.write(line[written:])
             os.fsync(self._file.fileno())
         except OSError as error:
+            with suppress(OSError):
+                self._file.truncate(end)  # whole lines alone
             raise BenchError(f"{self.path}: not written: {error.strerror}") from error
 
     def _salvage(self) -> Path | None:
@@ -101,7 +113,7 @@ def unfinished(folder: Path, name: str) -> dict[str, Any]:
     return document
 
 
-def _lock(file: IO[str]) -> bool:
+def _lock(file: IO[bytes]) -> bool:
     """Whether the file is this process's alone; where there are no locks, it is taken to be."""
     try:
         import fcntl

@@ -31,8 +31,11 @@ MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """From an older schema version to the next: takes and returns a `lora_bench` table."""
 
 Value = int | float | str | tuple[float, ...]
-Count = Annotated[int, Meta(ge=0)]
-_Number = Annotated[float, Meta(ge=0)]
+MOST = 10**18
+"""More bytes, seconds and counts than there are: a greater figure is a slip, and its square or its
+ratio to another would be no number."""
+Count = Annotated[int, Meta(ge=0, le=MOST)]
+_Number = Annotated[float, Meta(ge=0, le=MOST)]
 _Rounds = Annotated[
     tuple[_Number, ...], Meta(min_length=1, description="a list of rounds that is not empty")
 ]

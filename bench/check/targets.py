@@ -58,7 +58,7 @@ def check_targets(
             names one: a registered name, a folder or file with a config.json, a hub id. A model
             that is not live is built on the meta device.
         adapter: a `peft.LoraConfig`, the path of an adapter_config.json, a mapping of its fields,
-            or a list of target modules.
+            a list of target modules, or "all-linear".
         optional: entries that may have no effect; layers by their number as text.
         fail_on: hazards (docs/hazards.md) that fail, or "all", beside those that mean something
             else than what was written and those of `[tool.lora-target-bench]` in pyproject.toml.

@@ -336,6 +336,11 @@ def cases_of(options: argparse.Namespace) -> tuple[list[Subject], list[Case]]:
         cases += [replace(subject, precision=p).case(as_stored) for p in precisions]
     for case in cases:
         check_parallel(case)
+    if cases and not step.loss_scaling and not any(case.scales_loss for case in cases):
+        raise BenchError(
+            "--no-loss-scaling: nothing here has a loss scaler to leave out: give --precision fp16 "
+            "or --autocast fp16"
+        )
     return subjects, cases
 
 

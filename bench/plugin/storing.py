@@ -246,6 +246,8 @@ def _save(config: pytest.Config, name: str, document: dict[str, Any]) -> None:
     journal = config.stash[JOURNAL]
     if journal is not None:
         journal.close(done=True)
+        if journal.trouble:
+            _say(config, f"not every case was kept as it ended: {journal.trouble}")
         if journal.left is not None:
             left = _shown(config, journal.left)
             _say(config, f"an earlier run of this name was killed: its cases are {left}")

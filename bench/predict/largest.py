@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bench.errors import BenchError, UnknownName
-from bench.training.options import MOST_PACKED
+from bench.training.options import MOST_TOKENS
 
 if TYPE_CHECKING:
     from bench.predict.result import Prediction
@@ -61,9 +61,9 @@ def solve(
     `limit` is the largest value allowed. Raises BenchError where the smallest does not fit.
     """
     largest = min(LARGEST[what], limit or LARGEST[what]) if what in LARGEST else 1
-    if case.step.packed and what in {BATCH_SIZE, SEQ_LEN}:
+    if case.task.has_length and what in {BATCH_SIZE, SEQ_LEN}:
         other = case.step.seq_len if what == BATCH_SIZE else case.step.batch_size
-        largest = min(largest, MOST_PACKED // other)
+        largest = min(largest, MOST_TOKENS // other)
     done: dict[int, Prediction] = {}
 
     def margin(value: int) -> int:

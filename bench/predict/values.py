@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from bench.training.options import MOST_PACKED
+from bench.training.options import MOST_TOKENS
 
-LARGEST = MOST_PACKED + 1
+LARGEST = MOST_TOKENS + 1
 """Elements of the largest tensor of integers whose values are followed: where a packed row's
 sequences begin is asked of its positions and one more."""
 LARGEST_FLOATS = 1 << 12

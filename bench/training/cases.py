@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from bench.errors import BenchError
+from bench.errors import BenchError, check_most
 from bench.files import parse
 from bench.models.precision import precision
 from bench.tasks import TRAINED, Task
 from bench.training.options import (
     DTYPES,
     MEASURED_LENGTH,
+    MOST_TOKENS,
     OPTIMIZERS,
     PREDICTED_LENGTH,
     UNNAMED_LENGTH,
@@ -63,6 +64,9 @@ class Case:
                 f"{self.model}: no training step is known for {self.auto_class}: "
                 f"there is one for {', '.join(TRAINED)}"
             )
+        if self.task.has_length:
+            tokens = self.step.batch_size * self.step.seq_len
+            check_most("batch size times length, in tokens,", tokens, MOST_TOKENS)
         if "model_type" not in self.config:
             raise BenchError(f"{self.model}: the config has no model_type")
         rank = self.adapter.get("r", 8)
@@ -103,6 +107,11 @@ class Case:
         kind = precision(self.precision)
         said = self.config.get("dtype") or self.config.get("torch_dtype")
         return str(said) if kind.stored and said in DTYPES.values() else kind.compute
+
+    @property
+    def scales_loss(self) -> bool:
+        """Whether a loss scaler has a place: float16 is computed in, under autocast or without."""
+        return self.compute == "float16" or self.step.autocast == "fp16"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-safe values that `from_dict` reads back."""

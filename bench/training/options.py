@@ -42,8 +42,8 @@ MOST: Mapping[str, int] = {
     "gpus": 1 << 12,
 }  # fmt: skip
 """More than any step has; beyond, a trace only takes long before it fails."""
-MOST_PACKED = 1 << 21
-"""Tokens in one packed row: of longer ones no model's questions can be answered on meta."""
+MOST_TOKENS = 1 << 21
+"""Tokens in a batch: of more no model's questions can be answered on meta."""
 OPTIMIZERS = (
     "adamw", "adamw-fused", "adamw-foreach", "adamw-8bit", "paged-adamw-8bit", "adamw-32bit",
     "paged-adamw-32bit", "lion-8bit", "paged-lion-8bit", "lion-32bit", "paged-lion-32bit",
@@ -164,11 +164,6 @@ class StepOptions:
             raise BenchError(
                 f"step option max_grad_norm: expected > 0 and finite, found {self.max_grad_norm}"
             )
-        if self.packed:
-            check_most(
-                "--packed: the row's tokens, batch size times length,",
-                self.batch_size * self.seq_len, MOST_PACKED,
-            )  # fmt: skip
         if self.padded and self.packed:
             raise BenchError("a packed batch has no padding: give --padded or --packed")
         if self.reentrant and not self.gradient_checkpointing:

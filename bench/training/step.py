@@ -218,10 +218,8 @@ def make_optimizer(model: torch.nn.Module, options: StepOptions) -> torch.optim.
 
 
 def make_scaler(case: Case, device: str) -> torch.amp.GradScaler | None:
-    """A loss scaler where the case computes in float16, under autocast or without, and does not do
-    without a scaler; else None."""
-    halves = case.compute == "float16" or case.step.autocast == "fp16"
-    if not halves or not case.step.loss_scaling:
+    """A loss scaler where the case has a place for one and does not do without; else None."""
+    if not (case.scales_loss and case.step.loss_scaling):
         return None
     return torch.amp.GradScaler(torch.device(device).type, init_scale=FIRST_LOSS_SCALE)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -42,6 +43,34 @@ def test_what_a_killed_run_had_finished_is_a_stored_run(tmp_path: Path) -> None:
     assert no_baseline(run) == "it was interrupted"
     journal.close(done=False)
     assert not list(tmp_path.glob(".unfinished*"))  # it has not begun
+
+
+def test_a_full_disk_leaves_whole_lines_and_lets_the_run_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    document = sample()
+    records = document[KEY]["records"]
+    journal = Journal(tmp_path, "full")
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(BenchError, match="No space left"):
+            journal.begin(document)
+    journal.close(done=False)
+    assert not journal.path.exists()
+    journal = Journal(tmp_path, "full")
+    journal.begin(document)
+    journal.add(QUERY, records[QUERY])
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        journal.add(STEP, records[STEP])
+    assert "not written: No space left" in journal.trouble
+    journal.close(done=False)
+    left = Journal(tmp_path, "full").left
+    assert left is not None
+    assert load_run(left).records.keys() == {QUERY}
 
 
 def test_a_run_that_was_killed_before_its_first_case_leaves_nothing(tmp_path: Path) -> None:

@@ -61,11 +61,12 @@ def refused(capsys: pytest.CaptureFixture[str], llama: str) -> Callable[..., str
         (("--reentrant",), "add --gradient-checkpointing"),
         (("--packed", "--padded"), "give --padded or --packed"),
         (
-            ("--packed", "--batch-size", "262145"),
-            "the row's tokens, batch size times length, is 2,097,160: 2,097,152 is most",
+            ("--batch-size", "262145"),
+            "batch size times length, in tokens, is 2,097,160: 2,097,152 is most",
         ),
         (("--parallel", "fsdp", "--gpus", "4097"), "gpus is 4,097: 4,096 is most"),
         (("--parallel", "fsdp", "--gpus", "1" + 21 * "0"), "step option gpus is 1,000,000,000"),
+        (("--no-loss-scaling",), "nothing here has a loss scaler to leave out"),
         (("--no-fused-head",), "an option of the sft loop, and the loop is plain"),
         (("--max-grad-norm", "0"), "max_grad_norm: expected > 0 and finite, found 0"),
         (("--gradient-accumulation", "0"), "accumulation: expected a whole number >= 1"),
@@ -180,10 +181,11 @@ def test_what_a_name_decides_is_refused_before_torch_is_loaded(
     assert subprocess.run([sys.executable, "-c", code, *command], check=False).returncode == 2
 
 
-def test_a_search_ends_where_a_packed_row_is_longest(
-    llama: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("packed", [(), ("--packed",)])
+def test_a_search_ends_where_a_batch_has_the_most_tokens(
+    llama: str, packed: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ["--packed", "--seq-len", "64", "--solve", "batch-size", "--gpu-memory", "1000000GiB"]
+    asked = [*packed, "--seq-len", "64", "--solve", "batch-size", "--gpu-memory", "1000000GiB"]
     assert main(["memory", llama, "--target-modules", "q_proj", *asked, "--json"]) == 0
     solved = json.loads(capsys.readouterr().out)["solved"]
     assert solved == {"what": "batch-size", "value": (1 << 21) // 64, "bounded": True}
