@@ -32,6 +32,7 @@ from bench.measure.reach import (
     peft_defaults,
     peft_names,
     scenarios_for,
+    stored_names,
 )
 from bench.models.modules import read_table
 from bench.reports.atlas import WORKS, default_outcomes, headline, missed_roles, refresh
@@ -48,9 +49,7 @@ def test_ledger_on_the_atlas_reaches_what_peft_injected(scenario: str) -> None:
     if reach.peft != version("peft"):
         pytest.skip(f"stored with peft {reach.peft}; {version('peft')} is installed")
     expected = {t: o[scenario] for t, o in reach.types.items() if scenario in o}
-    answers = {
-        t: outcome(ledger_names(atlas.types[t].table(t), SCENARIOS[scenario])) for t in expected
-    }
+    answers = {t: outcome(stored_names(atlas.types[t], t, scenario)) for t in expected}
     assert answers == expected
     concerned = peft_defaults().keys() & atlas.types if scenario == DEFAULT else atlas.types
     assert set(expected) == set(concerned)

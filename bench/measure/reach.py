@@ -10,11 +10,13 @@ import gc
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from bench.adapters.config import ALL_LINEAR, AdapterConfig
 from bench.atlas.build import build_model
+from bench.atlas.entries import TypeEntry
 from bench.errors import BenchError, UnknownName
 from bench.files import parse, read_json
 from bench.models.modules import ModuleTable, read_table
@@ -64,6 +66,13 @@ def ledger_names(table: ModuleTable, adapter: AdapterConfig) -> set[str] | None:
     return None if ledger.refusals else {item.name for item in ledger.adapted}
 
 
+@lru_cache(maxsize=1 << 12)
+def stored_names(entry: TypeEntry, model_type: str, scenario: str) -> frozenset[str] | None:
+    """The same for one of SCENARIOS on a stored type, worked out once however often it is asked."""
+    names = ledger_names(entry.table(model_type), SCENARIOS[scenario])
+    return None if names is None else frozenset(names)
+
+
 def peft_names(model_type: str, adapter: AdapterConfig) -> set[str] | None:
     """The modules and parameters that PEFT adapts on a fresh model; None where it raises."""
     from bench.measure.counting import count, inject
@@ -93,7 +102,7 @@ def inject_type(model_type: str) -> dict[str, Any]:
     return found
 
 
-def outcome(names: set[str] | None) -> Reached:
+def outcome(names: set[str] | frozenset[str] | None) -> Reached:
     """The number of names, or REFUSED."""
     return REFUSED if names is None else len(names)
 

@@ -40,6 +40,7 @@ _COMPILED = tuple(
 )
 
 
+@lru_cache(maxsize=1 << 16)
 def role_of(name: str) -> str:
     """The role that a module's (or expert parameter's) name tells; UNKNOWN where it tells none."""
     parts = name.split(".")[-_SEGMENTS:]

@@ -20,7 +20,7 @@ from bench.atlas.entries import Atlas, TypeEntry, linear_rows
 from bench.atlas.reviewed import with_roles
 from bench.atlas.store import find_atlas, load_atlas, stored_versions
 from bench.errors import BenchError, UnknownName
-from bench.measure.reach import DEFAULT, SCENARIOS, ledger_names, load_reach, peft_defaults
+from bench.measure.reach import DEFAULT, SCENARIOS, load_reach, peft_defaults, stored_names
 from bench.models.roles import (
     DOWN,
     GATE,
@@ -240,7 +240,7 @@ def _missed_weights(
         if row.layers and row.role in MIXING | FEED_FORWARD
         for name in names.expand(row.name)
     }
-    reached = ledger_names(entry.table(model_type), SCENARIOS[scenario]) or set()
+    reached = stored_names(entry, model_type, scenario) or frozenset()
     return {name: role for name, role in wanted.items() if name not in reached}, wanted
 
 
