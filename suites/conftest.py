@@ -39,8 +39,17 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
     stash, imported = item.config.stash, len(sys.modules)
     if imported > stash.get(IMPORTS, 0) + 300:
         stash[IMPORTS] = imported
-        gc.collect()
-        gc.freeze()
+        _freeze()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """... and the thousands of tests."""
+    _freeze()
+
+
+def _freeze() -> None:
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(trylast=True)  # after the subjects, so that an id ends in the precision

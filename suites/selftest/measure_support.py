@@ -182,16 +182,16 @@ def shared_session() -> Session:
 
 
 def kept_out_of_collections(*modules: str) -> Iterator[None]:
-    """Import what a reference needs, and keep it out of garbage collections while it is used."""
+    """Import what a reference needs, and keep it out of garbage collections from now on."""
     import torch
 
     for name in ("peft", "transformers", *modules):
         importlib.import_module(name)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    gc.collect()
     gc.freeze()
     yield
-    gc.unfreeze()
     torch.set_num_threads(threads)
 
 
