@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
 
-from bench.errors import BenchError
-from bench.files import OWN_RESULTS, RESULTS, keyed, parse, write_atomically
+from bench.files import OWN_RESULTS, RESULTS, keyed, parse, unreadable, write_atomically
 from bench.training.machine import versions
 from bench.training.options import StepOptions
 from bench.units import format_quantity
@@ -71,7 +70,7 @@ def load_predictions(path: Path) -> dict[str, Figures]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BenchError(f"{path}: cannot be read: {error}") from None
+        raise unreadable(path, error) from None
     kept = parse(data, _File, str(path)).predictions
     return {case: parse(kept[case], _FIGURES, f"{path}: {case}") for case in kept}
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from msgspec import Meta
 
 from bench.baselines.metrics import EXACT, LOSS, TIME, Metric, metric_named
 from bench.errors import BenchError, UnknownName
-from bench.files import parse, read_text
+from bench.files import parse, read_text, unreadable
 from bench.training.machine import INSTRUCTION_SETS, Machine
 
 KEY = "lora_bench"
@@ -198,9 +199,9 @@ def load_run(path: Path | str) -> StoredRun:
     """
     path = Path(path)
     try:
-        document = json.loads(read_text(path), parse_constant=_no_constant)
+        document = json.loads(read_text(path), parse_constant=_no_constant, object_pairs_hook=_once)
     except OSError as error:
-        raise BenchError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise unreadable(path, error) from None
     except json.JSONDecodeError as error:
         raise BenchError(
             f"{path}: truncated, or not JSON: "
@@ -355,6 +356,15 @@ def _check_words(value: Any, where: str) -> None:
             _check_words(inner, where)
     elif isinstance(value, str) and not value.isprintable():
         raise BenchError(f"{where}: expected printable text, found {value!r:.80}")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A table whose keys stand once: of two the digest, and whoever reads, would see the last."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
+        raise ValueError(f"the key {twice!r:.80} stands twice in one table")
+    return table
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -17,7 +17,7 @@ from typing import Any
 
 from bench.baselines.runs import StoredRun, load_run, seal
 from bench.errors import BenchError
-from bench.files import saving
+from bench.files import check_readable, saving, unreadable
 
 RUN_FILE = re.compile(r"(\d{4,})_(.+)\.json")
 NAME = re.compile(r"[\w+.\-]{1,100}")
@@ -37,8 +37,10 @@ def find_runs(storage: Path | str, selector: str | None = None) -> list[Path]:
     if selector is not None and not selector.strip():
         raise BenchError("the name of a stored run is empty: give its number, its name or its file")
     if selector and is_path(selector):
-        if not Path(selector).is_file():
-            raise BenchError(f"{selector}: no such file")
+        try:
+            check_readable(Path(selector))
+        except OSError as error:
+            raise unreadable(selector, error) from None
         return [Path(selector)]
     stored = stored_files(storage)
     folder, _, wanted = (selector or "").rpartition("/")
@@ -59,9 +61,10 @@ def find_runs(storage: Path | str, selector: str | None = None) -> list[Path]:
 
 
 def is_path(selector: str) -> bool:
-    """Whether a selector is the path of a file, and so nothing has to be looked up."""
+    """Whether a selector is the path of a file, or of what is none and cannot be read, and so
+    nothing has to be looked up. The folder of a machine may have a run's name."""
     path = Path(selector)
-    return path.is_absolute() or path.is_file()
+    return path.is_absolute() or (os.path.lexists(path) and not path.is_dir())
 
 
 def stored_files(storage: Path) -> list[Path]:

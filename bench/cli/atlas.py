@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from bench.cli.options import Add, split
 from bench.cli.output import save_figure
 from bench.errors import BenchError, check_most
-from bench.files import INSTALLED, read_text, write_output
+from bench.files import INSTALLED, read_text, unreadable, write_output
 
 if TYPE_CHECKING:
     from bench.atlas.build import Done
@@ -202,7 +202,7 @@ def _page(options: argparse.Namespace) -> int:
     try:
         text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
-        raise BenchError(f"{path}: cannot be read: {error}") from None
+        raise unreadable(path, error) from None
     write_output(path, refresh(text, str(path)))
     print(path)
     return 0

@@ -134,19 +134,20 @@ def _check(options: argparse.Namespace) -> None:
 
 def _read(options: argparse.Namespace) -> int:
     """What a stored run says, and the one before it of the same study; no package is needed."""
-    from bench.baselines.storage import find_runs, load_stored, stored_files
+    from bench.baselines.storage import find_runs, is_path, load_stored, stored_files
     from bench.files import RESULTS
     from bench.learning.study import said_of
 
     folder = options.results or RESULTS / "learning" / options.study
-    if not stored_files(folder) and not Path(options.read).is_file():
+    if not stored_files(folder) and not is_path(options.read):
         raise BenchError(
             f"no stored run in {folder}: bench learn {options.study} --save NAME makes one"
         )
     run = load_stored(folder, options.read or None)
     said = said_of(options.study)
-    others = [path for path in find_runs(folder, "*") if path != run.path] if not (
-        Path(options.read).is_file()) else []  # fmt: skip
+    others = [] if is_path(options.read) else [
+        path for path in find_runs(folder, "*") if path != run.path
+    ]  # fmt: skip
     other = load_stored(folder, str(others[0])) if others else None
     _put(run, said, options, other)
     return 0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from bench.cli.options import Add
 from bench.cli.output import format_for, put, save_figure, say, written
 from bench.errors import BenchError
-from bench.files import read_text, write_output
+from bench.files import read_text, unreadable, write_output
 
 if TYPE_CHECKING:
     from bench.predict.evidence import Kept, Measured
@@ -177,6 +177,8 @@ def _refresh(option: str, page: Path, section: str) -> None:
 
     try:
         text = refreshed(read_text(page), section)
-    except (OSError, UnicodeDecodeError, BenchError) as error:
+    except (OSError, UnicodeDecodeError) as error:
+        raise unreadable(f"{option} {page}", error) from None
+    except BenchError as error:
         raise BenchError(f"{option} {page}: {error}") from None
     write_output(page, text)

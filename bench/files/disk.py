@@ -36,24 +36,38 @@ LARGEST_BYTES = 1 << 28
 
 
 def read_text(path: Path) -> str:
-    """The text in a regular file; OSError, as if it could not be opened, for what never ends (a
-    pipe, a device) or is larger than 256 MiB."""
+    """The text in a regular file; OSError as in `check_readable`."""
+    check_readable(path)
+    return path.read_text(encoding="utf-8")
+
+
+def check_readable(path: Path) -> None:
+    """OSError, as if it could not be opened, for what never ends (a pipe, a device) or is larger
+    than 256 MiB."""
     found = path.stat()
     if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
         raise OSError(errno.EINVAL, "it is not a regular file")
     if found.st_size > LARGEST_BYTES:
         raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes")
-    return path.read_text(encoding="utf-8")
+
+
+def unreadable(path: Path | str, error: Exception) -> BenchError:
+    """What every command says of a file that it could not read: in words, without a number of the
+    system's. `path` may have the option before it that named the file."""
+    if isinstance(error, FileNotFoundError):
+        return BenchError(f"{path}: no such file")
+    if isinstance(error, UnicodeDecodeError):
+        return BenchError(f"{path}: not text in UTF-8: {error}")
+    reason = error.strerror if isinstance(error, OSError) else None
+    return BenchError(f"{path}: cannot be read: {reason or error}")
 
 
 def read_json(path: Path) -> Any:
     """The JSON in `path`; BenchError, naming the file, when it is missing or not JSON."""
     try:
         return json.loads(read_text(path))
-    except FileNotFoundError:
-        raise BenchError(f"{path}: no such file") from None
     except OSError as error:
-        raise BenchError(f"{path}: cannot be read: {error.strerror}") from None
+        raise unreadable(path, error) from None
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number without end
         raise BenchError(f"{path}: not JSON: {error}") from None
 
@@ -63,7 +77,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(read_text(path))
     except OSError as error:
-        raise BenchError(f"{path}: cannot be read: {error.strerror}") from None
+        raise unreadable(path, error) from None
     except (ValueError, RecursionError) as error:
         raise BenchError(f"{path}: not TOML: {error}") from None
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError, UnknownName
-from bench.files import read_text
+from bench.files import read_text, unreadable
 from bench.learning.packages import package
 
 if TYPE_CHECKING:
@@ -149,10 +149,8 @@ def read_data(path: Path) -> list[Text]:
     `label` where it is to be classified. BenchError, naming the line, for anything else."""
     try:
         content = read_text(path)
-    except FileNotFoundError:
-        raise BenchError(f"--data {path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise BenchError(f"--data {path}: cannot be read as UTF-8 text: {error}") from None
+        raise unreadable(f"--data {path}", error) from None
     kind = path.suffix.lower()
     if kind == ".txt":
         texts = [Text(part.strip()) for part in content.split("\n\n") if part.strip()]

@@ -372,7 +372,8 @@ def _require_answer(address: str) -> None:
         try:
             socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
         except (OSError, OverflowError) as error:
-            raise BenchError(f"--cluster {address}: nobody answers there: {error}") from None
+            why = getattr(error, "strerror", None) or error
+            raise BenchError(f"--cluster {address}: nobody answers there: {why}") from None
         where = ["--address", address]
     ask = [sys.executable, "-m", "ray.scripts.scripts", "health-check", *where]
     try:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 from msgspec import Meta
 
 from bench.errors import BenchError
-from bench.files import check_output, parse, read_text
+from bench.files import check_output, parse, read_text, unreadable
 from bench.training.cases import Case
 from bench.training.machine import versions
 
@@ -123,7 +123,7 @@ def load_steps(path: Path) -> list[MeasuredStep]:
             raise BenchError(f"{path}: larger than {MOST_BYTES >> 20} MiB: not measured steps")
         lines = read_text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise BenchError(f"{path}: cannot be read: {error}") from None
+        raise unreadable(path, error) from None
     if len(lines) > MOST_LINES:
         raise BenchError(f"{path}: more than {MOST_LINES} lines")
     found = [_step(line, f"{path}: line {n}") for n, line in enumerate(lines, 1) if line.strip()]

@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from bench.errors import BenchError
-from bench.files import FIXTURES, keyed, parse
+from bench.files import FIXTURES, keyed, parse, unreadable
 from bench.models.precision import precision
 from bench.predict.gpus import Interval
 from bench.training.options import KEEP_OUTPUT, PHASES
@@ -110,7 +110,7 @@ def load_kept(path: Path = KEPT_FILE) -> dict[str, Kept]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BenchError(f"{path}: cannot be read: {error}") from None
+        raise unreadable(path, error) from None
     rows = parse(data, keyed(("versions", "rows"), dict[str, Any]), str(path))["rows"]
     return {name: parse(row, keyed(KEPT, int), f"{path}: {name}") for name, row in rows.items()}
 

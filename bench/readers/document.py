@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError
-from bench.files import read_text
+from bench.files import read_text, unreadable
 
 if TYPE_CHECKING:
     from yaml import Node
@@ -57,12 +57,8 @@ def read_document(path: Path) -> Document:
                 f"{path}: {path.stat().st_size:,} bytes; a configuration has at most {LARGEST:,}"
             )
         text = read_text(path)
-    except FileNotFoundError:
-        raise BenchError(f"{path}: no such file") from None
-    except OSError as error:
-        raise BenchError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise BenchError(f"{path}: not text in UTF-8: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise unreadable(path, error) from None
     return _json(path, text) if path.suffix == ".json" else _yaml(path, text)
 
 

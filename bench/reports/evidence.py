@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.errors import BenchError
-from bench.files import FIXTURES
+from bench.files import FIXTURES, unreadable
 from bench.predict.evidence import Agreement, agreement, agreement_of, load_kept, load_measured
 from bench.training.options import PHASES
 
@@ -46,7 +46,7 @@ def load_compared(path: Path) -> list[Compared]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise BenchError(f"{path}: cannot be read: {error}") from None
+        raise unreadable(path, error) from None
     found = []
     for row in csv.DictReader(line for line in lines if not line.startswith("#")):
         try:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.errors import BenchError
+from bench.files import unreadable
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -31,8 +32,12 @@ def find(path: Path) -> Found:
     weights that are a pickle: reading one runs whatever code it holds.
     """
     path = path.expanduser()
-    if not path.exists():
-        raise BenchError(f"{path}: no such file or folder")
+    try:
+        path.stat()
+    except FileNotFoundError:
+        raise BenchError(f"{path}: no such file or folder") from None
+    except OSError as error:
+        raise unreadable(path, error) from None
     if not path.is_dir():
         return _file(path)
     names = {entry.name for entry in path.iterdir() if entry.is_file()}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import BenchError
+from bench.files import unreadable
 
 LARGEST = 32 << 20
 """Bytes of header. An adapter of ten thousand tensors has one of 2 MB."""
@@ -58,10 +59,8 @@ def read_header(path: Path) -> dict[str, SavedTensor]:
                     f"{size:,}"
                 )
             text = file.read(length)
-    except FileNotFoundError:
-        raise BenchError(f"{path}: no such file") from None
     except OSError as error:
-        raise BenchError(f"{path}: cannot be read: {error.strerror}") from None
+        raise unreadable(path, error) from None
     try:
         entries = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.errors import BenchError
+from bench.files import unreadable
 
 _PAIRS = ((".lora_A.weight", ".lora_B.weight"), (".lora_embedding_A", ".lora_embedding_B"))
 _PREFIX = "base_model.model."
@@ -79,7 +79,7 @@ def read_values(path: Path) -> Values:
                 and not {name, other} & bad
             ]
     except (SafetensorError, OSError) as error:
-        raise BenchError(f"{path}: cannot be read: {error}") from None
+        raise unreadable(path, error) from None
     return Values(tuple(updates), tuple(broken))
 
 

@@ -131,7 +131,7 @@ def test_roles_are_assigned_again(tmp_path, monkeypatch, capsys) -> None:
         ("--roles --types toy", "--roles does not go with --types"),
         ("--page docs/atlas.md --output x", "--page does not go with --output"),
         ("--diff 5.23.0 1.2.3", "unknown atlas '1.2.3'"),
-        ("--page nowhere.md", "nowhere.md: cannot be read"),
+        ("--page nowhere.md", "nowhere.md: no such file"),
         ("--reach --types lama", "unknown model type 'lama': did you mean llama"),
     ],
 )

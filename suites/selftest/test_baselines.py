@@ -172,8 +172,15 @@ def test_not_text_and_not_there(tmp_path: Path) -> None:
     path = tmp_path / "0001_first.json"
     path.write_bytes(b"\xff\xfe\x00")
     assert "not a stored run" in refused(path)
-    assert "cannot be read" in refused(tmp_path / "absent.json")
-    assert "cannot be read" in refused(tmp_path)
+    assert "absent.json: no such file" in refused(tmp_path / "absent.json")
+    assert "cannot be read: Is a directory" in refused(tmp_path)
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = store(tmp_path, sample())
+    text = path.read_text()
+    path.write_text(text.replace('"seed":', '"seed": 7, "seed":', 1))
+    assert "the key 'seed' stands twice" in refused(path)
 
 
 def test_a_newer_schema_is_refused_by_name(tmp_path: Path) -> None:

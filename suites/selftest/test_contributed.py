@@ -139,6 +139,16 @@ def test_steps_are_appended_to_their_own_kind_of_file(sent: Path, tmp_path: Path
     assert theirs.read_text() == "lora_r: 16\n"
 
 
+def test_what_cannot_be_read_is_said_in_words(tmp_path: Path, capsys) -> None:
+    for file, reason in (
+        (tmp_path / "none", "no such file"),
+        (tmp_path, "cannot be read: Is a directory"),
+        (Path("/dev/zero"), "cannot be read: it is not a regular file"),
+    ):
+        assert main(["published", "--received", str(file)]) == 2
+        assert capsys.readouterr().err == f"bench: error: {file}: {reason}\n"
+
+
 @pytest.mark.parametrize(
     "options", [["--plot", "a.svg"], ["--store"], ["--measure", "1", "--record", "b"]]
 )

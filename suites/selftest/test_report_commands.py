@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -154,3 +155,23 @@ def test_a_folder_is_spoken_of_where_one_is_looked_in(
     assert capsys.readouterr().err == f"bench: error: {elsewhere / 'none.json'}: no such file\n"
     assert main(["report", "no-such-run"]) == 2
     assert "no folder results/ here" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_a_run_is_told_from_one_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    Path("loop").symlink_to("loop")
+    Path("dangling").symlink_to("nowhere")
+    for name, reason in (
+        ("/dev/zero", "cannot be read: it is not a regular file"),
+        ("pipe", "cannot be read: it is not a regular file"),
+        ("loop", "cannot be read: Too many levels of symbolic links"),
+        ("dangling", "no such file"),
+        (str(tmp_path), "cannot be read: Is a directory"),
+    ):
+        assert main(["report", name]) == 2
+        assert capsys.readouterr().err == f"bench: error: {name}: {reason}\n"
+        assert main(["check", name]) == 2
+        assert "Errno" not in capsys.readouterr().err
