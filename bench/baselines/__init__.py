@@ -3,6 +3,7 @@
 from bench.baselines.gate import (
     all_thresholds,
     as_json,
+    check_apart,
     check_verdict_file,
     count_verdicts,
     gate,
@@ -44,6 +45,7 @@ __all__ = [
     "Verdict",
     "all_thresholds",
     "as_json",
+    "check_apart",
     "check_verdict_file",
     "compare",
     "count_verdicts",

@@ -65,6 +65,12 @@ def _lets_pass(allowance: tuple[str, str], verdict: Verdict) -> bool:
     return kind in ("", verdict.verdict) and named
 
 
+def check_apart(baseline: StoredRun, runs: Iterable[StoredRun]) -> None:
+    """BenchError where every one of the runs is the baseline itself, which cannot differ."""
+    if all(baseline.is_same(run) for run in runs):
+        raise BenchError(f"{baseline.label} is held against itself: that shows nothing")
+
+
 def require_common(baseline: StoredRun, contender: StoredRun, verdicts: Iterable[Verdict]) -> None:
     """BenchError where nothing was compared: no case of the contender is in the baseline, and none
     of the baseline's was asked for."""

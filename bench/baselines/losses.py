@@ -42,7 +42,7 @@ def compare_losses(old: Mapping[int, float], new: Mapping[int, float], threshold
     """
     seeds = [seed for seed in old if seed in new]
     if len(seeds) < MINIMUM_SEEDS:
-        remark = f"too few seeds to judge: {len(seeds)} in both, and it needs {MINIMUM_SEEDS}"
+        remark = f"not judged: too few seeds: {len(seeds)} in both, and it needs {MINIMUM_SEEDS}"
         return Moved(
             (statistics.fmean(old.values()), statistics.fmean(new.values())), 0, None, remark
         )

@@ -132,6 +132,10 @@ class StoredRun:
         """What tells this run from others: its file's number and name, or its name."""
         return self.path.stem if self.path else self.name
 
+    def is_same(self, other: StoredRun) -> bool:
+        """Whether both were read from one file."""
+        return bool(self.path and other.path and self.path.samefile(other.path))
+
     def table(self) -> dict[str, Any]:
         """The `lora_bench` table of the file, which `parse_run` reads; `seal` adds the digest."""
         selection = self.selection

@@ -66,6 +66,11 @@ class Verdict:
     threshold: float = 0.0
     explanation: str = ""
 
+    @property
+    def not_judged(self) -> bool:
+        """Whether too little was measured to say what changed: no failure, so called unchanged."""
+        return self.explanation.startswith("not judged: ")
+
 
 def compare(
     baseline: StoredRun,
@@ -222,13 +227,13 @@ def _compare_times(
     launches = _launches_together(before, after, len(old), len(new))
     if min(len(old), len(new)) < MINIMUM_ROUNDS:
         counts = f"{len(old)} and {len(new)}"
-        remark = f"too few rounds to judge: {counts}, and each side needs {MINIMUM_ROUNDS}"
+        remark = f"not judged: too few rounds: {counts}, and each side needs {MINIMUM_ROUNDS}"
     elif launches and launches < MINIMUM_LAUNCHES:
-        remark = f"too few launches to judge: {launches}, and it needs {MINIMUM_LAUNCHES}"
+        remark = f"not judged: too few launches: {launches}, and it needs {MINIMUM_LAUNCHES}"
     elif min(*old, *new) <= 0:
-        remark = "too short for the clock: a round took no time"
+        remark = "not judged: too short for the clock: a round took no time"
     elif unstable and not launches:  # an interval from within one process knows no such noise
-        remark = f"time cannot be judged, unstable measurement: {unstable}"
+        remark = f"not judged: unstable measurement: {unstable}"
     else:
         if launches:
             found = launch_interval(launch_ratios(old, new, launches))

@@ -95,8 +95,12 @@ def run(options: argparse.Namespace) -> int:
     thresholds = all_thresholds(options.threshold)
     gate([], options.allow)
     plan = _plan(options)
-    if options.resume and options.save is None:
-        raise BenchError("--resume needs --save DIR: where the comparison was cut short")
+    if plan.contender is None and options.contender_env is None:
+        _check_named(options)
+        raise BenchError(
+            "there is nothing to compare: give --contender-env, or another configuration with "
+            "--contender-adapter, --contender-target-modules or --contender-rank"
+        )
     journal = None if options.save is None else PairJournal(options.save, resume=options.resume)
     with ExitStack() as stack:
         cluster = None
@@ -149,6 +153,10 @@ def _plan(options: argparse.Namespace) -> Plan:
     from bench.training.cases import StepOptions
 
     _check_ways(options)
+    if options.resume and options.save is None:
+        raise BenchError("--resume needs --save DIR: where the comparison was cut short")
+    if options.save is not None and options.save.exists() and not options.save.is_dir():
+        raise BenchError(f"--save {options.save}: this is no folder; name one")
     check_most("--rounds", options.rounds, 10_000)
     check_most("--launches", max(options.launches), 1_000)
     for rank in (options.rank, options.contender_rank):
@@ -177,17 +185,29 @@ def _plan(options: argparse.Namespace) -> Plan:
             )
         if options.contender_rank is not None:
             contender = replace(contender, r=options.contender_rank)
-    elif options.contender_env is None:
-        raise BenchError(
-            "there is nothing to compare: give --contender-env, or another configuration with "
-            "--contender-adapter, --contender-target-modules or --contender-rank"
-        )
     seq_len = MEASURED_LENGTH if options.seq_len is None else options.seq_len
     step = StepOptions(batch_size=options.batch_size, seq_len=seq_len)
     return Plan(request, step, options.rounds, tuple(options.launches), contender=contender)
 
 
 _CONTENDERS = ("contender_adapter", "contender_target_modules", "contender_rank")
+
+
+def _check_named(options: argparse.Namespace) -> None:
+    """BenchError for what both sides would refuse once they are there, as far as a name tells."""
+    from bench.ab.environments import find_python
+    from bench.models.precision import precision
+    from bench.scenarios.scenario import find_scenario
+    from bench.scenarios.subjects import load_model
+
+    if options.baseline_env != sys.executable:
+        find_python(options.baseline_env, _SIDES[0])
+    for name in options.model:
+        load_model(name)
+    for name in options.scenario:
+        find_scenario(name)
+    for name in options.precision:
+        precision(name)
 
 
 def _check_ways(options: argparse.Namespace) -> None:

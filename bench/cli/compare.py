@@ -6,7 +6,6 @@ import argparse
 
 from bench.cli.options import FORMATS, Add, add_format, add_gate
 from bench.cli.output import csv_text, json_lines, put, stored_runs, written
-from bench.errors import BenchError
 
 HELP = "verdicts on two stored runs"
 
@@ -28,6 +27,7 @@ def run(options: argparse.Namespace) -> int:
     from bench.baselines import (
         all_thresholds,
         as_json,
+        check_apart,
         check_verdict_file,
         compare,
         gate,
@@ -43,8 +43,7 @@ def run(options: argparse.Namespace) -> int:
     storage = stored_runs(options.baseline, options.contender)
     baseline = load_stored(storage, options.baseline)
     contender = load_stored(storage, options.contender)
-    if baseline.path and contender.path and baseline.path.samefile(contender.path):
-        raise BenchError(f"{baseline.label} is held against itself: that shows nothing")
+    check_apart(baseline, [contender])
     verdicts = compare(baseline, contender, thresholds)
     require_common(baseline, contender, verdicts)
     failing = gate(verdicts, options.allow)

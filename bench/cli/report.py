@@ -43,9 +43,10 @@ def add_options(add: Add) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write what was asked for; 0. BenchError if a run cannot be read."""
-    from bench.baselines import find_runs, load_run, load_stored
+    from bench.baselines import check_apart, find_runs, load_run, load_stored
     from bench.files import SUFFIXES, check_output
 
+    _check_name(options.output, options.format)
     format = format_for(options.format or _named(options.output), options.output)
     if options.output is not None:
         if options.plots:
@@ -62,6 +63,8 @@ def run(options: argparse.Namespace) -> int:
         found += meant
     runs = [load_run(path) for path in dict.fromkeys(found)] or [load_stored(storage)]
     baseline = None if options.baseline is None else load_stored(storage, options.baseline)
+    if baseline is not None:
+        check_apart(baseline, runs[-1:] if format == "html" else runs)
     if options.plots:
         _plots(runs, options.plots)
         return 0
@@ -76,6 +79,18 @@ def _named(output: Path | None) -> str | None:
     ending = output.suffix.lower() if output is not None else ""
     known = (*FORMATS, "html")
     return next((name for name in known if ending in SUFFIXES[name]), None)
+
+
+def _check_name(output: Path | None, format: str | None) -> None:
+    """BenchError for a name that promises a format which is none of those written here."""
+    from bench.files import SUFFIXES
+
+    if output is not None and output.suffix and format is None and _named(output) is None:
+        known = ", ".join(ending for name in (*FORMATS, "html") for ending in SUFFIXES[name])
+        raise BenchError(
+            f"--output {output}: {output.suffix} says no format; those that do: {known} (or say "
+            "it with --format)"
+        )
 
 
 def _text(runs: Sequence[StoredRun], baseline: StoredRun | None, format: str, to_file: bool) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from bench.baselines import StoredRun, Verdict, count_verdicts
+from bench.baselines import StoredRun, Verdict
 from bench.baselines.verdicts import UNCHANGED
 from bench.reports.layout import Report, Table, terminal
 from bench.reports.rows import comparison_rows
 from bench.reports.tables import findings
-from bench.reports.verdicts import ranked, verdict_report
+from bench.reports.verdicts import ranked, summary, verdict_report
 from bench.units import counted
 
 MOST_LINES = 40
@@ -46,8 +46,7 @@ def closing(
         text = terminal(report, width, colour).lstrip()
         if len(text.splitlines()) <= room:
             return text + tail
-    counts = ", ".join(f"{n} {name}" for name, n in count_verdicts(verdicts).items() if n)
-    return _cut(f"{'FAILED' if failing else 'passed'}: {counts}\n{tail}", most)
+    return _cut(f"{'FAILED' if failing else 'passed'}: {summary(verdicts)}\n{tail}", most)
 
 
 def _shortened(

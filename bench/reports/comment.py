@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bench.baselines import FAILING, StoredRun, Verdict, count_verdicts
+from bench.baselines import FAILING, StoredRun, Verdict
 from bench.baselines.verdicts import UNCHANGED
 from bench.reports.layout import Report, Table, markdown_cell, markdown_table
 from bench.reports.tables import describe
-from bench.reports.verdicts import ranked, verdict_report
+from bench.reports.verdicts import ranked, summary, verdict_report
 from bench.units import counted, one_line
 
 MARKER = "<!-- lora-target-bench: verdicts -->"
@@ -27,9 +27,8 @@ def comment(
 ) -> str:
     """GitHub's Markdown in at most 59 lines. allowed: the allowances that were given, each as
     VERDICT[:ID], which are recorded with what they let pass."""
-    counts = [f"{n} {name}" for name, n in count_verdicts(verdicts).items() if n]
     mark = "❌ LoRA targets: the gate fails" if failing else "✅ LoRA targets: the gate passes"
-    lines = [MARKER, f"### {mark}", "", ", ".join(counts) or "nothing to compare", ""]
+    lines = [MARKER, f"### {mark}", "", summary(verdicts), ""]
     others = [v for v in ranked(verdicts) if v.verdict != UNCHANGED and v not in failing]
     if failing:
         lines += _rows(ranked(failing), _MOST_FAILING, failing, baseline, contender)

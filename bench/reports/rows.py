@@ -83,6 +83,8 @@ def comparison_rows(runs: Sequence[StoredRun], baseline: StoredRun | None = None
 
 def _rows_of_run(run: StoredRun, baseline: StoredRun | None) -> list[Row]:
     verdicts: dict[str, list[Verdict]] = {}
+    if baseline is not None and baseline.is_same(run):
+        baseline = None  # its own rows: nothing can differ
     for verdict in compare(baseline, run) if baseline else ():
         verdicts.setdefault(verdict.record, []).append(verdict)
     groups: dict[tuple[str, str | None, str], list[Record]] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from bench.baselines import Machine, StoredRun
+from bench.baselines.accepted import FAILED
 from bench.reports.layout import BAD, EMPTY, GOOD, NOTED, Report, Table
 from bench.reports.rows import Row, comparison_rows
 from bench.training.options import PHASES
@@ -109,6 +110,8 @@ def describe(run: StoredRun) -> str:
         parts.append(f"commit {run.commit}{' with changes' if run.dirty else ''}")
     if run.interrupted:
         parts.append("interrupted: not every case was reached")
+    elif run.gate == FAILED:
+        parts.append("its gate failed when it was stored")
     return one_line(f"{run.label}: {'; '.join(parts)}.")
 
 

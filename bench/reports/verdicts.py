@@ -21,6 +21,7 @@ from bench.baselines import (
     unused,
 )
 from bench.baselines.accepted import FAILED, no_baseline
+from bench.baselines.metrics import LOSS, TIME
 from bench.baselines.storage import SAVE_HINT, named
 from bench.baselines.verdicts import INCOMPARABLE, NEW, UNCHANGED
 from bench.reports.layout import BAD, EMPTY, GOOD, NOTED, Report, Table
@@ -50,6 +51,24 @@ def verdict_table(verdicts: Iterable[Verdict], failing: Iterable[Verdict] = ()) 
     return pd.DataFrame(rows, dtype=object)  # a count stays a whole number
 
 
+def summary(verdicts: Sequence[Verdict]) -> str:
+    """How many of each verdict, the failing ones first. What could not be judged is unchanged for
+    the gate, and told apart for a reader."""
+    judged = count_verdicts(verdict for verdict in verdicts if not verdict.not_judged)
+    left = Counter(_measured(verdict) for verdict in verdicts if verdict.not_judged)
+    told = ", ".join(f"{count:,} {name}" for name, count in judged.items() if count)
+    rest = (f"{_several(count, kind)} not judged" for kind, count in left.items())
+    return "; ".join(filter(None, (told, *rest))) or "nothing to compare"
+
+
+def _measured(verdict: Verdict) -> str:
+    return LOSS if METRICS[verdict.metric].kind == LOSS else TIME
+
+
+def _several(count: int, kind: str) -> str:
+    return f"{count:,} losses" if kind == LOSS and count != 1 else counted(count, kind)
+
+
 def ranked(verdicts: Iterable[Verdict]) -> list[Verdict]:
     """The worst first, otherwise in order."""
     return sorted(verdicts, key=lambda verdict: VERDICTS.index(verdict.verdict))
@@ -69,12 +88,10 @@ def verdict_report(
     save_command: what stores the contender's figures, where they are not stored yet. allow: what
     `gate` was given.
     """
-    counts = [f"{count} {name}" for name, count in count_verdicts(verdicts).items() if count]
-    result = "FAILED" if failing else "passed"
     caption = (
         f"Baseline {describe(baseline)}",
         f"Contender {describe(contender)}",
-        f"{result}: {', '.join(counts) or 'nothing to compare'}.",
+        f"{'FAILED' if failing else 'passed'}: {summary(verdicts)}.",
     )
     lines = _lines([item for item in ranked(verdicts) if item.verdict != UNCHANGED], failing)
     table = Table(
@@ -94,8 +111,17 @@ def verdict_report(
         right=frozenset(("expected", "obtained")),
         styles=tuple(line.style for line in lines),
     )
-    remarks = Counter(v.explanation for v in verdicts if v.verdict == UNCHANGED and v.explanation)
-    notes = [f"{count} unchanged with a remark: {text}." for text, count in remarks.items()]
+    remarks = Counter(
+        (_measured(v) if v.not_judged else "", v.explanation)
+        for v in verdicts
+        if v.verdict == UNCHANGED and v.explanation
+    )
+    notes = [
+        f"{_several(count, kind)} {text}."
+        if kind
+        else f"{count:,} unchanged with a remark: {text}."
+        for (kind, text), count in remarks.items()
+    ]
     notes += [f"--allow {text} let nothing pass: no failing verdict is like that." for text in
               unused(verdicts, allow)]  # fmt: skip
     if missing := left_out(baseline, contender):

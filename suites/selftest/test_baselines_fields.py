@@ -50,7 +50,7 @@ def launched(seconds: float, rounds: int, launches: Any, token: str = "one") -> 
 
 
 def few(rounds: str) -> str:
-    return f"too few rounds to judge: {rounds}, and each side needs 5"
+    return f"not judged: too few rounds: {rounds}, and each side needs 5"
 
 
 def losses(*values: float) -> Edit:
@@ -148,17 +148,17 @@ WHOLE: dict[str, tuple[Edit, Edit, Verdict]] = {
     "no-time": (
         times(0.5), metric(STEP, TIMES, [1.0, 1.0, 1.0, 1.0, 0.0]),
         Verdict(STEP, TIMES, "unchanged", 0.5, 1.0, 2.0, None, 0.05,
-                "too short for the clock: a round took no time"),
+                "not judged: too short for the clock: a round took no time"),
     ),
     "no-time-before": (
         metric(STEP, TIMES, [0.0] * 5), times(0.5),
         Verdict(STEP, TIMES, "unchanged", 0.0, 0.5, math.inf, None, 0.05,
-                "too short for the clock: a round took no time"),
+                "not judged: too short for the clock: a round took no time"),
     ),
     "unstable": (
         both(times(0.5), detail(STEP, unstable="drift")), times(1.0),
         Verdict(STEP, TIMES, "unchanged", 0.5, 1.0, 2.0, None, 0.05,
-                "time cannot be judged, unstable measurement: drift"),
+                "not judged: unstable measurement: drift"),
     ),
     "eight-launches": (
         both(launched(0.5, 16, 8), detail(STEP, unstable="drift")), launched(1.0, 16, 8),
@@ -167,12 +167,12 @@ WHOLE: dict[str, tuple[Edit, Edit, Verdict]] = {
     "seven-launches": (
         launched(0.5, 14, 7), launched(1.0, 14, 7),
         Verdict(STEP, TIMES, "unchanged", 0.5, 1.0, 2.0, None, 0.05,
-                "too few launches to judge: 7, and it needs 8"),
+                "not judged: too few launches: 7, and it needs 8"),
     ),
     "one-launch": (
         launched(0.5, 6, 1), launched(1.0, 6, 1),
         Verdict(STEP, TIMES, "unchanged", 0.5, 1.0, 2.0, None, 0.05,
-                "too few launches to judge: 1, and it needs 8"),
+                "not judged: too few launches: 1, and it needs 8"),
     ),
     # What is not from launches side by side is judged by its rounds.
     "launches-and-a-round-alone": (
@@ -215,7 +215,7 @@ WHOLE: dict[str, tuple[Edit, Edit, Verdict]] = {
     "loss-of-two-seeds": (
         losses(1.0, 1.5), losses(2.0, 2.5),
         Verdict(STEP, LOSS, "unchanged", 1.25, 2.25, 1.8, None, 0.02,
-                "too few seeds to judge: 2 in both, and it needs 3"),
+                "not judged: too few seeds: 2 in both, and it needs 3"),
     ),
     "loss-on-another-machine": (
         losses(1.0, 1.25, 1.5), both(losses(1.5, 1.75, 2.0), machine(id="other", threads=9)),

@@ -49,7 +49,7 @@ def test_too_few_rounds_say_nothing_but_that(old: int, new: int) -> None:
     ]
     assert verdict.verdict == "unchanged"
     assert verdict.explanation == (
-        f"too few rounds to judge: {old} and {new}, and each side needs 5"
+        f"not judged: too few rounds: {old} and {new}, and each side needs 5"
     )
     assert verdict.ratio == pytest.approx(10, rel=0.01)
 
@@ -85,7 +85,7 @@ def test_too_few_launches_give_no_verdict() -> None:
     runs = (run_with(together(factor, launches=5)) for factor in (1.0, 2.0))
     (verdict,) = [v for v in compare(*runs) if (v.record, v.metric) == (STEP, "step_seconds")]
     assert (verdict.verdict, verdict.interval) == ("unchanged", None)
-    assert verdict.explanation == "too few launches to judge: 5, and it needs 8"
+    assert verdict.explanation == "not judged: too few launches: 5, and it needs 8"
 
 
 @pytest.mark.parametrize("side", ["baseline", "contender", "both"])
@@ -99,7 +99,7 @@ def test_unstable_times_are_not_judged(side: str) -> None:
     verdicts = {(v.record, v.metric): v for v in compare(baseline, contender)}
     time = verdicts[STEP, "step_seconds"]
     assert (time.verdict, time.interval) == ("unchanged", None)
-    assert time.explanation == "time cannot be judged, unstable measurement: IQR 31 %"
+    assert time.explanation == "not judged: unstable measurement: IQR 31 %"
     assert time.ratio == pytest.approx(2, rel=0.01)
     # What does not depend on the clock is judged all the same.
     bytes_too = both(twice, unstable, metric(STEP, "peak_allocated_bytes", 900 * MIB))

@@ -175,3 +175,28 @@ def test_a_file_that_cannot_be_a_run_is_told_from_one_that_is_not_there(
         assert capsys.readouterr().err == f"bench: error: {name}: {reason}\n"
         assert main(["check", name]) == 2
         assert "Errno" not in capsys.readouterr().err
+
+
+def test_a_report_against_itself_is_refused_as_a_comparison_is(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for form in ("markdown", "html", "csv"):
+        assert main(["report", "base", "--baseline", "1", "--format", form]) == 2
+        assert "0001_base is held against itself" in capsys.readouterr().err
+    asked = ["report", "base", "new", "--baseline", "base", "--format", "json"]
+    assert main(asked) == 0  # beside another it is what that is held against
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {row["verdict"] for row in rows if row["run"] == "0001_base"} == {None}
+    assert "changed" in {row["verdict"] for row in rows if row["run"] == "0002_new"}
+
+
+def test_a_name_that_says_no_format_is_refused(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", "new", "--output", "out.xyz"]) == 2
+    said = capsys.readouterr().err
+    assert "out.xyz: .xyz says no format; those that do: .txt, .md, .csv, .tex, .json" in said
+    assert not Path("out.xyz").exists()
+    assert main(["report", "new", "--output", "out.xyz", "--format", "csv"]) == 0
+    assert main(["report", "new", "--output", "out"]) == 0
+    assert Path("out").read_text().startswith("## LoRA target modules")

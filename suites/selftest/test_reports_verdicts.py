@@ -18,6 +18,8 @@ from bench.reports import (
     verdict_report,
     verdict_table,
 )
+from bench.reports.closing import closing
+from bench.reports.comment import comment
 
 
 def verdicts_of(edit: Any) -> tuple[Report, str]:
@@ -83,10 +85,36 @@ def test_too_few_rounds_is_said_once() -> None:
             body["records"][key]["metrics"]["step_seconds"] = [1.0]
 
     report, _ = verdicts_of(edit)
+    assert report.caption[-1] == "passed: 7 unchanged; 2 times not judged."
     assert report.notes == (
-        "1 unchanged with a remark: too few rounds to judge: 6 and 1, and each side needs 5.",
-        "1 unchanged with a remark: too few rounds to judge: 5 and 1, and each side needs 5.",
+        "1 time not judged: too few rounds: 6 and 1, and each side needs 5.",
+        "1 time not judged: too few rounds: 5 and 1, and each side needs 5.",
     )
+
+
+def test_what_could_not_be_judged_is_said_in_every_summary() -> None:
+    base = many()
+    once = {
+        key: replace(record, metrics={**record.metrics, "step_seconds": (0.0,)})
+        if "step_seconds" in record.metrics
+        else record
+        for key, record in base.records.items()
+    }
+    verdicts = compare(base, new := replace(base, records=once))
+    told = f"{len(verdicts) - 15} unchanged; 15 times not judged"
+    assert f"passed: {told}." in markdown(verdict_report(verdicts, [], base, new))
+    assert f"\n\n{told}\n" in comment(verdicts, [], base, new)
+    assert told in closing(new, base, verdicts, [], places=(), save_command="pytest", most=3)
+    assert {v.explanation for v in verdicts if v.metric == "step_seconds"} == {
+        "not judged: too few rounds: 5 and 1, and each side needs 5"
+    }
+
+
+def test_a_heading_says_that_a_gate_failed() -> None:
+    base, new = run_with(name="base"), replace(run_with(), gate="failed")
+    report = verdict_report(compare(base, new), [], base, new)
+    assert "its gate failed" not in report.caption[0]
+    assert report.caption[1].endswith("; its gate failed when it was stored.")
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
