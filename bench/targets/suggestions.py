@@ -292,7 +292,7 @@ def _narrowed(ledger: Ledger) -> str:
         return f"{pattern} reaches modules without a weight of their own alone"
     # A projection and a module around others may share a name; their endings tell them apart.
     told = endings_of(good, [n for e in ledger.entries for n in e.reached])
-    ends = "|".join(map(re.escape, told or dict.fromkeys(n.rpartition(".")[2] for n in good)))
+    ends = "|".join(map(re.escape, told or good))
     return rf"{pattern} reaches whole modules too: write (?=(.*\.)?({ends})$){pattern}"
 
 
@@ -344,7 +344,8 @@ def _whole_modules(ledger: Ledger, entry: str, others: list[str]) -> str:
     at_fault = f"{entry}: it also names {others[0]}" if good else f"{entry}: it names {others[0]}"
     more = f" and {len(others) - 1} more" if len(others) > 1 else ""
     if good:
-        written = endings_of(good, table.by_name, least=3 if entry.isdigit() else 1)
+        ends = endings_of(good, table.by_name, least=3 if entry.isdigit() else 1)
+        written = ends or dict.fromkeys(good, 1)  # numbers alone tell them apart
     else:
         written = endings_of(_inside(table, others), table.by_name)
     way = f"write {', '.join(written)}" if written else "leave it out"

@@ -104,6 +104,10 @@ WHOLE: dict[str, tuple[Edit, Edit, Verdict]] = {
         Verdict(STEP, RSS, "unchanged", 1500 * MIB, 1800 * MIB, 1.2, None, 0.05,
                 "only pages of files differ, as the page cache holds them"),
     ),
+    "the-same-pages-of-files": (
+        detail(STEP, file_pages_bytes=500 * MIB), detail(STEP, file_pages_bytes=500 * MIB),
+        Verdict(STEP, RSS, "unchanged", 1500 * MIB, 1500 * MIB, 1.0, None, 0.05),
+    ),
     "one-page-of-files": (
         both(detail(STEP, file_pages_bytes=1), metric(STEP, RSS, 100)),
         both(detail(STEP, file_pages_bytes=99), metric(STEP, RSS, 100)),

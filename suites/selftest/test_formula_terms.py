@@ -18,7 +18,7 @@ from test_dead import LLAMA, MIXTRAL, model
 from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError, UnknownName
 from bench.formulas import lora_parameters
-from bench.formulas.lora import module_matrices, parameter_matrices
+from bench.formulas.lora import Matrices, module_matrices, parameter_matrices
 from bench.formulas.methods import method, method_ledger, method_parameters
 from bench.formulas.terms import Parameters, Term
 from bench.models.modules import Module, ModuleTable, Parameter
@@ -70,6 +70,10 @@ LORA: dict[str, tuple[str, dict[str, Any], list[Term]]] = {
                [term("lora", PAIR, 8), term("trainable_tokens", 3 * 16, 1)]),
     "tokens-tied": ("tied", {"trainable_token_indices": [1, 2, 3]},
                     [term("lora", PAIR, 8), term("trainable_tokens", 3 * 16, 2)]),
+    "tokens-of-both-tied": (
+        "tied", {"trainable_token_indices": {"embed_tokens": [1, 2, 3], "lm_head": [1, 2, 3]}},
+        [term("lora", PAIR, 8), term("trainable_tokens", 3 * 16, 2)],
+    ),
     "bias": ("biased", {"bias": "all"},
              [term("lora", PAIR, 8), term("bias", 4 * (16 + 8 + 8 + 16), 16, 0)]),
     "bias-of-the-adapted": ("biased", {"bias": "lora_only"},
@@ -141,6 +145,8 @@ METHOD_TERMS: dict[str, tuple[str, dict[str, Any], list[Term]]] = {
     "lokr-half": ("lokr", {**LORA_METHOD, "r": 2}, [term("lokr", 4 * (16 + 16 + 8 + 16), 8)]),
     "lokr-both": ("lokr", {**LORA_METHOD, "r": 1, "decompose_both": True},
                   [term("lokr", 4 * (8 + 8 + 6 + 8), 8)]),
+    "lokr-both-whole": ("lokr", {**LORA_METHOD, "r": 3, "decompose_both": True},
+                        [term("lokr", 4 * (16 + 16 + 8 + 16), 8)]),
     "vera": ("vera", LORA_METHOD, [term("vera", 4 * (20 + 12), 8)]),
     "oft": ("oft", {"target_modules": TWO, "oft_block_size": 8},
             [term("oft", 8 * 2 * 28, 8)]),
@@ -255,6 +261,17 @@ def test_a_method_as_peft_is_given_it() -> None:
     tokens = method("trainable-tokens").resized(3)
     assert tokens.settings == {"token_indices": (0, 1, 2)}
     assert method("loha", task_type=None).common == {}
+
+
+def test_matrices_by_hand() -> None:
+    """A 3-D weight has two matrices for each of its experts; only a module's B can have a bias."""
+    assert parameter_matrices(Parameter("x", (3, 4)), 5) == Matrices(15, 20, 0)
+    assert parameter_matrices(Parameter("x", (2, 3, 4)), 5) == Matrices(30, 40, 0)
+    assert module_matrices(Module("x", "linear", 3, 4), 5) == Matrices(15, 20, 4)
+    convolution = Module("x", "convolution2d", 4, 6, kernel=9, groups=2)
+    assert module_matrices(convolution, 2) == Matrices(2 * 4 * 9, 6, 6)
+    attention = Module("x", "multihead_attention", 4, 4)
+    assert module_matrices(attention, 5) == Matrices(2 * 5 * 4, 16 * 5, 16)
 
 
 # --- what is refused, in full ---------------------------------------------------------------------
