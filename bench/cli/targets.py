@@ -77,12 +77,7 @@ def run(options: argparse.Namespace) -> int:
     from bench.check.gate import HazardGate
     from bench.formulas import lora_parameters
     from bench.reports.ledger import ledger_json, ledger_text
-    from bench.reports.modules import (
-        adapted_modules,
-        ledger_report,
-        missed_modules,
-        modules_text,
-    )
+    from bench.reports.modules import adapted_modules, ledger_report, missed_modules, modules_text
     from bench.scenarios.subjects import check_optional
     from bench.targets import match
 

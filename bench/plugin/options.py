@@ -38,12 +38,7 @@ from bench.plugin.state import (
 from bench.scenarios.subjects import Request, load_model, select
 from bench.signals import as_interrupts
 from bench.training.liger import check_library
-from bench.training.options import (
-    MEASURED_LENGTH,
-    add_step_options,
-    check_step,
-    step_from,
-)
+from bench.training.options import MEASURED_LENGTH, add_step_options, check_step, step_from
 from bench.units import harmless
 
 

@@ -48,9 +48,7 @@ def open_journal(config: pytest.Config) -> None:
 
 
 def begin(
-    config: pytest.Config,
-    document: dict[str, Any],
-    models: Mapping[str, Mapping[str, Any]],
+    config: pytest.Config, document: dict[str, Any], models: Mapping[str, Mapping[str, Any]]
 ) -> None:
     """Write down what this run is; with --resume, refuse to mix it with another's cases."""
     resumed = config.stash[RESUMED]

@@ -30,10 +30,7 @@ from bench.plugin.fixtures import (
     user_subject,
 )
 from bench.plugin.options import pytest_addoption, pytest_configure, pytest_sessionstart
-from bench.plugin.storing import (
-    pytest_benchmark_update_machine_info,
-    pytest_sessionfinish,
-)
+from bench.plugin.storing import pytest_benchmark_update_machine_info, pytest_sessionfinish
 from bench.plugin.summary import pytest_terminal_summary
 
 __all__ = [

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -67,32 +68,15 @@ def cuda_attention(forced: str | None = None, capability: float = AMPERE) -> Att
         kernel = forced or next(name for name in PINNED if not refusals[name])
         if refusals[kernel]:
             raise BenchError(f"--attention {kernel}: the kernel takes {refusals[kernel]}")
+        given: Any = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale}
         if kernel == FLASH:
-            return _flash(query, key, value, dropout_p=dropout_p, is_causal=is_causal, scale=scale)
+            return _flash(query, key, value, **given)
         if kernel == EFFICIENT:
-            return _efficient(
-                query,
-                key,
-                value,
-                mask=attn_mask,
-                dropout_p=dropout_p,
-                is_causal=is_causal,
-                scale=scale,
-            )
+            return _efficient(query, key, value, mask=attn_mask, **given)
+        given["enable_gqa"] = enable_gqa
         if dropout_p:
-            return _math_with_dropout(
-                query,
-                key,
-                value,
-                mask=attn_mask,
-                dropout_p=dropout_p,
-                is_causal=is_causal,
-                scale=scale,
-                enable_gqa=enable_gqa,
-            )
-        return _math(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
+            return _math_with_dropout(query, key, value, mask=attn_mask, **given)
+        return _math(query, key, value, attn_mask, **given)
 
     return attention
 

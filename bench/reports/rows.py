@@ -143,13 +143,8 @@ def _row(
         trainable=trainable,
         total=total,
         share_percent=100 * trainable / total if trainable is not None and total else None,
-        loaded_bytes=metrics.get("loaded_bytes"),
-        first_step_peak_allocated_bytes=metrics.get("first_step_peak_allocated_bytes"),
-        peak_allocated_bytes=metrics.get("peak_allocated_bytes"),
-        peak_reserved_bytes=metrics.get("peak_reserved_bytes"),
-        process_bytes=metrics.get("process_bytes"),
-        peak_rss_bytes=metrics.get("peak_rss_bytes"),
         unstable=_text(own.detail.get("unstable")),
+        **{f.name: metrics.get(f.name) for f in fields(Row) if f.name.endswith("_bytes")},
     )
     if rounds := metrics.get("step_seconds"):
         summary = summarize(rounds)
