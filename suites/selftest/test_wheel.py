@@ -241,7 +241,7 @@ def test_a_missing_extra_is_one_line(installed: Installed, command: str, hidden:
 def test_base_installation_answers_without_any_extra(installed: Installed) -> None:
     hidden = ",".join(EXTRAS)
     said = installed.bench(
-        "memory", "opt-350m", "--target-modules", "q_proj", "--precision", "nf4", "--seq-len", "64",
+        "memory", "./small", "--target-modules", "q_proj", "--precision", "nf4", "--seq-len", "64",
         hidden=hidden,
     )  # fmt: skip
     assert "peak allocated" in said
