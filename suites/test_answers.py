@@ -53,7 +53,8 @@ LISTED = {
         r".*\.q_proj", r"model\.layers\.\d+\.self_attn\.k_proj", "^.*v_proj$", "(o|up)_proj",
         r"layers\.[01]\..*", r".*\.self_attn\..*", "(", "?x", "nothing.*at.*all",
     )),
-    "anchors": ("llama", entries("^(q|k)_proj$", ".*k_proj$", "*.self_attn.*.v_proj$", "^q_proj")),
+    "anchors": ("llama", entries("^(q|k)_proj$", ".*k_proj$", "*.self_attn.*.v_proj$", "^q_proj",
+                                 "*.k_proj$")),
     "tensors": ("llama", entries(
         "q_proj.weight", "k_proj.base_layer.weight", "v_proj.lora_A.default.weight",
         "mlp.weight", ".weight", "weight", "nothing.bias", "o_proj.bias", "up_proj.lora_B",
@@ -236,6 +237,7 @@ REFUSED = {
     "saved-and-adapted-later": ("bert", {**entries("query", "classifier"),
                                          "task_type": "TOKEN_CLS"}),
     "saved-base-layer": ("llama", {**entries("q_proj"), "modules_to_save": ["base_layer"]}),
+    "saved-within-an-adapted-one": ("kinds", {**entries("mixer"), "modules_to_save": ["out_proj"]}),
     "saved-within-saved": ("llama", {**entries("q_proj", "up_proj"), "modules_to_save": [
         "yers.0", "layers.0.mlp", "o_proj"]}),
     "tokens-and-saved-by-name": ("llama", {

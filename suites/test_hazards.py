@@ -352,3 +352,11 @@ def test_a_head_is_told_by_its_first_word_where_the_base_model_is_not_known() ->
     table = ModuleTable("", "Small", linear, tuple(Parameter(f"{n}.weight", (1, 1)) for n in names))
     reason = said(match(table, AdapterConfig(("a",))))["frozen-head"]
     assert reason.startswith("classifier.dense, score: beyond the base model")
+
+
+def test_nothing_is_covered_where_nothing_is_linear() -> None:
+    table = ModuleTable(
+        "", "Small", (Module("e", "embedding", 3, 2),), (Parameter("e.weight", (3, 2)),)
+    )
+    ledger = match(table, AdapterConfig(("e",)))
+    assert (len(ledger.adapted), ledger.weight_coverage, ledger.layer_coverage) == (1, 0, 0)

@@ -246,6 +246,7 @@ def test_three_tied_tokens() -> None:
     for tokens, rows in (
         ((1, 2, 3), 3),
         ({"embed_tokens": (1, 2, 3)}, 3),
+        ({"lm_head": (1, 2, 3)}, 3),
         ({"embed_tokens": (1, 2, 3), "lm_head": (1, 2, 3)}, 3),
         ({"embed_tokens": (1, 2, 3), "lm_head": (4,)}, 4),
     ):
@@ -294,6 +295,44 @@ def test_saved_in_a_table_without_containers() -> None:
     ledger = match(bare, adapter)
     assert sorted(ledger.saved) == sorted(counted.saved)
     assert lora_parameters(ledger).trainable == counted.trainable
+
+
+def test_layers_that_are_stacked_again() -> None:
+    """Ranges one behind the other, numbered anew; a layer that none names is gone."""
+    table = small("llama-CausalLM").table
+    adapter = AdapterConfig(("q_proj", "lm_head"), r=2, layer_replication=((1, 3), (1, 2)))
+    agrees("llama-CausalLM", adapter)
+    ledger = match(table, adapter)
+    names = [f"model.layers.{n}.self_attn.q_proj" for n in range(3)]
+    assert [a.name for a in ledger.adapted] == [*names, "lm_head"]
+    gone = sum(p.elements for p in table.parameters if p.name.startswith("model.layers.0."))
+    assert ledger.table.total_parameters == table.total_parameters - gone
+    first, *_, last = ledger.table.modules
+    assert (first.name, last.name) == (table.modules[0].name, table.modules[-1].name)
+    shared = {p.name: p.same_as for p in ledger.table.parameters if "q_proj" in p.name}
+    assert shared == {f"{names[0]}.weight": "", f"{names[1]}.weight": "",
+                      f"{names[2]}.weight": f"{names[0]}.weight"}  # fmt: skip
+    agrees("bert-SequenceClassification", AdapterConfig(("query",), layer_replication=((0, 2),)))
+
+
+@pytest.mark.parametrize(
+    ("label", "pairs", "said"),
+    [
+        ("llama-CausalLM", ((0, 4),),
+         "layer_replication [(0, 4)]: the model has layers 0 to 2"),
+        ("llama-CausalLM", ((0, 1), (3, 4)),
+         "layer_replication [(0, 1), (3, 4)]: the model has layers 0 to 2"),
+        ("gpt2-CausalLM", ((0, 1),),
+         "layer_replication: PEFT replicates model.layers, encoder.layer or h, and GPT2LMHeadModel "
+         "has none of them"),
+    ],
+)  # fmt: skip
+def test_layers_that_cannot_be_stacked(label: str, pairs: tuple, said: str) -> None:
+    adapter = AdapterConfig("all-linear", layer_replication=pairs)
+    with pytest.raises(BenchError) as error:
+        match(small(label).table, adapter)
+    assert str(error.value) == said
+    agrees(label, adapter, "refused")
 
 
 def test_lora_fa_freezes_every_a() -> None:

@@ -78,8 +78,9 @@ def _pattern(table: ModuleTable, entry: str) -> Found:
     if not _SYNTAX.search(entry):
         return "", ""
     why = "a list holds names, not regular expressions"
-    bare = re.split(r"\.?\*\.?", entry.removesuffix("$"))[-1].removeprefix("\\.").lstrip(".")
-    alone = re.fullmatch(r"[\w.]+", bare) and not re.sub(r"[.*^\\]", "", entry[: -len(bare)])
+    whole = entry.removesuffix("$")
+    bare = re.split(r"\.?\*\.?", whole)[-1].removeprefix("\\.").lstrip(".")
+    alone = re.fullmatch(r"[\w.]+", bare) and not re.sub(r"[.*^\\]", "", whole[: -len(bare)])
     if alone and (there := _there(table, bare)):
         return why, there
     as_file_name = re.escape(entry).replace(r"\*", ".*")

@@ -10,16 +10,24 @@ from typing import Any
 
 import pytest
 from test_dead import LLAMA, model
-from test_formula_terms import BASE, TWO
+from test_formula_terms import BASE, BD, TWO
 
+from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError, UnknownName
 from bench.formulas import prompts, settings
 from bench.formulas.budgets import BudgetRow, methods_at_budget
 from bench.formulas.kinds import METHODS, near_root
+from bench.formulas.lora import (
+    Matrices,
+    adapted_matrices,
+    module_matrices,
+    parameter_matrices,
+)
 from bench.formulas.methods import method, method_parameters
 from bench.formulas.terms import Parameters, Term
 from bench.formulas.totals import BaseTotals, base_totals
 from bench.models.modules import Module, ModuleTable, Parameter
+from bench.targets import Adapted
 
 
 @pytest.fixture(scope="module")
@@ -294,16 +302,35 @@ def test_factors_of_lokr(number: int, factor: int, pair: tuple[int, int]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("out", "inside", "both", "ends"),
-    [(12, 35, False, (3,)), (12, 35, True, (3, 2)), (4, 4, True, ()), (9, 9, True, (1, 1))],
-)
+    ("out", "inside", "both", "factor", "ends"),
+    [(12, 35, False, -1, (3,)), (12, 35, True, -1, (3, 2)), (4, 4, True, -1, ()),
+     (9, 9, True, -1, (1, 1)), (12, 35, False, 2, (17,)), (36, 4, False, 2, (8,))],
+)  # fmt: skip
 def test_ranks_after_which_lokr_falls(
-    out: int, inside: int, both: bool, ends: tuple[int, ...]
+    out: int, inside: int, both: bool, factor: int, ends: tuple[int, ...]
 ) -> None:
     """12 = 3 · 4 and 35 = 5 · 7: the second product is whole from rank 7 / 2 on; the first, where
     it is decomposed too, from 5 / 2 on."""
-    settings = {"decompose_factor": -1, "decompose_both": both}
+    settings = {"decompose_factor": factor, "decompose_both": both}
     assert METHODS["lokr"].turns(Module("x", "linear", inside, out), settings) == ends
+
+
+def test_matrices_by_hand() -> None:
+    """A 3-D weight has two matrices for each of its experts; only a module's B can have a bias."""
+    assert parameter_matrices(Parameter("x", (3, 4)), 5) == Matrices(15, 20, 0)
+    assert parameter_matrices(Parameter("x", (2, 3, 4)), 5) == Matrices(30, 40, 0)
+    assert module_matrices(Module("x", "linear", 3, 4), 5) == Matrices(15, 20, 4)
+    convolution = Module("x", "convolution2d", 4, 6, kernel=9, groups=2)
+    assert module_matrices(convolution, 2) == Matrices(2 * 4 * 9, 6, 6)
+    for sides, expected in ((BD, Matrices(5, 20, 4)), ({}, Matrices(15, 20, 4))):
+        adapter = AdapterConfig(("q_proj",), r=5, use_bdlora={**sides, "nblocks": 3})
+        item = Adapted("q_proj", "", 5, Module("q_proj", "linear", 3, 4))
+        assert adapted_matrices(adapter, item) == expected
+    adapter = AdapterConfig(("v_proj",), r=5, use_bdlora={**BD, "nblocks": 4})
+    item = Adapted("v_proj", "", 5, Module("v_proj", "linear", 3, 4))
+    assert adapted_matrices(adapter, item) == Matrices(15, 5, 4)
+    attention = Module("x", "multihead_attention", 4, 4)
+    assert module_matrices(attention, 5) == Matrices(2 * 5 * 4, 16 * 5, 16)
 
 
 def test_totals_of_a_model_by_hand() -> None:

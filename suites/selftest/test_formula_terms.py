@@ -18,7 +18,7 @@ from test_dead import LLAMA, MIXTRAL, model
 from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError, UnknownName
 from bench.formulas import lora_parameters
-from bench.formulas.lora import Matrices, module_matrices, parameter_matrices
+from bench.formulas.lora import module_matrices, parameter_matrices
 from bench.formulas.methods import method, method_ledger, method_parameters
 from bench.formulas.terms import Parameters, Term
 from bench.models.modules import Module, ModuleTable, Parameter
@@ -199,6 +199,7 @@ def test_terms_of_a_method(tables: dict, name: str, fields: dict, terms: list[Te
 
 
 def test_full_and_biases(tables: dict) -> None:
+    assert method_ledger(tables["plain"], method("full")).entries == ()
     full = method_parameters(tables["plain"], method("full"))
     assert full == Parameters((term("full", BASE, len(tables["plain"].modules), 0),), BASE)
     for bias, trained, modules in (("all", 48, 16), ("vera_only", 24, 8)):
@@ -261,17 +262,6 @@ def test_a_method_as_peft_is_given_it() -> None:
     tokens = method("trainable-tokens").resized(3)
     assert tokens.settings == {"token_indices": (0, 1, 2)}
     assert method("loha", task_type=None).common == {}
-
-
-def test_matrices_by_hand() -> None:
-    """A 3-D weight has two matrices for each of its experts; only a module's B can have a bias."""
-    assert parameter_matrices(Parameter("x", (3, 4)), 5) == Matrices(15, 20, 0)
-    assert parameter_matrices(Parameter("x", (2, 3, 4)), 5) == Matrices(30, 40, 0)
-    assert module_matrices(Module("x", "linear", 3, 4), 5) == Matrices(15, 20, 4)
-    convolution = Module("x", "convolution2d", 4, 6, kernel=9, groups=2)
-    assert module_matrices(convolution, 2) == Matrices(2 * 4 * 9, 6, 6)
-    attention = Module("x", "multihead_attention", 4, 4)
-    assert module_matrices(attention, 5) == Matrices(2 * 5 * 4, 16 * 5, 16)
 
 
 # --- what is refused, in full ---------------------------------------------------------------------
