@@ -78,11 +78,17 @@ def format_percent(value: float) -> str:
 
 
 def format_change(ratio: float) -> str:
-    """What a ratio (new / old) means as a change: `+10.2 %`, `-3.1 %`, `from zero`."""
+    """What a ratio (new / old) means as a change: `+10.2 %`, `-3.1 %`, `× 120`, `from zero`."""
     if math.isinf(ratio):
         return "from zero"
+    if ratio >= _TIMES:
+        return f"× {ratio:,.0f}"
     change = f"{(ratio - 1) * 100:+.1f}"
     return "±0.0 %" if change in ("+0.0", "-0.0") else f"{change} %"
+
+
+_TIMES = 100
+"""From here on a percentage is harder to read than how many times as much it is."""
 
 
 def format_quantity(value: float | str, unit: str) -> str:

@@ -13,7 +13,7 @@ from random_models import Drawn, models
 
 from bench.adapters.config import AdapterConfig
 from bench.cli import main
-from bench.cli.explain import read_line
+from bench.cli.explain import read_line, share_notes
 from bench.errors import BenchError
 from bench.explain import Search, explain
 from bench.files import FIXTURES
@@ -325,6 +325,25 @@ def test_a_pasted_line(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert "the total fits" in said
     assert said.count("332,769,280") == 1
+
+
+@pytest.mark.parametrize(
+    ("share", "right"),
+    [("0.2349", True), ("0.23", True), ("0", True), ("0.23492561", True), ("0.2349256068911", True),
+     ("0.2348", False), ("0.24", False), ("99", False), ("0.2349233", False)],
+)  # fmt: skip
+def test_a_percentage_that_contradicts_its_line_is_told(share: str, right: bool) -> None:
+    """294,912 of 125,534,208 are 0.2349256068911... %, by hand; fewer digits are rounded."""
+    text = f"trainable params: 294,912 || all params: 125,534,208 || trainable%: {share}"
+    said = share_notes(text, *read_line(text))
+    assert (said == []) == right
+    assert right or f"trainable% {share}, and 294,912 of 125,534,208 are 0.2349" in said[0]
+
+
+def test_the_answer_says_what_its_line_contradicts(capsys: pytest.CaptureFixture[str]) -> None:
+    line = "trainable params: 1,572,864 || all params: 332,769,280 || trainable%: 99"
+    assert main(["explain", "opt-350m", "--trainable", line]) == 0
+    assert capsys.readouterr().out.startswith("note: the line says trainable% 99, and 1,572,864")
 
 
 TYPES = sorted(stored_atlas().types) if STORED else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -200,5 +201,19 @@ def test_methods_command(command: Callable[..., tuple[int, str]]) -> None:
     assert (status, "unknown task type" in said) == (2, True)
     status, said = command("methods", "--budget", "1000", "--target-modules", "nope,nor")
     assert (status, "nope, nor" in said) == (2, True)
-    status, said = command("methods", "--budget", "1000", "--target-modules", "q_proj,nope")
-    assert (status, "nope: dead" in said) == (0, True)
+    asked = ("--budget", "1000", "--target-modules", "q_proj,nope")
+    for how, status in (((), 0), (("--strict",), 1), (("--strict", "--json"), 1)):
+        assert command("methods", *asked, *how)[0] == status
+    assert "nope: dead" in command("methods", *asked)[1]
+
+
+def test_a_size_far_from_the_budget_is_said_in_multiples(
+    command: Callable[..., tuple[int, str]],
+) -> None:
+    """2 · 64 numbers of a layer at r = 1, and a budget of 1: not a percentage of nine digits."""
+    (lora,) = [line for line in command("methods", "--budget", "1", "--target-modules", "q_proj")[1]
+               .splitlines() if line.split()[0] == "lora"]  # fmt: skip
+    cells = re.split(r" {2,}", lora.strip())
+    count = int(cells[2].replace(",", ""))
+    assert cells == ["lora", "r=1", f"{count:,}", f"× {count:,}"]
+    assert count % 128 == 0

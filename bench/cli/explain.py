@@ -26,6 +26,7 @@ def add_options(add: Add) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print what gives the number; 0 if something does, 1 if nothing does."""
     trainable, total = read_line(options.trainable)
+    wrong_share = share_notes(options.trainable, trainable, total)
     if options.total is not None:
         total = read_count(options.total, "--total")
 
@@ -37,11 +38,12 @@ def run(options: argparse.Namespace) -> int:
     check_counts(trainable, total)
     model = load_model(options.model, options.auto_class, options.trust_remote_code)
     answer = explain(model.table, trainable, total)
+    notes = [*model.notes, *wrong_share]
     if options.json:
-        print(json.dumps({**explanation_json(model.label, answer), "notes": list(model.notes)}))
+        print(json.dumps({**explanation_json(model.label, answer), "notes": notes}))
     else:
-        notes = (f"note: {note}" for note in model.notes)
-        print(fitted("\n".join([*notes, explanation_text(model.label, answer)])))
+        told = (f"note: {note}" for note in notes)
+        print(fitted("\n".join([*told, explanation_text(model.label, answer)])))
     return 0 if answer.exact or answer.full else 1
 
 
@@ -65,6 +67,22 @@ def read_line(text: str) -> tuple[int, int | None]:
         read_count(named["trainable params"], "--trainable"),
         read_count(total, "--trainable") if total else None,
     )
+
+
+def share_notes(text: str, trainable: int, total: int | None) -> list[str]:
+    """What is wrong with the percentage of PEFT's line, where it has one: it differs from that of
+    its own counts by more than its digits were rounded."""
+    found = re.search(r"trainable%\s*:\s*(\d+(?:\.(\d*))?)", text)
+    if not found or not total:
+        return []
+    exact = 100 * trainable / total
+    rounding = max(0.5 * 10.0 ** -len(found[2] or ""), 1e-9 * exact)
+    if abs(float(found[1]) - exact) <= rounding * (1 + 1e-9):
+        return []
+    return [
+        f"the line says trainable% {found[1]:.20}, and {trainable:,} of {total:,} are {exact:.4f}: "
+        "what is told here goes by the counts"
+    ]
 
 
 def read_count(text: str, where: str) -> int:

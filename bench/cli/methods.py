@@ -21,11 +21,13 @@ def add_options(add: Add) -> None:
         help="trainable parameters",
     )
     add_targets(add)
+    add("--strict", action="store_true", help="exit with 1 when an entry has no effect")
     add_model(add)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print every method at the size nearest to the budget; always 0."""
+    """Print every method at the size nearest to the budget; 1 with --strict when an entry of the
+    target modules is dead, as `bench targets` has it."""
     from bench.adapters.config import AdapterConfig
     from bench.cli.subject import with_head
     from bench.formulas.budgets import methods_at_budget
@@ -59,4 +61,4 @@ def run(options: argparse.Namespace) -> int:
         notes = (f"note: {note}" for note in model.notes)
         text = "\n".join(filter(None, (*notes, budget_text(model, options.budget, rows), dead)))
         print(fitted(text))
-    return 0
+    return 1 if options.strict and dead else 0

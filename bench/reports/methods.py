@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from bench.reports.layout import aligned
+from bench.units import format_change
 
 if TYPE_CHECKING:
     from bench.formulas import Parameters
@@ -59,7 +60,9 @@ def budget_text(model: Model, budget: int, rows: Iterable[BudgetRow]) -> str:
     head = f"{model.label}: methods at {budget:,} trainable parameters"
     every = list(rows)
     sizes = [
-        (r.setting, f"{r.trainable:,}", f"{r.off:+.1%}") for r in every if r.trainable is not None
+        (r.setting, f"{r.trainable:,}", format_change(r.trainable / budget))
+        for r in every
+        if r.trainable is not None
     ]
     said = iter(aligned(sizes, "lrr"))
     lines = [(r.method, r.refusal if r.trainable is None else next(said)) for r in every]

@@ -75,6 +75,7 @@ def test_changes() -> None:
     assert format_change(0.969) == "-3.1 %"
     assert format_change(1.00001) == format_change(0.99999) == "±0.0 %"
     assert format_change(math.inf) == "from zero"
+    assert format_change(1_772_544) == "× 1,772,544"
 
 
 def test_quantities_by_unit() -> None:
