@@ -35,6 +35,7 @@ RESUMED = pytest.StashKey[dict[str, Any]]()  # the document of the run to go on 
 CLUSTER = pytest.StashKey[Cluster]()  # with --cluster: where tasks run
 KIND = pytest.StashKey[Kind]()  # ... and the machine that is measured there
 LINES = pytest.StashKey[list[str]]()
+WRONG = pytest.StashKey[str]()  # what could not be written at the end, told after the summary
 
 # Fixture name → the subjects that parametrize it.
 PARAMETERS: dict[str, Callable[[Subjects], list[str]]] = {

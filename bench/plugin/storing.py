@@ -53,6 +53,7 @@ from bench.plugin.state import (
     SUBJECTS,
     THRESHOLDS,
     VERDICTS,
+    WRONG,
     measured_machine,
     storage_folder,
 )
@@ -161,16 +162,24 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     config.stash[RUN] = run = parse_run(seal(document), "this run")
     if anew := sum("reruns" in record.detail for record in run.records.values()):
         _say(config, f"{counted(anew, 'case')} begun anew on another node, the first being lost")
+    refused = None
     try:
-        try:
-            _judge(config, run)
-        finally:
-            if name := config.stash[SAVE]:
-                document[KEY] = replace(run, gate=_gate_result(session, run), name=name).table()
-                _save(config, name, document)
+        _judge(config, run)
     except BenchError as error:
+        refused = error
+    finally:
+        if name := config.stash[SAVE]:
+            document[KEY] = replace(run, gate=_gate_result(session, run), name=name).table()
+            try:
+                _save(config, name, document)
+            except BenchError as error:
+                config.stash[GATE] = FAILED
+                _fail(config, str(error))
+    if refused is not None:  # nothing was compared: there is no table to show
         config.stash[GATE] = FAILED
-        pytest.exit(harmless(f"error: {error}"), returncode=2)
+        if reporter := config.pluginmanager.get_plugin("terminalreporter"):
+            reporter.line("")  # the line that counts the tests is still open
+        pytest.exit(harmless(f"error: {refused}"), returncode=2)
     if config.option.report:
         _write_page(config)
     if config.stash[FAILING] and config.option.gate and session.exitstatus == 0:
@@ -188,8 +197,9 @@ def _write_page(config: pytest.Config) -> None:
         html = page([run], baseline, verdicts=verdicts, failing=failing, trees=run_trees(run))
         write_output(file, html)
     except BenchError as error:
-        pytest.exit(harmless(f"error: --report {file}: {error}"), returncode=2)
-    _say(config, f"page: {_shown(config, file)}")
+        _fail(config, f"--report {error}")
+    else:
+        _say(config, f"page: {_shown(config, file)}")
 
 
 def _judge(config: pytest.Config, run: StoredRun) -> None:
@@ -204,7 +214,17 @@ def _judge(config: pytest.Config, run: StoredRun) -> None:
     config.stash[FAILING] = failing = gate(verdicts, option.allow)
     config.stash[GATE] = FAILED if failing else PASSED if option.gate else None
     if option.verdict_file:
-        write_verdicts(option.verdict_file, verdicts, failing, baseline, run)
+        try:
+            write_verdicts(option.verdict_file, verdicts, failing, baseline, run)
+        except BenchError as error:
+            config.stash[GATE] = FAILED
+            _fail(config, f"--verdict-file {error}")
+
+
+def _fail(config: pytest.Config, text: str) -> None:
+    """End with status 2 and this line, after the summary: the run itself is whole."""
+    before = config.stash.get(WRONG, "")
+    config.stash[WRONG] = "\n".join(filter(None, (before, harmless(f"error: {text}"))))
 
 
 def _gate_result(session: pytest.Session, run: StoredRun) -> str | None:

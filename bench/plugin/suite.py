@@ -31,7 +31,7 @@ from bench.plugin.fixtures import (
 )
 from bench.plugin.options import pytest_addoption, pytest_configure, pytest_sessionstart
 from bench.plugin.storing import pytest_benchmark_update_machine_info, pytest_sessionfinish
-from bench.plugin.summary import pytest_terminal_summary
+from bench.plugin.summary import pytest_last_word, pytest_terminal_summary
 
 __all__ = [
     "cluster",
@@ -49,6 +49,7 @@ __all__ = [
     "pytest_generate_tests",
     "pytest_ignore_collect",
     "pytest_itemcollected",
+    "pytest_last_word",
     "pytest_report_teststatus",
     "pytest_runtest_makereport",
     "pytest_runtest_setup",

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from typing import Any
 
 import pytest
 
 from bench.baselines.storage import named
 from bench.compat import width_of
-from bench.plugin.state import BASELINE, FAILING, LINES, LOG, RUN, SAVE, VERDICTS
+from bench.plugin.state import BASELINE, FAILING, LINES, LOG, RUN, SAVE, VERDICTS, WRONG
 from bench.plugin.storing import save_command
 from bench.units import one_line
 
 MOST_DEAD = 5
 """So many dead entries of one's own are told here; each failed its test at length."""
+
+
+@pytest.hookimpl(specname="pytest_sessionfinish", wrapper=True, tryfirst=True)
+def pytest_last_word(session: pytest.Session) -> Generator[None]:
+    """What could not be written, once all that was found out is on the screen: status 2."""
+    yield
+    if text := session.config.stash.get(WRONG, None):
+        pytest.exit(text, returncode=2)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -29,7 +38,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     baseline, failing = config.stash[BASELINE], config.stash[FAILING]
     measured = any(record.suite == "measurement" for record in run.records.values())
     places = [*config.stash.get(LINES, [])]
-    if measured:
+    if measured and not (config.stash[SAVE] and WRONG in config.stash and run.path is None):
         stored = named(run.path) if config.stash[SAVE] and run.path else None
         places.append(
             f"every case: bench report {stored}"

@@ -86,6 +86,14 @@ def test_the_end_is_short_and_a_page_is_written(run, pytester: pytest.Pytester) 
     assert "page: page.html" in said
     assert "every case: bench report 0001_base" in said
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+    unwritten = run(
+        "--report", "/dev/full", "--benchmark-save", "full", suites="suites/test_counts.py"
+    )
+    assert unwritten.ret == 2
+    unwritten.stdout.fnmatch_lines(["stored run: *0002_full.json", "*1 passed*"])
+    assert unwritten.stderr.lines[-1] == (
+        "Exit: error: --report /dev/full: not written: No space left on device"
+    )
     refused = run("--report", "nowhere/page.html", *STEPS, apart=True)
     assert refused.ret == 2
     assert "there is no folder" in refused.stderr.str()
