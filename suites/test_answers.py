@@ -52,6 +52,7 @@ LISTED = {
     "expressions": ("llama", entries(
         r".*\.q_proj", r"model\.layers\.\d+\.self_attn\.k_proj", "^.*v_proj$", "(o|up)_proj",
         r"layers\.[01]\..*", r".*\.self_attn\..*", "(", "?x", "nothing.*at.*all",
+        "x+.self_attn.q_proj",
     )),
     "anchors": ("llama", entries("^(q|k)_proj$", ".*k_proj$", "*.self_attn.*.v_proj$", "^q_proj",
                                  "*.k_proj$")),

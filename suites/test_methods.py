@@ -122,6 +122,7 @@ def test_convolutions(name: str, effective: bool, r: int) -> None:
     formula = method_parameters(read_table(network), asked)
     counted = count_method(network, METHODS[name].peft_class, asked.to_dict())
     assert (formula.trainable, formula.total) == (counted.trainable, counted.total)
+    assert isinstance(formula.trainable, int)
 
 
 @pytest.mark.parametrize("size", [2, 5, 12, 64])

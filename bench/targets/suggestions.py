@@ -343,11 +343,9 @@ def _whole_modules(ledger: Ledger, entry: str, others: list[str]) -> str:
     good = [n for n in reached if n not in others]
     at_fault = f"{entry}: it also names {others[0]}" if good else f"{entry}: it names {others[0]}"
     more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-    if good:
-        ends = endings_of(good, table.by_name, least=3 if entry.isdigit() else 1)
-        written = ends or dict.fromkeys(good, 1)  # numbers alone tell them apart
-    else:
-        written = endings_of(_inside(table, others), table.by_name)
+    written: Iterable[str] = endings_of(_inside(table, others), table.by_name)
+    if good:  # in full where numbers alone tell them apart
+        written = endings_of(good, table.by_name, least=3 if entry.isdigit() else 1) or good
     way = f"write {', '.join(written)}" if written else "leave it out"
     if experts := _experts_in(table, others):
         way = f"{way}; {experts}"

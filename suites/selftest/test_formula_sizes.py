@@ -122,6 +122,8 @@ def test_rows_of_virtual_tokens() -> None:
         ({"num_hidden_layers": "3"}, "the configuration's num_layers is no number: '3'"),
         ({"num_key_value_heads": [2]},
          "the configuration does not tell the width of keys and values"),
+        ({"num_key_value_heads": 2, "num_attention_heads": [4]},
+         "the configuration does not tell the width of keys and values"),
         ({"num_key_value_heads": 2, "head_dim": "8"},
          "the configuration does not tell the width of keys and values"),
     ],
