@@ -40,6 +40,7 @@ def test_the_users_case_at_another_rank_is_the_same_case() -> None:
     [
         (own(AT_8), own(AT_16, precision="nf4")),
         (own(AT_8), own(AT_16, model="opt-125m")),
+        (own(AT_8, scenario="query"), own(AT_16, scenario="query")),  # not the user's own
         (own(AT_8), own(AT_16.replace("test_user", "test_other"))),
         (own(AT_8, AT_8.replace("r8", "r4")), own(AT_16)),  # which of the two?
         (own(AT_8), own(AT_16, AT_16.replace("r16", "r32"))),

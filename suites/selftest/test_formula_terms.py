@@ -104,6 +104,10 @@ LORA: dict[str, tuple[str, dict[str, Any], list[Term]]] = {
                             [term("lora", 4 * (12 * 32 + 8 * 24), 8)]),
     "a-weight": ("plain", {"target_modules": [], "target_parameters": ["q_proj.weight"]},
                  [term("lora", 4 * 4 * 32, 4)]),
+    "a-weight-of-many-ranks": (
+        "plain", {"target_modules": [], "target_parameters": ["q_proj.weight"], "r": 40},
+        [term("lora", 4 * 40 * 32, 4)],
+    ),
     "experts": (
         "experts", {"target_modules": [], "target_parameters": ["gate_up_proj", "down_proj"]},
         [term("lora", 2 * 2 * 4 * (48 + 16 + 16 + 24), 4)],
