@@ -6,7 +6,8 @@ mutmut makes the mutants, of what is inside functions. The tests are collected o
 then runs in a fork, in which its function gets the changed code, with the tests that execute its
 line (else its statement, else its function), the fastest first, until one fails. Which tests those
 are is measured once for each file of them, and kept in `.mutation/`. A sample is drawn with a seed;
-one that is cut short is a smaller sample. Needs `mutmut` and `coverage`.
+one that is cut short is a smaller sample. Those that change nothing that can be seen stand, with
+the reason, in `mutants_alike.toml`, and are no part of the score. Needs `mutmut` and `coverage`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import os
 import resource
 import signal
 import sys
+import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -72,6 +74,11 @@ class Mutant(NamedTuple):
         return f"{self.file}:{self.line}#{self.number}"
 
     @property
+    def change(self) -> tuple[str, ...]:
+        """The lines as they were and as they are, without what is around them."""
+        return tuple(line[1:].strip() for line in self.diff.splitlines() if line[:1] in "-+")
+
+    @property
     def diff(self) -> str:
         before, after = self.path.read_text("utf-8").splitlines(), self.text().splitlines()
         return "\n".join([*difflib.unified_diff(before, after, lineterm="", n=0)][3:])
@@ -79,6 +86,12 @@ class Mutant(NamedTuple):
 
 def mutated_files() -> list[Path]:
     return sorted(path for pattern in MUTATED for path in ROOT.glob(pattern))
+
+
+def alike() -> dict[tuple[str, ...], str]:
+    """Changes that nobody could see, by `Mutant.change`, each with the reason."""
+    with Path(__file__).with_name("mutants_alike.toml").open("rb") as file:
+        return {(m["line"], m["becomes"]): m["why"] for m in tomllib.load(file)["mutant"]}
 
 
 def mutants_of(path: Path) -> Iterator[Mutant]:
@@ -262,6 +275,7 @@ class Mutation(Watch):
         super().__init__()
         self.mutants, self.found, self.most = mutants, found, seconds
         self.counts: Counter[str] = Counter()
+        self.alike = alike()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
@@ -280,6 +294,8 @@ class Mutation(Watch):
             chosen = [items[t] for t, so_far in zip(tests, spent, strict=True)
                       if so_far < self.most]  # fmt: skip
             verdict, test = self.judge(session, mutant, chosen, sum(map(lasts.get, tests)))
+            if verdict == "survived" and (why := self.alike.get(mutant.change)):
+                verdict, test = "alike", why
             self.counts[verdict] += 1
             print(f"{verdict} {mutant.name} {test}", flush=True)
             if verdict == "survived":
@@ -324,6 +340,8 @@ def main() -> int:
     status = pytest.main([*PYTEST, *TESTS], plugins=[plugin])
     told = sum(plugin.counts.values())
     print(f"seed {options.seed}: {told} of {len(every)} mutants, {dict(plugin.counts)}")
+    if seen := told - plugin.counts["alike"]:
+        print(f"killed of those that can be seen: {1 - plugin.counts['survived'] / seen:.1%}")
     return int(status)
 
 
