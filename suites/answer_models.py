@@ -1,14 +1,20 @@
-"""Small models for the stored answers, each described once and its table read once."""
+"""Small models for the stored answers, each described once and its table read once, and what is
+said of a ledger as one text."""
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import cache
 from typing import Any
 
+import pytest
 from test_dead import BERT, GPT2, LLAMA, MIXTRAL, QWEN_MOE, XLNET, model
 from test_hazards import LLAVA as _LLAVA
 
-from bench.models.modules import ModuleTable
+from bench.adapters.config import AdapterConfig
+from bench.models.modules import LINEAR, Module, ModuleTable, Parameter
+from bench.models.stacks import AUDIO, LANGUAGE, VISION, Stack
+from bench.targets import Ledger, match
 
 T5 = {"model_type": "t5", "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2,
       "vocab_size": 24}  # fmt: skip
@@ -59,6 +65,7 @@ MODELS: dict[str, tuple[dict[str, Any], str]] = {
     "xlnet": (XLNET, "AutoModelForCausalLM"),
     "t5": (T5, "AutoModelForSeq2SeqLM"),
     "vit": (VIT, "AutoModelForImageClassification"),
+    "vit-bare": (VIT, "AutoModel"),
     "llava": ({**_LLAVA, "model_type": "llava"}, "AutoModelForImageTextToText"),
     "gemma4": (GEMMA4, "AutoModelForImageTextToText"),
     "mamba": (MAMBA, "AutoModelForCausalLM"),
@@ -68,8 +75,8 @@ MODELS: dict[str, tuple[dict[str, Any], str]] = {
 
 @cache
 def table_of(label: str) -> ModuleTable:
-    if label in ("kinds", "nested"):
-        return _every_kind() if label == "kinds" else _nested()
+    if label in BY_HAND:
+        return BY_HAND[label]()
     described, _, loaded = label.partition("@")
     found = model(*MODELS[described])
     return (found.loaded_in(loaded) if loaded else found).table
@@ -130,3 +137,55 @@ def _nested() -> ModuleTable:
             }
         )
     return read_table(network)
+
+
+def _two_towers() -> ModuleTable:
+    """Two towers that hold their projections in wrappers, beside a language model."""
+    wrappers = [f"{tower}.layers.0.{leaf}" for tower in ("sight", "sound") for leaf in "qv"]
+    linear = [
+        *(f"{name}.linear" for name in wrappers),
+        "text.layers.0.q",
+        "text.layers.0.v",
+        "head",
+    ]
+    return ModuleTable(
+        "", "Towers",
+        (*(Module(name, class_name="Wrapper") for name in wrappers),
+         *(Module(name, LINEAR, 4, 4) for name in linear)),
+        tuple(Parameter(f"{name}.weight", (4, 4)) for name in linear),
+        output_embedding="head",
+        stacks=(Stack(VISION, "sight", ("image",)), Stack(AUDIO, "sound", ("audio",)),
+                Stack(LANGUAGE, "text")),
+    )  # fmt: skip
+
+
+BY_HAND = {"kinds": _every_kind, "nested": _nested, "two-towers": _two_towers}
+
+
+def told(ledger: Ledger) -> str:
+    """All that is said of a ledger, a line each."""
+    lines = []
+    for e in ledger.entries:
+        roles = ", ".join(f"{n} {role}" for role, n in e.roles.items())
+        reached = f"{len(e.reached)} in {e.layers} layers ({roles})" if e.reached else "dead"
+        lines.append(f"{e.field} {e.entry}: {reached}{e.why_dead}")
+    ranks = ", ".join(f"{n} of rank {r}" for r, n in Counter(a.r for a in ledger.adapted).items())
+    lines += [f"adapted {ranks or 'none'}; saved {', '.join(ledger.saved) or 'none'}"]
+    lines += [f"stack {r.stack.label}: {r.modules} in {r.inside or 'none'}" for r in ledger.stacks]
+    lines += [f"no effect: {dead}" for dead in ledger.dead_fields]
+    lines += [f"refused: {reason}" for reason in ledger.refusals]
+    lines += [f"way out: {way}" for way in ledger.ways_out]
+    lines += [f"hazard {hazard.code}: {hazard.reason}" for hazard in ledger.hazards]
+    return "\n".join(lines)
+
+
+def entries(*written: str) -> dict[str, Any]:
+    return {"target_modules": [*written]}
+
+
+def answer(label: str, fields: dict[str, Any]) -> str:
+    return told(match(table_of(label), AdapterConfig.from_dict(fields)))
+
+
+def over(cases: dict[str, Any]) -> Any:
+    return pytest.mark.parametrize(("label", "given"), cases.values(), ids=cases)

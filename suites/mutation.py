@@ -46,7 +46,8 @@ TESTS = (
     "suites/test_targets.py", "suites/test_phases.py", "suites/test_dead.py",
     "suites/test_fields.py", "suites/test_hazards.py", "suites/test_stacks.py",
     "suites/test_field.py", "suites/test_ways_out.py", "suites/test_methods.py",
-    "suites/test_answers.py", "suites/selftest/test_formula_terms.py",
+    "suites/test_answers.py", "suites/test_answers_refused.py",
+    "suites/selftest/test_formula_terms.py",
     "suites/selftest/test_formula_sizes.py", "suites/selftest/test_baselines_fields.py",
     "suites/selftest/test_formulas.py", "suites/selftest/test_statistics.py",
     "suites/selftest/test_baselines.py", "suites/selftest/test_baselines_gate.py",
@@ -264,7 +265,7 @@ def warm() -> None:
         importlib.import_module(name)
     importlib.import_module("small_types").small_types()
     models = importlib.import_module("answer_models")
-    for label in ("kinds", "nested", *models.MODELS):
+    for label in (*models.BY_HAND, *models.MODELS):
         models.table_of(label)
 
 

@@ -328,7 +328,7 @@ def test_a_hazard_that_is_none() -> None:
 def test_how_an_experts_weight_is_named_in_every_layer() -> None:
     """What follows the last number, and no more than three words of it."""
     names = ("experts.w", "a.b.c.experts.w", "layers.0.x.1.experts.w", "layers.2.a.b.experts.w")
-    owners = tuple(Module(name.rpartition(".")[0]) for name in names)
+    owners = (Module("layers.2.a"), *(Module(name.rpartition(".")[0]) for name in names))
     weights = tuple(Parameter(name, (2, 3, 4)) for name in names)
     linear = Module("a.l", LINEAR, 1, 1), Parameter("a.l.weight", (1, 1))
     table = ModuleTable("", "Small", (*owners, linear[0]), (*weights, linear[1]))
@@ -337,6 +337,8 @@ def test_how_an_experts_weight_is_named_in_every_layer() -> None:
         "4 fused expert weights, 99% of the model, get no adapter: they are parameters, which only "
         'target_parameters reaches: ["experts.w", "c.experts.w", "b.experts.w"]'
     )
+    (way,) = match(table, AdapterConfig(("2.a", "l"))).ways_out
+    assert way.endswith('leave it out; for its experts target_parameters=["b.experts.w"]')
 
 
 def test_experts_are_told_by_their_class_too() -> None:

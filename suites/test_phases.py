@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from functools import cache
 
@@ -14,6 +15,7 @@ from bench.errors import BenchError
 from bench.formulas import lora_parameters
 from bench.formulas.methods import method, method_parameters
 from bench.measure.counting import count, count_lora_fa, inject
+from bench.models.architectures import Model
 from bench.models.modules import OTHER, read_table
 from bench.scenarios.subjects import load_model
 from bench.targets import match
@@ -286,6 +288,26 @@ def test_tokens_of_an_embedding_within_a_saved_module() -> None:
             assert "model" in count(inject(model.build(), adapter)).saved
 
 
+def test_a_module_that_is_registered_twice() -> None:
+    """Under its second name it is the same, as is what is in it."""
+    from collections import OrderedDict
+
+    import torch
+    from torch import nn
+
+    with torch.device("meta"):
+        shared = nn.Sequential(OrderedDict(fc=nn.Linear(3, 5)))
+        network = nn.ModuleDict({"x": nn.ModuleDict({"block": shared}), "z": nn.Linear(2, 2),
+                                 "y": nn.ModuleDict({"block": shared})})  # fmt: skip
+    table = read_table(network)
+    assert dict(table.repeated) == {"y.block": "x.block", "y.block.fc": "x.block.fc"}
+    for saved in (("block",), ("fc",), ("y.block",), ("y.block.fc", "block")):
+        adapter = AdapterConfig(("z",), r=2, modules_to_save=saved)
+        counted = count(inject(copy.deepcopy(network), adapter))
+        formula = lora_parameters(match(table, adapter))
+        assert (formula.trainable, formula.total) == (counted.trainable, counted.total)
+
+
 def test_saved_in_a_table_without_containers() -> None:
     """An atlas holds no lists and blocks: what is saved within them is found all the same."""
     model = small("opt-CausalLM")
@@ -295,6 +317,23 @@ def test_saved_in_a_table_without_containers() -> None:
     ledger = match(bare, adapter)
     assert sorted(ledger.saved) == sorted(counted.saved)
     assert lora_parameters(ledger).trainable == counted.trainable
+
+
+def test_a_tied_embedding_that_is_taken_out() -> None:
+    """Marian lists its shared embedding as tied itself: nothing is left whose copy others share."""
+    adapter = AdapterConfig(("q_proj",), modules_to_save=("lm_head",), ensure_weight_tying=True)
+    agrees("marian-Seq2SeqLM", adapter, "refused")
+    assert match(small("marian-Seq2SeqLM").table, adapter).refusals == (
+        "model.shared is not saved: nothing to tie a copy to",
+    )
+
+
+def test_layers_of_falcons_name_are_stacked() -> None:
+    bare = Model("gpt2", {"model_type": "gpt2", "n_embd": 16, "n_head": 2, "n_layer": 2,
+                          "vocab_size": 24}, "AutoModel")  # fmt: skip
+    adapter = AdapterConfig(("c_attn",), r=2, layer_replication=((0, 2), (0, 2)))
+    assert disagreement(bare.build(), bare.table, adapter) == ("injected", "")
+    assert len(match(bare.table, adapter).adapted) == 4
 
 
 def test_layers_that_are_stacked_again() -> None:
