@@ -34,9 +34,12 @@ REFUSED = {
             **entries("lm_head", "q_proj"), "ensure_weight_tying": True, "rank_pattern": {name: 2}})
         for name in ("lm_head", "embed_tokens", "q_proj")
     },
-    "tied-and-cut-from-the-weight": ("llama-tied", {
-        **entries("lm_head", "q_proj"), "ensure_weight_tying": True, "rank_pattern": {"lm_head": 2},
-        "init_lora_weights": "pissa"}),
+    **{
+        f"tied-and-{init}": ("llama-tied", {
+            **entries("lm_head", "q_proj"), "ensure_weight_tying": True,
+            "rank_pattern": {"lm_head": 2}, "init_lora_weights": init})
+        for init in ("pissa", "olora", "orthogonal", "gaussian")
+    },
     "untied-of-another-rank": ("llama", {**entries("lm_head", "q_proj"),
                                          "rank_pattern": {"embed_tokens": 2}}),
     "tied-saved": ("llama-tied", {**entries("q_proj"), "ensure_weight_tying": True,

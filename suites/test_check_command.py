@@ -59,7 +59,7 @@ def test_values_are_read_where_they_are_asked_for(
     text = capsys.readouterr().out
     assert "norm of B·A by role" in text
     # A (4, 64) and B (64, 4) of ones: every element of the product is 4, 64 × 64 of them.
-    assert "query                 2 modules  256 to 256" in text
+    assert "query  2 modules  256 to 256" in text
 
 
 def test_weights_without_an_adapter_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -108,14 +108,16 @@ def test_convolutions(name: str, effective: bool, r: int) -> None:
     from bench.models.modules import read_table
 
     asked = method(
-        name, r=r, use_effective_conv2d=effective, target_modules=["one", "two", "point", "dense"]
-    )
+        name, r=r, use_effective_conv2d=effective,
+        target_modules=["one", "two", "point", "pair", "dense"],
+    )  # fmt: skip
     with torch.device("meta"):
         network = nn.ModuleDict(
             {
                 "one": nn.Conv1d(12, 20, 3),
                 "two": nn.Conv2d(12, 20, 3, groups=2),
                 "point": nn.Conv2d(12, 20, 1),
+                "pair": nn.Conv1d(12, 20, 2),
                 "dense": nn.Linear(12, 20),
             }
         )

@@ -70,6 +70,8 @@ LORA: dict[str, tuple[str, dict[str, Any], list[Term]]] = {
                [term("lora", PAIR, 8), term("trainable_tokens", 3 * 16, 1)]),
     "tokens-tied": ("tied", {"trainable_token_indices": [1, 2, 3]},
                     [term("lora", PAIR, 8), term("trainable_tokens", 3 * 16, 2)]),
+    "tokens-of-layers": ("tied", {"trainable_token_indices": {"o_proj": [1]}},
+                         [term("lora", PAIR, 8), term("trainable_tokens", 4 * 16, 4)]),
     "tokens-of-both-tied": (
         "tied", {"trainable_token_indices": {"embed_tokens": [1, 2, 3], "lm_head": [1, 2, 3]}},
         [term("lora", PAIR, 8), term("trainable_tokens", 3 * 16, 2)],

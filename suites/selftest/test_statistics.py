@@ -268,6 +268,13 @@ def test_the_tails_are_half_a_percent_each() -> None:
     assert chances[0] < 0.005 < chances[1] < 0.01 < chances[2]
     found = ratio_interval([1.0] * 11, [float(n) for n in range(1, 12)], resamples=100_000)
     assert (found.low, found.ratio, found.high) == (2, 6, 10)
+    # At 98.2 % nine in a thousand are left out below, more than the seven for k = 2; a third of
+    # what is left would be fewer.
+    assert 0.018 / 3 < chances[1] < 0.018 / 2 < chances[2]
+    narrower = ratio_interval(
+        [1.0] * 11, [float(n) for n in range(1, 12)], confidence=0.982, resamples=100_000
+    )
+    assert (narrower.low, narrower.high) == (3, 9)
 
 
 def test_the_front_by_hand() -> None:
