@@ -53,8 +53,10 @@ def find_python(environment: str, option: str) -> Path:
             env=_variables(), check=True,
         )  # fmt: skip
         said = json.loads(done.stdout)
-    except (OSError, subprocess.SubprocessError, ValueError) as error:
-        raise BenchError(f"{option} {environment}: {python} is no Python 3: {error}") from None
+    except (OSError, subprocess.SubprocessError, ValueError):
+        raise BenchError(
+            f"{option} {environment}: {python} does not answer as Python 3 does"
+        ) from None
     if tuple(said["python"]) < OLDEST_PYTHON:
         version, oldest = (".".join(map(str, v)) for v in (said["python"], OLDEST_PYTHON))
         raise BenchError(f"{option} {environment}: Python {version}; bench needs {oldest} or newer")

@@ -14,7 +14,8 @@ from uuid import uuid4
 from bench.ab.environments import Environment
 from bench.ab.launches import LAUNCHES, ROUNDS, Asked, Failed, Far, Rounds, Step, take_rounds
 from bench.baselines import KEY, StoredRun, seal
-from bench.baselines.runs import finite, parse_machine, parse_record
+from bench.baselines.journal import read_lines, sealed_line
+from bench.baselines.runs import parse_machine, parse_record
 from bench.errors import BenchError
 from bench.measure.cluster import Cluster
 from bench.measure.outcome import StepTime
@@ -79,7 +80,8 @@ class PairJournal:
     def __init__(self, folder: Path, *, resume: bool) -> None:
         self.path = folder / FILE
         self.found: dict[str, list[dict[str, Any] | None]] = {}
-        self._head = ""
+        self._head: Any = None
+        self._digest = ""
         self._file: IO[str] | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -97,19 +99,14 @@ class PairJournal:
             )
         if resume and not text:
             raise BenchError(f"--resume: no unfinished comparison lies in {folder}")
-        head, *lines = text.splitlines() or [""]
-        self._head = head
-        for line in lines:
-            try:
-                case = json.loads(line)
-            except ValueError:
-                break  # it was killed while it wrote this one
-            self.found[case["key"]] = case["records"]
+        if lines := read_lines(text, self.path):
+            self._head, *cases = lines
+            self.found = {case["key"]: case["records"] for case in cases}
 
     def begin(self, plan: Sequence[object], sides: Sequence[Environment]) -> None:
         """Write what is compared; what was found has to be of the same."""
-        head = json.dumps([repr(plan), *([s.label, s.versions, s.machine] for s in sides)])
-        if self._head and self._head != head:
+        head = [repr(plan), *([s.label, s.versions, s.machine] for s in sides)]
+        if self._head is not None and self._head != json.loads(json.dumps(head)):
             raise BenchError(
                 f"--resume: {self.path} is of another comparison: other cases, versions, options "
                 "or another machine"
@@ -121,7 +118,7 @@ class PairJournal:
 
     def add(self, key: str, records: Sequence[dict[str, Any] | None]) -> None:
         """Write a finished case, to the disk itself."""
-        self._write(json.dumps(finite({"key": key, "records": records}), allow_nan=False))
+        self._write({"key": key, "records": records})
 
     def remove(self) -> None:
         """Everything is stored."""
@@ -129,9 +126,10 @@ class PairJournal:
             self._file.close()
         self.path.unlink(missing_ok=True)
 
-    def _write(self, line: str) -> None:
+    def _write(self, value: Any) -> None:
         assert self._file is not None
-        self._file.write(line + "\n")
+        line, self._digest = sealed_line(value, self._digest)
+        self._file.write(line)
         self._file.flush()
         os.fsync(self._file.fileno())
 

@@ -9,6 +9,7 @@ on from there as it does after Ctrl-C.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ class Journal:
         self.path = folder / f".unfinished-{name}.jsonl"
         self._name = name
         self._begun = False
+        self._digest = ""
         self.trouble = ""
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -39,7 +41,11 @@ class Journal:
         if not _lock(self._file):
             self._file.close()
             raise BenchError(f"a run {name!r} goes on in {folder}: give this one another name")
-        self.left: Path | None = self._salvage()
+        try:
+            self.left: Path | None = self._salvage()
+        except BenchError:
+            self._file.close()
+            raise
         """The interrupted run that a killed one has become, if there was one."""
 
     def begin(self, document: Mapping[str, Any]) -> None:
@@ -65,7 +71,8 @@ class Journal:
             self._file.close()
 
     def _write(self, value: Mapping[str, Any]) -> None:
-        line = (json.dumps(finite(value), allow_nan=False) + "\n").encode()
+        text, digest = sealed_line(value, self._digest)
+        line = text.encode()
         end = self._file.seek(0, os.SEEK_END)
         try:
             written = 0
@@ -76,15 +83,11 @@ class Journal:
             with suppress(OSError):
                 self._file.truncate(end)  # whole lines alone
             raise BenchError(f"{self.path}: not written: {error.strerror}") from error
+        self._digest = digest
 
     def _salvage(self) -> Path | None:
         self._file.seek(0)
-        lines = []
-        for line in self._file:
-            try:
-                lines.append(json.loads(line))
-            except ValueError:
-                break  # it was killed while it wrote this one
+        lines = read_lines(self._file.read().decode(errors="replace"), self.path)
         stored = None
         if len(lines) > 1:
             document, *cases = lines
@@ -96,6 +99,36 @@ class Journal:
         self._file.seek(0)
         self._file.truncate()
         return stored
+
+
+def sealed_line(value: Any, before: str) -> tuple[str, str]:
+    """(a line that holds `value`, its digest): over it and the line before, whose digest is
+    `before`, so that no line is changed, left out or moved unseen."""
+    text = json.dumps(finite(value), allow_nan=False)
+    digest = hashlib.sha256(f"{before}{text}".encode()).hexdigest()
+    return json.dumps({"digest": digest}).removesuffix("}") + f', "line": {text}}}\n', digest
+
+
+def read_lines(text: str, path: Path) -> list[Any]:
+    """The values of lines that `sealed_line` wrote; BenchError for one that was edited. The last
+    may be torn: the run was killed while it wrote it, and it is left out."""
+    found: list[Any] = []
+    before, lines = "", text.splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            value = json.loads(line)["line"]
+            sealed, before = sealed_line(value, before)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            sealed = ""
+        if sealed.rstrip("\n") != line:
+            if number == len(lines) and not text.endswith("\n"):
+                break
+            raise BenchError(
+                f"{path}: line {number} was edited, or is of another release: it does not match "
+                "its digest. Remove the file: the run is then begun anew"
+            )
+        found.append(value)
+    return found
 
 
 def unfinished(folder: Path, name: str) -> dict[str, Any]:

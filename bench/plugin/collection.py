@@ -73,7 +73,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = keep
     if dropped:
         config.hook.pytest_deselected(items=dropped)
-    leave_out_finished(config, items)
+    try:
+        leave_out_finished(config, items)
+    except BenchError as error:
+        config.stash[SAVE] = None  # collecting goes on to its end, and nothing is begun there
+        pytest.exit(harmless(f"error: {error}"), returncode=2)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

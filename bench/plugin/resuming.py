@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from bench.baselines.verdicts import other_machine
 from bench.errors import BenchError
 from bench.plugin.state import IS_FIRST, JOURNAL, LOG, RESUMED, SAVE, storage_folder
 from bench.training.options import step_from
+from bench.units import counted
 
 _ENDING = ("ok", "oom")
 """Outcomes that are not tried again: a case that failed has to fail before somebody's eyes."""
@@ -111,6 +113,12 @@ def leave_out_finished(config: pytest.Config, items: list[pytest.Item]) -> None:
     if left_out:
         items[:] = [item for item in items if item.nodeid not in done]
         config.hook.pytest_deselected(items=left_out)
+    elif done:
+        of = f"the {counted(len(done), 'case')} of {Path(config.stash[RESUMED]['path']).stem}"
+        raise BenchError(
+            f"--resume: none of {of} is asked for here: give the model and the options that it "
+            "had, or another name without --resume"
+        )
     asked = {item.nodeid for item in left_out}
     log = config.stash[LOG]
     log.resumed = {key: record for key, record in done.items() if key in asked}

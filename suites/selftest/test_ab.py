@@ -261,7 +261,7 @@ def test_environments_that_cannot_be_used(tmp_path: Path) -> None:
     ]:
         with pytest.raises(BenchError, match=f"--baseline-env .*{environment}: {said}"):
             find_python(str(tmp_path / environment), "--baseline-env")
-    with pytest.raises(BenchError, match="is no Python 3"):
+    with pytest.raises(BenchError, match="does not answer as Python 3"):
         find_python(shutil.which("true") or "/bin/true", "--contender-env")
 
 

@@ -79,6 +79,25 @@ def test_a_run_that_was_killed_before_its_first_case_leaves_nothing(tmp_path: Pa
     assert not list(tmp_path.glob("*.json"))
 
 
+@pytest.mark.parametrize(
+    "edit", [lambda lines: [lines[0], lines[1].replace(b'"ok"', b'"oom"'), lines[2]],
+             lambda lines: [lines[0], lines[2]],
+             lambda lines: [lines[0], lines[2], lines[1]]],
+)  # fmt: skip
+def test_a_line_that_was_edited_left_out_or_moved_is_no_case(tmp_path: Path, edit) -> None:
+    """Else a wrong figure would become a stored run with a digest of its own."""
+    _killed(tmp_path, QUERY, STEP)
+    (left,) = tmp_path.glob(".unfinished-*")
+    *lines, _ = left.read_bytes().splitlines(keepends=True)
+    assert edit(lines) != lines
+    left.write_bytes(b"".join(edit(lines)))
+    for _ in range(2):
+        with pytest.raises(BenchError, match=r"line 2 was edited, .* Remove the file"):
+            Journal(tmp_path, "long")
+    left.unlink()
+    assert Journal(tmp_path, "long").left is None
+
+
 def test_two_runs_of_one_name_do_not_share_a_journal(tmp_path: Path) -> None:
     first = Journal(tmp_path, "long")
     with pytest.raises(BenchError, match=r"a run 'long' goes on in .*another name"):

@@ -57,6 +57,13 @@ def test_a_killed_run_keeps_its_cases_and_goes_on(
     other = run(*saved, "--rounds", "7", "--resume", apart=True)
     assert other.ret == 2
     assert "--rounds 5 -> 7" in other.stdout.str() + other.stderr.str()
+    if name != "SIGKILL":
+        another = [each.replace("mine", "opt-125m") for each in saved]
+        strange = run(*another, "--scenario", "query", "--resume", apart=True)
+        assert strange.ret == 2
+        assert "none of the 2 cases of 0001_long is asked for here" in (
+            strange.stdout.str() + strange.stderr.str()
+        )
     whole = run(*saved, "--resume", apart=True)
     assert whole.ret == 0, whole.stdout.str()
     whole.stdout.fnmatch_lines(["2 cases taken over from 0001_long, not measured again"])
