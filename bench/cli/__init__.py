@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from bench.cli.output import harmless_output, quiet_libraries
 from bench.cli.parser import make_parser
 from bench.errors import BenchError, missing_extra
-from bench.measure.apart import run_apart, say_status, worker_pipe
+from bench.models.apart import run_apart, say_status, worker_pipe
 from bench.signals import as_interrupts
 
 

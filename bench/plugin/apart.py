@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from bench.measure.apart import in_worker, run_apart, say_status, worker_pipe
+from bench.models.apart import in_worker, run_apart, say_status, worker_pipe
 from bench.plugin.cluster import run_by_kind
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from bench.baselines.kinds import Kind, choose_kinds, kinds_of
 from bench.errors import BenchError, missing_extra
-from bench.measure.apart import handed_on
+from bench.models.apart import handed_on
 from bench.plugin.state import CLUSTER, KIND, under_xdist
 from bench.units import harmless
 
