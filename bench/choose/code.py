@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from bench.choose.table import Row
 
 
+_LANGUAGE = ("AutoModelForCausalLM", "AutoModelForImageTextToText")
+
+
 def lora_config(adapter: AdapterConfig) -> str:
     """Python that makes the configuration; what is at PEFT's default is left out."""
     fields = {"r": adapter.r, **adapter.to_dict()}
@@ -84,12 +87,12 @@ def llama_factory(row: Row) -> str:
 
 
 def as_code(row: Row) -> str:
-    """All three, each under its name."""
-    parts = {
-        "PEFT": lora_config(row.plan.adapter),
-        "axolotl": axolotl(row),
-        "LLaMA-Factory": llama_factory(row),
-    }
+    """PEFT's for every model; both tools' for what they train, each under its name."""
+    parts = {"PEFT": lora_config(row.plan.adapter)}
+    for tool, lines in (("axolotl", axolotl), ("LLaMA-Factory", llama_factory)):
+        task = row.case.auto_class
+        no = f"# {tool} trains language models, and this is {task}"
+        parts[tool] = lines(row) if task in _LANGUAGE else no
     return "\n\n".join(f"# {name}\n{text}" for name, text in parts.items()) + "\n"
 
 

@@ -41,6 +41,10 @@ def _main(arguments: Sequence[str] | None, *, in_worker: bool) -> int:
         if getattr(options, "trust_remote_code", False) and not in_worker:
             given = sys.argv[1:] if arguments is None else arguments
             return run_apart("lora_target_bench", given)
+        try:
+            os.getcwd()
+        except FileNotFoundError:  # torch would end the process in its own words
+            return _refuse("the current folder is no longer there: go to another one")
         status: int = options.run(options)
         sys.stdout.flush()
         return status

@@ -7,6 +7,7 @@ everywhere a registered name does.
 from __future__ import annotations
 
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -198,6 +199,11 @@ class Model:
             except BenchError:
                 raise
             except Exception as error:
+                if sys.flags.optimize > 1:
+                    raise BenchError(
+                        "transformers reads its own docstrings, which Python leaves out here: run "
+                        "it without -OO and PYTHONOPTIMIZE=2"
+                    ) from error
                 raise BenchError(
                     f"{self.label}: {self.auto_class} cannot be built from this config: "
                     f"{_first_line(error)}"

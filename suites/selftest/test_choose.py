@@ -170,6 +170,17 @@ def test_fused_projections_have_no_row_for_a_part_of_them() -> None:
     assert "fuses" in missing["query-value"]
 
 
+def test_tools_for_language_models_have_no_lines_for_another(choice: table.Choice) -> None:
+    row = choice.rows[0]
+    assert "# axolotl\nadapter:" in code.as_code(row)
+    images = replace(row, case=replace(row.case, auto_class="AutoModelForImageClassification"))
+    said = code.as_code(images)
+    assert "LoraConfig(" in said
+    for tool in ("axolotl", "LLaMA-Factory"):
+        assert f"# {tool} trains language models, and this is AutoModelForImage" in said
+    assert "sequence_len" not in said
+
+
 @pytest.mark.parametrize("precision", ["bf16", "int8", "nf4"])
 @pytest.mark.parametrize("tool", ["axolotl", "llama_factory"])
 def test_the_lines_are_read_back_as_the_row(

@@ -4,6 +4,23 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+from bench.cli import main
+
+
+def test_a_folder_that_is_gone_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert main(["list", "models"]) == 2
+    assert "the current folder is no longer there" in capsys.readouterr().err
+
 
 # Wrong for a registered model, whose class is declared: nothing has to be imported to say so.
 TOLD_AT_ONCE = """
