@@ -11,7 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-ENDING = ("SIGTERM", "SIGHUP")
+ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""What ends a process beside Ctrl-C, as far as this system has it."""
+STOPPING = (signal.SIGINT, *ENDING)
+"""... and Ctrl-C."""
 
 
 @contextmanager
@@ -29,8 +32,7 @@ def as_interrupts() -> Iterator[list[int]]:
         came.append(number)
         raise KeyboardInterrupt(signal.Signals(number).name)
 
-    known = [getattr(signal, name, None) for name in ENDING]
-    taken = [n for n in known if n is not None and signal.getsignal(n) == signal.SIG_DFL]
+    taken = [number for number in ENDING if signal.getsignal(number) == signal.SIG_DFL]
     for number in taken:
         signal.signal(number, interrupt)
     dropped, ident = sys.unraisablehook, threading.get_ident()

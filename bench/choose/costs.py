@@ -23,6 +23,7 @@ from bench.predict.largest import (
     settled,
     value_of,
 )
+from bench.signals import STOPPING
 from bench.training.machine import usable_processors
 
 if TYPE_CHECKING:
@@ -167,12 +168,7 @@ def _alone() -> None:
 
     import torch
 
-    for name in (
-        "SIGINT",
-        "SIGTERM",
-        "SIGHUP",
-    ):  # of a group: the process that began this one tells
-        if (number := getattr(signal, name, None)) is not None:
-            signal.signal(number, lambda number, _: os._exit(128 + number))
+    for number in STOPPING:  # of a group: the process that began this one tells
+        signal.signal(number, lambda number, _: os._exit(128 + number))
     gc.freeze()  # what is imported stays: no collection has to look through it
     torch.set_num_threads(1)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import BenchError
+from bench.signals import STOPPING
 
 _PIPE = "LORA_TARGET_BENCH_WORKER"
 """Names the descriptor on which a worker says its exit status."""
@@ -95,9 +96,8 @@ def handed_on(*workers: subprocess.Popen[Any]) -> Iterator[list[int]]:
 
     before: dict[int, Any] = {}
     try:
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+        for number in STOPPING:
+            if signal.getsignal(number) != signal.SIG_IGN:
                 before[number] = signal.signal(number, hand_on)
     except ValueError:  # not the main thread: nothing reaches us
         pass
