@@ -19,9 +19,9 @@ from bench.explain import Search, explain
 from bench.files import FIXTURES
 from bench.formulas import lora_parameters
 from bench.measure.counting import count, inject
+from bench.models.architectures import load_model
 from bench.models.modules import read_table
 from bench.reports.explained import explanation_text
-from bench.scenarios.subjects import load_model
 from bench.targets import match
 
 SEVEN = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}

@@ -15,7 +15,7 @@ from bench.cli import main
 from bench.errors import BenchError
 from bench.files import FIXTURES, read_toml
 from bench.formulas import lora_parameters
-from bench.scenarios.subjects import load_model
+from bench.models.architectures import load_model
 from bench.targets import Ledger, match
 
 FIELD = FIXTURES / "field"

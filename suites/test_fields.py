@@ -19,9 +19,8 @@ from bench.errors import BenchError
 from bench.formulas import lora_parameters
 from bench.formulas.totals import base_totals
 from bench.measure.counting import Totals, count, inject, totals
-from bench.models.architectures import Model
+from bench.models.architectures import Model, load_model
 from bench.models.modules import ModuleTable, read_table
-from bench.scenarios.subjects import load_model
 from bench.targets import match
 
 if TYPE_CHECKING:

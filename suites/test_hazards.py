@@ -15,10 +15,9 @@ from bench.adapters.config import AdapterConfig
 from bench.cli import main
 from bench.errors import BenchError
 from bench.measure.counting import count, inject
-from bench.models.architectures import Model
+from bench.models.architectures import Model, load_model
 from bench.models.classes import model_class
 from bench.models.modules import LINEAR, Module, ModuleTable, Parameter
-from bench.scenarios.subjects import load_model
 from bench.targets import Ledger, match
 from bench.targets.hazards import HAZARDS, NOT_AS_WRITTEN, check_hazards, frozen_head_text
 

@@ -13,8 +13,7 @@ from bench.formulas.budgets import methods_at_budget
 from bench.formulas.kinds import METHODS, near_root
 from bench.formulas.methods import method, method_parameters
 from bench.measure.counting import count_method
-from bench.models.architectures import Model
-from bench.scenarios.subjects import load_model
+from bench.models.architectures import Model, load_model
 
 # Settings beside the defaults, each of which takes another branch of its formula.
 SETTINGS: dict[str, list[dict]] = {

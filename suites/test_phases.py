@@ -15,9 +15,8 @@ from bench.errors import BenchError
 from bench.formulas import lora_parameters
 from bench.formulas.methods import method, method_parameters
 from bench.measure.counting import count, count_lora_fa, inject
-from bench.models.architectures import Model
+from bench.models.architectures import Model, load_model
 from bench.models.modules import OTHER, read_table
-from bench.scenarios.subjects import load_model
 from bench.targets import match
 
 

@@ -13,9 +13,8 @@ from bench.explain import explain
 from bench.files import FIXTURES, read_toml
 from bench.formulas import lora_parameters
 from bench.measure.counting import count, inject
-from bench.models.architectures import Model, read_config
+from bench.models.architectures import Model, load_model, read_config
 from bench.models.modules import read_table
-from bench.scenarios.subjects import load_model
 from bench.targets import match
 
 CASES = {path.stem: path for path in sorted((FIXTURES / "published" / "cases").glob("*.json"))}

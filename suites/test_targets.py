@@ -18,6 +18,7 @@ from bench.measure.counting import count, inject
 from bench.models.architectures import Model
 from bench.models.classes import model_class
 from bench.models.modules import read_table
+from bench.models.precision import precision
 from bench.models.quantization import bitsandbytes_config
 from bench.targets import Ledger, match
 from bench.tasks import BY_TYPE
@@ -186,7 +187,7 @@ def test_quantized_head_cannot_be_trained(
     model = Model(model_type, {"model_type": model_type, **config}, "AutoModel").for_task(task_type)
     model_class(model.auto_class).from_config(model.transformers_config).save_pretrained(tmp_path)
     live = model_class(model.auto_class).from_pretrained(
-        tmp_path, quantization_config=bitsandbytes_config(loaded)
+        tmp_path, quantization_config=bitsandbytes_config(precision(loaded))
     )
     modules = live.named_modules()
     quantized = {name for name, m in modules if type(m).__module__.startswith("bitsandbytes")}

@@ -16,7 +16,8 @@ import pytest
 from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError
 from bench.formulas import lora_parameters
-from bench.scenarios.subjects import Model, load_model
+from bench.models.architectures import load_model
+from bench.scenarios.subjects import Model
 from bench.targets import Ledger, match
 
 _LLAMA_7B = {

@@ -6,9 +6,8 @@ import os
 from pathlib import Path
 
 from bench.errors import BenchError
-from bench.models.architectures import Model
+from bench.models.architectures import Model, load_model
 from bench.models.declared import registered
-from bench.scenarios.subjects import load_model
 
 
 def base_model(

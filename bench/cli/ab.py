@@ -39,10 +39,11 @@ def add_options(add: Add) -> None:
         help="a virtual environment or its python (default: this one)")
     add("--contender-env", metavar="ENV", help="another, to hold against it (default: the same)")
     add("--adapter", type=Path, metavar="FILE", help="a PEFT adapter_config.json, or its folder")
-    add("--target-modules", metavar="A,B|REGEX", help="... or target modules")
+    add("--target-modules", type=entries, metavar="A,B|REGEX", help="... or target modules")
     add("--contender-adapter", type=Path, metavar="FILE",
         help="the contender's, to hold two configurations against one another")
-    add("--contender-target-modules", metavar="A,B|REGEX", help="... or its target modules")
+    add("--contender-target-modules", type=entries, metavar="A,B|REGEX",
+        help="... or its target modules")
     add("--contender-rank", type=int, metavar="R", help="... or its rank")
     add("--model", **REPEATABLE, metavar="MODEL",
         help="measure this one; repeatable (default: the three published models)")
@@ -164,12 +165,12 @@ def _plan(options: argparse.Namespace) -> Plan:
             AdapterConfig(r=rank)  # 0 is wrong, not absent
     for targets in (options.target_modules, options.contender_target_modules):
         if targets is not None:
-            AdapterConfig(entries(targets))
+            AdapterConfig(targets)
     request = Request(
         models=tuple(options.model),
         scenarios=tuple(options.scenario),
         adapter=options.adapter,
-        target_modules=entries(options.target_modules),
+        target_modules=options.target_modules or (),
         r=options.rank,
         precisions=tuple(options.precision),
     )
@@ -181,7 +182,7 @@ def _plan(options: argparse.Namespace) -> Plan:
                 contender,
                 scenarios=(),
                 adapter=options.contender_adapter,
-                target_modules=entries(options.contender_target_modules),
+                target_modules=options.contender_target_modules or (),
             )
         if options.contender_rank is not None:
             contender = replace(contender, r=options.contender_rank)
@@ -196,9 +197,9 @@ _CONTENDERS = ("contender_adapter", "contender_target_modules", "contender_rank"
 def _check_named(options: argparse.Namespace) -> None:
     """BenchError for what both sides would refuse once they are there, as far as a name tells."""
     from bench.ab.environments import find_python
+    from bench.models.architectures import load_model
     from bench.models.precision import precision
     from bench.scenarios.scenario import find_scenario
-    from bench.scenarios.subjects import load_model
 
     if options.baseline_env != sys.executable:
         find_python(options.baseline_env, _SIDES[0])

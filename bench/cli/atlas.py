@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.cli.options import Add, split
+from bench.cli.options import Add, add_list
 from bench.cli.output import save_figure
 from bench.errors import BenchError, check_most
 from bench.files import INSTALLED, read_text, unreadable, write_output
@@ -27,7 +27,7 @@ HELP = "what every model type of transformers is made of"
 def add_options(add: Add) -> None:
     """What to build, or what to do instead."""
     # fmt: off
-    add("--types", default="", metavar="A,B", help="only these model types")
+    add_list(add, "--types", help="only these model types")
     add("--output", type=Path, metavar="DIR",
         help="where to store (default, in a checkout: fixtures/atlas)")
     add("--jobs", type=int, metavar="N", help="processes (default: one a core)")
@@ -78,7 +78,7 @@ def _build(options: argparse.Namespace) -> int:
     from bench.atlas.diff import change_lines, diff_atlases
     from bench.atlas.store import ROOT, check_writable, holds_atlas, load_atlas, save_atlas
 
-    types = split(options.types)
+    types = options.types
     _check_jobs(options)
     if INSTALLED and options.output is None:
         raise BenchError(
@@ -123,8 +123,7 @@ def _diff(options: argparse.Namespace) -> int:
     old, new = options.diff
     before, after = (with_roles(load_atlas(find_atlas(name))) for name in (old, new))
     known = {*before.types, *before.unbuilt, *after.types, *after.unbuilt}
-    asked = split(options.types)
-    wanted = {check_type_name(t, known, f"{old} and {new}") for t in asked} or known
+    wanted = {check_type_name(t, known, f"{old} and {new}") for t in options.types} or known
     changes = [c for c in diff_atlases(before, after) if c.model_type in wanted]
     if options.json:
         _print(json.dumps(change.to_json()) for change in changes)
@@ -150,7 +149,7 @@ def _reach(options: argparse.Namespace) -> int:
     from bench.atlas.store import find_atlas, load_atlas
     from bench.measure.reach import Reach, inject_type, load_reach, save_reach
 
-    types = split(options.types)
+    types = options.types
     _check_jobs(options)
     folder = find_atlas(transformers.__version__)
     known = list(load_atlas(folder).types)
@@ -220,7 +219,7 @@ def _plot(options: argparse.Namespace) -> int:
     plot_format(options.plot)
     folder = find_atlas(stored_versions()[-1])
     atlas = load_atlas(folder)
-    asked = [check_type_name(t, atlas.types, str(folder)) for t in split(options.types)]
+    asked = [check_type_name(t, atlas.types, str(folder)) for t in options.types]
     shares: dict[str, list[float | None]] = {}
     for model_type in asked or atlas.causal_lms:
         table, known = atlas.types[model_type].table(model_type), scenarios_for(model_type)

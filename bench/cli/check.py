@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from bench.cli.options import Add, Once, split
+from bench.cli.options import Add, Once, add_list
 from bench.cli.output import fitted, in_colour
 from bench.errors import BenchError, check_most
 from bench.training.options import MOST
@@ -31,10 +31,10 @@ def add_options(add: Add) -> None:
              "(default: the one that the file names)")
     add("--auto-class", metavar="CLASS", help="transformers class to build the model with")
     add("--trust-remote-code", action="store_true", help="run a model repository's own code")
-    add("--optional", default="", metavar="A,B", help="entries that may reach nothing")
-    add("--fail-on", default="", metavar="HAZARD,...",
+    add_list(add, "--optional", help="entries that may reach nothing")
+    add_list(add, "--fail-on", "HAZARD,...",
         help="exit with 1 on these hazards too (docs/hazards.md), or on all")
-    add("--allow", default="", metavar="HAZARD,...", help="never fail on these hazards")
+    add_list(add, "--allow", "HAZARD,...", help="never fail on these hazards")
     add("--minimum-coverage", type=float, metavar="SHARE",
         help="exit with 1 when fewer of the linear weights carry an adapter, 0 to 1")
     add("--no-gradients", action="store_false", dest="gradients",
@@ -71,13 +71,13 @@ def run(options: argparse.Namespace) -> int:
         model=options.model,
         auto_class=options.auto_class,
         trust_remote_code=options.trust_remote_code,
-        optional=split(options.optional),
+        optional=options.optional,
         gpu=gpu,
         seq_len=options.seq_len,
         weights=options.weights,
         gradients=options.gradients,
         gate=HazardGate.of_project().with_options(
-            split(options.fail_on), split(options.allow), options.minimum_coverage
+            options.fail_on, options.allow, options.minimum_coverage
         ),
     )
     failed = False

@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
         seq_len=LENGTH if options.seq_len is None else options.seq_len,
         optimizer=options.optimizer,
     )
-    from bench.scenarios.subjects import load_model
+    from bench.models.architectures import load_model
 
     model = load_model(options.model, options.auto_class, options.trust_remote_code)
     check_positions(model.config, options.seq_len, model.label)

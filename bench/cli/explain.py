@@ -32,8 +32,8 @@ def run(options: argparse.Namespace) -> int:
 
     from bench.explain import explain
     from bench.explain.search import check_counts
+    from bench.models.architectures import load_model
     from bench.reports.explained import explanation_json, explanation_text
-    from bench.scenarios.subjects import load_model
 
     check_counts(trainable, total)
     model = load_model(options.model, options.auto_class, options.trust_remote_code)

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.cli.options import REPEATABLE, Add, add_adapter, add_model
+from bench.cli.options import REPEATABLE, Add, add_adapter, add_model, as_written
 from bench.cli.output import fitted, no_formula, progress, put, save_figure, say, written
 from bench.cli.subject import check_asked, predicted_subjects
 from bench.errors import BenchError
@@ -89,8 +89,8 @@ def run(options: argparse.Namespace) -> int:
     """Predict every configuration in every precision; 1 if a GPU was asked for and a step does not
     fit it, else 0."""
     _check(options)
+    from bench.models.architectures import load_model
     from bench.predict.gpus import check_attention
-    from bench.scenarios.subjects import load_model
 
     card = card_of(options)
     if card is not None:
@@ -256,13 +256,15 @@ def _text(done: Prediction | Solution, ways: Ways | None, options: argparse.Name
 def _command(options: argparse.Namespace, case: Case) -> str:
     """What repeats a prediction of this model with a changed case."""
     words = ["bench", "memory", str(options.model)]
-    for name in ("adapter", "target_modules", "rank", "task_type", "auto_class"):
+    if options.target_modules is not None:
+        words += ["--target-modules", as_written(options.target_modules)]
+    for name in ("adapter", "rank", "task_type", "auto_class"):
         if getattr(options, name) is not None:
             words += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
     if options.scenario:
         words += ["--scenario", case.scenario]
     if options.modules_to_save and case.adapter.get("modules_to_save"):
-        words += ["--modules-to-save", options.modules_to_save]
+        words += ["--modules-to-save", as_written(options.modules_to_save)]
     words += ["--precision", case.precision, "--batch-size", str(case.step.batch_size)]
     if case.task.has_length:
         words += ["--seq-len", str(case.step.seq_len)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from bench.cli.options import MOST_PARAMETERS, Add, add_model, add_targets, count, entries
+from bench.cli.options import MOST_PARAMETERS, Add, add_model, add_targets, count
 from bench.cli.output import fitted
 
 HELP = "every PEFT method at one budget of trained parameters"
@@ -32,13 +32,14 @@ def run(options: argparse.Namespace) -> int:
     from bench.cli.subject import with_head
     from bench.formulas.budgets import methods_at_budget
     from bench.formulas.methods import method, method_ledger
+    from bench.models.architectures import load_model
     from bench.reports.methods import budget_json, budget_text
-    from bench.scenarios.subjects import Subject, load_model
+    from bench.scenarios.subjects import Subject
 
     AdapterConfig(task_type=options.task_type)  # an unknown one is told before anything is built
     model = load_model(options.model, options.auto_class, options.trust_remote_code)
     model = with_head(model, options)
-    targets = None if options.target_modules is None else entries(options.target_modules)
+    targets = options.target_modules
     dead = ""
     dead_entries: tuple[str, ...] = ()
     if targets is not None:

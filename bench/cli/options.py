@@ -35,7 +35,7 @@ def add_adapter(add: Add, many: bool = False) -> None:
     else:
         add("--scenario", help="a registered scenario")
     add_targets(add)
-    add("--modules-to-save", default="", metavar="A,B")
+    add_list(add, "--modules-to-save")
     add_rank(add)
     # fmt: on
 
@@ -43,11 +43,16 @@ def add_adapter(add: Add, many: bool = False) -> None:
 def add_targets(add: Add) -> None:
     """Target modules, and the task whose head is trained with them."""
     # fmt: off
-    add("--target-modules", metavar="A,B|REGEX",
+    add("--target-modules", type=entries, metavar="A,B|REGEX",
         help="entries separated by commas, 'all-linear', or a regular expression (re:REGEX "
              "where it could be a name)")
     add("--task-type", metavar="T", help="SEQ_CLS, CAUSAL_LM, ...")
     # fmt: on
+
+
+def add_list(add: Add, option: str, metavar: str = "A,B", help: str | None = None) -> None:
+    """Names between commas; () where none are given."""
+    add(option, type=split, default=(), metavar=metavar, help=help)
 
 
 def add_rank(add: Add) -> None:
@@ -120,11 +125,18 @@ def names(text: str) -> tuple[str, ...] | str:
     return written_names(text)
 
 
-def entries(text: str | None) -> tuple[str, ...] | str:
+def entries(text: str) -> tuple[str, ...] | str:
     """target_modules as written on the command line: names, `all-linear`, or an expression."""
     from bench.adapters.config import written_targets
 
-    return () if text is None else written_targets(text)
+    return written_targets(text)
+
+
+def as_written(targets: tuple[str, ...] | str) -> str:
+    """What `entries` reads as these targets."""
+    if not isinstance(targets, str):
+        return ",".join(targets)
+    return targets if entries(targets) == targets else f"re:{targets}"
 
 
 MOST_PARAMETERS = 10**13

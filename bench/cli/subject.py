@@ -6,7 +6,6 @@ import argparse
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from bench.cli.options import entries, names, split
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ def check_asked(options: argparse.Namespace) -> None:
     ways = [w for w in ("adapter", "scenario", "target_modules") if getattr(options, w) is not None]
     if len(ways) > 1:
         raise BenchError(f"give one of --{', --'.join(w.replace('_', '-') for w in ways)}")
-    parameters = split(getattr(options, "target_parameters", ""))
+    parameters = getattr(options, "target_parameters", ())
     if parameters and ways not in ([], ["target_modules"]):
         raise BenchError(
             f"--target-parameters goes with --target-modules, not with --{ways[0]}: write "
@@ -35,7 +34,7 @@ def check_asked(options: argparse.Namespace) -> None:
     if options.rank is not None:
         AdapterConfig(r=options.rank)
     if options.target_modules is not None and not parameters:
-        AdapterConfig(entries(options.target_modules))
+        AdapterConfig(options.target_modules)
     named = options.scenario if isinstance(options.scenario, list) else [options.scenario]
     for name in named:
         if name is not None and not set(name) & set("*?["):
@@ -44,14 +43,15 @@ def check_asked(options: argparse.Namespace) -> None:
 
 def asked_subject(options: argparse.Namespace, name: str) -> Subject:
     """The model called `name` with the configuration that the options give."""
+    from bench.models.architectures import load_model
     from bench.scenarios.scenario import find_scenario
-    from bench.scenarios.subjects import Subject, load_model
+    from bench.scenarios.subjects import Subject
 
     check_asked(options)
     model = load_model(name, options.auto_class, options.trust_remote_code)
     if isinstance(options.precision, str):
         model = model.loaded_in(options.precision)
-    optional = split(getattr(options, "optional", ""))
+    optional = getattr(options, "optional", ())
     scenario = find_scenario(options.scenario) if options.scenario else None
     file = None
     if scenario is not None:
@@ -62,8 +62,8 @@ def asked_subject(options: argparse.Namespace, name: str) -> Subject:
     given = {
         "r": options.rank,
         "task_type": options.task_type,
-        "modules_to_save": split(options.modules_to_save),
-        "exclude_modules": names(getattr(options, "exclude_modules", "")),
+        "modules_to_save": options.modules_to_save,
+        "exclude_modules": getattr(options, "exclude_modules", ()),
     }
     adapter = replace(adapter, **{key: value for key, value in given.items() if value})
     if not options.auto_class:
@@ -75,14 +75,11 @@ def _own_adapter(options: argparse.Namespace, model: Model) -> tuple[AdapterConf
     """From --target-modules, from --adapter, from the file beside the model's config, or PEFT's
     default for the model type; and the file that it was read from."""
     from bench.adapters.config import AdapterConfig
-    from bench.scenarios.subjects import adapter_beside
 
-    if options.rank is not None:
-        AdapterConfig(r=options.rank)  # a rank of 0 is wrong, not absent
-    parameters = split(getattr(options, "target_parameters", ""))
+    parameters = getattr(options, "target_parameters", ())
     if options.target_modules is not None or parameters:
-        return AdapterConfig(entries(options.target_modules), target_parameters=parameters), None
-    file = options.adapter or adapter_beside(model)
+        return AdapterConfig(options.target_modules or (), target_parameters=parameters), None
+    file = options.adapter or model.adapter_beside
     return (AdapterConfig.from_file(file) if file else AdapterConfig()), file
 
 
@@ -96,15 +93,16 @@ def with_head(model: Model, options: argparse.Namespace) -> Model:
 
 def predicted_subjects(options: argparse.Namespace) -> list[Subject]:
     """The configurations to predict: one's own, the scenarios asked for, or all that apply."""
+    from bench.models.architectures import load_model
     from bench.scenarios.scenario import matching_scenarios
-    from bench.scenarios.subjects import Request, adapter_beside, load_model, select
+    from bench.scenarios.subjects import Request, select
 
     model = load_model(options.model, options.auto_class, options.trust_remote_code)
     if options.scenario and not (options.target_modules or options.adapter):
         found = matching_scenarios(options.scenario, model.architecture)
         asked = [argparse.Namespace(**{**vars(options), "scenario": name}) for name in found]
         return [asked_subject(one, options.model) for one in asked]
-    if options.target_modules or options.adapter or adapter_beside(model):
+    if options.target_modules or options.adapter or model.adapter_beside:
         return [asked_subject(options, options.model)]
     applying = select(Request(models=(options.model,), r=options.rank, full_geometry=True))
     return list({**applying.structural, **applying.own}.values())

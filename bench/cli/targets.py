@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.adapters.patterns import ALL_LINEAR
-from bench.cli.options import REPEATABLE, Add, add_adapter, add_building, entries, split
+from bench.cli.options import REPEATABLE, Add, add_adapter, add_building, add_list, names, split
 from bench.cli.output import fitted, in_colour, put, save_figure, written
 from bench.cli.subject import asked_subject, check_asked, with_head
 from bench.errors import BenchError, UnknownName
@@ -32,15 +32,15 @@ def add_options(add: Add) -> None:
         help="registered name, folder or config.json, or hub id")
     add_adapter(add)
     add_building(add)
-    add("--target-parameters", default="", metavar="A,B")
-    add("--exclude-modules", default="", metavar="A,B|re:REGEX")
-    add("--optional", default="", metavar="A,B", help="entries that may reach nothing")
+    add_list(add, "--target-parameters")
+    add("--exclude-modules", type=names, default=(), metavar="A,B|re:REGEX")
+    add_list(add, "--optional", help="entries that may reach nothing")
     add("--strict", action="store_true",
         help="exit with 1 when an entry has no effect, PEFT refuses, or a hazard means something "
              "else than what was written")
-    add("--fail-on", default="", metavar="HAZARD,...",
+    add_list(add, "--fail-on", "HAZARD,...",
         help="exit with 1 on these hazards too (docs/hazards.md), or on all")
-    add("--allow", default="", metavar="HAZARD,...", help="never fail on these hazards")
+    add_list(add, "--allow", "HAZARD,...", help="never fail on these hazards")
     add("--minimum-coverage", type=float, metavar="SHARE",
         help="exit with 1 when fewer of the linear weights carry an adapter, 0 to 1")
     add("--precision", metavar="P",
@@ -82,11 +82,11 @@ def run(options: argparse.Namespace) -> int:
     from bench.targets import match
 
     gate = HazardGate.of_project().with_options(
-        split(options.fail_on), split(options.allow), options.minimum_coverage, options.strict
+        options.fail_on, options.allow, options.minimum_coverage, options.strict
     )
     failed = False
     subjects = [_subject(options, name) for name in options.models]  # none is built yet
-    check_optional(split(options.optional), subjects)
+    check_optional(options.optional, subjects)
     for number, subject in enumerate(subjects):
         ledger = gate.judge(match(subject.model.table, subject.adapter, subject.model.role_of))
         if options.gradients and not ledger.refusals:
@@ -161,7 +161,7 @@ _LORA_ONLY = {
 
 def _other_method(options: argparse.Namespace) -> int:
     from bench.formulas.methods import method
-    from bench.scenarios.subjects import load_model
+    from bench.models.architectures import load_model
 
     for option, instead in _LORA_ONLY.items():
         if getattr(options, option):
@@ -192,9 +192,8 @@ def _tell_method(
     asked = method(options.method, **given)
     counted = method_parameters(model.table, asked, model.transformers_config)
     ledger = method_ledger(model.table, asked, model.role_of)
-    optional = split(options.optional)
-    subject = Subject(model, kind.name, ledger.adapter, None, optional)
-    check_optional(optional, [subject])
+    subject = Subject(model, kind.name, ledger.adapter, None, options.optional)
+    check_optional(options.optional, [subject])
     dead = subject.dead_entries(ledger)
     if options.json:
         print(json.dumps(method_json(model, asked, counted, ledger)), flush=True)
@@ -206,12 +205,11 @@ def _tell_method(
 
 def _asked(options: argparse.Namespace) -> dict[str, Any]:
     """The options that fill in a method's field, as far as they were given."""
-    targets = options.target_modules
     asked = {
         "rank": options.rank,
-        "target_modules": None if targets is None else entries(targets),
-        "modules_to_save": split(options.modules_to_save) or None,
-        "exclude_modules": split(options.exclude_modules) or None,
+        "target_modules": options.target_modules,
+        "modules_to_save": options.modules_to_save or None,
+        "exclude_modules": options.exclude_modules or None,
         "task_type": options.task_type,
     }
     return {option: value for option, value in asked.items() if value is not None}

@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,11 +102,18 @@ class Model:
         trusted = self.trust_remote_code and self.config.get("auto_map")
         return self.source_folder if trusted else None
 
+    @property
+    def adapter_beside(self) -> Path | None:
+        """The adapter_config.json beside the model's config.json, if there is one."""
+        beside = self.source_folder and self.source_folder / "adapter_config.json"
+        return beside if beside and beside.exists() else None
+
     def loaded_in(self, precision_name: str) -> Model:
         """This model as `from_pretrained` loads it in a precision, with its quantized layers."""
-        if not precision(precision_name).quantized:
+        kind = precision(precision_name)
+        if not kind.quantized:
             return self
-        settings = bitsandbytes_config(precision_name).to_dict()
+        settings = bitsandbytes_config(kind).to_dict()
         return replace(self, config={**self.config, "quantization_config": settings})
 
     def for_task(self, task_type: str | None) -> Model:
@@ -269,6 +276,12 @@ def find_model(
         config, folder, label = _from_hub(name, folders), None, name.rpartition("/")[2]
     chosen = auto_class or (architecture.auto_class if architecture else class_of(config))
     return Model(one_line(label), config, chosen, architecture, folder, False, trust_remote_code)
+
+
+@cache
+def load_model(name: str, auto_class: str | None = None, trust_remote_code: bool = False) -> Model:
+    """`find_model`, each model once: its table is read off one build."""
+    return find_model(name, auto_class, trust_remote_code=trust_remote_code)
 
 
 def _exists(path: Path) -> bool:

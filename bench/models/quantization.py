@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.compat import private
 from bench.errors import BenchError
-from bench.models.precision import precision
+from bench.models.precision import Precision
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,7 +27,7 @@ def quiet_bitsandbytes() -> None:
 
 
 def bitsandbytes_config(
-    name: str,
+    kind: Precision,
     skipped: Sequence[str] | None = None,
     compute: str | None = None,
     storage: str | None = None,
@@ -41,7 +41,6 @@ def bitsandbytes_config(
     import torch
     from transformers import BitsAndBytesConfig
 
-    kind = precision(name)
     # llm_int8_skip_modules holds for 4-bit too, whatever its name.
     skip = None if skipped is None else list(skipped)
     if kind.bits == 8:

@@ -10,10 +10,10 @@ import pytest
 
 from bench.adapters.config import AdapterConfig
 from bench.baselines.runlog import Recorder
-from bench.models.architectures import Model
+from bench.models.architectures import Model, load_model
 from bench.plugin.state import CLUSTER, JOURNAL, KIND, LOG, MEASURED, PARAMETERS, SUBJECTS, on_gpu
 from bench.plugin.storing import benchmark_entries
-from bench.scenarios.subjects import Subject, has_gpu, load_model
+from bench.scenarios.subjects import Subject, has_gpu
 from bench.training.options import StepOptions, step_from
 
 if TYPE_CHECKING:

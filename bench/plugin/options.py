@@ -17,6 +17,7 @@ from bench.baselines.runlog import RunLog
 from bench.baselines.storage import check_name
 from bench.errors import BenchError, check_most, missing_extra
 from bench.files import SUFFIXES, check_output
+from bench.models.architectures import load_model
 from bench.plugin.benchmarks import check_benchmark_options, name_to_save
 from bench.plugin.resuming import open_journal
 from bench.plugin.state import (
@@ -35,7 +36,7 @@ from bench.plugin.state import (
     storage_folder,
     under_xdist,
 )
-from bench.scenarios.subjects import Request, load_model, select
+from bench.scenarios.subjects import Request, select
 from bench.signals import as_interrupts
 from bench.training.liger import check_library
 from bench.training.options import MEASURED_LENGTH, add_step_options, check_step, step_from

@@ -110,9 +110,9 @@ def run_trees(run: StoredRun) -> list[ModelTree]:
 
 def _model_tree(label: str, records: Mapping[tuple[str, int], Record]) -> ModelTree:
     from bench.baselines.runlog import ledger_digest
+    from bench.models.architectures import load_model
     from bench.models.declared import registered
     from bench.scenarios.scenario import load_scenarios
-    from bench.scenarios.subjects import load_model
     from bench.targets import match
 
     name, _, reduced = label.partition("@")

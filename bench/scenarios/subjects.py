@@ -5,13 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 
 from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError, UnknownName
 from bench.files import check_weights
-from bench.models.architectures import Model, find_model
+from bench.models.architectures import Model, load_model
 from bench.models.declared import registered
 from bench.models.precision import precision
 from bench.scenarios.scenario import Scenario, find_scenario, load_scenarios
@@ -139,12 +138,6 @@ class Subjects:
     ranked: dict[str, Subject] = field(default_factory=dict)
     measured: dict[str, Subject] = field(default_factory=dict)
     own: dict[str, Subject] = field(default_factory=dict)
-
-
-@cache
-def load_model(name: str, auto_class: str | None = None, trust_remote_code: bool = False) -> Model:
-    """`find_model`, each model once: its table is read off one build."""
-    return find_model(name, auto_class, trust_remote_code=trust_remote_code)
 
 
 def select(request: Request) -> Subjects:
@@ -281,14 +274,8 @@ def _given_adapter(request: Request, model: Model) -> tuple[AdapterConfig | None
     if file is None and request.target_modules:
         return AdapterConfig(request.target_modules, r=request.r or 8), None
     if file is None and model.architecture is None and not request.scenarios:
-        file = adapter_beside(model)
+        file = model.adapter_beside
     return (_with_rank(AdapterConfig.from_file(file), request.r), file) if file else (None, None)
-
-
-def adapter_beside(model: Model) -> Path | None:
-    """The adapter_config.json beside the model's config.json, if there is one."""
-    beside = model.source_folder and model.source_folder / "adapter_config.json"
-    return beside if beside and beside.exists() else None
 
 
 def _with_rank(adapter: AdapterConfig, r: int | None) -> AdapterConfig:

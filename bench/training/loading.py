@@ -166,7 +166,7 @@ def skeleton(case: Case, config: Any) -> Any:
     if kind.quantized:
         skipped = _skipped_modules(case, model)
         drawn = _weight_deviations(model)
-        how = bitsandbytes_config(kind.name, skipped, case.compute, storage_dtype(case))
+        how = bitsandbytes_config(kind, skipped, case.compute, storage_dtype(case))
         swap_linear_layers(model, how)
         for name, module in model.named_modules():
             module.weight_deviation = drawn.get(name)
@@ -338,7 +338,7 @@ def _real_weights(case: Case, config: Any, device: str) -> Any:
     quantization = None
     if kind.quantized:
         skipped = _skipped_modules(case, meta_model(case, config))
-        quantization = bitsandbytes_config(kind.name, skipped, case.compute)
+        quantization = bitsandbytes_config(kind, skipped, case.compute)
     model, found = getattr(transformers, case.auto_class).from_pretrained(
         case.weights,
         config=config,

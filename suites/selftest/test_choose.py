@@ -23,11 +23,10 @@ from bench.cli import main
 from bench.errors import BenchError
 from bench.files import FIXTURES
 from bench.measure.counting import count, inject
-from bench.models.architectures import Model
+from bench.models.architectures import Model, load_model
 from bench.predict.gpus import fit, gpu_with_memory
 from bench.predict.largest import with_value
 from bench.predict.result import predict
-from bench.scenarios.subjects import load_model
 from bench.targets import match
 from bench.training.cases import Case, StepOptions
 
@@ -297,7 +296,7 @@ def test_json_show_and_plot_say_the_same_choice(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("bench.scenarios.subjects.load_model", lambda *_: choice.model)
+    monkeypatch.setattr("bench.models.architectures.load_model", lambda *_: choice.model)
     monkeypatch.setattr("bench.choose.table.choose", lambda *_, **__: choice)
     common = ["choose", "small", "--gpu-memory", "700MiB", "--precision", "bf16"]
     assert main([*common, "--json"]) == 0

@@ -19,9 +19,8 @@ import pytest
 from bench.adapters.config import AdapterConfig
 from bench.formulas import Parameters, lora
 from bench.measure.counting import count, inject
-from bench.models.architectures import Model
+from bench.models.architectures import Model, load_model
 from bench.models.modules import read_table
-from bench.scenarios.subjects import load_model
 from bench.targets import Ledger, match
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ from bench.errors import BenchError
 from bench.explain import explain
 from bench.formulas import lora_parameters
 from bench.measure.reach import SEVEN
-from bench.scenarios.subjects import load_model
+from bench.models.architectures import load_model
 from bench.targets import match
 
 pytestmark = pytest.mark.slow
