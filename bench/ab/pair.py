@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from uuid import uuid4
 
 from bench.ab.environments import Environment
 from bench.ab.launches import LAUNCHES, ROUNDS, Asked, Failed, Far, Rounds, Step, take_rounds
 from bench.baselines import KEY, StoredRun, seal
-from bench.baselines.journal import read_lines, sealed_line
+from bench.baselines.journal import Lines
 from bench.baselines.runs import parse_machine, parse_record
 from bench.errors import BenchError
 from bench.measure.cluster import Cluster
@@ -69,69 +68,50 @@ class Pair:
         return [seal({**_EMPTY, KEY: run.table()}) for run in self.runs]
 
 
-class PairJournal:
+class PairJournal(Lines):
     """The finished cases of a comparison that goes on, each on disk as it ends, for `--resume`: a
     line for what is compared, then one a case: its id and the record of either side.
 
-    Raises BenchError where the folder cannot be written to, and where an unfinished comparison lies
-    in it that `resume` does not ask for, or that was another one.
+    Raises BenchError where the folder cannot be written to, where another comparison goes on there,
+    and where an unfinished one lies in it that `resume` does not ask for, or that was another one.
     """
 
     def __init__(self, folder: Path, *, resume: bool) -> None:
-        self.path = folder / FILE
-        self.found: dict[str, list[dict[str, Any] | None]] = {}
-        self._head: Any = None
-        self._digest = ""
-        self._file: IO[str] | None = None
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
-            with self.path.open("a", encoding="utf-8"):
-                pass  # it can be written to
-            if not text:
-                self.path.unlink()
-        except OSError as error:
-            raise BenchError(f"--save {folder}: cannot be written to: {error.strerror}") from None
-        if text and not resume:
-            raise BenchError(
+        super().__init__(
+            folder / FILE,
+            f"--save {folder}: cannot be written to",
+            f"--save {folder}: a comparison goes on there: name another folder",
+        )
+        left, wrong = self.path.stat().st_size > 0, ""
+        if left and not resume:
+            wrong = (
                 f"{self.path}: a comparison ended here before its last case: go on with it "
                 "(--resume), or remove the file"
             )
-        if resume and not text:
-            raise BenchError(f"--resume: no unfinished comparison lies in {folder}")
-        if lines := read_lines(text, self.path):
-            self._head, *cases = lines
-            self.found = {case["key"]: case["records"] for case in cases}
+        elif resume and not left:
+            wrong = f"--resume: no unfinished comparison lies in {folder}"
+        if wrong:
+            self.close(done=not left)
+            raise BenchError(wrong)
+        self.records: dict[str, list[dict[str, Any] | None]] = {
+            case["key"]: case["records"] for case in self.found[1:]
+        }
 
     def begin(self, plan: Sequence[object], sides: Sequence[Environment]) -> None:
         """Write what is compared; what was found has to be of the same."""
         head = [repr(plan), *([s.label, s.versions, s.machine] for s in sides)]
-        if self._head is not None and self._head != json.loads(json.dumps(head)):
+        if self.found and self.found[0] != json.loads(json.dumps(head)):
             raise BenchError(
                 f"--resume: {self.path} is of another comparison: other cases, versions, options "
                 "or another machine"
             )
-        self._file = self.path.open("w", encoding="utf-8")
-        self._write(head)
-        for key, records in self.found.items():
+        self.start(head)
+        for key, records in self.records.items():
             self.add(key, records)
 
     def add(self, key: str, records: Sequence[dict[str, Any] | None]) -> None:
-        """Write a finished case, to the disk itself."""
-        self._write({"key": key, "records": records})
-
-    def remove(self) -> None:
-        """Everything is stored."""
-        if self._file is not None:
-            self._file.close()
-        self.path.unlink(missing_ok=True)
-
-    def _write(self, value: Any) -> None:
-        assert self._file is not None
-        line, self._digest = sealed_line(value, self._digest)
-        self._file.write(line)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Keep a finished case."""
+        self.keep({"key": key, "records": records})
 
 
 def measure(
@@ -177,7 +157,7 @@ def measure(
         )
         far.check([side.versions for side in sides])
     for number, (key, keys) in enumerate(cases.items(), 1):
-        known = None if journal is None else journal.found.get(key)
+        known = None if journal is None else journal.records.get(key)
         say(f"{number}/{len(cases)} {key}{' (measured before)' if known else ''}")
         found = known or measure_case(keys, sides, plan, far)
         if journal is not None and not known:

@@ -22,56 +22,58 @@ from bench.baselines.storage import stored_files, write_run
 from bench.errors import BenchError
 
 
-class Journal:
-    """Cases as they finish. Raises BenchError where the folder cannot be written to, and where
-    another run of this name goes on there."""
+class Lines:
+    """A file that grows by whole lines, each sealed and on the disk itself, and is this process's
+    alone: `found` is what it held. `trouble` says why one could not be kept, if any.
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.path = folder / f".unfinished-{name}.jsonl"
-        self._name = name
-        self._begun = False
-        self._digest = ""
+    Raises BenchError where it cannot be written to (`refused`, and why), where another process has
+    it (`taken`), and where a line was edited.
+    """
+
+    def __init__(self, path: Path, refused: str, taken: str) -> None:
+        self.path = path
         self.trouble = ""
+        self._digest = ""
+        self._begun = False
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             # Unbuffered: what a full disk refused is not tried again when the file is closed.
-            self._file: IO[bytes] = self.path.open("ab+", buffering=0)
+            self._file: IO[bytes] = path.open("ab+", buffering=0)
         except OSError as error:
-            raise BenchError(f"{folder}: no run can be stored here: {error.strerror}") from None
+            raise BenchError(f"{refused}: {error.strerror}") from None
         if not _lock(self._file):
             self._file.close()
-            raise BenchError(f"a run {name!r} goes on in {folder}: give this one another name")
+            raise BenchError(taken)
         try:
-            self.left: Path | None = self._salvage()
+            self.found = self._read()
         except BenchError:
             self._file.close()
             raise
-        """The interrupted run that a killed one has become, if there was one."""
 
-    def begin(self, document: Mapping[str, Any]) -> None:
-        """Write what the run is, without its cases."""
-        self._write({**document, KEY: {**document[KEY], "records": {}}})
+    def start(self, head: Any) -> None:
+        """Write what the lines are of, in the place of what was found."""
+        self._file.truncate(0)
+        self._digest = ""
+        self._write(head)
         self._begun = True
 
-    def add(
-        self, key: str, record: Mapping[str, Any], benchmarks: Sequence[Mapping[str, Any]] = ()
-    ) -> None:
-        """Write a finished case, to the disk itself, with what pytest-benchmark has of it. Where it
-        cannot be, `trouble` says why, and the run goes on: it is stored whole at its end."""
+    def keep(self, value: Any) -> None:
+        """Write a line. Where it cannot be, `trouble` says why, and the work goes on: it is stored
+        whole at its end."""
         try:
-            self._write({"key": key, "record": record, "benchmarks": benchmarks})
+            self._write(value)
         except BenchError as error:
             self.trouble = str(error)
 
     def close(self, *, done: bool) -> None:
-        """Let the file go, and remove it if the run is stored, or has not begun."""
+        """Let the file go, and remove it if all is stored, or nothing has begun."""
         if not self._file.closed:
-            if done or not self._begun:
+            if done or not (self._begun or self.found):
                 self.path.unlink(missing_ok=True)
             self._file.close()
 
-    def _write(self, value: Mapping[str, Any]) -> None:
-        text, digest = sealed_line(value, self._digest)
+    def _write(self, value: Any) -> None:
+        text, digest = _sealed(value, self._digest)
         line = text.encode()
         end = self._file.seek(0, os.SEEK_END)
         try:
@@ -85,50 +87,77 @@ class Journal:
             raise BenchError(f"{self.path}: not written: {error.strerror}") from error
         self._digest = digest
 
-    def _salvage(self) -> Path | None:
+    def _read(self) -> list[Any]:
+        """The values of the lines. The last may be torn: the process was killed while it wrote it,
+        and it is left out."""
         self._file.seek(0)
-        lines = read_lines(self._file.read().decode(errors="replace"), self.path)
+        text = self._file.read().decode(errors="replace")
+        found: list[Any] = []
+        before, lines = "", text.splitlines()
+        for number, line in enumerate(lines, 1):
+            try:
+                value = json.loads(line)["line"]
+                sealed, before = _sealed(value, before)
+            except (ValueError, TypeError, KeyError, RecursionError):
+                sealed = ""
+            if sealed.rstrip("\n") != line:
+                if number == len(lines) and not text.endswith("\n"):
+                    break
+                raise BenchError(
+                    f"{self.path}: line {number} was edited, or is of another release: it does not "
+                    "match its digest. Remove the file: the run is then begun anew"
+                )
+            found.append(value)
+        return found
+
+
+class Journal(Lines):
+    """Cases as they finish. Raises BenchError where the folder cannot be written to, and where
+    another run of this name goes on there."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        super().__init__(
+            folder / f".unfinished-{name}.jsonl",
+            f"{folder}: no run can be stored here",
+            f"a run {name!r} goes on in {folder}: give this one another name",
+        )
+        try:
+            self.left = self._salvage(name)
+        except BenchError:
+            self._file.close()
+            raise
+        """The interrupted run that a killed one has become, if there was one."""
+
+    def begin(self, document: Mapping[str, Any]) -> None:
+        """Write what the run is, without its cases."""
+        self.start({**document, KEY: {**document[KEY], "records": {}}})
+
+    def add(
+        self, key: str, record: Mapping[str, Any], benchmarks: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """Keep a finished case, with what pytest-benchmark has of it."""
+        self.keep({"key": key, "record": record, "benchmarks": benchmarks})
+
+    def _salvage(self, name: str) -> Path | None:
         stored = None
-        if len(lines) > 1:
-            document, *cases = lines
+        if len(self.found) > 1:
+            document, *cases = self.found
             body = document[KEY]
             body["records"] = {case["key"]: case["record"] for case in cases}
             document["benchmarks"] = [each for case in cases for each in case.get("benchmarks", ())]
             body["detail"] = {**body.get("detail", {}), "interrupted": True}
-            stored = write_run(self.path.parent, self._name, document)
-        self._file.seek(0)
-        self._file.truncate()
+            stored = write_run(self.path.parent, name, document)
+        self._file.truncate(0)
+        self.found = []
         return stored
 
 
-def sealed_line(value: Any, before: str) -> tuple[str, str]:
+def _sealed(value: Any, before: str) -> tuple[str, str]:
     """(a line that holds `value`, its digest): over it and the line before, whose digest is
     `before`, so that no line is changed, left out or moved unseen."""
     text = json.dumps(finite(value), allow_nan=False)
     digest = hashlib.sha256(f"{before}{text}".encode()).hexdigest()
     return json.dumps({"digest": digest}).removesuffix("}") + f', "line": {text}}}\n', digest
-
-
-def read_lines(text: str, path: Path) -> list[Any]:
-    """The values of lines that `sealed_line` wrote; BenchError for one that was edited. The last
-    may be torn: the run was killed while it wrote it, and it is left out."""
-    found: list[Any] = []
-    before, lines = "", text.splitlines()
-    for number, line in enumerate(lines, 1):
-        try:
-            value = json.loads(line)["line"]
-            sealed, before = sealed_line(value, before)
-        except (ValueError, TypeError, KeyError, RecursionError):
-            sealed = ""
-        if sealed.rstrip("\n") != line:
-            if number == len(lines) and not text.endswith("\n"):
-                break
-            raise BenchError(
-                f"{path}: line {number} was edited, or is of another release: it does not match "
-                "its digest. Remove the file: the run is then begun anew"
-            )
-        found.append(value)
-    return found
 
 
 def unfinished(folder: Path, name: str) -> dict[str, Any]:

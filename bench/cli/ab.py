@@ -102,8 +102,11 @@ def run(options: argparse.Namespace) -> int:
             "there is nothing to compare: give --contender-env, or another configuration with "
             "--contender-adapter, --contender-target-modules or --contender-rank"
         )
-    journal = None if options.save is None else PairJournal(options.save, resume=options.resume)
     with ExitStack() as stack:
+        journal = None
+        if options.save is not None:
+            journal = PairJournal(options.save, resume=options.resume)
+            stack.callback(journal.close, done=False)
         cluster = None
         if options.cluster is not None:
             from bench.measure.cluster import Cluster
@@ -116,10 +119,12 @@ def run(options: argparse.Namespace) -> int:
             if journal is not None:
                 say(f"what is finished is kept in {journal.path}: go on with --resume")
             raise
-    if journal is not None:
-        for name, document in zip(("baseline", "contender"), pair.documents, strict=True):
-            say(f"stored {write_run(options.save, name, document)}")
-        journal.remove()
+        if journal is not None:
+            for name, document in zip(("baseline", "contender"), pair.documents, strict=True):
+                say(f"stored {write_run(options.save, name, document)}")
+            journal.close(done=True)
+            if journal.trouble:
+                say(f"not every case was kept as it ended: {journal.trouble}")
     before, after = pair.runs
     verdicts = compare(before, after, thresholds)
     failing = gate(verdicts, options.allow)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -110,14 +112,39 @@ def test_a_journal_is_of_one_comparison(tmp_path: Path) -> None:
     journal = PairJournal(tmp_path, resume=False)
     journal.begin(["plan"], sides)
     journal.add("one", [{"loss": float("nan")}, None])
+    journal.close(done=False)
     with (tmp_path / FILE).open("a") as file:
         file.write('{"key": "two", "rec')  # it was killed here
     again = PairJournal(tmp_path, resume=True)
-    assert again.found == {"one": [{"loss": "nan"}, None]}
+    assert again.records == {"one": [{"loss": "nan"}, None]}
     with pytest.raises(BenchError, match="is of another comparison"):
         again.begin(["another plan"], sides)
     again.begin(["plan"], sides)
-    assert PairJournal(tmp_path, resume=True).found == again.found
+    with pytest.raises(BenchError, match="a comparison goes on there"):
+        PairJournal(tmp_path, resume=True)
+    again.close(done=False)
+    assert PairJournal(tmp_path, resume=True).records == again.records
+
+
+def test_a_comparison_goes_on_where_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be kept is said, and what was kept before stands by whole lines."""
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    sides: list[Any] = [SimpleNamespace(label="x", versions={"torch": "1"}, machine={})]
+    journal = PairJournal(tmp_path, resume=False)
+    journal.begin(["plan"], sides)
+    journal.add("one", [{"loss": 1.0}, None])
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        journal.add("two", [{"loss": 2.0}, None])
+    assert "not written: No space left" in journal.trouble
+    journal.add("three", [{"loss": 3.0}, None])
+    journal.close(done=False)
+    assert PairJournal(tmp_path, resume=True).records.keys() == {"one", "three"}
 
 
 def test_a_side_refuses_sequences_that_the_model_has_no_positions_for(model: str) -> None:
