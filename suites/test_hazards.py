@@ -133,6 +133,19 @@ def test_a_linear_layer_adapted_through_its_weight_counts() -> None:
     assert by_weight.weight_coverage == by_module.weight_coverage > 0
 
 
+def test_a_rank_above_the_width_of_a_layer_is_told() -> None:
+    """16 wide, keys and values 8 of two heads' 16: only what is narrower than its rank counts."""
+    config = {**TEXT, "num_key_value_heads": 1}
+    model = asked("llama", config, "LlamaForCausalLM")
+    for rank, narrow in ((8, 0), (9, 2), (16, 2), (17, 4)):
+        found = said(match(model.table, AdapterConfig(("q_proj", "k_proj"), r=rank)))
+        reason = found.get("rank-above-width", "")
+        assert reason.startswith(f"{narrow} of 4 adapted layers") == bool(narrow)
+        assert (f"r {rank}, and its smaller side is 8" in reason) == bool(narrow)
+    pattern = AdapterConfig(("q_proj", "k_proj"), r=16, rank_pattern={"k_proj": 8})
+    assert "rank-above-width" not in said(match(model.table, pattern))
+
+
 def test_every_hazard_has_its_section() -> None:
     """docs/hazards.md tells each, in alphabetical order, and no other; `--strict`'s are named."""
     page = (Path(__file__).parents[1] / "docs" / "hazards.md").read_text(encoding="utf-8")
@@ -287,7 +300,7 @@ def test_a_twentieth_of_the_weights_is_not_low() -> None:
     for rest, low in ((19, False), (20, True)):
         linear = (Module("a", LINEAR, 1, 1), Module("b", LINEAR, 1, rest))
         weights = (Parameter("a.weight", (1, 1)), Parameter("b.weight", (rest, 1)))
-        ledger = match(ModuleTable("", "Small", linear, weights), AdapterConfig(("a",)))
+        ledger = match(ModuleTable("", "Small", linear, weights), AdapterConfig(("a",), r=1))
         assert (set(said(ledger)) == {"low-coverage"}) == low
 
 

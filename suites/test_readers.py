@@ -147,10 +147,10 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         (
             "base_model: x\nadapter: lora\nlora_alhpa: 8\nsequence_len: long\n"
             "micro_batch_size: 0\n",
-            "no lora_r: axolotl has no default for it, and PEFT takes none; no lora_alpha: axolotl "
-            "has no default for it, and PEFT takes none; line 4: sequence_len must be a whole "
-            "number of at least 1, not 'long'; line 5: micro_batch_size must be a whole number of "
-            "at least 1, not 0; not understood: lora_alhpa (line 3; did you mean lora_alpha?)",
+            "line 4: sequence_len must be a whole number of at least 1, not 'long'; line 5: "
+            "micro_batch_size must be a whole number of at least 1, not 0; no lora_r: axolotl has "
+            "no default for it, and PEFT takes none; no lora_alpha: axolotl has no default for it, "
+            "and PEFT takes none; not understood: lora_alhpa (line 3; did you mean lora_alpha?)",
         ),
         (
             "model_name_or_path: x\nlora_target: all\nlora_rnak: 8\nquantization_bit: 3\n",

@@ -18,7 +18,7 @@ from bench.saved.header import read_header
 from bench.saved.keys import Comparison, Mismatch, compare
 from bench.saved.values import Values, read_values
 from bench.scenarios.subjects import Subject
-from bench.targets import Ledger, match
+from bench.targets import Hazard, Ledger, match
 
 if TYPE_CHECKING:
     from bench.predict.gpus import Gpu
@@ -110,7 +110,9 @@ def check(path: Path, question: Question) -> Checked:
     adapter, notes = recipe.adapter(model)
     file = found.config if found.config.name == CONFIG else None
     subject = Subject(model, "own", adapter, None, question.optional, adapter_file=file)
-    ledger = question.gate.judge(match(model.table, adapter, model.role_of))
+    ledger = match(model.table, adapter, model.role_of)
+    ledger = replace(ledger, hazards=(*ledger.hazards, *_slips(recipe)))
+    ledger = question.gate.judge(ledger)
     checked = Checked(
         path=path,
         kind=kind,
@@ -144,6 +146,8 @@ def _read(file: Path, question: Question) -> tuple[Recipe, Model]:
     except RecipeFault as error:
         faults.append(error)
         recipe, named = error.recipe, error.model
+        if error.misnamed and question.model is None:
+            raise
     try:
         model = base_model(
             named, file, question.model, question.auto_class, question.trust_remote_code
@@ -161,6 +165,18 @@ def _read(file: Path, question: Question) -> tuple[Recipe, Model]:
         raise faults[0]
     told = "; ".join(str(fault).removeprefix(f"{file}: ") for fault in faults)
     raise BenchError(f"{file}: {told}") from faults[0]
+
+
+def _slips(recipe: Recipe) -> list[Hazard]:
+    """A hazard for the keys that the tool is not known to have, where they may decide the answer:
+    a misspelt one leaves the tool's default."""
+    if not recipe.slips:
+        return []
+    keys = ", ".join(map(str, recipe.slips))
+    return [
+        Hazard("unknown-key", f"{keys}: not among the keys of {recipe.tool} {recipe.version} that "
+               "are read here, and may change the answer")
+    ]  # fmt: skip
 
 
 def _kind(found: Found, recipe: Recipe) -> str:
@@ -276,6 +292,8 @@ def _findings(checked: Checked, failing: Collection[str]) -> list[Finding]:
         found += _saved_findings(checked, checked.weights)
     for hazard in ledger.hazards:
         line = recipe.line("target_modules", "")
+        if hazard.code == "unknown-key":
+            line = recipe.slips[0].line
         error = hazard.code in failing
         found.append(Finding(hazard.code, hazard.reason, recipe.path, line, error))
     return found

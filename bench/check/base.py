@@ -41,9 +41,11 @@ def base_model(
     hub = "the hub's cache" if os.environ.get("HF_HUB_OFFLINE") else "the hub and its cache"
     places = [f"{place}/config.json" for place in looked] + ["the registered architectures"]
     places += [hub] if named and named.count("/") == 1 else []
-    names = f"the base model {named!r}" if named else "no base model is named, and none"
+    names = f"the base model {named!r} was not found"
+    if not named:
+        names = "the file names no base model, and none lies beside it"
     raise BenchError(
-        f"{file}: {names} was not found; looked in {', '.join(places)}; pass --model with a "
+        f"{file}: {names}; looked in {', '.join(places)}; pass --model with a "
         f"folder that holds its config.json, a hub id, or a registered name "
         f"({', '.join(sorted(registered()))})"
     )

@@ -24,6 +24,17 @@ from bench.readers.recipe import (
     renamed,
     whole,
 )
+from bench.readers.values import (
+    BOOLEAN,
+    INTEGER,
+    PYDANTIC,
+    TABLE,
+    TEXT,
+    WHOLE,
+    booleans,
+    kinds_of,
+    one_of,
+)
 
 if TYPE_CHECKING:
     from bench.models.architectures import Model
@@ -108,6 +119,31 @@ UNDERSTOOD = frozenset(LIGER) | frozenset(
     type_of_model model_type reward_model process_reward_model num_labels peft
     base_model""".split()
 )
+KINDS = {
+    **kinds_of(FIELDS, lora_alpha=INTEGER),
+    **booleans(
+        """load_in_4bit load_in_8bit lora_target_linear fp16 bfloat16 float16 float32
+        sample_packing reward_model process_reward_model trust_remote_code relora gptq
+        quantize_moe_experts llama4_linearized_experts freeze_mm_modules
+        resize_token_embeddings_to_32x deepcompile lora_mlp_kernel lora_qkv_kernel lora_o_kernel
+        lora_embedding_kernel unsloth_lora_mlp unsloth_lora_qkv unsloth_lora_o layer_offloading
+        selective_checkpointing tiled_mlp chunked_cross_entropy liger_layer_norm
+        liger_cross_entropy cut_cross_entropy"""
+    ),
+    **dict.fromkeys(LIGER, BOOLEAN),
+    "bf16": BOOLEAN.beside("auto"),
+    "gradient_checkpointing": BOOLEAN.beside("offload", "offload_disk"),
+    "micro_batch_size": WHOLE,
+    "sequence_len": WHOLE,
+    "num_labels": WHOLE,
+    "optimizer": TEXT,
+    "adapter": TEXT,
+    "peft": TABLE,
+    "peft.loftq_config": TABLE,
+    "bnb_config_kwargs": TABLE,
+    "bnb_config_kwargs.bnb_4bit_use_double_quant": BOOLEAN,
+    "bnb_config_kwargs.bnb_4bit_quant_type": one_of("nf4", "fp4"),
+}
 INERT = (
     *trainer.INERT,
     r"datasets?|datasets?_.*|test_datasets|dataset_prepared_path|pretraining_dataset|streaming.*",
@@ -150,10 +186,8 @@ def read(document: Document) -> Recipe:
     fields.setdefault("target_modules", [])
     keys["target_modules"] = ("lora_target_modules", "lora_target_linear")
     notes, step_notes = notes_on(READER, document)
-    peft = values.get("peft") or {}
-    if isinstance(peft, dict) and (peft.get("loftq_config") or {}).get("loftq_bits"):
+    if ((values.get("peft") or {}).get("loftq_config") or {}).get("loftq_bits"):
         fields["init_lora_weights"] = "loftq"
-    every = bool(values.get("lora_target_linear"))
     # axolotl's own rule; the type of the model's class decides the task.
     classifies = bool(values.get("reward_model") or values.get("num_labels"))
     fields["task_type"] = "SEQ_CLS" if classifies else "CAUSAL_LM"
@@ -171,7 +205,7 @@ def read(document: Document) -> Recipe:
         model=values.get("base_model"),
         fields=fields,
         step=_step(document, precision, step_notes),
-        targets=targets if every else None,
+        targets=targets if values.get("lora_target_linear") else None,
         keys=keys,
         notes=(*notes, *more),
         num_labels=whole(document, "num_labels", None),
@@ -197,6 +231,11 @@ def _precision(document: Document) -> tuple[str, tuple[str, ...]]:
     bnb = peft.get("weight_dtype") if peft.get("backend") == "bnb" else None
     adapter = "qlora" if bnb == "nf4" else values["adapter"]
     if adapter == "qlora":
+        if values.get("load_in_8bit"):
+            raise BenchError(
+                f"{document.path}: line {document.line('load_in_8bit')}: adapter qlora with "
+                "load_in_8bit: axolotl refuses it; qlora is 4 bit, and adapter lora takes 8"
+            )
         if not (values.get("load_in_4bit") or bnb):
             raise BenchError(f"{document.path}: adapter qlora needs load_in_4bit: true; axolotl "
                              "refuses it without")  # fmt: skip
@@ -261,8 +300,18 @@ READER = Reader(
     ),
     fields=FIELDS,
     understood=UNDERSTOOD,
+    kinds=KINDS,
+    parser=PYDANTIC,
     inert=INERT,
     said=SAID,
     said_of_step=SAID_OF_STEP,
     read=read,
+    excluding=(
+        (
+            "load_in_4bit",
+            "load_in_8bit",
+            "bitsandbytes loads in one of them; axolotl refuses both with adapter qlora, and with "
+            "adapter lora leaves load_in_4bit out without a word",
+        ),
+    ),
 )

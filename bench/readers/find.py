@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from bench.errors import BenchError
 from bench.readers import axolotl, litgpt, llama_factory, ms_swift, peft, trl
 from bench.readers.document import Document, read_document
-from bench.readers.recipe import Reader, Recipe, RecipeFault, not_understood
+from bench.readers.recipe import Reader, Recipe, RecipeFault, not_understood, strange_keys
+from bench.readers.values import TEXT, parsed
 
 READERS = (axolotl.READER, llama_factory.READER, trl.READER, litgpt.READER, ms_swift.READER)
 
@@ -34,22 +36,31 @@ def read_recipe(path: Path) -> Recipe:
 
 def _read(reader: Reader, document: Document) -> Recipe:
     """The recipe; BenchError with everything that is wrong, the keys that may be misspelt too."""
+    document = parsed(document, {reader.model_key: TEXT, **reader.kinds}, reader.parser)
+    strange = strange_keys(reader, document)
+    for one, other, why in reader.excluding:
+        if document.values.get(one) is True and document.values.get(other) is True:
+            lines = f"lines {document.line(one)} and {document.line(other)}"
+            document.wrong.append(f"{lines}: {one} and {other} are both true: {why}")
     refused: BenchError | None = None
     recipe: Recipe | None = None
     try:
         recipe = reader.read(document)
         if not document.wrong:
-            return recipe
+            return replace(recipe, slips=tuple(slip for slip in strange if slip.decides))
     except BenchError as error:
         refused = error
     said = [*document.wrong]
     if refused is not None:
         said.append(str(refused).removeprefix(f"{document.path}: "))
-    if strange := not_understood(reader, document):
-        said.append(f"not understood: {strange}")
-    named = document.values.get(reader.model_key)
-    model = named if isinstance(named, str) else None
-    raise RecipeFault(f"{document.path}: {'; '.join(said)}", model, recipe) from refused
+    if strange:
+        said.append(f"not understood: {not_understood(reader, strange)}")
+    raise RecipeFault(
+        f"{document.path}: {'; '.join(said)}",
+        document.values.get(reader.model_key),
+        recipe,
+        misnamed=reader.model_key not in document.values,
+    ) from refused
 
 
 def _unknown(document: Document) -> str:

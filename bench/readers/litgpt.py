@@ -14,6 +14,7 @@ from bench.errors import BenchError
 from bench.models.roles import DOWN, FUSED, GATE, HEAD, KEY, OUTPUT, QUERY, ROUTER, UP, VALUE
 from bench.readers.document import Document
 from bench.readers.recipe import Fields, Reader, Recipe, Step, notes_on, refuse_whole_model, renamed
+from bench.readers.values import BOOLEAN, INTEGER, JSONARGPARSE, TABLE, WHOLE, kinds_of, one_of
 
 if TYPE_CHECKING:
     from bench.models.architectures import Model
@@ -36,6 +37,14 @@ QUANTIZED = {"bnb.nf4": "nf4", "bnb.nf4-dq": "nf4-dq", "bnb.fp4": "fp4", "bnb.fp
              "bnb.int8-training": "int8"}  # fmt: skip
 UNDERSTOOD = frozenset((*SWITCHES, "precision", "quantize", "devices", "num_nodes", "train",
                         "optimizer"))  # fmt: skip
+KINDS = {
+    **kinds_of(FIELDS, lora_alpha=INTEGER),
+    **dict.fromkeys(SWITCHES, BOOLEAN),
+    "train": TABLE,
+    "train.micro_batch_size": WHOLE,
+    "train.max_seq_length": WHOLE,
+    "quantize": one_of(*QUANTIZED),
+}
 INERT = (r"out_dir|data|eval|logger_name|seed|access_token|log",)
 
 
@@ -117,10 +126,6 @@ def _step(document: Document) -> Step:
     train: Any = values.get("train") or {}
     notes = []
     quantize = values.get("quantize")
-    if quantize and quantize not in QUANTIZED:
-        raise BenchError(
-            f"{document.path}: quantize {quantize!r} is none of {', '.join(QUANTIZED)}"
-        )
     asked = values.get("precision") or "bf16-mixed"
     precision = QUANTIZED.get(str(quantize)) or _PRECISION_OF.get(str(asked), "bf16")
     mixed = {"bf16-mixed": "bf16", "16-mixed": "fp16"}.get(str(asked)) if not quantize else None
@@ -151,6 +156,8 @@ READER = Reader(
     marks=frozenset(("lora_r", "quantize", "train", "data", "out_dir", *SWITCHES)),
     fields=FIELDS,
     understood=UNDERSTOOD,
+    kinds=KINDS,
+    parser=JSONARGPARSE,
     inert=INERT,
     said={},
     said_of_step={},

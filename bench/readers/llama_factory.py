@@ -25,6 +25,15 @@ from bench.readers.recipe import (
     renamed,
     whole,
 )
+from bench.readers.values import (
+    DATACLASSES,
+    INTEGER,
+    TEXT,
+    WHOLE,
+    booleans,
+    kinds_of,
+    one_of,
+)
 
 if TYPE_CHECKING:
     from bench.models.architectures import Model
@@ -78,6 +87,22 @@ UNDERSTOOD = (
     | trainer.STEP_KEYS
     | {"use_liger_kernel"}
 )
+KINDS = {
+    **trainer.KINDS,
+    **kinds_of(FIELDS, finetuning_type=TEXT, stage=TEXT),
+    **booleans(
+        """double_quantization packing neat_packing freeze_vision_tower
+        freeze_multi_modal_projector freeze_language_model resize_vocab pissa_init
+        disable_gradient_checkpointing use_reentrant_gc pure_bf16 use_unsloth use_llama_pro
+        shift_attn trust_remote_code use_mca enable_liger_kernel use_unsloth_gc fp8 use_galore
+        use_apollo use_badam use_adam_mini use_muon upcast_layernorm upcast_lmhead_output"""
+    ),
+    "pissa_iter": INTEGER,
+    "quantization_bit": WHOLE,
+    "quantization_method": TEXT,
+    "quantization_type": one_of("nf4", "fp4"),
+    "cutoff_len": WHOLE,
+}
 INERT = (
     *trainer.INERT,
     r"template|dataset|eval_dataset|dataset_dir|media_dir|train_on_prompt|mask_history|streaming",
@@ -190,7 +215,7 @@ def _targets(model: Model, fields: Fields, values: Any) -> tuple[Fields, tuple[s
         found["modules_to_save"] = list(last_segments(filter(None, embeddings)))
     entries = fields["target_modules"]
     if entries == ["all"]:
-        entries = list(_every_linear(model, composite, bool(frozen["freeze_vision_tower"])))
+        entries = list(_every_linear(model, composite, frozen["freeze_vision_tower"]))
     found["target_modules"] = entries
     if composite is None:
         idle = [key for key in frozen if key in values and len(table.stacks) > 1]
@@ -270,7 +295,7 @@ def _step(document: Document, precision: str, notes: tuple[str, ...]) -> Step:
         not values.get("disable_gradient_checkpointing"),
         precision,
         None if values.get("pure_bf16") else trainer.autocast(values),
-        values.get("use_reentrant_gc", True) is not False,
+        bool(values.get("use_reentrant_gc", True)),
         liger=trainer.liger(values),
         notes=(f"rows {rows} cutoff_len, {length} tokens: all are predicted full", *more, *notes),
     )
@@ -287,8 +312,11 @@ READER = Reader(
     ),
     fields=FIELDS,
     understood=UNDERSTOOD,
+    kinds=KINDS,
+    parser=DATACLASSES,
     inert=INERT,
     said=SAID,
     said_of_step=SAID_OF_STEP,
     read=read,
+    excluding=(trainer.HALVES,),
 )

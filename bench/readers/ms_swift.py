@@ -29,6 +29,14 @@ from bench.readers.recipe import (
     renamed,
     whole,
 )
+from bench.readers.values import (
+    ARGUMENTS,
+    TEXT,
+    WHOLE,
+    booleans,
+    kinds_of,
+    one_of,
+)
 
 if TYPE_CHECKING:
     from bench.models.architectures import Model
@@ -85,6 +93,20 @@ UNDERSTOOD = (
     | trainer.STEP_KEYS
     | {"use_liger_kernel"}
 )
+KINDS = {
+    **trainer.KINDS,
+    **kinds_of(FIELDS),
+    **booleans(
+        """freeze_llm freeze_vit freeze_aligner bnb_4bit_use_double_quant packing lazy_tokenize
+        vit_gradient_checkpointing use_galore use_logits_to_keep padding_free"""
+    ),
+    **dict.fromkeys(("tuner_type", "train_type", "tuner_backend", "target_regex"), TEXT),
+    "quant_bits": WHOLE,
+    "bnb_4bit_quant_type": one_of("nf4", "fp4"),
+    "max_length": WHOLE,
+    "packing_length": WHOLE,
+    "num_labels": WHOLE,
+}
 # args.json holds every argument and much that ms-swift worked out; these change neither what is
 # adapted nor what a step takes.
 INERT = (
@@ -238,7 +260,7 @@ def _step(document: Document, notes: tuple[str, ...]) -> Step:
         whole(document, "per_device_train_batch_size", 1),
         length,
         optimizer,
-        values.get("gradient_checkpointing", True) is not False,
+        bool(values.get("gradient_checkpointing", True)),
         _precision(document),
         trainer.autocast(values, "bf16"),
         liger=trainer.liger(values),
@@ -274,8 +296,11 @@ READER = Reader(
     ),
     fields=FIELDS,
     understood=UNDERSTOOD,
+    kinds=KINDS,
+    parser=ARGUMENTS,
     inert=INERT,
     said=SAID,
     said_of_step=SAID_OF_STEP,
     read=read,
+    excluding=(trainer.HALVES,),
 )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError
 from bench.readers.document import Document
+from bench.readers.values import Kind, Parser, repeated_names
 
 if TYPE_CHECKING:
     from bench.models.architectures import Model
@@ -42,6 +43,21 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Slip:
+    """A key that the tool is not known to have; `near` is the known one that it may be a slip of,
+    and `decides` whether it looks like one that the answer depends on."""
+
+    key: str
+    line: int
+    near: str = ""
+    decides: bool = True
+
+    def __str__(self) -> str:
+        near = f"; did you mean {self.near}?" if self.near else ""
+        return f"{self.key} (line {self.line}{near})"
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One file's LoRA configuration, base model and step.
 
@@ -52,6 +68,7 @@ class Recipe:
         targets: adds what depends on the model, where the tool works that out.
         keys: our field → the file's keys for it, to find the line again.
         notes: what the answer does not cover, or what the tool does that one may not expect.
+        slips: keys that the tool is not known to have, and that may be slips of what decides.
     """
 
     tool: str
@@ -64,6 +81,7 @@ class Recipe:
     keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
     num_labels: int | None = None
+    slips: tuple[Slip, ...] = ()
 
     @property
     def path(self) -> Path:
@@ -81,7 +99,13 @@ class Recipe:
         Raises BenchError, naming the file, for values that PEFT does not take.
         """
         fields, notes = self.targets(model) if self.targets else ({}, ())
-        config = AdapterConfig.from_dict({**self.fields, **fields}, str(self.path))
+        try:
+            config = AdapterConfig.from_dict({**self.fields, **fields}, str(self.path))
+        except BenchError as error:
+            if not self.slips:
+                raise
+            said = ", ".join(map(str, self.slips))
+            raise BenchError(f"{error}; not understood: {said}") from None
         return config, (*self.notes, *notes)
 
     def line(self, field: str, entry: str) -> int:
@@ -96,12 +120,16 @@ class Recipe:
 
 class RecipeFault(BenchError):
     """Everything that is wrong with a tool's file. `model` is the base model that it names all the
-    same, and `recipe` what was read of it, where that much could be."""
+    same, and `recipe` what was read of it, where that much could be. `misnamed`: the model's key
+    holds something that is no name."""
 
-    def __init__(self, message: str, model: str | None, recipe: Recipe | None) -> None:
+    def __init__(
+        self, message: str, model: str | None, recipe: Recipe | None, misnamed: bool = False
+    ) -> None:
         super().__init__(message)
         self.model = model
         self.recipe = recipe
+        self.misnamed = misnamed
 
 
 @dataclass(frozen=True)
@@ -113,9 +141,11 @@ class Reader:
         marks: keys that only this tool has; a file with `model_key` and one of them is its.
         fields: their key → the field of `peft.LoraConfig`, values as they are.
         understood: keys that `read` handles, beside those above.
+        kinds: what belongs to each key, and `parser` what is made of a text.
         inert: patterns of keys that change neither what is adapted nor what a step takes.
         said: key → what it changes that is not computed here.
         said_of_step: the same, for what only the memory of a step depends on.
+        excluding: pairs of switches of which one may be on, each with what becomes of both.
     """
 
     tool: str
@@ -125,10 +155,13 @@ class Reader:
     marks: frozenset[str]
     fields: Mapping[str, str]
     understood: frozenset[str]
+    kinds: Mapping[str, Kind]
+    parser: Parser
     inert: tuple[str, ...]
     said: Mapping[str, str]
     said_of_step: Mapping[str, str]
     read: Callable[[Document], Recipe]
+    excluding: tuple[tuple[str, str, str], ...] = ()
 
     def fits(self, values: Mapping[str, Any]) -> int:
         """How many of its own keys the file has; 0 where it is not this tool's."""
@@ -153,28 +186,35 @@ def notes_on(reader: Reader, document: Document) -> tuple[tuple[str, ...], tuple
         elif key in reader.said_of_step:
             of_step.append(f"{key}: {reader.said_of_step[key]}")
     said += [f"{key} stands twice; the last counts" for key in document.repeated]
-    if strange := not_understood(reader, document):
-        said.append(f"not understood, and may change the answer: {strange}")
+    said += repeated_names(document, reader.kinds)
+    if strange := [slip for slip in strange_keys(reader, document) if not slip.decides]:
+        said.append(f"not understood, and may change the answer: {not_understood(reader, strange)}")
     return tuple(said), tuple(of_step)
 
 
-def not_understood(reader: Reader, document: Document) -> str:
-    """The keys that the tool is not known to have, each with its line and what it may be a slip
-    of; "" where there are none."""
+def strange_keys(reader: Reader, document: Document) -> tuple[Slip, ...]:
+    """The keys that the tool is not known to have."""
     known = {*_known(reader), *reader.said, *reader.said_of_step}
     inert = re.compile("|".join(f"(?:{pattern})" for pattern in reader.inert))
     found = []
     for key, value in document.values.items():
         if not given(value) or key in known or inert.fullmatch(key):
             continue
-        near = get_close_matches(key, sorted(known), 1, 0.8)
-        slip = f"; did you mean {near[0]}?" if near else ""
-        found.append(f"{key} (line {document.line(key)}{slip})")
-    if not found:
-        return ""
+        near = (*get_close_matches(key, sorted(known), 1, 0.8), "")[0]
+        decides = near in _known(reader) or bool(_OF_ADAPTERS.search(key))
+        found.append(Slip(key, document.line(key), near, decides))
+    return tuple(found)
+
+
+_OF_ADAPTERS = re.compile(r"(?i)lora|dora|peft|adapter|target|modules|quant|(4|8)_?bit")
+"""In a key that speaks of the adapter, or of the precision of what it adapts."""
+
+
+def not_understood(reader: Reader, strange: Iterable[Slip]) -> str:
+    """Keys that the tool is not known to have, each with its line and what it may be a slip of."""
     return (
-        f"{', '.join(found)} (not among the keys of {reader.tool} {reader.version} that are read "
-        "here)"
+        f"{', '.join(map(str, strange))} (not among the keys of {reader.tool} {reader.version} "
+        "that are read here)"
     )
 
 
@@ -195,18 +235,9 @@ def renamed(document: Document, table: Mapping[str, str]) -> tuple[Fields, dict[
 
 
 def whole(document: Document, key: str, default: int | None) -> int | None:
-    """A whole number of at least 1, written as one or as text; `default` for null, and for
-    anything else, which the document's `wrong` then says."""
-    value = document.values.get(key)
-    if value is None:
-        return default
-    number = int(value) if isinstance(value, str) and value.strip().isdigit() else value
-    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-        document.wrong.append(
-            f"line {document.line(key)}: {key} must be a whole number of at least 1, not {value!r}"
-        )
-        return default
-    return number
+    """A whole number, or `default` for null and where there is none."""
+    value: int | None = document.values.get(key)
+    return default if value is None else value
 
 
 def listed(value: object) -> list[Any]:

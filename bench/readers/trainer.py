@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bench.errors import BenchError
+from bench.readers.values import TEXT, WHOLE, booleans
 from bench.training.options import optimizer_name
 
 VERSION = "5.23"
@@ -18,6 +19,14 @@ OPTIMIZER = "adamw_torch_fused"
 STEP_KEYS = frozenset(
     ("per_device_train_batch_size", "optim", "gradient_checkpointing", "bf16", "fp16")
 )
+
+KINDS = {
+    "per_device_train_batch_size": WHOLE,
+    "optim": TEXT,
+    **booleans("gradient_checkpointing bf16 fp16 use_liger_kernel auto_find_batch_size "
+               "torch_compile"),
+}  # fmt: skip
+HALVES = ("bf16", "fp16", "transformers refuses both; name the one that the hardware has")
 
 # Data, logging, saving, evaluation, schedules, processes: none of them changes which modules are
 # adapted or what one step takes.

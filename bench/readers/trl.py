@@ -10,6 +10,7 @@ from __future__ import annotations
 from bench.readers import trainer
 from bench.readers.document import Document
 from bench.readers.recipe import Reader, Recipe, Step, notes_on, refuse_whole_model, renamed, whole
+from bench.readers.values import ARGUMENTS, TEXT, WHOLE, booleans, kinds_of, one_of
 
 FIELDS = {
     "lora_r": "r",
@@ -49,6 +50,17 @@ UNDERSTOOD = (
     )
     | trainer.STEP_KEYS
 )
+KINDS = {
+    **trainer.KINDS,
+    **kinds_of(FIELDS, lora_task_type=TEXT),
+    **booleans(
+        """use_peft load_in_4bit load_in_8bit use_bnb_nested_quant packing trust_remote_code
+        activation_offloading use_vllm padding_free"""
+    ),
+    "bnb_4bit_quant_type": one_of("nf4", "fp4"),
+    "max_length": WHOLE,
+    "max_seq_length": WHOLE,
+}
 INERT = (
     *trainer.INERT,
     r"dataset.*|datasets|model_revision|model_code_revision|attn_implementation|ignore_bias_buffers",
@@ -110,7 +122,7 @@ def _step(document: Document, notes: tuple[str, ...]) -> Step:
         whole(document, "per_device_train_batch_size", trainer.BATCH_SIZE),
         length,
         optimizer,
-        values.get("gradient_checkpointing", True) is not False,
+        bool(values.get("gradient_checkpointing", True)),
         precision,
         trainer.autocast(values, "bf16"),
         compute_dtype=DTYPES.get(dtype) if values.get("load_in_4bit") else None,
@@ -129,8 +141,14 @@ READER = Reader(
     ),
     fields=FIELDS,
     understood=UNDERSTOOD,
+    kinds=KINDS,
+    parser=ARGUMENTS,
     inert=INERT,
     said=SAID,
     said_of_step=SAID_OF_STEP,
     read=read,
+    excluding=(
+        ("load_in_4bit", "load_in_8bit", "TRL refuses it, and bitsandbytes loads in one of them"),
+        trainer.HALVES,
+    ),
 )

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 
 from bench.errors import UnknownName
 from bench.models.modules import CONV1D, CONVOLUTIONS, LINEAR, ModuleTable, Parameter
-from bench.models.roles import DOWN, FUSED, GATE, KEY, OUTPUT, QUERY, ROUTER, UP, VALUE
+from bench.models.roles import DOWN, FUSED, GATE, HEAD, KEY, OUTPUT, QUERY, ROUTER, UP, VALUE
 from bench.models.stacks import Stack
 from bench.targets.entries import around
 from bench.targets.ledger import Adapted, Hazard, Ledger, RoleOf
@@ -30,9 +30,11 @@ HAZARDS = {
     "parameters-not-reached": "projections that are parameters get no adapter",
     "part-of-the-layers": "an entry reaches some layers; other projections of the rest are frozen",
     "quantized-head": "a head to be trained whole is loaded as integers",
+    "rank-above-width": "the rank is above the width of a layer, where more of it adds nothing",
     "rank-doubled": "old expert names get twice the rank that was written",
     "router-adapted": "the router of a mixture of experts gets an adapter",
     "tower-adapted": "a tower that no batch of text feeds gets adapters",
+    "unknown-key": "a key of a tool's file that the tool is not known to have",
     "untied-copy": "one of two modules that share a weight is trained apart from it",
 }
 """Every hazard, with what it says in a few words."""
@@ -88,6 +90,8 @@ def find_hazards(ledger: Ledger, role: RoleOf, doubled: list[Adapted]) -> list[H
             f"PEFT translates the old expert names to gate_up_proj with rank {doubled[0].r}, "
             "twice the rank asked for; an explicit target_parameters does not double"
         )
+    if text := _above_width(ledger):
+        found["rank-above-width"] = text
     if text := _towers(ledger):
         found["tower-adapted"] = text
     if text := _part_of_the_layers(ledger):
@@ -139,6 +143,24 @@ def _not_reached(ledger: Ledger, role: RoleOf) -> dict[str, str]:
             f"they are parameters, which only target_parameters reaches ({others[0].name})"
         )
     return found
+
+
+def _above_width(ledger: Ledger) -> str:
+    """The adapted layers whose smaller side is less than their rank: B·A cannot have a rank above
+    it. Heads and routers are as wide as there are labels or experts, whatever the rank."""
+    narrow = [
+        (min(item.sides), item)
+        for item in ledger.adapted
+        if item.r > min(item.sides) and item.role not in (HEAD, ROUTER)
+    ]
+    if not narrow:
+        return ""
+    width, item = min(narrow, key=lambda pair: (pair[0], pair[1].name))
+    return (
+        f"{len(narrow)} of {len(ledger.adapted)} adapted layers are narrower than their rank "
+        f"({item.name}: r {item.r:,}, and its smaller side is {width:,}); B·A cannot have a rank "
+        "above that, and what is trained beyond it adds nothing"
+    )
 
 
 def _towers(ledger: Ledger) -> str:

@@ -62,6 +62,17 @@ class Adapted:
         assert self.parameter is not None
         return self.parameter.elements
 
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Rows and columns of the matrix that B·A is added to; a convolution's window counts as
+        columns, and of stacked experts each has a matrix of its own."""
+        if (m := self.module) is not None:
+            return m.out_features, m.in_features * m.kernel
+        assert self.parameter is not None
+        shape = self.parameter.shape  # PEFT refuses a vector, which has one side
+        rows, columns = (shape[-1], *shape)[-2:]
+        return rows, columns
+
 
 @dataclass(frozen=True)
 class DeadField:

@@ -1,0 +1,213 @@
+"""The values of a tool's file, as the parser of that tool takes them.
+
+Every reader names the kind of each key that it reads; what the tool's parser makes of a text
+('false', '16') is made of it here, and a value that it refuses, or would take for what it does not
+say, is wrong at its line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bench.readers.document import Document
+
+
+@dataclass(frozen=True)
+class Parser:
+    """What a tool's parser makes of values that are not of the kind which belongs there.
+
+    Attributes:
+        true, false: the texts, in lower case, that it takes for a boolean.
+        digits: whether it takes the numbers 0 and 1 for one.
+        numbers: whether it makes a number of a text.
+        fractions: whether it makes a whole number of 16.0.
+        why: what to say where it makes nothing of any text.
+    """
+
+    true: frozenset[str] = frozenset()
+    false: frozenset[str] = frozenset()
+    digits: bool = True
+    numbers: bool = True
+    fractions: bool = False
+    why: str = ""
+
+
+PYDANTIC = Parser(
+    frozenset(("1", "on", "t", "true", "y", "yes")),
+    frozenset(("0", "off", "f", "false", "n", "no")),
+    fractions=True,
+)
+"""Pydantic 2 outside of strict mode, by which axolotl reads."""
+ARGUMENTS = Parser(
+    frozenset(("yes", "true", "t", "y", "1")), frozenset(("no", "false", "f", "n", "0"))
+)
+"""transformers' HfArgumentParser on a command line, and on the defaults that a file sets."""
+DATACLASSES = Parser(numbers=False, why="a text stays a text there: write it without quotes")
+"""HfArgumentParser.parse_dict, by which LLaMA-Factory reads: every value as it stands, so that
+any text, 'false' too, is true."""
+JSONARGPARSE = Parser(
+    frozenset(("true", "yes", "on")), frozenset(("false", "no", "off")), digits=False
+)
+"""By which LitGPT reads: a text as its YAML has it."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What belongs to a key: `said` in words, and what `parse` makes of a value. Raises ValueError
+    where the value does not belong."""
+
+    said: str
+    parse: Callable[[Parser, Any], object]
+
+    def beside(self, *texts: str) -> Kind:
+        """This kind, or one of `texts`."""
+        choices = " or ".join((self.said, *texts))
+        return Kind(choices, lambda p, v: v if v in texts else self.parse(p, v))
+
+
+def _boolean(parser: Parser, value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in parser.true | parser.false:
+        return value.lower() in parser.true
+    if isinstance(value, int | float) and parser.digits and value in (0, 1):
+        return bool(value)
+    raise ValueError
+
+
+def _number(parser: Parser, value: Any) -> float:
+    if isinstance(value, str) and parser.numbers:
+        return float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError
+    return value
+
+
+def _integer(parser: Parser, value: Any) -> int:
+    if isinstance(value, str) and parser.numbers:
+        digits, _, zeros = value.partition(".")
+        if zeros.strip("0 ") or (zeros and not parser.fractions):
+            raise ValueError
+        return int(digits)
+    number = _number(parser, value)
+    if number % 1 != 0 or (isinstance(value, float) and not parser.fractions):
+        raise ValueError
+    return int(number)
+
+
+def _whole(parser: Parser, value: Any) -> int:
+    number = _integer(parser, value)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def _text(_: Parser, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError
+    return value
+
+
+def _names(_: Parser, value: Any) -> str | list[str]:
+    items = value if isinstance(value, list) else [value]
+    if not all(isinstance(item, str) for item in items):
+        raise ValueError
+    return value  # type: ignore[no-any-return]
+
+
+def _table(_: Parser, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError
+    return value
+
+
+BOOLEAN = Kind("true or false", _boolean)
+NUMBER = Kind("a number", _number)
+INTEGER = Kind("a whole number", _integer)
+WHOLE = Kind("a whole number of at least 1", _whole)
+TEXT = Kind("text", _text)
+NAMES = Kind("a list of names, or text", _names)
+TABLE = Kind("a table of keys", _table)
+
+
+def one_of(*texts: str) -> Kind:
+    """One of some texts."""
+
+    def parse(_: Parser, value: Any) -> str:
+        if value not in texts:
+            raise ValueError
+        return str(value)
+
+    return Kind(f"one of {', '.join(texts)}", parse)
+
+
+OF_FIELD = {
+    "r": WHOLE,
+    "lora_alpha": NUMBER,
+    "lora_dropout": NUMBER,
+    **dict.fromkeys(
+        ("target_modules", "target_parameters", "modules_to_save", "exclude_modules"), NAMES
+    ),
+    **dict.fromkeys(("fan_in_fan_out", "use_dora", "use_rslora", "ensure_weight_tying"), BOOLEAN),
+}
+"""The kind of a field of `peft.LoraConfig`, whatever a tool calls it."""
+
+
+def kinds_of(fields: Mapping[str, str], **more: Kind) -> dict[str, Kind]:
+    """The kinds of a reader's keys: of those in its table of `fields`, and `more`."""
+    return {**{k: OF_FIELD[f] for k, f in fields.items() if f in OF_FIELD}, **more}
+
+
+def booleans(keys: str) -> dict[str, Kind]:
+    """The kind of every key in a line of them."""
+    return dict.fromkeys(keys.split(), BOOLEAN)
+
+
+def parsed(document: Document, kinds: Mapping[str, Kind], parser: Parser) -> Document:
+    """The document with the values that `parser` makes of them. What does not belong is left out
+    as if it were not written, and said in the document's `wrong`. A key within a table is
+    `table.key` among the kinds, behind the table's own.
+    """
+    values = {k: dict(v) if isinstance(v, dict) else v for k, v in document.values.items()}
+    for key, kind in sorted(kinds.items(), key=lambda item: document.line(*item[0].split("."))):
+        *outer, name = key.split(".")
+        table = values.get(outer[0]) if outer else values
+        if not isinstance(table, dict) or table.get(name) is None:
+            continue
+        try:
+            table[name] = kind.parse(parser, table[name])
+        except (ValueError, TypeError, OverflowError):
+            document.wrong.append(_wrong(document, key, table.pop(name), kind, parser))
+    return replace(document, values=values)
+
+
+def _wrong(document: Document, key: str, value: Any, kind: Kind, parser: Parser) -> str:
+    line = document.line(*key.split("."))
+    why = f" ({parser.why})" if parser.why and isinstance(value, str) and kind is not TEXT else ""
+    return f"line {line}: {key} must be {kind.said}, not {shown(value)}{why}"
+
+
+def shown(value: object) -> str:
+    """A value as a file has it, cut where it is long."""
+    names = {True: "true", False: "false"}
+    if isinstance(value, bool):
+        return names[value]
+    if value is None:
+        return "null"
+    if isinstance(value, list):
+        return f"[{', '.join(map(shown, value[:9]))}{', ...' if len(value) > 9 else ''}]"
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:80]}..."
+
+
+def repeated_names(document: Document, kinds: Mapping[str, Kind]) -> list[str]:
+    """What to say of names that stand twice in one list."""
+    said = []
+    for key, kind in kinds.items():
+        value = document.values.get(key)
+        if kind is NAMES and isinstance(value, list):
+            twice = dict.fromkeys(item for item in value if value.count(item) > 1)
+            said += [f"{key}: {name} stands twice, and counts once" for name in twice]
+    return said

@@ -1,0 +1,252 @@
+"""Values of another tool's file that are not of their kind: taken as the tool's own parser takes
+them, or refused at their line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from bench.check.answer import Checked, Question, check
+from bench.check.gate import HazardGate
+from bench.cli import main
+from bench.errors import BenchError
+from bench.readers import READERS
+from bench.readers.values import ARGUMENTS, BOOLEAN, DATACLASSES, INTEGER, NUMBER, PYDANTIC, Kind
+
+TEXTS = ("true", "True", "false", "FALSE", "yes", "no", "on", "off", "y", "n", "t", "f", "1", "0",
+         "maybe", "yes please", "", " false", "2", "none")  # fmt: skip
+NUMBERS = ("16", " 16 ", "+16", "16.0", "16.5", "1e3", "sixteen", "", "0x10")
+
+PHI = {"model_type": "phi3", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+       "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 64,
+       "pad_token_id": 0}  # fmt: skip
+AXOLOTL = ("base_model: .\nadapter: lora\nlora_r: 16\nlora_alpha: 32\n"
+           "lora_target_modules: [qkv_proj]\n")  # fmt: skip
+FACTORY = "model_name_or_path: .\nstage: sft\nfinetuning_type: lora\nlora_target: qkv_proj\n"
+TRL = ("model_name_or_path: .\nuse_peft: true\nlora_r: 16\n"
+       "lora_target_modules: [qkv_proj, o_proj]\n")  # fmt: skip
+SWIFT = "model: .\ntuner_type: lora\nlora_rank: 8\ntarget_modules: [qkv_proj]\n"
+LITGPT = ("checkpoint_dir: .\nlora_r: 8\nlora_query: true\nlora_key: true\n"
+          "lora_value: true\n")  # fmt: skip
+
+
+def made(kind: Kind, parser: object, value: object) -> object:
+    try:
+        return kind.parse(parser, value)  # type: ignore[arg-type]
+    except (ValueError, TypeError):
+        return None
+
+
+def asked(tmp_path: Path, text: str, **gate: object) -> Checked:
+    (tmp_path / "config.json").write_text(json.dumps(PHI))
+    path = tmp_path / "train.yaml"
+    path.write_text(text)
+    return check(path, Question(gradients=False, gate=HazardGate().with_options(**gate)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [*TEXTS, True, False])
+def test_booleans_of_a_command_line_are_those_of_transformers_parser(value: object) -> None:
+    from argparse import ArgumentTypeError
+
+    from transformers.hf_argparser import string_to_bool
+
+    try:
+        expected = string_to_bool(value)
+    except ArgumentTypeError:
+        expected = None
+    assert made(BOOLEAN, ARGUMENTS, value) == expected
+
+
+def test_a_dictionary_of_arguments_keeps_its_texts() -> None:
+    """Which is why none is taken for LLaMA-Factory: 'false' would be true there."""
+    from transformers import HfArgumentParser
+
+    @dataclass
+    class Switch:
+        on: bool = False
+        rank: int = 8
+
+    (read,) = HfArgumentParser(Switch).parse_dict({"on": "false", "rank": "16"})
+    assert (read.on, read.rank) == ("false", "16")
+    assert all(made(BOOLEAN, DATACLASSES, text) is None for text in TEXTS)
+    assert all(made(INTEGER, DATACLASSES, text) is None for text in NUMBERS)
+
+
+@pytest.mark.parametrize("value", [*TEXTS, *NUMBERS, True, False, 1, 0, 2, 1.0, 0.5, 16.0, 16.5])
+def test_values_of_axolotl_are_those_of_pydantic(value: object) -> None:
+    """But for booleans among numbers: pydantic takes true for 1, and nobody means that."""
+    pydantic = pytest.importorskip("pydantic")
+    for kind, python in ((BOOLEAN, bool), (INTEGER, int), (NUMBER, float)):
+        try:
+            expected = pydantic.TypeAdapter(python).validate_python(value)
+        except pydantic.ValidationError:
+            expected = None
+        if isinstance(value, bool) and kind is not BOOLEAN:
+            expected = None
+        assert made(kind, PYDANTIC, value) == expected, kind.said
+
+
+def reached(found: Checked) -> set[str]:
+    return {item.name.rpartition(".")[2] for item in found.ledger.adapted}
+
+
+@pytest.mark.parametrize(
+    ("text", "on"),
+    [("'false'", False), ("'0'", False), ("'off'", False), ("false", False), ("0", False),
+     ("'true'", True), ("'1'", True), ("'on'", True), ("true", True), ("1", True)],
+)  # fmt: skip
+def test_a_text_is_the_boolean_that_axolotl_makes_of_it(
+    text: str, on: bool, tmp_path: Path
+) -> None:
+    found = asked(tmp_path, f"{AXOLOTL}lora_target_linear: {text}\n", minimum_coverage=0.9)
+    assert (reached(found) == {"qkv_proj"}) != on
+    assert found.failed != on
+
+
+def test_switches_of_litgpt_and_ms_swift_are_read_alike(tmp_path: Path) -> None:
+    mlp = {"gate_up_proj", "down_proj"}
+    assert reached(asked(tmp_path, f"{LITGPT}lora_mlp: 'no'\n")) == {"qkv_proj"}
+    assert reached(asked(tmp_path, f"{LITGPT}lora_mlp: 'true'\n")) == {"qkv_proj", *mlp}
+    step = asked(tmp_path, f"{SWIFT}gradient_checkpointing: 'no'\n").recipe.step
+    assert step is not None
+    assert not step.gradient_checkpointing
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"{AXOLOTL}lora_target_linear: maybe\n",
+         "line 6: lora_target_linear must be true or false, not 'maybe'"),
+        (f"{AXOLOTL}lora_target_linear: [true]\n", "line 6: lora_target_linear must be true or"),
+        (f"{AXOLOTL}bf16: perhaps\n", "line 6: bf16 must be true or false or auto, not 'perhaps'"),
+        (f"{AXOLOTL}gradient_checkpointing: some\n", "line 6: gradient_checkpointing must be"),
+        (f"{AXOLOTL}load_in_4bit: true\nload_in_8bit: true\n",
+         "lines 6 and 7: load_in_4bit and load_in_8bit are both true"),
+        (f"{AXOLOTL}load_in_4bit: 'true'\nload_in_8bit: 'on'\n", "are both true"),
+        (f"{AXOLOTL.replace('adapter: lora', 'adapter: qlora')}load_in_8bit: true\n",
+         "line 6: adapter qlora with load_in_8bit"),
+        (AXOLOTL.replace("lora_r: 16", "lora_r: sixteen"),
+         "line 3: lora_r must be a whole number of at least 1, not 'sixteen'"),
+        (AXOLOTL.replace("lora_r: 16", "lora_r: 16.5"), "line 3: lora_r must be a whole number"),
+        (AXOLOTL.replace("lora_r: 16", "lora_r: true"), "line 3: lora_r must be a whole number"),
+        (AXOLOTL.replace("lora_alpha: 32", "lora_alpha: true"),
+         "line 4: lora_alpha must be a whole number, not true"),
+        (f"{AXOLOTL}lora_dropout: little\n", "line 6: lora_dropout must be a number, not 'little'"),
+        (AXOLOTL.replace("[qkv_proj]", "5"),
+         "line 5: lora_target_modules must be a list of names, or text, not 5"),
+        (AXOLOTL.replace("[qkv_proj]", "[qkv_proj, null, [o_proj], true]"),
+         "line 5: lora_target_modules must be a list of names, or text, not ['qkv_proj', null, "
+         "['o_proj'], true]"),
+        (AXOLOTL.replace("[qkv_proj]", "{a: b}"), "line 5: lora_target_modules must be a list"),
+        (f"{AXOLOTL}peft: 5\n", "line 6: peft must be a table of keys, not 5"),
+        (f"{AXOLOTL}bnb_config_kwargs:\n  bnb_4bit_quant_type: nf5\n",
+         "line 7: bnb_config_kwargs.bnb_4bit_quant_type must be one of nf4, fp4, not 'nf5'"),
+        (AXOLOTL.replace("adapter: lora", "adapter: 5"), "line 2: adapter must be text, not 5"),
+        (f"{FACTORY}use_dora: 'false'\n", "line 5: use_dora must be true or false, not 'false' (a "
+         "text stays a text there: write it without quotes)"),
+        (f"{FACTORY}lora_rank: '16'\n", "line 5: lora_rank must be a whole number of at least 1"),
+        (f"{FACTORY}freeze_vision_tower: maybe\n", "line 5: freeze_vision_tower must be true"),
+        (f"{FACTORY}bf16: true\nfp16: true\n", "lines 5 and 6: bf16 and fp16 are both true"),
+        (FACTORY.replace("qkv_proj", "[qkv_proj, 5]"), "line 4: lora_target must be a list"),
+        (f"{TRL}load_in_4bit: yes please\n",
+         "line 5: load_in_4bit must be true or false, not 'yes please'"),
+        (f"{TRL}load_in_4bit: true\nload_in_8bit: true\n",
+         "lines 5 and 6: load_in_4bit and load_in_8bit are both true: TRL refuses it"),
+        (TRL.replace("use_peft: true", "use_peft: 'false'"), "use_peft is not true"),
+        (TRL.replace("use_peft: true", "use_peft: 'on'"), "line 2: use_peft must be true or false"),
+        (f"{TRL}bnb_4bit_quant_type: int4\n", "line 5: bnb_4bit_quant_type must be one of"),
+        (f"{TRL}optim: 5\n", "line 5: optim must be text, not 5"),
+        (f"{SWIFT}freeze_vit: maybe\n", "line 5: freeze_vit must be true or false, not 'maybe'"),
+        (f"{SWIFT}max_length: long\n", "line 5: max_length must be a whole number"),
+        (f"{LITGPT}lora_mlp: '1'\n", "line 6: lora_mlp must be true or false, not '1'"),
+        (f"{LITGPT}train: 5\n", "line 6: train must be a table of keys, not 5"),
+        (f"{LITGPT}train:\n  micro_batch_size: none\n",
+         "line 7: train.micro_batch_size must be a whole number of at least 1, not 'none'"),
+        (f"{LITGPT}quantize: bnb.nf5\n", "line 6: quantize must be one of bnb.nf4"),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_kind_is_refused_at_its_line(
+    text: str, said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BenchError) as raised:
+        asked(tmp_path, text)
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("key", ["base_model", "model_name_or_path", "model", "checkpoint_dir"])
+def test_a_base_model_that_is_no_name_is_told_as_that(key: str, tmp_path: Path) -> None:
+    text = next(t for t in (AXOLOTL, TRL, SWIFT, LITGPT) if t.startswith(f"{key}:"))
+    with pytest.raises(BenchError, match=rf"line 1: {key} must be text, not 5$"):
+        asked(tmp_path, f"{key}: 5\n{text.partition(chr(10))[2]}")
+
+
+def test_a_file_without_a_base_model_says_so_in_one_clear_line(tmp_path: Path) -> None:
+    path = tmp_path / "train.yaml"
+    path.write_text(AXOLOTL.replace("base_model: .", "base_model: null"))
+    with pytest.raises(BenchError, match="the file names no base model, and none lies beside it; "):
+        check(path, Question())
+
+
+def test_a_name_that_stands_twice_is_said(tmp_path: Path) -> None:
+    found = asked(tmp_path, AXOLOTL.replace("[qkv_proj]", "[qkv_proj, o_proj, qkv_proj]"))
+    assert "lora_target_modules: qkv_proj stands twice, and counts once" in found.notes
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "near"),
+    [
+        (f"{FACTORY}lora_tagret: o_proj\n", "lora_tagret", "lora_target"),
+        (f"{AXOLOTL}lora_target_module: [o_proj]\n", "lora_target_module", "lora_target_modules"),
+        (f"{AXOLOTL}lora_layers_to_transform: [99]\n", "lora_layers_to_transform", ""),
+        (f"{AXOLOTL}load_in_4bti: true\n", "load_in_4bti", "load_in_4bit"),
+        (f"{TRL}use_rslroa: true\n", "use_rslroa", "use_rslora"),
+        (f"{SWIFT}target_modlues: [o_proj]\n", "target_modlues", "target_modules"),
+        (f"{LITGPT}lora_mpl: true\n", "lora_mpl", "lora_mlp"),
+    ],
+)
+def test_a_key_that_is_not_known_is_a_hazard_that_can_fail(
+    text: str, key: str, near: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = asked(tmp_path, text)
+    (told,) = [finding for finding in found.findings if finding.code == "unknown-key"]
+    line = next(n for n, x in enumerate(text.splitlines(), 1) if x.startswith(f"{key}:"))
+    assert (told.line, told.error, found.failed) == (line, False, False)
+    assert f"{key} (line {line}" in told.text
+    assert f"did you mean {near}?" in told.text or not near
+    path = str(tmp_path / "train.yaml")
+    for option in ("all", "unknown-key"):
+        assert main(["check", path, "--no-gradients", "--fail-on", option, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["failed"]
+    assert not asked(tmp_path, text, allow=("unknown-key",)).failed
+
+
+def test_a_key_that_speaks_of_nothing_here_is_a_note(tmp_path: Path) -> None:
+    found = asked(tmp_path, f"{AXOLOTL}my_colour: blue\n", fail_on=("all",))
+    assert not found.failed
+    assert any("my_colour (line 6)" in note for note in found.notes)
+
+
+def test_the_slip_is_named_where_nothing_is_left_to_adapt(tmp_path: Path) -> None:
+    text = AXOLOTL.replace("lora_target_modules", "lora_traget_modules")
+    with pytest.raises(BenchError) as raised:
+        asked(tmp_path, text)
+    said = "lora_traget_modules (line 5; did you mean lora_target_modules?)"
+    assert said in str(raised.value)
+
+
+def test_layers_that_the_model_does_not_have_fail(tmp_path: Path) -> None:
+    for layers in ("[0, 99]", "[99]"):
+        found = asked(tmp_path, f"{AXOLOTL}peft_layers_to_transform: {layers}\n")
+        assert found.failed
+        assert any("layers_to_transform" in f.text for f in found.findings if f.error)
+
+
+@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.tool)
+def test_every_key_with_a_kind_is_one_that_the_reader_has(reader: object) -> None:
+    known = {*reader.fields, *reader.understood, *reader.said, *reader.said_of_step}  # type: ignore[attr-defined]
+    ignored = {key for key in reader.kinds if key.partition(".")[0] not in known}  # type: ignore[attr-defined]
+    assert not ignored - {"use_reentrant_gc", "relora"}
