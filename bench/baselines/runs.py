@@ -21,7 +21,7 @@ from msgspec import Meta
 
 from bench.baselines.metrics import EXACT, LOSS, TIME, Metric, metric_named
 from bench.errors import BenchError, UnknownName
-from bench.files import parse, read_text, unreadable
+from bench.files import check_readable, parse, unreadable
 from bench.training.machine import INSTRUCTION_SETS, Machine
 
 KEY = "lora_bench"
@@ -202,8 +202,10 @@ def load_run(path: Path | str) -> StoredRun:
     edited, foreign, of a newer schema, or that holds an unknown metric or a wrong value.
     """
     path = Path(path)
+    check_readable(path)
     try:
-        document = json.loads(read_text(path), parse_constant=_no_constant, object_pairs_hook=_once)
+        text = path.read_text(encoding="utf-8")
+        document = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_once)
     except OSError as error:
         raise unreadable(path, error) from None
     except json.JSONDecodeError as error:

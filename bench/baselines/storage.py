@@ -17,7 +17,7 @@ from typing import Any
 
 from bench.baselines.runs import StoredRun, load_run, seal
 from bench.errors import BenchError
-from bench.files import check_readable, saving, unreadable
+from bench.files import check_readable, saving
 
 RUN_FILE = re.compile(r"(\d{4,})_(.+)\.json")
 NAME = re.compile(r"[\w+.\-]{1,100}")
@@ -37,10 +37,7 @@ def find_runs(storage: Path | str, selector: str | None = None) -> list[Path]:
     if selector is not None and not selector.strip():
         raise BenchError("the name of a stored run is empty: give its number, its name or its file")
     if selector and is_path(selector):
-        try:
-            check_readable(Path(selector))
-        except OSError as error:
-            raise unreadable(selector, error) from None
+        check_readable(selector)
         return [Path(selector)]
     stored = stored_files(storage)
     folder, _, wanted = (selector or "").rpartition("/")

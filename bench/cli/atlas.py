@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from bench.cli.options import Add, add_list
 from bench.cli.output import save_figure
 from bench.errors import BenchError, check_most
-from bench.files import INSTALLED, read_text, unreadable, write_output
+from bench.files import INSTALLED, read_text, write_output
 
 if TYPE_CHECKING:
     from bench.atlas.build import Done
@@ -198,11 +198,7 @@ def _page(options: argparse.Namespace) -> int:
     from bench.reports.atlas import refresh
 
     path = options.page
-    try:
-        text = read_text(path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise unreadable(path, error) from None
-    write_output(path, refresh(text, str(path)))
+    write_output(path, refresh(read_text(path), str(path)))
     print(path)
     return 0
 

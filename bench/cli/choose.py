@@ -118,14 +118,11 @@ def _check(options: argparse.Namespace) -> None:
     if options.probe and options.weights is None:
         raise BenchError("--probe needs --weights DIR: the gradient is that of real weights")
     if options.probe:
-        from bench.files import check_readable, check_weights, unreadable
+        from bench.files import check_readable, check_weights
 
         check_weights(options.weights)
         if options.data is not None:
-            try:
-                check_readable(options.data)
-            except OSError as error:
-                raise unreadable(f"--data {options.data}", error) from None
+            check_readable(options.data, "--data")
     if not options.probe and (options.weights or options.data):
         raise BenchError("--weights and --data are for --probe")
     if options.json and options.format:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from bench.cli.options import Add
 from bench.cli.output import format_for, put, save_figure, say, written
 from bench.errors import BenchError
-from bench.files import read_text, unreadable, write_output
+from bench.files import read_text, write_output
 
 if TYPE_CHECKING:
     from bench.predict.evidence import Kept, Measured
@@ -175,10 +175,9 @@ def _refresh(option: str, page: Path, section: str) -> None:
     """Replace a page's section; a page without the section's marks is left as it is."""
     from bench.reports.measured import refreshed
 
+    text = read_text(page, option)
     try:
-        text = refreshed(read_text(page), section)
-    except (OSError, UnicodeDecodeError) as error:
-        raise unreadable(f"{option} {page}", error) from None
+        text = refreshed(text, section)
     except BenchError as error:
         raise BenchError(f"{option} {page}: {error}") from None
     write_output(page, text)

@@ -35,20 +35,27 @@ LARGEST_BYTES = 1 << 28
 """No file that people or tools write for us is larger; reading one would take all memory."""
 
 
-def read_text(path: Path) -> str:
-    """The text in a regular file; OSError as in `check_readable`."""
-    check_readable(path)
-    return path.read_text(encoding="utf-8")
+def read_text(path: Path, option: str = "") -> str:
+    """The text in a regular file. BenchError as in `check_readable`, and for what is not UTF-8."""
+    check_readable(path, option)
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise unreadable(f"{option} {path}".lstrip(), error) from None
 
 
-def check_readable(path: Path) -> None:
-    """OSError, as if it could not be opened, for what never ends (a pipe, a device) or is larger
-    than 256 MiB."""
-    found = path.stat()
-    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
-        raise OSError(errno.EINVAL, "it is not a regular file")
-    if found.st_size > LARGEST_BYTES:
-        raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes")
+def check_readable(path: Path | str, option: str = "") -> int:
+    """The bytes in a file. BenchError, naming it and the option that named it, for what cannot be
+    opened, never ends (a pipe, a device) or is larger than 256 MiB."""
+    try:
+        found = Path(path).stat()
+        if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+            raise OSError(errno.EINVAL, "it is not a regular file")
+        if found.st_size > LARGEST_BYTES:
+            raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes")
+    except OSError as error:
+        raise unreadable(f"{option} {path}".lstrip(), error) from None
+    return found.st_size
 
 
 def unreadable(path: Path | str, error: Exception) -> BenchError:
@@ -64,20 +71,18 @@ def unreadable(path: Path | str, error: Exception) -> BenchError:
 
 def read_json(path: Path) -> Any:
     """The JSON in `path`; BenchError, naming the file, when it is missing or not JSON."""
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
-    except OSError as error:
-        raise unreadable(path, error) from None
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, a number without end
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # not JSON, a number without end
         raise BenchError(f"{path}: not JSON: {error}") from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The TOML in `path`; BenchError, naming the file, when it is missing or malformed."""
+    text = read_text(path)
     try:
-        return tomllib.loads(read_text(path))
-    except OSError as error:
-        raise unreadable(path, error) from None
+        return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise BenchError(f"{path}: not TOML: {error}") from None
 
@@ -153,7 +158,7 @@ def check_output(path: Path | str, suffixes: Sequence[str] = (), ours: str = "")
 def _holds(path: Path, text: str) -> bool:
     try:
         return text in read_text(path)
-    except (OSError, UnicodeDecodeError):
+    except BenchError:
         return False
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError, UnknownName
-from bench.files import read_text, unreadable
+from bench.files import read_text
 from bench.learning.packages import package
 
 if TYPE_CHECKING:
@@ -147,10 +147,7 @@ def tokenizer_of(folder: Path) -> Any:
 def read_data(path: Path) -> list[Text]:
     """A user's texts. `.txt`: paragraphs, for a language model; `.jsonl` and `.csv`: `text`, and
     `label` where it is to be classified. BenchError, naming the line, for anything else."""
-    try:
-        content = read_text(path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise unreadable(f"--data {path}", error) from None
+    content = read_text(path, "--data")
     kind = path.suffix.lower()
     if kind == ".txt":
         texts = [Text(part.strip()) for part in content.split("\n\n") if part.strip()]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 from msgspec import Meta
 
 from bench.errors import BenchError
-from bench.files import check_output, parse, read_text, unreadable
+from bench.files import check_output, check_readable, parse, read_text
 from bench.training.cases import Case
 from bench.training.machine import versions
 
@@ -118,12 +118,9 @@ def append_step(file: Path, step: Mapping[str, Any]) -> None:
 def load_steps(path: Path) -> list[MeasuredStep]:
     """Every line of a file that was received, checked. BenchError names the file, the line and what
     is wrong; nothing in the file is run, and none of its paths is opened."""
-    try:
-        if path.stat().st_size > MOST_BYTES:
-            raise BenchError(f"{path}: larger than {MOST_BYTES >> 20} MiB: not measured steps")
-        lines = read_text(path).splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise unreadable(path, error) from None
+    if check_readable(path) > MOST_BYTES:
+        raise BenchError(f"{path}: larger than {MOST_BYTES >> 20} MiB: not measured steps")
+    lines = read_text(path).splitlines()
     if len(lines) > MOST_LINES:
         raise BenchError(f"{path}: more than {MOST_LINES} lines")
     found = [_step(line, f"{path}: line {n}") for n, line in enumerate(lines, 1) if line.strip()]

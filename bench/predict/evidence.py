@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from bench.errors import BenchError
-from bench.files import FIXTURES, keyed, parse, unreadable
+from bench.files import FIXTURES, keyed, parse, read_json
 from bench.models.precision import precision
 from bench.predict.gpus import Interval
 from bench.training.options import KEEP_OUTPUT, PHASES
@@ -107,11 +107,7 @@ def _measured(row: dict[str, str]) -> Measured:
 
 def load_kept(path: Path = KEPT_FILE) -> dict[str, Kept]:
     """The kept predictions, by the row's id. Raises BenchError for what is missing or wrong."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise unreadable(path, error) from None
-    rows = parse(data, keyed(("versions", "rows"), dict[str, Any]), str(path))["rows"]
+    rows = parse(read_json(path), keyed(("versions", "rows"), dict[str, Any]), str(path))["rows"]
     return {name: parse(row, keyed(KEPT, int), f"{path}: {name}") for name, row in rows.items()}
 
 

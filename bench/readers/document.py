@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError
-from bench.files import read_text, unreadable
+from bench.files import check_readable, read_text
 
 if TYPE_CHECKING:
     from yaml import Node
@@ -51,14 +51,9 @@ def read_document(path: Path) -> Document:
     Raises BenchError, naming the file: missing, too large, not in that format, not a table at its
     top, aliases that multiply beyond measure.
     """
-    try:
-        if path.stat().st_size > LARGEST:
-            raise BenchError(
-                f"{path}: {path.stat().st_size:,} bytes; a configuration has at most {LARGEST:,}"
-            )
-        text = read_text(path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise unreadable(path, error) from None
+    if (size := check_readable(path)) > LARGEST:
+        raise BenchError(f"{path}: {size:,} bytes; a configuration has at most {LARGEST:,}")
+    text = read_text(path)
     return _json(path, text) if path.suffix == ".json" else _yaml(path, text)
 
 

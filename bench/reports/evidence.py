@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.errors import BenchError
-from bench.files import FIXTURES, unreadable
+from bench.files import FIXTURES, read_text
 from bench.predict.evidence import Agreement, agreement, agreement_of, load_kept, load_measured
 from bench.training.options import PHASES
 
@@ -43,11 +43,8 @@ class Compared:
 def load_compared(path: Path) -> list[Compared]:
     """The rows of a table with `measured_bytes` and `predicted_bytes`, whose first column is the
     kind; lines that begin with `#` say where it is from. BenchError for what is wrong."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise unreadable(path, error) from None
     found = []
+    lines = read_text(path).splitlines()
     for row in csv.DictReader(line for line in lines if not line.startswith("#")):
         try:
             measured, predicted = int(row["measured_bytes"]), int(row["predicted_bytes"])
