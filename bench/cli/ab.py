@@ -102,6 +102,9 @@ def run(options: argparse.Namespace) -> int:
             "there is nothing to compare: give --contender-env, or another configuration with "
             "--contender-adapter, --contender-target-modules or --contender-rank"
         )
+    unreached = _unreached(plan)
+    for each in unreached:
+        say(f"not measured: {each}")
     with ExitStack() as stack:
         journal = None
         if options.save is not None:
@@ -133,8 +136,19 @@ def run(options: argparse.Namespace) -> int:
     if options.format == "json":
         put(json_lines({**as_json(item), "fails": item in failing} for item in verdicts))
     else:
-        put(written(sides_report(verdicts, failing, before, after), options.format))
+        report = sides_report(verdicts, failing, before, after)
+        said = (f"not measured: {each}" for each in unreached)
+        put(written(replace(report, notes=(*report.notes, *said)), options.format))
     return 1 if failing else 0
+
+
+def _unreached(plan: Plan) -> tuple[str, ...]:
+    """What of one's own configurations has no effect, on the models of this environment."""
+    from bench.scenarios.subjects import select
+
+    asked = [request for request in (plan.request, plan.contender) if request is not None]
+    own = (subject for request in asked for subject in select(request).own.values())
+    return tuple(dict.fromkeys(said for subject in own for said in subject.unreached()))
 
 
 def _experiment(options: argparse.Namespace) -> int:

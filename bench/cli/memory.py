@@ -115,8 +115,9 @@ def run(options: argparse.Namespace) -> int:
         for case in cases:
             check_has_length(case)
     line = _Line(len(cases))
+    unreached = tuple(said for subject in subjects for said in subject.unreached())
     if options.measure:
-        return _beside(cases, options, line)
+        return _beside(cases, options, line, unreached)
     one_by_one = options.json or options.solve or (len(cases) == 1 and not options.format)
     found = []
     attempt = _attempt(card, line)
@@ -126,10 +127,10 @@ def run(options: argparse.Namespace) -> int:
         if one_by_one:
             ways = _ways(case, done, options, attempt) if len(cases) == 1 else None
             progress("")
-            print(_text(done, ways, options), flush=True)
+            print(_text(done, ways, options, unreached), flush=True)
         found.append(done.prediction if isinstance(done, Solution) else done)
     if not one_by_one:
-        _table(found, card, options.format or "markdown")
+        _table(found, card, options.format or "markdown", unreached)
     if options.plot:
         from bench.reports.plots import predictions_figure
 
@@ -139,7 +140,9 @@ def run(options: argparse.Namespace) -> int:
     return int(any(p.fit is not None and not p.fit.fits for p in found))
 
 
-def _beside(cases: Sequence[Case], options: argparse.Namespace, line: _Line) -> int:
+def _beside(
+    cases: Sequence[Case], options: argparse.Namespace, line: _Line, unreached: Sequence[str]
+) -> int:
     """Predict each case for the device at hand and measure it there; 1 if one could not be."""
     from bench.measure import Session
     from bench.predict.result import predict
@@ -166,9 +169,11 @@ def _beside(cases: Sequence[Case], options: argparse.Namespace, line: _Line) -> 
                 beside = f"{beside_text(asdict(said), seen)}\nmeasured on {measured.device}"
                 beside += ", with random weights, in a process of its own"
             if options.json:
-                print(json.dumps({**prediction_json(said), "measured": seen}), flush=True)
+                told = {**prediction_json(said), "measured": seen, "unreached": unreached}
+                print(json.dumps(told), flush=True)
             else:
-                print(fitted(f"{prediction_text(said)}\n\n{beside}"), flush=True)
+                text = [prediction_text(said), *_warnings(unreached), "", beside]
+                print(fitted("\n".join(text)), flush=True)
             if measured is not None and options.record:
                 _append(case, said, measured, options.record)
     if options.plot:
@@ -241,15 +246,28 @@ def _ways(
     return ways_to_fit(case, done, attempt, without)
 
 
-def _text(done: Prediction | Solution, ways: Ways | None, options: argparse.Namespace) -> str:
+def _warnings(unreached: Sequence[str]) -> list[str]:
+    return [f"  not in these figures: {each}" for each in unreached]
+
+
+def _text(
+    done: Prediction | Solution,
+    ways: Ways | None,
+    options: argparse.Namespace,
+    unreached: Sequence[str],
+) -> str:
     from bench.reports.levers import ways_json, ways_text
     from bench.reports.predicted import prediction_json, prediction_text
 
     command = partial(_command, options)
     if options.json:
         more = {} if ways is None else {"ways_to_fit": ways_json(ways, command)}
-        return json.dumps({**prediction_json(done), **more})
-    text = [prediction_text(done), *([] if ways is None else [ways_text(ways, command)])]
+        return json.dumps({**prediction_json(done), **more, "unreached": unreached})
+    text = [
+        prediction_text(done),
+        *_warnings(unreached),
+        *([] if ways is None else [ways_text(ways, command)]),
+    ]
     return fitted("\n".join(text))
 
 
@@ -370,12 +388,18 @@ def _precisions(
     return (name,), step
 
 
-def _table(found: Sequence[Prediction], card: Gpu | None, format: str) -> None:
+def _table(
+    found: Sequence[Prediction], card: Gpu | None, format: str, unreached: Sequence[str]
+) -> None:
     from bench.reports.predicted import prediction_report, prediction_rows
 
     if format != "csv":
-        put(written(prediction_report(found, card), format))
+        report = prediction_report(found, card)
+        said = (line.strip() for line in _warnings(unreached))
+        put(written(replace(report, notes=(*report.notes, *said)), format))
         return
+    for each in _warnings(unreached):
+        say(each.strip())
     rows = prediction_rows(found, card)
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerows([[*rows[0]], *(map(no_formula, row.values()) for row in rows)])

@@ -14,7 +14,7 @@ from bench.models.architectures import Model, load_model
 from bench.models.declared import registered
 from bench.models.precision import precision
 from bench.scenarios.scenario import Scenario, find_scenario, load_scenarios
-from bench.targets import Ledger
+from bench.targets import Ledger, match
 from bench.training.cases import Case, StepOptions
 from bench.units import harmless, one_line
 
@@ -68,6 +68,14 @@ class Subject:
             weights=str(self.weights) if self.weights else None,
             code=str(self.model.own_code.resolve()) if self.model.own_code else None,
         )
+
+    def unreached(self) -> tuple[str, ...]:
+        """What of the configuration has no effect on the model and is not optional, a line each."""
+        ledger = match(self.model.table, self.adapter, self.model.role_of)
+        said = [f"{e.entry} reaches nothing{e.why_dead}" for e in ledger.entries if e.dead
+                and e.entry not in self.optional]  # fmt: skip
+        said += [str(f) for f in ledger.dead_fields if f.entry not in self.optional]
+        return tuple(harmless(f"{self.key}: {each}") for each in said)
 
     def dead_entries(self, ledger: Ledger) -> str:
         """What to tell the user of dead entries, and of other fields' entries without effect, that

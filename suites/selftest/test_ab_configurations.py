@@ -41,7 +41,7 @@ def test_two_configurations_are_one_case_and_a_cut_comparison_goes_on(
 ) -> None:
     """Trained: r (in + out) of q_proj 32 → 32; of q_proj and v_proj at another rank, twice that."""
     asked = ["ab", "--model", model, "--precision", "fp32", "--precision", "bf16", *FEW,
-             "--target-modules", "q_proj", "--rank", "4", "--contender-rank", "8",
+             "--target-modules", "q_proj,nothere", "--rank", "4", "--contender-rank", "8",
              "--contender-target-modules", "(.*)[.](q|v)_proj",
              "--save", str(tmp_path / "runs"), "--json"]  # fmt: skip
     measure = pair.measure_case
@@ -55,7 +55,9 @@ def test_two_configurations_are_one_case_and_a_cut_comparison_goes_on(
 
     monkeypatch.setattr(pair, "measure_case", cut)
     assert main(asked) == 130
-    assert "go on with --resume" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "go on with --resume" in told
+    assert "not measured: mine-own: nothere reaches nothing" in told
     assert main([*asked, "--rounds", "4"][:-2]) == 2  # without --resume: nothing is overwritten
     assert "go on with it (--resume), or remove the file" in capsys.readouterr().err
     assert main([*asked, "--resume"]) == 1  # the figures differ

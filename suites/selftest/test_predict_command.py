@@ -96,6 +96,32 @@ def test_what_cannot_be_measured_here_is_said(said, monkeypatch, capsys) -> None
     assert said("--target-modules", "q_proj", "--measure", "--gpu", "l4")[0] == 2
 
 
+@pytest.mark.parametrize(
+    "more",
+    [(), ("--json",), ("--gpu", "l4"), ("--precision", "bf16", "--precision", "fp32"),
+     ("--format", "latex"), ("--gpu", "l4", "--solve", "batch-size")],
+)  # fmt: skip
+def test_what_reaches_nothing_is_said_beside_the_figures(said, more: tuple[str, ...]) -> None:
+    own = ("--target-modules", "q_proj,nothere", "--modules-to-save", "nohead")
+    status, text = said(*own, *more)
+    assert status == 0
+    assert "nothere reaches nothing" in text
+    assert "modules" in text
+    assert "nohead: no effect" in text
+    whole = said("--target-modules", "q_proj", *more)[1]
+    assert "reaches nothing" not in whole
+    assert "no effect" not in whole
+
+
+def test_what_reaches_nothing_is_said_beside_a_table_of_rows_alone(tmp_path, capsys) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    own = ["--target-modules", "q_proj,nothere", "--format", "csv", "--seq-len", "8"]
+    assert main(["memory", str(tmp_path), *own]) == 0
+    found = capsys.readouterr()
+    assert "nothere" not in found.out
+    assert "nothere reaches nothing" in found.err
+
+
 def test_a_table_of_scenarios_and_precisions(said) -> None:
     asked = ("--scenario", "query*", "--precision", "bf16", "--precision", "int8")
     status, markdown = said(*asked)
