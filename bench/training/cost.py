@@ -8,9 +8,12 @@ from math import prod
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry
 
 FlopFormula = Callable[..., int]
+
+_ATTENTION_ON_CUDA = ("flash_attention", "efficient_attention", "cudnn_attention")
+"""torch 2.11's own formulas of these refuse fewer heads of keys than of queries."""
 
 
 class CostCounter:
@@ -39,8 +42,9 @@ def _formulas() -> dict[Any, FlopFormula]:
     """torch's formulas, and those for operations that it does not know."""
     formulas: dict[Any, FlopFormula] = dict(flop_registry)
     aten = torch.ops.aten
-    formulas[aten._scaled_dot_product_flash_attention_for_cpu] = _attention
-    formulas[aten._scaled_dot_product_flash_attention_for_cpu_backward] = _attention_backward
+    for kernel in ("flash_attention_for_cpu", *_ATTENTION_ON_CUDA):
+        formulas[getattr(aten, f"_scaled_dot_product_{kernel}")] = _attention
+        formulas[getattr(aten, f"_scaled_dot_product_{kernel}_backward")] = _attention_backward
     formulas[aten._int_mm] = _product
     formulas[aten._grouped_mm] = _grouped_product
     for name, formula in _BITSANDBYTES.items():
@@ -52,11 +56,19 @@ def _formulas() -> dict[Any, FlopFormula]:
 
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return int(sdpa_flop_count(query.shape, key.shape, value.shape))
+    """Scores and their product with the values, for each head of the queries."""
+    return _pairs(query, key) * (query.shape[-1] + value.shape[-1])
 
 
 def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return int(sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape))
+    """The scores again; gradients of query and key from those of the scores; of scores and values
+    from the result's."""
+    return _pairs(query, key) * (3 * query.shape[-1] + 2 * value.shape[-1])
+
+
+def _pairs(query: Any, key: Any) -> int:
+    """Two operations for each query and key: (batch, heads, length, width) both."""
+    return int(2 * prod(query.shape[:-1]) * key.shape[-2])
 
 
 def _product(a: Any, b: Any, *_: Any, **__: Any) -> int:

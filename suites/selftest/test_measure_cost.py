@@ -89,3 +89,30 @@ def test_products_inside_a_kernel_count_once() -> None:
         counter(torch.ops.aten.mm.default, (a, a.t()), {}, a @ a.t(), nested)
     assert counter.operations == Counter({"aten.mm.default": 2})
     assert counter.flops == 2 * 2 * 3 * 2
+
+
+@pytest.mark.parametrize("kernel", ["flash_attention", "efficient_attention", "cudnn_attention"])
+@pytest.mark.parametrize("grouped", [1, 4])
+def test_attention_costs_the_same_with_grouped_heads(kernel: str, grouped: int) -> None:
+    """Each query looks at each key, however many heads share a key: torch's own count of as many
+    heads of keys as of queries. (torch 2.11's formula refused fewer: seen on an H200.)"""
+    import torch
+    from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
+
+    from bench.training.cost import CostCounter
+
+    query, key, value = (2, 8, 16, 24), (2, 8, 20, 24), (2, 8, 20, 32)
+    there = sdpa_flop_count(query, key, value)
+    back = sdpa_backward_flop_count((2, 8, 16, 32), query, key, value)
+    heads = 8 // grouped
+    q, k, v, grad = (
+        torch.empty(shape, device="meta")
+        for shape in (query, (2, heads, 20, 24), (2, heads, 20, 32), (2, 8, 16, 32))
+    )
+    operation = getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}")
+    backward = getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}_backward")
+    counter = CostCounter()
+    counter(operation.default, (q, k, v), {}, q, False)
+    assert counter.flops == there
+    counter(backward.default, (grad, q, k, v), {}, q, False)
+    assert counter.flops == there + back
