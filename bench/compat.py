@@ -73,6 +73,10 @@ PRIVATE = {
         "torch._prims_common:is_non_overlapping_and_dense_or_false", _TORCH,
         "which sums of gradients autograd makes in place",
     ),
+    "node of autograd": Private(
+        "torch._C:_current_autograd_node", _TORCH,
+        "what the backward pass's thread keeps on a GPU is counted when it is first used",
+    ),
     "bad fork": Private(
         "torch.cuda:_is_in_bad_fork", _TORCH, "a worker whose parent had used CUDA says so"
     ),

@@ -150,6 +150,17 @@ SUBSTITUTES: dict[str, Callable[..., Any]] = {
 
 # Kernels of torch on CUDA.
 
+PRODUCTS = frozenset(
+    f"aten.{name}.default" for name in ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot")
+)
+"""Operations that ask for the thread's cuBLAS handle."""
+
+
+def has_epilogue(name: str, args: tuple[Any, ...]) -> bool:
+    """Whether cublasLt takes a product together with its bias: `addmm_out_cuda_impl` in
+    native/cuda/Blas.cpp, for a bias of one dimension."""
+    return name == "aten.addmm.default" and args[0].dim() == 1
+
 
 def _flash_backward(args: tuple[Any, ...]) -> int:
     """`mha_bwd` in flash_attn/flash_api.cpp: the query's gradient summed in float32, one float a

@@ -9,6 +9,7 @@ import torch
 
 from bench.compat import private
 from bench.errors import BenchError
+from bench.predict.cuda_kernels import PRODUCTS, has_epilogue
 from bench.predict.dependent import DEPENDENT
 from bench.predict.shapes import KnownShapes
 from bench.predict.values import KnownValues, tensors_in
@@ -35,6 +36,7 @@ def breakdown_of(step: StepOptions) -> tuple[str, ...]:
 _NAMESPACES = ("aten", "prim", "prims", "profiler")
 _ELEMENTWISE = {torch.ops.aten.mul.Tensor, torch.ops.aten.add.Tensor}
 _DispatchMode = private("dispatch mode")
+_AUTOGRAD_NODE = private("node of autograd")
 _SHAPES = KnownShapes()
 """One for all traces: no result on meta depends on more than its arguments."""
 _READ = torch.ops.aten._local_scalar_dense.default
@@ -69,6 +71,9 @@ class Journal(_DispatchMode):  # type: ignore[misc, valid-type]  # torch is seen
         self._device = device
         self._within = 0
         self._operation = ""
+        self._kept: set[str] = set()
+        """Whose memory of cuBLAS is there by now: the main thread's, the backward pass's, and
+        cublasLt's ("lt")."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -83,11 +88,7 @@ class Journal(_DispatchMode):  # type: ignore[misc, valid-type]  # torch is seen
     def begin_here(self) -> None:
         """Forget what has ended, and when: until now it was not on this device."""
         self.events[:] = sorted(self._numbers.values())
-
-    def keep(self, size: int, category: str = WORKSPACE) -> None:
-        """Count `size` bytes from now on."""
-        if size:
-            self._write(size, category)
+        self._kept.clear()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -112,10 +113,26 @@ class Journal(_DispatchMode):  # type: ignore[misc, valid-type]  # torch is seen
         temporary = self._write(size, WORKSPACE) if size else 0
         for number in filter(None, (temporary, workspace)):
             self.events.append(-number)
+        if self._device.handles and name in PRODUCTS:
+            self._keep_cublas(name, args)
         self.values.follow(func, args, kwargs, out)
         if self.observer is not None:
             self.observer(func, args, kwargs, out, nested)
         return out
+
+    def keep_handle(self, thread: str) -> None:
+        """Count the cuBLAS handle of a thread, once."""
+        if self._device.handles and thread not in self._kept:
+            self._kept.add(thread)
+            self._write(self._device.handles, WORKSPACE)
+
+    def _keep_cublas(self, name: str, args: tuple[Any, ...]) -> None:
+        """What a product makes cuBLAS keep, after the product's result: its thread's handle, and
+        (where the two are not one) cublasLt's workspace."""
+        self.keep_handle("main" if _AUTOGRAD_NODE() is None else "backward")
+        if self._device.lt_workspace and "lt" not in self._kept and has_epilogue(name, args):
+            self._kept.add("lt")
+            self._write(self._device.lt_workspace, WORKSPACE)
 
     def _run(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if (substitute := self._device.substitutes.get(name)) is not None:

@@ -16,6 +16,10 @@ CUBLAS_WORKSPACE = 8 * 1024 * 1024 + 8 * 16 * 1024
 """Bytes per cuBLAS handle before Hopper (":4096:2:16:8"), `ATen/cuda/CublasHandlePool.cpp`; there
 is one handle for the thread of the forward pass and one for that of the backward pass."""
 CUBLAS_WORKSPACE_HOPPER = 32 * 1024 * 1024
+CUBLASLT_WORKSPACE = 1024 * 1024
+"""Bytes that products with a bias keep, where cublasLt does not use cuBLAS' workspace: in torch
+2.11 (`ATen/cuda/CUDABlas.cpp`; seen on an H200), and no longer in 2.13, where `torch.backends.cuda`
+says so."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +30,8 @@ class Device:
     those of other libraries whose outputs are all that they allocate; `workspace` gives the bytes
     that a kernel needs while it runs, from its name, function and arguments, and `temporaries`
     those that it takes only after its results; `functions` replaces those of
-    `torch.nn.functional`; `handles` is the bytes that each cuBLAS handle keeps; `capability` is
-    CUDA's compute capability. `followed` names
+    `torch.nn.functional`; `handles` is the bytes that each cuBLAS handle keeps, `lt_workspace`
+    those of cublasLt; `capability` is CUDA's compute capability. `followed` names
     the torch devices whose tensors count: on the CPU what stays there, such as an optimizer's step
     counts, is part of the same memory. `masks_by_position`: whether `masked_select` looks up the
     positions of its mask, eight bytes for each element and dimension (`masked_select_cuda` in
@@ -46,6 +50,7 @@ class Device:
     fused_dropout: bool
     foreach_optimizer: bool
     handles: int = 0
+    lt_workspace: int = 0
     capability: float = 0.0
     masks_by_position: bool = True
 
@@ -65,6 +70,9 @@ def cuda(attention: str | None = None, capability: float = 8.0) -> Device:
         fused_dropout=True,
         foreach_optimizer=True,
         handles=CUBLAS_WORKSPACE_HOPPER if capability >= 9 else CUBLAS_WORKSPACE,
+        lt_workspace=0
+        if hasattr(torch.backends.cuda, "cublaslt_workspace_size")
+        else CUBLASLT_WORKSPACE,
         capability=capability,
     )
 

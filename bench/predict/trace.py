@@ -147,13 +147,13 @@ def _traced(  # noqa: PLR0917  # one call
         strict_within(journal, training),
     ):
         progress(FIRST)
-        _step(journal, training, FIRST, device)
+        _step(journal, training, FIRST)
         storages.tag_model(journal.storages, training.model)
         storages.tag_optimizer(journal.storages, training.optimizer)
         progress(STEADY)
         cost = _Cost()
         journal.observer = cost
-        _step(journal, training, STEADY, device)
+        _step(journal, training, STEADY)
         journal.observer = None
     return Trace(
         events=tuple(journal.events),
@@ -173,8 +173,7 @@ def _traced(  # noqa: PLR0917  # one call
     )
 
 
-def _step(journal: Journal, training: Training, name: str, device: Device) -> None:
-    threads = {"forward", "backward"} if name == FIRST and device.handles else set()
+def _step(journal: Journal, training: Training, name: str) -> None:
     journal.mark(name)
 
     def mark(phase: str) -> None:
@@ -185,9 +184,9 @@ def _step(journal: Journal, training: Training, name: str, device: Device) -> No
         ):  # the loss goes first
             journal.storages.category = "activations"
         journal.mark(phase)
-        if phase in threads:  # each has its own cuBLAS handle, made when it is first used
-            threads.remove(phase)
-            journal.keep(device.handles)
+        # A product comes soon; and who trained in this process before has the handle already. The
+        # backward pass's is made in the middle of the logits: there its place decides what fits.
+        journal.keep_handle("main")
 
     with journal:
         run_step(training, mark)
