@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from lora_target_bench.cli import main
+from lora_target_bench.cli import command as main
 
 __all__ = ["main"]
 

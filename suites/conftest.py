@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from bench.models.precision import precision
+from bench.process import collect_seldom
 
 # What the default run predicts: enough to hear of a change in half a minute.
 PREDICTED_IN = ("fp16", "int8", "nf4")
@@ -28,7 +29,7 @@ LONGEST = (
 def pytest_configure(config: pytest.Config) -> None:
     wheel = "wheel: builds a wheel and runs what it installs; slow, and part of `tox run -e tests`"
     config.addinivalue_line("markers", wheel)
-    gc.set_threshold(100_000, 20, 50)  # of thousands of modules on meta hardly one is garbage
+    collect_seldom()
 
 
 IMPORTS = pytest.StashKey[int]()

@@ -25,6 +25,7 @@ from bench.errors import BenchError
 from bench.formulas import lora_parameters
 from bench.measure import CaseFailed, Running, Session, StepTime
 from bench.measure.messages import Line
+from bench.process import collect_seldom
 from bench.scenarios.subjects import MEASURED, Request, Subject, select
 from bench.targets import match
 from bench.training.cases import StepOptions
@@ -192,4 +193,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    collect_seldom()
     main()

@@ -23,7 +23,7 @@ from bench.predict.largest import (
     settled,
     value_of,
 )
-from bench.signals import STOPPING
+from bench.process import STOPPING
 from bench.training.machine import usable_processors
 
 if TYPE_CHECKING:

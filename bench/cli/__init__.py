@@ -16,7 +16,13 @@ from bench.cli.output import harmless_output, quiet_libraries
 from bench.cli.parser import make_parser
 from bench.errors import BenchError, missing_extra
 from bench.models.apart import run_apart, say_status, worker_pipe
-from bench.signals import as_interrupts
+from bench.process import as_interrupts, collect_seldom
+
+
+def command() -> int:
+    """`main` in a process that is there for it alone, with the arguments it was started with."""
+    collect_seldom()
+    return main()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -39,7 +39,9 @@ def main(control_fd: int, modules: list[str]) -> None:
     """Serve until the parent closes its end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     control = socket.socket(fileno=control_fd)
+    gc.disable()  # of what is imported nothing is garbage
     gpus = _preload(modules)
+    gc.enable()
     control.send(encoded({"result": {"gpus": gpus}}))
     while True:
         data, fds, _, _ = socket.recv_fds(control, _SIZE, 2)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import BenchError
-from bench.signals import STOPPING
+from bench.process import STOPPING
 
 _PIPE = "LORA_TARGET_BENCH_WORKER"
 """Names the descriptor on which a worker says its exit status."""

@@ -8,6 +8,7 @@ import pytest
 
 from bench.models.apart import in_worker, run_apart, say_status, worker_pipe
 from bench.plugin.cluster import run_by_kind
+from bench.process import collect_seldom
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -29,6 +30,7 @@ def pytest_cmdline_main(config: pytest.Config) -> int | None:
 
 def main() -> int:
     """The worker's side: pytest with the same arguments; its exit status is said when it ends."""
+    collect_seldom()
     pipe = worker_pipe()
     status = int(pytest.main(sys.argv[1:]))
     if pipe is not None:

@@ -46,12 +46,13 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what was not asked for: with --model what is about no model, in a stored or
-    compared run what records nothing. Under xdist refuse the measured cases, aloud."""
+    compared run what records nothing. Under xdist refuse the cases that would be timed, aloud."""
     keep, dropped = [], []
     refused: list[pytest.Item] = []
     slow_too = "slow" in config.option.markexpr
     wanted = set(PARAMETERS) if config.option.model else {"record"}
     about_results = config.option.model or _stores(config)
+    timed_together = under_xdist(config) and not config.option.benchmark_disable
     for item in items:
         if not _of_suites(config, item.path) and "record" not in _fixtures(item):
             keep.append(item)  # somebody else's: not ours to choose among
@@ -61,7 +62,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         slow = item.get_closest_marker("slow") and not slow_too
         if empty or other or slow:
             dropped.append(item)
-        elif item.get_closest_marker("measured") and under_xdist(config):
+        elif _is_measured(item) and timed_together:
             refused.append(item)
         else:
             keep.append(item)
@@ -151,7 +152,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Refuse measured cases under xdist; start none that would end beyond the budget."""
+    """Refuse to time measured cases under xdist; start none that would end beyond the budget."""
     if refused := item.stash.get(REFUSED, 0):
         pytest.fail(f"{refused} cases: {XDIST_REASON}", pytrace=False)
     if not _is_measured(item):

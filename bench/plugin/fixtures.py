@@ -11,7 +11,17 @@ import pytest
 from bench.adapters.config import AdapterConfig
 from bench.baselines.runlog import Recorder
 from bench.models.architectures import Model, load_model
-from bench.plugin.state import CLUSTER, JOURNAL, KIND, LOG, MEASURED, PARAMETERS, SUBJECTS, on_gpu
+from bench.plugin.state import (
+    CLUSTER,
+    JOURNAL,
+    KIND,
+    LOG,
+    MEASURED,
+    PARAMETERS,
+    SUBJECTS,
+    on_gpu,
+    under_xdist,
+)
 from bench.plugin.storing import benchmark_entries
 from bench.scenarios.subjects import Subject, has_gpu
 from bench.training.options import StepOptions, step_from
@@ -133,7 +143,7 @@ def measuring(
         devices = session.devices
         if devices == ("cpu",) and not timed:  # no times that they could disturb
             devices *= usable_processors()
-        if len(devices) == 1:
+        if len(devices) == 1 or under_xdist(config):  # which spreads the cases itself
             yield session
             return
         with Spread(session, cases, rounds, option.check_loss, devices) as spread:

@@ -36,8 +36,8 @@ from bench.plugin.state import (
     storage_folder,
     under_xdist,
 )
+from bench.process import as_interrupts
 from bench.scenarios.subjects import Request, select
-from bench.signals import as_interrupts
 from bench.training.liger import check_library
 from bench.training.options import MEASURED_LENGTH, add_step_options, check_step, step_from
 from bench.units import harmless

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from test_baselines import QUERY, run_with, sample
 from verdict_edits import metric
 
+from bench import process
 from bench.adapters.config import written_targets
 from bench.baselines import compare, gate, write_run
 from bench.cli import main
@@ -285,3 +287,27 @@ def test_a_signal_in_a_finalizer_ends_a_command_all_the_same(then: str) -> None:
         capture_output=True, text=True, timeout=100, check=False,
     )  # fmt: skip
     assert (ended.returncode, ended.stderr) == (143, "")
+
+
+SELDOM = """
+import atexit, gc, sys
+atexit.register(lambda: print(*gc.get_threshold(), gc.get_freeze_count() > 0))
+from lora_target_bench.__main__ import main
+sys.argv = ["bench", "--help"]
+main()
+"""
+
+
+def test_a_command_of_its_own_collects_garbage_seldom() -> None:
+    """Nor does it take the libraries apart at its end; in somebody else's process `main` leaves
+    the collector alone."""
+    told = subprocess.run(
+        [sys.executable, "-c", SELDOM], capture_output=True, text=True, check=True
+    ).stdout
+    assert told.splitlines()[-1] == "{} {} {} True".format(*process.SELDOM)
+    before = gc.get_threshold(), gc.get_freeze_count()
+    gc.set_threshold(700, 10, 10)
+    assert main(["targets", "no-such-model"]) == 2
+    assert gc.get_threshold() == (700, 10, 10)
+    gc.set_threshold(*before[0])
+    assert gc.get_freeze_count() == before[1]

@@ -171,3 +171,10 @@ def test_measured_cases_are_refused_under_xdist(run) -> None:
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["*1 cases: measured cases are refused under pytest-xdist*"])
     result.assert_outcomes(passed=1, errors=1)
+
+
+def test_one_step_of_each_measured_case_runs_under_xdist(run) -> None:
+    """Where nothing is timed, nothing is disturbed; each process has a server of its own."""
+    result = run("-n", "2", "--benchmark-disable", *STEPS)
+    assert result.ret == pytest.ExitCode.OK
+    result.assert_outcomes(passed=2)

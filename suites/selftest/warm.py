@@ -127,7 +127,9 @@ def main() -> None:
     listener, alive = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
     executable, environment, path = sys.argv[3], dict(os.environ), list(sys.path)
     path.remove(str(HERE))
+    gc.disable()  # of what is imported nothing is garbage
     rehearse()
+    gc.enable()
     sys.path[:] = path
     ask_the_processor_once()
     import torch
