@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
         require_common,
         write_verdicts,
     )
-    from bench.reports import verdict_report, verdict_table
+    from bench.reports import verdict_report, verdict_rows
 
     if options.verdict_file is not None:
         check_verdict_file(options.verdict_file)
@@ -50,8 +50,8 @@ def run(options: argparse.Namespace) -> int:
     if options.verdict_file:
         write_verdicts(options.verdict_file, verdicts, failing, baseline, contender)
     if options.format == "csv":
-        table = verdict_table(verdicts, failing)
-        put(csv_text(table))
+        rows = verdict_rows(verdicts, failing)
+        put(csv_text(rows[0], (row.values() for row in rows)))
     elif options.format == "json":
         put(json_lines({**as_json(item), "fails": item in failing} for item in verdicts))
     elif options.format == "comment":

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import shlex
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -14,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.cli.options import REPEATABLE, Add, add_adapter, add_model, as_written
-from bench.cli.output import fitted, no_formula, progress, put, save_figure, say, written
+from bench.cli.output import csv_text, fitted, progress, put, save_figure, say, written
 from bench.cli.subject import check_asked, predicted_subjects
 from bench.errors import BenchError
 from bench.models.precision import PRECISIONS, precision
@@ -401,8 +399,7 @@ def _table(
     for each in _warnings(unreached):
         say(each.strip())
     rows = prediction_rows(found, card)
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerows([[*rows[0]], *(map(no_formula, row.values()) for row in rows)])
+    put(csv_text(rows[0], (row.values() for row in rows)))
 
 
 def _solved(case: Case, what: str, attempt: Attempt) -> Solution:

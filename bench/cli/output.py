@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import json
 import os
 import re
@@ -18,7 +20,6 @@ from bench.files import write_output
 from bench.units import harmless
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.figure import Figure
 
     from bench.reports.layout import Report
@@ -98,14 +99,16 @@ def _shown_width(text: str) -> int:
     return len(_COLOURS.sub("", text))
 
 
-def csv_text(table: pd.DataFrame) -> str:
+def csv_text(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     """The table as CSV. Text that a spreadsheet would take for a formula is quoted."""
-    rows = [[no_formula(cell) for cell in row] for row in table.astype(object).to_numpy()]
-    safe = type(table)(rows, columns=table.columns, dtype=object)  # a count stays a whole number
-    return str(safe.to_csv(index=False, lineterminator="\n"))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(map(_no_formula, row) for row in rows)
+    return text.getvalue()
 
 
-def no_formula(cell: object) -> object:
+def _no_formula(cell: object) -> object:
     """The cell, with a quote before text that a spreadsheet would compute."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 

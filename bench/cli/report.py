@@ -94,13 +94,13 @@ def _check_name(output: Path | None, format: str | None) -> None:
 
 
 def _text(runs: Sequence[StoredRun], baseline: StoredRun | None, format: str, to_file: bool) -> str:
-    from bench.reports import comparison_report, comparison_rows, comparison_table
+    from bench.reports import HEADERS, comparison_report, comparison_rows
 
     if format == "html":
         return _page(runs, baseline)
     if format == "csv":
-        table = comparison_table(runs, baseline)
-        return csv_text(table)
+        rows = comparison_rows(runs, baseline)
+        return csv_text(HEADERS.values(), (vars(row).values() for row in rows))
     if format == "json":
         return json_lines(asdict(row) for row in comparison_rows(runs, baseline))
     if format == "latex":

@@ -1,11 +1,12 @@
 """Tables of runs and of verdicts, as Markdown, CSV, LaTeX and text."""
 
 from bench.reports.layout import Report, Table, latex, markdown, terminal
-from bench.reports.rows import comparison_rows, comparison_table
+from bench.reports.rows import HEADERS, comparison_rows, comparison_table
 from bench.reports.tables import comparison_report
-from bench.reports.verdicts import verdict_report, verdict_table
+from bench.reports.verdicts import verdict_report, verdict_rows, verdict_table
 
 __all__ = [
+    "HEADERS",
     "Report",
     "Table",
     "comparison_report",
@@ -15,5 +16,6 @@ __all__ = [
     "markdown",
     "terminal",
     "verdict_report",
+    "verdict_rows",
     "verdict_table",
 ]

@@ -55,21 +55,25 @@ class Row:
     unstable: str | None = _column("unstable")
 
 
+HEADERS: Mapping[str, str] = {item.name: item.metadata["header"] for item in fields(Row)}
+"""The columns of the table, with their units, by field."""
+
+
 def comparison_table(runs: Sequence[StoredRun], baseline: StoredRun | None = None) -> pd.DataFrame:
-    """Every row of the runs as a data frame: raw numbers, with units in the column names."""
+    """Every row of the runs as a data frame, to join and pivot: raw numbers, with units in the
+    column names."""
     import pandas as pd
 
-    headers = {item.name: item.metadata["header"] for item in fields(Row)}
     frame = pd.DataFrame(
         [asdict(row) for row in comparison_rows(runs, baseline)],
-        columns=list(headers),
+        columns=list(HEADERS),
         dtype=object,
     )
     for item in fields(Row):
         kinds = {"int | None": "Int64", "float | None": "Float64"}
         kind: Any = kinds.get(str(item.type), "object")
         frame[item.name] = frame[item.name].astype(kind)
-    return frame.rename(columns=headers)
+    return frame.rename(columns=HEADERS)
 
 
 def comparison_rows(runs: Sequence[StoredRun], baseline: StoredRun | None = None) -> list[Row]:

@@ -7,7 +7,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench.baselines import (
     FAILING,
@@ -40,15 +40,22 @@ MANY = 3
 
 
 def verdict_table(verdicts: Iterable[Verdict], failing: Iterable[Verdict] = ()) -> pd.DataFrame:
-    """Every verdict as a data frame, the worst first: raw figures in the unit beside them."""
+    """`verdict_rows` as a data frame, to join and pivot."""
     import pandas as pd
 
+    return pd.DataFrame(verdict_rows(verdicts, failing), dtype=object)  # counts stay whole
+
+
+def verdict_rows(
+    verdicts: Iterable[Verdict], failing: Iterable[Verdict] = ()
+) -> list[dict[str, Any]]:
+    """Every verdict, the worst first: raw figures in the unit beside them."""
     failed, rows = set(failing), []
     for verdict in ranked(verdicts):
         row = as_json(verdict)
         row["interval_low"], row["interval_high"] = row.pop("interval") or (None, None)
         rows.append({**row, "fails": verdict in failed})
-    return pd.DataFrame(rows, dtype=object)  # a count stays a whole number
+    return rows
 
 
 def summary(verdicts: Sequence[Verdict]) -> str:

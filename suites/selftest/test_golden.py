@@ -12,8 +12,15 @@ from report_runs import case, run_of
 from test_baselines import MIB
 
 from bench.baselines import StoredRun, compare, gate
-from bench.cli.output import json_lines
-from bench.reports import comparison_report, comparison_rows, comparison_table, latex, markdown
+from bench.cli.output import csv_text, json_lines
+from bench.reports import (
+    HEADERS,
+    comparison_report,
+    comparison_rows,
+    comparison_table,
+    latex,
+    markdown,
+)
 from bench.reports import terminal as in_terminal
 from bench.reports.comment import MARKER, MOST_LINES, comment
 from bench.reports.paper import paper
@@ -73,7 +80,10 @@ def test_terminal(snapshot: Any, width: int) -> None:
 
 
 def test_csv(snapshot: Any) -> None:
-    assert comparison_table([run()]).to_csv(index=False, lineterminator="\n") == snapshot
+    rows = comparison_rows([run()])
+    text = csv_text(HEADERS.values(), (vars(row).values() for row in rows))
+    assert text == snapshot
+    assert text == comparison_table([run()]).to_csv(index=False, lineterminator="\n")
 
 
 def test_json(snapshot: Any) -> None:
