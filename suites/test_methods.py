@@ -10,7 +10,7 @@ from method_models import COMMON, CONFIGS, ENCODER, TASKS, counted_of, formula_o
 from bench.errors import BenchError, UnknownName
 from bench.formulas import prompts
 from bench.formulas.budgets import methods_at_budget
-from bench.formulas.kinds import METHODS, near_root
+from bench.formulas.kinds import METHODS, PARTS, near_root
 from bench.formulas.methods import method, method_parameters
 from bench.measure.counting import count_method
 from bench.models.architectures import Model, load_model
@@ -386,6 +386,40 @@ def test_what_peft_refuses(model: Model | None, name: str, given: dict) -> None:
     make = getattr(peft, METHODS[name].peft_class)
     with pytest.raises((ValueError, IndexError, TypeError)):
         peft.get_peft_model(network, make(**needed, **given))
+
+
+LAYERED = [name for name, kind in METHODS.items() if kind.elements is not None]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", LAYERED)
+def test_the_parts_of_a_wrapped_layer_are_pefts(name: str) -> None:
+    import peft
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    targets = ["input_layernorm"] if name == "ln-tuning" else ["q_proj"]
+    network = model_called("llama").build().to_empty(device="cpu")
+    network.tie_weights()
+    asked = method(name, target_modules=targets)
+    wrapped = peft.get_peft_model(
+        network, getattr(peft, METHODS[name].peft_class)(**asked.to_dict())
+    )
+    layer = next(m for m in wrapped.modules() if isinstance(m, BaseTunerLayer))
+    assert {part for part, _ in layer.named_modules() if part} == set(PARTS[name])
+
+
+@pytest.mark.parametrize("name", LAYERED)
+@pytest.mark.parametrize("saved", ["default", "R", "layers", "lm_head"])
+def test_a_module_to_save_that_fits_a_part_of_an_adapter(name: str, saved: str) -> None:
+    """ "default" is the adapter's own name, which is a module within some methods' layers."""
+    targets = ["input_layernorm"] if name == "ln-tuning" else ["q_proj"]
+    given = {"target_modules": targets, "modules_to_save": [saved]}
+    model = model_called("llama")
+    formula, counted = formula_of(model, name, **given), counted_of(model, name, **given)
+    if isinstance(counted, str) or isinstance(formula, str):
+        assert isinstance(formula, str) == isinstance(counted, str), (formula, counted)
+    else:
+        assert formula == counted
 
 
 def test_mamba_without_its_output_projection() -> None:

@@ -8,6 +8,7 @@ from bench.baselines.gate import (
     count_verdicts,
     gate,
     require_common,
+    require_measured,
     unused,
     write_verdicts,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "metric_named",
     "parse_run",
     "require_common",
+    "require_measured",
     "seal",
     "unused",
     "write_run",

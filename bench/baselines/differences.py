@@ -61,6 +61,8 @@ def _configuration(
     found = changes(old, new, metric) if old and new else []
     mine, theirs = before.detail.get("adapter"), after.detail.get("adapter")
     if isinstance(mine, dict) and isinstance(theirs, dict):
+        if before.rank != after.rank:  # told among the facts
+            mine, theirs = ({**fields, "r": None} for fields in (mine, theirs))
         found += changes(mine, theirs, metric)
     return [*found[:CLUES], f"and {len(found) - CLUES} more"] if len(found) > CLUES else found
 

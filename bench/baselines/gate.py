@@ -10,12 +10,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.baselines.metrics import METRICS, Thresholds
-from bench.baselines.runs import StoredRun
-from bench.baselines.verdicts import FAILING, NEW, VERDICTS, Verdict
+from bench.baselines.metrics import ALLOCATED, METRICS, RESERVED, TIME, Thresholds
+from bench.baselines.runs import Record, StoredRun
+from bench.baselines.verdicts import FAILING, NEW, VERDICTS, Verdict, left_out
 from bench.errors import BenchError, UnknownName
 from bench.files import SUFFIXES, check_output, tool_table, write_output
 from bench.scenarios.scenario import load_scenarios
+from bench.units import counted
 
 VERDICT_SCHEMA = 1
 
@@ -81,6 +82,26 @@ def require_common(baseline: StoredRun, contender: StoredRun, verdicts: Iterable
         )
 
 
+def require_measured(baseline: StoredRun, contender: StoredRun) -> None:
+    """BenchError where both have measured cases, and none of the baseline's was asked for again: no
+    time and no memory was compared, and a gate that passes would look as if they had been."""
+    here, there = (
+        {key for key, record in run.records.items() if _is_measured(record)}
+        for run in (contender, baseline)
+    )
+    if here and there and there <= {*left_out(baseline, contender)}:
+        raise BenchError(
+            f"--gate: none of the {counted(len(here), 'measured case')} of this run is in the "
+            f"baseline {baseline.label}, whose own {counted(len(there), 'case')} this run was not "
+            "asked for, so that no time and no memory was compared: ask for what the baseline has "
+            "(--precision, --rank), beside it for what is new, or run without --gate"
+        )
+
+
+def _is_measured(record: Record) -> bool:
+    return any(METRICS[name].kind in (ALLOCATED, RESERVED, TIME) for name in record.metrics)
+
+
 def _allowance(text: str) -> tuple[str, str]:
     """(verdict or nothing, pattern) of one allowance."""
     kind, colon, pattern = text.partition(":")
@@ -114,13 +135,17 @@ def write_verdicts(
     """Write the machine-readable verdict file (BenchError, as `write_output`).
 
     Figures are raw, in the unit that stands beside them; a ratio from zero is null. `fails` says
-    whether this verdict failed the gate.
+    whether this verdict failed the gate. What could not be judged is `unchanged` among the
+    verdicts, and counted apart in the summary.
     """
     failed = {(verdict.record, verdict.metric) for verdict in failing}
     document = {
         "schema": VERDICT_SCHEMA,
         "passed": not failing,
-        "summary": count_verdicts(verdicts),
+        "summary": {
+            **count_verdicts(verdict for verdict in verdicts if not verdict.not_judged),
+            "not judged": sum(verdict.not_judged for verdict in verdicts),
+        },
         "baseline": _origin(baseline),
         "contender": _origin(contender),
         "verdicts": [

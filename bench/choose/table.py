@@ -178,10 +178,13 @@ def _reason(rows: Sequence[Row], proposed: Row | None, gpu: Gpu, budget: int | N
             key=lambda row: row.cost.peak_reserved_bytes,
         )
         assert least.cost.fit is not None
-        surely = "surely " if least.cost.fit.verdict == UNCERTAIN else ""
+        fit = least.cost.fit
+        surely = "surely " if fit.verdict == UNCERTAIN else ""
+        taken = f"{format_bytes(fit.low_bytes)} to {format_bytes(fit.high_bytes)} reserved"
         return (
             f"nothing {surely}fits {gpu.name}: row {least.number}, the smallest, lacks "
-            f"{format_bytes(-least.cost.fit.margin_bytes)}"
+            f"{format_bytes(-fit.margin_bytes)} at the upper end of what it may take ({taken}, "
+            f"beside {format_bytes(fit.context_bytes)} for the CUDA context; {fit.why})"
         )
     wider = [
         name for name in _PREFERRED[: _PREFERRED.index(proposed.plan.scenario)]

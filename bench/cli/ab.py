@@ -148,7 +148,7 @@ def _unreached(plan: Plan) -> tuple[str, ...]:
 
     asked = [request for request in (plan.request, plan.contender) if request is not None]
     own = (subject for request in asked for subject in select(request).own.values())
-    return tuple(dict.fromkeys(said for subject in own for said in subject.unreached()))
+    return tuple(dict.fromkeys(said for subject in own for said in subject.unreached().values()))
 
 
 def _experiment(options: argparse.Namespace) -> int:

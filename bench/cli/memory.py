@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -113,7 +113,8 @@ def run(options: argparse.Namespace) -> int:
         for case in cases:
             check_has_length(case)
     line = _Line(len(cases))
-    unreached = tuple(said for subject in subjects for said in subject.unreached())
+    nothing = {s.name: dead for s in subjects if (dead := s.unreached())}
+    unreached = tuple(said for dead in nothing.values() for said in dead.values())
     if options.measure:
         return _beside(cases, options, line, unreached)
     one_by_one = options.json or options.solve or (len(cases) == 1 and not options.format)
@@ -128,7 +129,7 @@ def run(options: argparse.Namespace) -> int:
             print(_text(done, ways, options, unreached), flush=True)
         found.append(done.prediction if isinstance(done, Solution) else done)
     if not one_by_one:
-        _table(found, card, options.format or "markdown", unreached)
+        _table(found, card, options.format or "markdown", nothing)
     if options.plot:
         from bench.reports.plots import predictions_figure
 
@@ -387,17 +388,21 @@ def _precisions(
 
 
 def _table(
-    found: Sequence[Prediction], card: Gpu | None, format: str, unreached: Sequence[str]
+    found: Sequence[Prediction],
+    card: Gpu | None,
+    format: str,
+    nothing: Mapping[str, Mapping[str, str]],
 ) -> None:
     from bench.reports.predicted import prediction_report, prediction_rows
 
+    entries = "; ".join(f"{name}: {', '.join(dead)}" for name, dead in nothing.items())
+    said = [f"not in these figures, and reaching nothing: {entries}"] if entries else []
     if format != "csv":
         report = prediction_report(found, card)
-        said = (line.strip() for line in _warnings(unreached))
         put(written(replace(report, notes=(*report.notes, *said)), format))
         return
-    for each in _warnings(unreached):
-        say(each.strip())
+    for each in said:
+        say(each)
     rows = prediction_rows(found, card)
     put(csv_text(rows[0], (row.values() for row in rows)))
 

@@ -258,5 +258,21 @@ _KINDS = (
          "https://arxiv.org/abs/2103.10385", "num_virtual_tokens", common=_PROMPTED),
     Kind("full", "", {}, "every parameter of the base model", common=()),
 )  # fmt: skip
+PARTS = {
+    name: ("base_layer", *parts.split())
+    for name, parts in {
+        "adalora": "lora_A lora_B lora_E lora_embedding_A lora_embedding_B ranknum lora_dropout "
+                   "lora_dropout.default lora_magnitude_vector",
+        "loha": "hada_w1_a hada_w1_b hada_w2_a hada_w2_b hada_t1 hada_t2",
+        "lokr": "lokr_w1 lokr_w1_a lokr_w1_b lokr_w2 lokr_w2_a lokr_w2_b lokr_t2",
+        "vera": "vera_A vera_B vera_lambda_b vera_lambda_d vera_dropout vera_dropout.default",
+        "oft": "oft_R oft_R.default oft_embedding_R oft_dropout oft_dropout.default",
+        "boft": "boft_R boft_s boft_dropout boft_dropout.default",
+        "fourierft": "fourierft_spectrum",
+        "ia3": "ia3_l",
+        "ln-tuning": "ln_tuning_layers ln_tuning_layers.default",
+    }.items()
+}  # fmt: skip
+"""The modules within a layer that a method wraps, which PEFT's search for modules to save meets."""
 METHODS: Mapping[str, Kind] = MappingProxyType({kind.name: kind for kind in _KINDS})
 """Method names as `--method` takes them."""

@@ -8,7 +8,7 @@ from typing import Any
 from bench.adapters.config import BIASES, NO_TARGETS, AdapterConfig
 from bench.errors import BenchError, UnknownName
 from bench.formulas import prompts, settings
-from bench.formulas.kinds import METHODS, Kind, Settings
+from bench.formulas.kinds import METHODS, PARTS, Kind, Settings
 from bench.formulas.lora import (
     adapted_matrices,
     bias_term,
@@ -191,6 +191,12 @@ def _supported(ledger: Ledger, kind: Kind) -> list[Module]:
             raise BenchError(f"{item.name}: no closed form for {kind.name} on this kind of layer")
         if item.name.endswith(ledger.adapter.saved_modules):
             raise BenchError(f"{item.name} is adapted and named in modules_to_save")
+        for part in PARTS.get(kind.name, ()):
+            if f"{item.name}.{part}".endswith(ledger.adapter.saved_modules):
+                raise BenchError(
+                    f"modules_to_save fits {item.name}.{part}, a part of an adapter: PEFT refuses "
+                    "it, or trains what no closed form is known for"
+                )
         if any(item.name.startswith(f"{saved}.") for saved in ledger.saved):
             raise BenchError(f"no closed form for {kind.name} inside a saved module: {item.name}")
     modules = [item.module for item in ledger.adapted if item.module is not None]

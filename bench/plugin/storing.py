@@ -18,6 +18,7 @@ from bench.baselines import (
     load_run,
     parse_run,
     require_common,
+    require_measured,
     seal,
     write_run,
     write_verdicts,
@@ -211,6 +212,8 @@ def _judge(config: pytest.Config, run: StoredRun) -> None:
     verdicts = compare(baseline, run, config.stash[THRESHOLDS])
     config.stash[VERDICTS] = verdicts
     require_common(baseline, run, verdicts)
+    if option.gate:
+        require_measured(baseline, run)
     config.stash[FAILING] = failing = gate(verdicts, option.allow)
     config.stash[GATE] = FAILED if failing else PASSED if option.gate else None
     if option.verdict_file:
@@ -284,7 +287,7 @@ def _save(config: pytest.Config, name: str, document: dict[str, Any]) -> None:
         way = f"Where its figures are right: bench accept {named(path)} --reason WHY"
         if stored.interrupted:
             way = f"Go on with it: {save_command(config).replace('NAME', name)} --resume"
-        _say(config, f"no later run is held against it: {why}. {way}")
+        _say(config, f"it is no baseline for later runs: {why}. {way}")
 
 
 def save_command(config: pytest.Config) -> str:

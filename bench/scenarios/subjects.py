@@ -69,13 +69,19 @@ class Subject:
             code=str(self.model.own_code.resolve()) if self.model.own_code else None,
         )
 
-    def unreached(self) -> tuple[str, ...]:
-        """What of the configuration has no effect on the model and is not optional, a line each."""
+    def unreached(self) -> dict[str, str]:
+        """What of the configuration has no effect on the model and is not optional: the entry, or
+        the field and its entry, and a sentence on it."""
         ledger = match(self.model.table, self.adapter, self.model.role_of)
-        said = [f"{e.entry} reaches nothing{e.why_dead}" for e in ledger.entries if e.dead
-                and e.entry not in self.optional]  # fmt: skip
-        said += [str(f) for f in ledger.dead_fields if f.entry not in self.optional]
-        return tuple(harmless(f"{self.key}: {each}") for each in said)
+        said = {e.entry: f"{e.entry} reaches nothing{e.why_dead}" for e in ledger.entries if e.dead}
+        said |= {f"{f.field} {f.entry}": str(f) for f in ledger.dead_fields}
+        optional = {*self.optional, *(f"{f.field} {f.entry}" for f in ledger.dead_fields
+                                      if f.entry in self.optional)}  # fmt: skip
+        return {
+            harmless(name): harmless(f"{self.key}: {text}")
+            for name, text in said.items()
+            if name not in optional
+        }
 
     def dead_entries(self, ledger: Ledger) -> str:
         """What to tell the user of dead entries, and of other fields' entries without effect, that

@@ -131,6 +131,17 @@ def test_a_misspelt_allowance_is_an_error(word: str) -> None:
         gate(MIXED, [word])
 
 
+def test_what_was_not_judged_is_counted_apart(tmp_path: Path) -> None:
+    """One of two times has too few rounds: unchanged for the gate, and no finding."""
+    few = Verdict("a", "step_seconds", "unchanged", 1.0, 2.0, explanation="not judged: too few")
+    steady = Verdict("b", "step_seconds", "unchanged", 1.0, 1.0)
+    path = tmp_path / "verdicts.json"
+    write_verdicts(path, [few, steady], [], run_with(), run_with())
+    summary = json.loads(path.read_text())["summary"]
+    assert (summary["unchanged"], summary["not judged"]) == (1, 1)
+    assert sum(summary.values()) == 2
+
+
 def test_the_verdict_file(tmp_path: Path) -> None:
     edit = both(metric(QUERY, "adapted_layers", 12), metric(STEP, "loaded_bytes", 7), peft("0.22"))
     contender = run_with(edit)

@@ -104,7 +104,7 @@ def test_a_broken_record_of_baselines_is_told_before_anything_runs(
     (folder / "0001_first.json").write_text("{}")
     stored = run("--benchmark-save", "third", **counts)
     assert stored.ret == pytest.ExitCode.OK
-    assert no_baseline(load_run(folder / "0002_third.json")) == "no gate held it against another"
+    assert no_baseline(load_run(folder / "0002_third.json")) == "it was stored without --gate"
 
 
 def test_a_run_with_a_failed_test_is_no_baseline(run, pytester: pytest.Pytester) -> None:
@@ -169,6 +169,18 @@ def test_a_gate_that_compared_nothing_does_not_pass(run) -> None:
         result = run(*other, *more)
         assert result.ret == 2
         result.stderr.fnmatch_lines(["*nothing to compare: none of the 1 cases of this run is in*"])
+
+
+def test_a_gate_that_compared_no_step_does_not_pass(run) -> None:
+    """The counts are the same; the steps are measured in another precision than the baseline's."""
+    run("--benchmark-save", "base", *STEPS)
+    other = ("--benchmark-compare", "--precision", "bf16", *STEPS[2:])
+    seen = run(*other)
+    assert seen.ret == pytest.ExitCode.OK
+    assert "1 case of the baseline not compared" in " ".join(seen.stdout.str().split())
+    gated = run(*other, "--gate")
+    assert gated.ret == 2
+    gated.stderr.fnmatch_lines(["*--gate: none of the 1 measured case of this run is in the*"])
 
 
 def test_the_command_that_accepts_figures_is_this_run_again(run, pytester: pytest.Pytester) -> None:
