@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,8 @@ def both(model_of):
 
 def agree(model: Model, adapter: AdapterConfig) -> Ledger:
     ledger = match(model.table, adapter)
+    bare = replace(ledger, entries=(), hazards=(), dead_fields=(), ways_out=())
+    assert match(model.table, adapter, described=False) == bare
     try:
         injected = count(inject(model.build(), adapter))
     except BenchError:

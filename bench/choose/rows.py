@@ -100,7 +100,8 @@ def _at_budget(model: Model, plan: Plan, budget: int) -> Plan:
     """At the rank whose count is nearest to the budget: the count grows by the same with each."""
 
     def trained(rank: int) -> int:
-        ledger = match(model.table, plan.adapter.with_rank(rank), model.role_of)
+        adapter = plan.adapter.with_rank(rank)
+        ledger = match(model.table, adapter, model.role_of, described=False)
         return lora_parameters(ledger).trainable
 
     one, two = trained(1), trained(2)

@@ -187,7 +187,7 @@ def extras_of(table: ModuleTable) -> Iterator[Extra]:
                 ensure_weight_tying=tying,
                 bias="all",
             )
-            ledger = match(table, adapter)
+            ledger = match(table, adapter, described=False)
             elements = saved_term(ledger).trained if ledger.saved else 0
             # Without its head a task model trains on random outputs; with tied copies few do.
             score = 1.0 * bool(heads and not task) + (2 + len(kept) % 2) * bool(kept)

@@ -82,7 +82,7 @@ class Popular:
         if self.given is not None:
             return self.given
         for form in _forms(table, self.modules):
-            ledger = match(table, form, _no_role)
+            ledger = match(table, form, _no_role, described=False)
             if {a.name for a in ledger.adapted} == self.names and not ledger.refusals:
                 return form
         return None

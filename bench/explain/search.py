@@ -302,7 +302,7 @@ def _verified(table: ModuleTable, found: Found) -> tuple[Found, object] | None:
     """The same configuration with the counts of the ledger and the formulas, and what it trains;
     None where PEFT refuses it, or no closed form is known."""
     try:
-        ledger = match(table, found.adapter)
+        ledger = match(table, found.adapter, described=False)
         if ledger.refusals:
             return None
         counted = lora_parameters(ledger)

@@ -60,7 +60,7 @@ def methods_at_budget(
     if budget < 1:
         raise BenchError(f"the budget must be at least 1 trainable parameter, not {budget}")
     adapter = AdapterConfig(target_modules, task_type=task_type)
-    if target_modules is not None and not match(table, adapter, lambda name: "").adapted:
+    if target_modules is not None and not match(table, adapter, described=False).adapted:
         raise BenchError(f"nothing on this model is called {_said(target_modules)}")
     rows = []
     for name in names:

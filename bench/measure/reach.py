@@ -62,7 +62,7 @@ def peft_defaults() -> Mapping[str, Any]:
 
 def ledger_names(table: ModuleTable, adapter: AdapterConfig) -> set[str] | None:
     """The modules and parameters that the ledger says PEFT adapts; None where PEFT raises."""
-    ledger = match(table, adapter)
+    ledger = match(table, adapter, described=False)
     return None if ledger.refusals else {item.name for item in ledger.adapted}
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 
 from bench.adapters.config import NO_TARGETS, AdapterConfig
 from bench.adapters.patterns import check_patterns, compiled
@@ -58,10 +59,14 @@ from bench.targets.suggestions import suggest, unlisted, ways_out
 _GENERATING = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
 
 
-def match(table: ModuleTable, adapter: AdapterConfig, role: RoleOf = role_of) -> Ledger:
+def match(
+    table: ModuleTable, adapter: AdapterConfig, role: RoleOf = role_of, *, described: bool = True
+) -> Ledger:
     """The ledger of `adapter` on the model that `table` describes. `role` names a module's role.
 
-    With `layer_replication` the ledger's table is that of the grown model.
+    With `layer_replication` the ledger's table is that of the grown model. Without `described` it
+    says what is adapted, saved and refused, and nothing of the user's own words: it has no entries,
+    hazards, dead fields and ways out, which take as long again.
     """
     check_patterns(adapter, [*table.by_name, *(p.name for p in table.parameters)])
     if adapter.layer_replication:
@@ -90,6 +95,8 @@ def match(table: ModuleTable, adapter: AdapterConfig, role: RoleOf = role_of) ->
         tied=saving.tied,
         copies=saving.copies,
     )
+    if not described:
+        return ledger
     lists = _lists(translated, tying, targets, reached) | by_parameter
     return _describe(ledger, translated, targets, lists, role)
 
@@ -211,7 +218,7 @@ def _describe(
     return replace(
         ledger,
         hazards=tuple(find_hazards(ledger, role, doubled)),
-        dead_fields=find_dead_fields(ledger, match),
+        dead_fields=find_dead_fields(ledger, partial(match, described=False)),
         ways_out=ways_out(ledger) if ledger.refusals else (),
     )
 
