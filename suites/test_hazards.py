@@ -146,6 +146,28 @@ def test_a_rank_above_the_width_of_a_layer_is_told() -> None:
     assert "rank-above-width" not in said(match(model.table, pattern))
 
 
+def test_adapters_scaled_by_zero_learn_nothing() -> None:
+    """As in PEFT's own step: even behind a trained B no gradient comes."""
+    model = asked("llama", TEXT, "LlamaForCausalLM")
+    zero = AdapterConfig(("q_proj",), lora_alpha=0)
+    assert said(match(model.table, zero))["alpha-zero"].startswith("lora_alpha is 0")
+    pattern = AdapterConfig(("q_proj", "k_proj"), alpha_pattern={"k_proj": 0})
+    assert said(match(model.table, pattern))["alpha-zero"].startswith("alpha_pattern k_proj is 0")
+    assert "alpha-zero" not in said(match(model.table, AdapterConfig(("q_proj",), lora_alpha=1)))
+
+    import torch
+
+    peft = inject(model_class(model.auto_class)(model.transformers_config), zero)
+    with torch.no_grad():
+        for name, weight in peft.named_parameters():
+            if "lora_B" in name:
+                weight.fill_(1.0)
+    peft(torch.ones(1, 3, dtype=torch.long)).logits.sum().backward()
+    gradients = [p.grad for p in peft.parameters() if p.requires_grad]
+    assert gradients
+    assert not any(g is not None and g.any() for g in gradients)
+
+
 def test_every_hazard_has_its_section() -> None:
     """docs/hazards.md tells each, in alphabetical order, and no other; `--strict`'s are named."""
     page = (Path(__file__).parents[1] / "docs" / "hazards.md").read_text(encoding="utf-8")

@@ -250,3 +250,95 @@ def test_every_key_with_a_kind_is_one_that_the_reader_has(reader: object) -> Non
     known = {*reader.fields, *reader.understood, *reader.said, *reader.said_of_step}  # type: ignore[attr-defined]
     ignored = {key for key in reader.kinds if key.partition(".")[0] not in known}  # type: ignore[attr-defined]
     assert not ignored - {"use_reentrant_gc", "relora"}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"{AXOLOTL}peft_layers_to_transform: ['0']\n",
+         "line 6: peft_layers_to_transform must be a layer's index"),
+        (f"{AXOLOTL}lora_dropout: 2\n", "line 6: lora_dropout must be a number from 0 to 1"),
+        (f"{AXOLOTL}peft_init_lora_weights: nosuch\n",
+         "line 6: unknown peft_init_lora_weights 'nosuch'"),
+        (f"{FACTORY[: FACTORY.index('lora_target')]}lora_target: ''\n",
+         "line 4: lora_target is empty"),
+        (f"{AXOLOTL}peft_layer_replication: [[0, 9]]\n", "train.yaml: layer_replication"),
+        (f"{FACTORY.replace('sft', 'nosuch')}", "line 2: stage must be one of pt, sft"),
+        (f"{TRL}dtype: float64\n", "line 5: dtype must be one of float32"),
+        (f"{SWIFT}torch_dtype: nosuch\n", "line 5: torch_dtype must be one of float32"),
+        (f"{SWIFT}task_type: nosuch\n", "line 5: task_type must be one of causal_lm"),
+        (f"{AXOLOTL}peft:\n  backend: nosuch\n", "line 7: peft.backend must be one of bnb"),
+    ],
+)  # fmt: skip
+def test_what_peft_would_not_take_is_told_in_the_files_own_words(
+    text: str, said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BenchError) as raised:
+        asked(tmp_path, text)
+    assert said in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"{AXOLOTL}peft: {{backend: torchao, weight_dtype: int4}}\n", "torchao's quantization"),
+        (f"{SWIFT}freeze_llm: true\n", "freeze_llm does nothing"),
+        (f"{SWIFT}task_type: embedding\n", "task_type embedding: what it puts upon the model"),
+        (f"{SWIFT}quant_bits: 4\n", "quant_bits: without quant_method"),
+        (f"{FACTORY}freeze_language_model: true\n", "freeze_language_model does nothing"),
+    ],
+)
+def test_what_a_key_does_not_do_is_said(text: str, said: str, tmp_path: Path) -> None:
+    assert any(said in note for note in asked(tmp_path, text).notes)
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        (f"{LITGPT}train:\n  micro_batchsize: 3\n", "train.micro_batchsize (line 7; did you mean"),
+        (f"{AXOLOTL}bnb_config_kwargs:\n  bnb_4bit_quant_typ: fp4\n",
+         "bnb_config_kwargs.bnb_4bit_quant_typ (line 7; did you mean"),
+    ],
+)  # fmt: skip
+def test_a_slip_within_a_table_is_a_hazard_too(text: str, key: str, tmp_path: Path) -> None:
+    found = asked(tmp_path, text, fail_on=("unknown-key",))
+    assert found.failed
+    (told,) = found.findings
+    assert (told.line, key in told.text) == (7, True)
+
+
+def test_axolotl_runs_in_bf16_where_both_halves_are_on(tmp_path: Path) -> None:
+    """Its trainer's fp16 is `fp16 and not bf16`."""
+    step = asked(tmp_path, f"{AXOLOTL}bf16: true\nfp16: true\n").recipe.step
+    assert step is not None
+    assert (step.precision, step.autocast) == ("bf16", "bf16")
+
+
+def test_litgpt_says_which_precision_it_predicts_instead(tmp_path: Path) -> None:
+    for asked_for, precision, autocast, said in (
+        ("transformer-engine", "bf16", None, True),
+        ("16", "fp32", "fp16", False),
+        ("bf16-mixed", "fp32", "bf16", False),
+    ):
+        step = asked(tmp_path, f"{LITGPT}precision: {asked_for}\n").recipe.step
+        assert step is not None
+        assert (step.precision, step.autocast) == (precision, autocast)
+        assert any("is not predicted: bf16 is" in note for note in step.notes) == said
+
+
+def test_an_adapters_own_file_is_told_as_closely(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(PHI))
+    path = tmp_path / "adapter_config.json"
+    for text, said in (
+        ('"r": "16"', "line 2: r must be a whole number"),
+        ('"r": 8,\n"use_dora": "false"', "line 3: use_dora must be true or false"),
+        ('"base_model_name_or_path": 5', "line 2: base_model_name_or_path must be text, not 5"),
+    ):
+        path.write_text(f'{{"peft_type": "LORA", "target_modules": ["qkv_proj"],\n{text}}}')
+        with pytest.raises(BenchError) as raised:
+            check(path, Question(gradients=False))
+        assert said in str(raised.value)
+    path.write_text('{"peft_type": "LORA", "r": 4, "r": 8, "target_modules": ["o_proj", "o_proj"]}')
+    notes = check(path, Question(gradients=False)).notes
+    assert "r stands twice; the last counts" in notes
+    assert "target_modules: o_proj stands twice, and counts once" in notes

@@ -110,7 +110,10 @@ def check(path: Path, question: Question) -> Checked:
     adapter, notes = recipe.adapter(model)
     file = found.config if found.config.name == CONFIG else None
     subject = Subject(model, "own", adapter, None, question.optional, adapter_file=file)
-    ledger = match(model.table, adapter, model.role_of)
+    try:
+        ledger = match(model.table, adapter, model.role_of)
+    except BenchError as error:
+        raise BenchError(f"{found.config}: {error}") from None
     ledger = replace(ledger, hazards=(*ledger.hazards, *_slips(recipe)))
     ledger = question.gate.judge(ledger)
     checked = Checked(

@@ -25,6 +25,7 @@ from bench.readers.recipe import (
     whole,
 )
 from bench.readers.values import (
+    ANY,
     BOOLEAN,
     INTEGER,
     PYDANTIC,
@@ -142,6 +143,10 @@ KINDS = {
     "peft.loftq_config": TABLE,
     "bnb_config_kwargs": TABLE,
     "bnb_config_kwargs.bnb_4bit_use_double_quant": BOOLEAN,
+    "bnb_config_kwargs.bnb_4bit_quant_storage": ANY,
+    "bnb_config_kwargs.bnb_4bit_compute_dtype": ANY,
+    "peft.backend": one_of("bnb", "torchao"),
+    "peft.weight_dtype": TEXT,
     "bnb_config_kwargs.bnb_4bit_quant_type": one_of("nf4", "fp4"),
 }
 INERT = (
@@ -245,6 +250,8 @@ def _precision(document: Document) -> tuple[str, tuple[str, ...]]:
     if values.get("load_in_8bit") or bnb == "int8":
         return "int8", ()
     notes: tuple[str, ...] = ()
+    if peft.get("backend") == "torchao":
+        notes = ("peft: torchao's quantization, another than bitsandbytes', which is not computed",)
     if values.get("load_in_4bit"):
         notes = ("load_in_4bit: axolotl quantizes to 4 bit for adapter qlora alone; the weights "
                  "stay in full with adapter lora",)  # fmt: skip
@@ -275,7 +282,7 @@ def _step(document: Document, precision: str, notes: tuple[str, ...]) -> Step:
         optimizer,
         bool(checkpointing),
         precision,
-        trainer.autocast(values, "bf16"),
+        "bf16" if values.get("bf16") is True else trainer.autocast(values, "bf16"),
         liger=loaded and liger == [*LIGER],
         notes=(f"rows {rows} sequence_len, {length} tokens: all are predicted full", *more, *notes),
     )

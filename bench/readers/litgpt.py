@@ -32,7 +32,8 @@ SWITCHES: dict[str, tuple[bool, tuple[str, ...]]] = {
     "lora_head": (False, (HEAD,)),
 }
 _PRECISION_OF = {"bf16-true": "bf16", "16-true": "fp16", "32-true": "fp32",
-              "bf16-mixed": "fp32", "16-mixed": "fp32"}  # fmt: skip
+              "bf16-mixed": "fp32", "16-mixed": "fp32", "bf16": "fp32", "16": "fp32",
+              "32": "fp32"}  # fmt: skip
 QUANTIZED = {"bnb.nf4": "nf4", "bnb.nf4-dq": "nf4-dq", "bnb.fp4": "fp4", "bnb.fp4-dq": "fp4-dq",
              "bnb.int8-training": "int8"}  # fmt: skip
 UNDERSTOOD = frozenset((*SWITCHES, "precision", "quantize", "devices", "num_nodes", "train",
@@ -128,7 +129,10 @@ def _step(document: Document) -> Step:
     quantize = values.get("quantize")
     asked = values.get("precision") or "bf16-mixed"
     precision = QUANTIZED.get(str(quantize)) or _PRECISION_OF.get(str(asked), "bf16")
-    mixed = {"bf16-mixed": "bf16", "16-mixed": "fp16"}.get(str(asked)) if not quantize else None
+    if str(asked) not in _PRECISION_OF and not quantize:
+        notes.append(f"precision {asked} is not predicted: bf16 is")
+    mixed = str(asked).removesuffix("-mixed") if not quantize else ""
+    autocast = {"bf16": "bf16", "16": "fp16"}.get(mixed)
     optimizer = values.get("optimizer") or "AdamW"
     name = optimizer.get("class_path") if isinstance(optimizer, dict) else optimizer
     kind = "adamw" if str(name).rpartition(".")[2] in ("AdamW", "PagedAdamW") else ""
@@ -144,7 +148,7 @@ def _step(document: Document) -> Step:
     notes.append("LitGPT's own model, whose kernels are not transformers'")
     return Step(
         train.get("micro_batch_size", 1), train.get("max_seq_length"), kind, False, precision,
-        mixed, notes=tuple(notes),
+        autocast, notes=tuple(notes),
     )  # fmt: skip
 
 

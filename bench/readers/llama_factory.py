@@ -47,6 +47,7 @@ FIELDS = {
     "use_rslora": "use_rslora",
     "use_dora": "use_dora",
 }
+STAGES = ("pt", "sft", "rm", "ppo", "dpo", "kto")
 SAID = {
     "adapter_name_or_path": "goes on with that adapter, whose own adapter_config.json then decides",
     "use_unsloth": "unsloth builds the model and adds its own target modules",
@@ -89,7 +90,7 @@ UNDERSTOOD = (
 )
 KINDS = {
     **trainer.KINDS,
-    **kinds_of(FIELDS, finetuning_type=TEXT, stage=TEXT),
+    **kinds_of(FIELDS, finetuning_type=TEXT, stage=one_of(*STAGES)),
     **booleans(
         """double_quantization packing neat_packing freeze_vision_tower
         freeze_multi_modal_projector freeze_language_model resize_vocab pissa_init
@@ -219,6 +220,8 @@ def _targets(model: Model, fields: Fields, values: Any) -> tuple[Fields, tuple[s
     found["target_modules"] = entries
     if composite is None:
         idle = [key for key in frozen if key in values and len(table.stacks) > 1]
+        if frozen["freeze_language_model"] and not idle:
+            idle = ["freeze_language_model"]
         return found, tuple(
             f"{key} does nothing: LLaMA-Factory knows no parts of {table.model_type}"
             for key in idle

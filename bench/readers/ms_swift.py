@@ -54,6 +54,7 @@ FIELDS = {
     "use_dora": "use_dora",
 }
 DEFAULTS = {"r": 8, "lora_alpha": 32, "lora_dropout": 0.05}
+DTYPES = ("float32", "float16", "bfloat16")
 TASKS = {"causal_lm": "CAUSAL_LM", "seq_cls": "SEQ_CLS"}
 # Modules that ms-swift takes off the list on these model types, since PEFT refuses them.
 MAMBA = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
@@ -101,6 +102,8 @@ KINDS = {
         vit_gradient_checkpointing use_galore use_logits_to_keep padding_free"""
     ),
     **dict.fromkeys(("tuner_type", "train_type", "tuner_backend", "target_regex"), TEXT),
+    "task_type": one_of(*TASKS, "embedding", "reranker", "generative_reranker"),
+    "torch_dtype": one_of(*(f"{p}{n}" for p in ("", "torch.") for n in DTYPES), "auto"),
     "quant_bits": WHOLE,
     "bnb_4bit_quant_type": one_of("nf4", "fp4"),
     "max_length": WHOLE,
@@ -145,12 +148,19 @@ def read(document: Document) -> Recipe:
     init = str(values.get("init_weights", "true")).lower()
     fields["init_lora_weights"] = {"true": True, "false": False}.get(init, init.replace("-", "_"))
     notes, step_notes = notes_on(READER, document)
+    if (task := values.get("task_type") or "causal_lm") not in TASKS:
+        notes = (*notes, f"task_type {task}: what it puts upon the model is not looked into")
+    if values.get("quant_bits") and not values.get("quant_method"):
+        notes = (*notes, "quant_bits: without quant_method beside it nothing is quantized here")
     if values.get("tuner_backend", "peft") != "peft":
         notes = (*notes, f"tuner_backend {values['tuner_backend']}: it builds the model, and may "
                  "name other target modules")  # fmt: skip
 
     def targets(model: Model) -> tuple[Fields, tuple[str, ...]]:
-        return _targets(model, document, fields)
+        found, said = _targets(model, document, fields)
+        if values.get("freeze_llm") and len(model.table.stacks) == 1:
+            said += ("freeze_llm does nothing on a language model alone",)
+        return found, said
 
     return Recipe(
         tool=READER.tool,

@@ -8,7 +8,8 @@ from __future__ import annotations
 from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError
 from bench.readers.document import Document
-from bench.readers.recipe import Recipe, RecipeFault
+from bench.readers.recipe import Recipe, RecipeFault, located
+from bench.readers.values import OF_FIELD, repeated_names, shown
 
 TOOL, VERSION = "PEFT", "0.21.2"
 
@@ -22,13 +23,19 @@ def read(document: Document) -> Recipe:
     method = values.get("peft_type")
     if method not in (None, "LORA"):
         raise BenchError(f"{document.path}: {other_method(str(method))}")
-    named = values.get("base_model_name_or_path")
-    model = named if isinstance(named, str) else None
+    model = values.get("base_model_name_or_path")
+    if not isinstance(model, str | None):
+        line = document.line("base_model_name_or_path")
+        said = f"line {line}: base_model_name_or_path must be text, not {shown(model)}"
+        raise RecipeFault(f"{document.path}: {said}", None, None, misnamed=True)
     try:
         AdapterConfig.from_dict(values, str(document.path))
     except BenchError as error:
-        raise RecipeFault(str(error), model, None) from error
-    return Recipe(TOOL, VERSION, document, model, values)
+        said = located(str(error), document, {field: (field,) for field in values})
+        raise RecipeFault(said, model, None) from error
+    notes = [f"{key} stands twice; the last counts" for key in document.repeated]
+    notes += repeated_names(document, OF_FIELD)
+    return Recipe(TOOL, VERSION, document, model, values, notes=tuple(notes))
 
 
 def other_method(method: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -102,10 +102,10 @@ class Recipe:
         try:
             config = AdapterConfig.from_dict({**self.fields, **fields}, str(self.path))
         except BenchError as error:
-            if not self.slips:
-                raise
-            said = ", ".join(map(str, self.slips))
-            raise BenchError(f"{error}; not understood: {said}") from None
+            said = located(str(error), self.document, self.keys)
+            if self.slips:
+                said += f"; not understood: {', '.join(map(str, self.slips))}"
+            raise BenchError(said) from None
         return config, (*self.notes, *notes)
 
     def line(self, field: str, entry: str) -> int:
@@ -196,7 +196,7 @@ def strange_keys(reader: Reader, document: Document) -> tuple[Slip, ...]:
     """The keys that the tool is not known to have."""
     known = {*_known(reader), *reader.said, *reader.said_of_step}
     inert = re.compile("|".join(f"(?:{pattern})" for pattern in reader.inert))
-    found = []
+    found = [*_strange_within(reader, document)]
     for key, value in document.values.items():
         if not given(value) or key in known or inert.fullmatch(key):
             continue
@@ -204,6 +204,17 @@ def strange_keys(reader: Reader, document: Document) -> tuple[Slip, ...]:
         decides = near in _known(reader) or bool(_OF_ADAPTERS.search(key))
         found.append(Slip(key, document.line(key), near, decides))
     return tuple(found)
+
+
+def _strange_within(reader: Reader, document: Document) -> Iterator[Slip]:
+    """The keys of a table within the file that are near to one that is read there, and none."""
+    for outer in {key.partition(".")[0] for key in reader.kinds if "." in key}:
+        known = [k.partition(".")[2] for k in reader.kinds if k.startswith(f"{outer}.")]
+        table = document.values.get(outer)
+        for key in table if isinstance(table, dict) else ():
+            if key not in known and (near := get_close_matches(str(key), known, 1, 0.8)):
+                line = document.line(outer, str(key))
+                yield Slip(f"{outer}.{key}", line, f"{outer}.{near[0]}")
 
 
 _OF_ADAPTERS = re.compile(r"(?i)lora|dora|peft|adapter|target|modules|quant|(4|8)_?bit")
@@ -247,6 +258,17 @@ def listed(value: object) -> list[Any]:
     if isinstance(value, Iterable) and not isinstance(value, Mapping):
         return list(value)
     return [] if value is None else [value]
+
+
+def located(message: str, document: Document, keys: Mapping[str, tuple[str, ...]]) -> str:
+    """An error on fields of `peft.LoraConfig` in the file's own words: its keys and their lines."""
+    path = f"{document.path}: "
+    said = message.removeprefix(path)
+    for ours, theirs in keys.items():
+        if key := next((key for key in theirs if (key,) in document.lines), ""):
+            there = rf"\g<1>line {document.line(key)}: \g<2>{key}"
+            said = re.sub(rf"(^|; )(unknown )?{ours}\b", there, said, count=1)
+    return path + said
 
 
 def refuse_whole_model(document: Document, reader: Reader, why: str) -> BenchError:

@@ -58,6 +58,8 @@ KINDS = {
         activation_offloading use_vllm padding_free"""
     ),
     "bnb_4bit_quant_type": one_of("nf4", "fp4"),
+    "dtype": one_of(*DTYPES, "auto"),
+    "torch_dtype": one_of(*DTYPES, "auto"),
     "max_length": WHOLE,
     "max_seq_length": WHOLE,
 }

@@ -128,6 +128,7 @@ NUMBER = Kind("a number", _number)
 INTEGER = Kind("a whole number", _integer)
 WHOLE = Kind("a whole number of at least 1", _whole)
 TEXT = Kind("text", _text)
+ANY = Kind("anything", lambda _, value: value)
 NAMES = Kind("a list of names, or text", _names)
 TABLE = Kind("a table of keys", _table)
 

@@ -21,6 +21,7 @@ from bench.targets.suggestions import ending_of, without
 from bench.tasks import TASKS, Task
 
 HAZARDS = {
+    "alpha-zero": "lora_alpha is 0: the adapters neither change the model nor learn",
     "experts-not-reached": "the experts of a mixture are parameters, and get no adapter",
     "frozen-head": "a task head beyond the base model stays frozen",
     "kernel-takes-weight": "a fused kernel takes a module's weight, and its adapter trains nothing",
@@ -89,6 +90,13 @@ def find_hazards(ledger: Ledger, role: RoleOf, doubled: list[Adapted]) -> list[H
         found["rank-doubled"] = (
             f"PEFT translates the old expert names to gate_up_proj with rank {doubled[0].r}, "
             "twice the rank asked for; an explicit target_parameters does not double"
+        )
+    zero = [f"alpha_pattern {name}" for name, alpha in adapter.alpha_pattern.items() if not alpha]
+    zero = [*(() if adapter.lora_alpha else ("lora_alpha",)), *zero]
+    if zero and ledger.adapted:
+        found["alpha-zero"] = (
+            f"{', '.join(zero)} is 0, with which B·A is scaled: these adapters change nothing, get "
+            "no gradient, and stay as they were"
         )
     if text := _above_width(ledger):
         found["rank-above-width"] = text
