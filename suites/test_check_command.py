@@ -100,6 +100,32 @@ def test_several_files_fail_when_one_does(capsys: pytest.CaptureFixture[str]) ->
     capsys.readouterr()
 
 
+@pytest.mark.parametrize("format", ["terminal", "json", "github"])
+def test_one_file_that_cannot_be_read_keeps_none_from_being_checked(
+    format: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("base_model: .\nadapter: lora\nlora_r: x\n")
+    dead = READERS / "axolotl" / "phi-3-mini-dead-names.yaml"
+    asked = ["check", str(bad), str(tmp_path / "none"), str(dead), "--no-gradients"]
+    assert main([*asked, "--format", format]) == 2
+    said = capsys.readouterr()
+    assert said.err.count("bench: error: ") == 2
+    assert "bad.yaml: line 3: lora_r must be" in said.err
+    assert "no lora_r" not in said.err
+    assert "none: no such file" in said.err
+    assert "qkv_proj" in said.out
+    if format == "json":
+        first, second, third = map(json.loads, said.out.splitlines())
+        assert (first["path"], second["path"]) == (str(bad), str(tmp_path / "none"))
+        assert "lora_r must be" in first["error"]
+        assert first["failed"]
+        assert third["dead_entries"]
+    if format == "github":
+        assert f"::error file={bad},line=3,title=bench%3A input::" in said.out
+        assert f"::error file={dead},line=8," in said.out
+
+
 def test_an_optional_entry_that_is_a_slip_is_told_before_any_report(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.cli.options import Add, Once, add_list
-from bench.cli.output import fitted, in_colour
+from bench.cli.output import fitted, in_colour, say
 from bench.errors import BenchError, check_most
 from bench.training.options import MOST
+
+if TYPE_CHECKING:
+    from bench.check.answer import Checked, Question
 
 HELP = "check a training configuration or a trained adapter, whichever tool wrote it"
 EPILOG = (
@@ -52,13 +58,14 @@ def add_options(add: Add) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Check every path; 1 if anything is wrong in one of them."""
+    """Check every path; 1 if anything is wrong in one of them, 2 if one could not be checked,
+    which keeps none of the others from it."""
     if options.gpu and options.gpu_memory:
         raise BenchError("give --gpu or --gpu-memory, not both")
     if options.seq_len is not None and options.seq_len < 1:
         raise BenchError(f"--seq-len must be at least 1, not {options.seq_len}")
     check_most("--seq-len", options.seq_len, MOST["seq_len"])
-    from bench.check.answer import Checked, Question, check
+    from bench.check.answer import Checked, Question
     from bench.check.gate import HazardGate
     from bench.predict.gpus import find_gpu, gpu_with_memory
     from bench.reports.check import check_annotations, check_json, check_text
@@ -80,19 +87,54 @@ def run(options: argparse.Namespace) -> int:
             options.fail_on, options.allow, options.minimum_coverage
         ),
     )
-    failed = False
-    answers: Iterable[Checked] = (check(path, question) for path in options.paths)
+    status = 0
+    answers: Iterable[Checked | Wrong] = (_checked(path, question) for path in options.paths)
     if question.optional:  # a slip in one is told before any report
         answers = [*answers]
-        check_optional(question.optional, [checked.subject for checked in answers])
-    for number, checked in enumerate(answers):
+        check_optional(question.optional, [a.subject for a in answers if isinstance(a, Checked)])
+    for number, answer in enumerate(answers):
+        if isinstance(answer, Wrong):
+            _tell_wrong(answer, options.format)
+            status = 2
+            continue
         if options.format == "json":
-            print(json.dumps(check_json(checked)), flush=True)
+            print(json.dumps(check_json(answer)), flush=True)
         elif options.format == "github":
-            if text := check_annotations(checked):
+            if text := check_annotations(answer):
                 print(text, flush=True)
         else:
             blank = "\n" if number else ""
-            print(blank + fitted(check_text(checked, colour=in_colour())), flush=True)
-        failed |= checked.failed
-    return int(failed)
+            print(blank + fitted(check_text(answer, colour=in_colour())), flush=True)
+        status = max(status, int(answer.failed))
+    return status
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A path that could not be checked; others are all the same."""
+
+    path: Path
+    error: str
+
+
+def _checked(path: Path, question: Question) -> Checked | Wrong:
+    from bench.check.answer import check
+
+    try:
+        return check(path, question)
+    except BenchError as error:
+        return Wrong(path, str(error))
+
+
+def _tell_wrong(wrong: Wrong, format: str) -> None:
+    """On standard error, and where a program or GitHub reads the others."""
+    say(f"bench: error: {wrong.error}")
+    if format == "json":
+        found = {"path": str(wrong.path), "error": wrong.error, "failed": True}
+        print(json.dumps(found), flush=True)
+    elif format == "github":
+        from bench.reports.check import annotation
+
+        line = re.search(r"line (\d+)", wrong.error)
+        at = int(line[1]) if line else 1
+        print(annotation("error", wrong.error, str(wrong.path), at, "bench: input"), flush=True)

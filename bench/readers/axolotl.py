@@ -180,7 +180,7 @@ def read(document: Document) -> Recipe:
         raise refuse_whole_model(document, READER, why)
     fields, keys = renamed(document, FIELDS)
     for key, field in (("lora_r", "r"), ("lora_alpha", "lora_alpha")):
-        if field not in fields:
+        if field not in fields and not document.misread(key):
             document.wrong.append(f"no {key}: axolotl has no default for it, and PEFT takes none")
     fields["r"] = whole(document, "lora_r", None)
     if isinstance(fields.get("target_parameters"), str):

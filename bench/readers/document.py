@@ -39,6 +39,10 @@ class Document:
     repeated: tuple[str, ...] = ()
     wrong: list[str] = field(default_factory=list, compare=False)
 
+    def misread(self, key: str) -> bool:
+        """Whether the file has the key with a value that was left out as wrong."""
+        return (key,) in self.lines and key not in self.values
+
     def line(self, *keys: str, item: str | None = None) -> int:
         """Where a key, or an item of its list, stands; the first line where that is not known."""
         found = self.items.get((keys[-1], item)) if keys and item is not None else None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.reports.layout import aligned
 from bench.reports.ledger import ledger_json, ledger_text
+from bench.units import one_line
 
 if TYPE_CHECKING:
     from bench.check.answer import Checked
@@ -20,7 +21,7 @@ def check_text(checked: Checked, *, colour: bool = False) -> str:
     model = checked.subject.model
     source = "registered" if model.architecture else model.source_folder or "the hub's cache"
     lines = [
-        f"{checked.path}: {checked.kind}",
+        f"{one_line(str(checked.path))}: {checked.kind}",
         f"  base model: {checked.recipe.model or 'not named'}, checked on {model.label} "
         f"({model.model_type}, {source})",
         *(f"  note: {note}" for note in checked.notes),
