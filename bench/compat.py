@@ -84,6 +84,10 @@ PRIVATE = {
         "torch:ops.aten._scaled_dot_product_flash_attention_for_cpu", _TORCH,
         "operations of attention on a CPU"
     ),
+    "attention, cudnn": Private(
+        "torch:ops.aten._scaled_dot_product_cudnn_attention", _TORCH,
+        "memory of cuDNN's kernel"
+    ),
     "attention, flash": Private(
         "torch:ops.aten._scaled_dot_product_flash_attention", _TORCH,
         "memory and operations of the flash kernel"

@@ -114,8 +114,10 @@ def _measure(count: int, record: Path | None) -> int:
         at = row.options.index("--gpu")
         step = (*row.options[:at], *row.options[at + 2 :], "--measure", "--record", str(record))
         with tempfile.TemporaryDirectory() as folder:
-            Path(folder, "config.json").write_text(json.dumps(row.config), encoding="utf-8")
-            failed |= memory.run(parser.parse_args([folder, *step]))
+            model = Path(folder, row.model.replace("/", "--"))  # what the record calls it
+            model.mkdir()
+            (model / "config.json").write_text(json.dumps(row.config), encoding="utf-8")
+            failed |= memory.run(parser.parse_args([str(model), *step]))
     return failed
 
 

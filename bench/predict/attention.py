@@ -2,8 +2,7 @@
 
 `scaled_dot_product_attention` chooses by the device, and on meta it always chooses the path of
 plain products, which stores every score. The rules here are those of PyTorch's
-`aten/src/ATen/native/transformers/cuda/sdp_utils.cpp` (and `sdp_utils_cpp.cpp` for the CPU), but
-for cuDNN's kernel, which `prefers_cudnn` tells of.
+`aten/src/ATen/native/transformers/cuda/sdp_utils.cpp` (and `sdp_utils_cpp.cpp` for the CPU).
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ import torch
 
 from bench.compat import private
 from bench.errors import BenchError, UnknownName
-from bench.predict.gpus import AMPERE, check_attention
-from bench.training.options import EFFICIENT, FLASH, MATH, PINNED
+from bench.predict.gpus import AMPERE, HOPPER, check_attention
+from bench.training.options import CUDNN, EFFICIENT, FLASH, MATH, PINNED
 
 Attention = Callable[..., torch.Tensor]
 
@@ -33,10 +32,10 @@ def prefers_cudnn(capability: float) -> bool:
     """Whether torch asks cuDNN first on such a GPU, for attention in halves.
 
     `check_prefer_cudnn_attention`: Hopper (9.0) and Blackwell (10.0), with cuDNN above 9.15,
-    unless TORCH_CUDNN_SDPA_DEPRIORITIZED is set. That kernel is not predicted: what its plans
-    allocate beside the result is cuDNN's own.
+    unless TORCH_CUDNN_SDPA_DEPRIORITIZED is set. What that kernel allocates is known on Hopper
+    (`cuda_kernels`): elsewhere PyTorch's own is predicted in its place.
     """
-    return capability in (9.0, 10.0)
+    return capability in (HOPPER, 10.0)
 
 
 def cuda_attention(forced: str | None = None, capability: float = AMPERE) -> Attention:
@@ -61,6 +60,7 @@ def cuda_attention(forced: str | None = None, capability: float = AMPERE) -> Att
         enable_gqa: bool = False,
     ) -> torch.Tensor:
         refusals = {
+            CUDNN: _against_cudnn(query, key, value, capability),
             FLASH: _against_flash(query, key, value, attn_mask, is_causal, capability),
             EFFICIENT: _against_efficient(query, key, value, capability),
             MATH: "",
@@ -69,6 +69,8 @@ def cuda_attention(forced: str | None = None, capability: float = AMPERE) -> Att
         if refusals[kernel]:
             raise BenchError(f"--attention {kernel}: the kernel takes {refusals[kernel]}")
         given: Any = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale}
+        if kernel == CUDNN:
+            return _cudnn(query, key, value, mask=attn_mask, **given)
         if kernel == FLASH:
             return _flash(query, key, value, **given)
         if kernel == EFFICIENT:
@@ -104,6 +106,22 @@ def cpu_attention(  # noqa: PLR0917  # torch's signature
         query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
     )[0]
     return out
+
+
+def _against_cudnn(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, capability: float
+) -> str:
+    """... the cuDNN kernel, as far as it was measured: heads of one width."""
+    if capability != HOPPER:
+        return f"GPUs of compute capability {HOPPER}, as far as its memory is known"
+    if query.dtype not in _HALF:
+        return "float16 and bfloat16 only"
+    width = query.shape[-1]
+    if not width == key.shape[-1] == value.shape[-1] <= _WIDEST_FLASH_HEAD or width % 8:
+        return f"heads of one width, a multiple of 8, up to {_WIDEST_FLASH_HEAD}"
+    if 1 in (query.shape[-2], key.shape[-2]):
+        return "more than one query and one key"
+    return ""
 
 
 def _against_flash(  # noqa: PLR0917  # what its rules look at
@@ -144,6 +162,26 @@ def _against_efficient(
     if query.shape[-1] % multiple or value.shape[-1] % multiple:
         return f"heads whose width is a multiple of {multiple}"
     return ""
+
+
+def _cudnn(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    mask: torch.Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+) -> torch.Tensor:
+    if mask is not None and mask.dtype == torch.bool:
+        mask = _additive(mask, query.dtype)
+    graph = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
+    kernel = private("attention, cudnn")
+    out: torch.Tensor = kernel(
+        query, key, value, mask, graph, dropout_p, is_causal, False, scale=scale
+    )[0]
+    return out
 
 
 def _flash(

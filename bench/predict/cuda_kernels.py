@@ -20,6 +20,7 @@ from bench.predict.cuda_copies import AFTER, BEFORE
 OUTLIER_COLUMNS = 0
 """Columns that LLM.int8 finds outliers in: depends on the data, and is small in training."""
 _FLOAT = 4
+_CUDNN = 256
 _TOKENS_WITHOUT_SORTING = 3072
 _SORTED_IN_PLACE = 4096
 
@@ -60,6 +61,16 @@ def _gemm_4bit(  # noqa: PLR0917  # the operation's signature
     product = torch.nn.functional.linear(a, weight, bias)
     del absmax  # alive until here
     return product
+
+
+def _quantize_4bit(
+    a: torch.Tensor, blocksize: int, quant_type: str, quant_storage: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The scales are made before the packed values."""
+    values = a.numel()
+    absmax = a.new_empty(-(values // -blocksize), dtype=torch.float32)
+    rows = (values + 1) // (quant_storage.itemsize * 2)
+    return a.new_empty((rows, 1), dtype=quant_storage), absmax
 
 
 def _int8_vectorwise_quant(
@@ -137,9 +148,19 @@ def _grouped_mm(
     return a.new_empty(shape, dtype=out_dtype or a.dtype)
 
 
+def _dropout(
+    values: torch.Tensor, p: float, train: bool | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`dropout_cuda` in Dropout.cu: the mask is made before the result."""
+    mask = torch.empty_like(values, dtype=torch.bool)
+    return torch.empty_like(values), mask
+
+
 SUBSTITUTES: dict[str, Callable[..., Any]] = {
     "aten._grouped_mm.default": _grouped_mm,
+    "aten.native_dropout.default": _dropout,
     "bitsandbytes.gemm_4bit.default": _gemm_4bit,
+    "bitsandbytes.quantize_4bit.default": _quantize_4bit,
     "bitsandbytes.int8_vectorwise_dequant.default": _int8_vectorwise_dequant,
     "bitsandbytes.int8_vectorwise_quant.default": _int8_vectorwise_quant,
     "bitsandbytes.int8_mm_dequant.default": _int8_mm_dequant,
@@ -151,7 +172,8 @@ SUBSTITUTES: dict[str, Callable[..., Any]] = {
 # Kernels of torch on CUDA.
 
 PRODUCTS = frozenset(
-    f"aten.{name}.default" for name in ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot")
+    f"aten.{name}.default"
+    for name in ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "linear", "matmul")
 )
 """Operations that ask for the thread's cuBLAS handle."""
 
@@ -159,7 +181,21 @@ PRODUCTS = frozenset(
 def has_epilogue(name: str, args: tuple[Any, ...]) -> bool:
     """Whether cublasLt takes a product together with its bias: `addmm_out_cuda_impl` in
     native/cuda/Blas.cpp, for a bias of one dimension."""
+    if name == "aten.linear.default":  # inside a kernel of bitsandbytes
+        return len(args) > 2 and args[2] is not None
     return name == "aten.addmm.default" and args[0].dim() == 1
+
+
+def _cudnn_backward(args: tuple[Any, ...]) -> int:
+    """cuDNN's plan on Hopper: the query's gradient summed in float32, one float a row, and (where
+    heads are grouped) gradients of key and value for every query head. cuDNN is closed: a closed
+    form of what it took on an H200 (cuDNN 9.19), fixtures/measured/attention_h200.csv."""
+    query, key = args[1], args[2]
+    batch, heads, rows, width = query.shape
+    size = _FLOAT * batch * heads * rows * (width + 1) + _CUDNN
+    if key.shape[1] != heads:
+        size += 2 * query.element_size() * batch * heads * key.shape[2] * width
+    return rounded(size)
 
 
 def _flash_backward(args: tuple[Any, ...]) -> int:
@@ -176,13 +212,16 @@ def _flash_backward(args: tuple[Any, ...]) -> int:
 
 def _efficient_backward(args: tuple[Any, ...]) -> int:
     """`_efficient_attention_backward` in attention_backward.cu: for halves the query's gradient
-    summed in float32 in blocks; for float32 the product that one float a row is summed from."""
+    summed in float32 in square blocks, each with a header of 16 bytes (`GradQTempStorage`); for
+    float32 the product that one float a row is summed from."""
     query = args[1]
     batch, heads, rows, width = query.shape
     delta = rounded(_FLOAT * batch * heads * rows)
     if query.dtype == torch.float32:
         return delta + rounded(_FLOAT * query.numel())
-    return delta + rounded(_FLOAT * batch * heads * rounded(rows, 64) * rounded(width, 64))
+    side = 128 if width > 64 else 64
+    blocks = batch * heads * -(-rows // side) * -(-width // side)
+    return delta + rounded(blocks * (16 + _FLOAT * side**2))
 
 
 def _softmax_backward(args: tuple[Any, ...]) -> int:
@@ -223,6 +262,7 @@ def _sort(args: tuple[Any, ...]) -> int:
 
 WORKSPACES: dict[str, Callable[[tuple[Any, ...]], int]] = {
     **BEFORE,
+    "aten._scaled_dot_product_cudnn_attention_backward.default": _cudnn_backward,
     "aten._scaled_dot_product_flash_attention_backward.default": _flash_backward,
     "aten._scaled_dot_product_efficient_attention_backward.default": _efficient_backward,
 }

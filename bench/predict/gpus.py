@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from bench.errors import BenchError, UnknownName
 from bench.files import FIXTURES, parse, read_toml
-from bench.training.options import FLASH
+from bench.training.options import CUDNN, FLASH
 
 GIB = 1 << 30
 CONTEXT_BYTES = GIB // 2
@@ -23,6 +23,8 @@ it differs by GPU, driver and by which kernels were loaded (0.3 to 0.6 GiB is us
 AMPERE = 8.0
 """Compute capability from which on there is bfloat16 arithmetic, in the efficient attention kernel
 too, and a flash kernel at all."""
+HOPPER = 9.0
+"""The one compute capability for which it is known what cuDNN's attention allocates."""
 YES, NO, UNCERTAIN = "yes", "no", "uncertain"
 _SIZE = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(B|KiB|MiB|GiB|TiB|KB|MB|GB|TB)?\s*", re.IGNORECASE)
 
@@ -136,6 +138,11 @@ def bfloat16_note(gpu: Gpu | None) -> str:
 
 def check_attention(forced: str | None, capability: float) -> None:
     """Raise BenchError for an attention kernel that a GPU of this compute capability has not."""
+    if forced == CUDNN and capability != HOPPER:
+        raise BenchError(
+            f"--attention {CUDNN}: what cuDNN's kernel allocates is known for GPUs of compute "
+            f"capability {HOPPER} (--gpu h100 or h200), and this one has {capability}"
+        )
     if forced == FLASH and capability < AMPERE:
         raise BenchError(
             f"--attention {FLASH}: the kernel needs a GPU of compute capability {AMPERE} or later, "

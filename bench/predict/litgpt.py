@@ -323,8 +323,6 @@ def _traced(case: Case, shape: _Shape) -> tuple[int, int]:
         no_collections(),
         journal,
     ):
-        for thread in ("main", "backward"):  # as in every step but the first
-            journal.keep_handle(thread)
         with torch.device("meta"), undrawn():
             model = _Model(shape, step.seq_len).train()
         trained = [p for p in model.parameters() if p.requires_grad]

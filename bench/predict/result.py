@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.predict.assumptions import assumptions
 from bench.predict.evidence import interval
-from bench.predict.gpus import Fit, Gpu, fit, step_seconds
+from bench.predict.gpus import HOPPER, Fit, Gpu, fit, step_seconds
 from bench.training.machine import versions
 from bench.training.options import SDPA, StepOptions
 
@@ -128,7 +128,7 @@ def _cudnn_first(case: Case, gpu: Gpu, traced: Trace) -> bool:
     if case.step.attention != SDPA:
         return False
     fused = any(name.startswith(_FUSED_ATTENTION) for name in traced.operations)
-    return prefers_cudnn(gpu.capability) and halves and fused
+    return gpu.capability != HOPPER and prefers_cudnn(gpu.capability) and halves and fused
 
 
 def _seconds(case: Case, gpu: Gpu | None, traced: Trace) -> float | None:

@@ -57,13 +57,13 @@ def _formulas() -> dict[Any, FlopFormula]:
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     """Scores and their product with the values, for each head of the queries."""
-    return _pairs(query, key) * (query.shape[-1] + value.shape[-1])
+    return int(_pairs(query, key) * (query.shape[-1] + value.shape[-1]))
 
 
 def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     """The scores again; gradients of query and key from those of the scores; of scores and values
     from the result's."""
-    return _pairs(query, key) * (3 * query.shape[-1] + 2 * value.shape[-1])
+    return int(_pairs(query, key) * (3 * query.shape[-1] + 2 * value.shape[-1]))
 
 
 def _pairs(query: Any, key: Any) -> int:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from bench.compat import instead_of, patched
-from bench.training.options import EFFICIENT, KEEP_OUTPUT, PINNED, PLAIN, SFT, TRAINER
+from bench.training.options import EFFICIENT, KEEP_OUTPUT, MATH, PINNED, PLAIN, SFT, TRAINER
 from bench.training.step import Mark, training_step, unmarked
 from bench.training.trainers import trainer_step
 
@@ -60,6 +60,6 @@ def pinned_attention(attention: str) -> Iterator[None]:
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     expanded = [instead_of("grouped attention", lambda *_: False)] if attention == EFFICIENT else []
-    backend = {"flash": "FLASH_ATTENTION", "efficient": "EFFICIENT_ATTENTION", "math": "MATH"}
-    with patched(*expanded), sdpa_kernel(getattr(SDPBackend, backend[attention])):
+    backend = "MATH" if attention == MATH else f"{attention.upper()}_ATTENTION"
+    with patched(*expanded), sdpa_kernel(getattr(SDPBackend, backend)):
         yield

@@ -19,14 +19,16 @@ PHASES = ("forward", "backward", "optimizer")
 """Of a step, in order."""
 DDP, FSDP = "ddp", "fsdp"
 """How a step is spread over GPUs: whole copies of the model, or shards of it."""
-SDPA, EAGER, FLASH, EFFICIENT, MATH = "sdpa", "eager", "flash", "efficient", "math"
+SDPA, EAGER = "sdpa", "eager"
+CUDNN, FLASH, EFFICIENT, MATH = "cudnn", "flash", "efficient", "math"
 NEEDED: Mapping[str, tuple[str, ...]] = {
     TRAINER: ("accelerate",),
     SFT: ("accelerate", "datasets", "trl"),
 }
 """The packages whose own code a loop runs; the extra `trainers` brings them."""
-PINNED = (FLASH, EFFICIENT, MATH)
-"""The kernels that `scaled_dot_product_attention` can be held to."""
+PINNED = (CUDNN, FLASH, EFFICIENT, MATH)
+"""The kernels that `scaled_dot_product_attention` can be held to, in the order in which it asks
+them."""
 ATTENTION = (SDPA, EAGER, *PINNED)
 DTYPES: Mapping[str, str] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 """Short name -> torch's."""

@@ -7,12 +7,16 @@ where 512 bytes (small) or more than 1 MiB (large) remain.
 
 from __future__ import annotations
 
+import gzip
+import json
 import random
 
 import pytest
 
+from bench.files import FIXTURES
 from bench.predict.allocator import CachingAllocator, ExactAllocator
 
+MEASURED = FIXTURES / "measured"
 MIB = 1024**2
 
 
@@ -133,3 +137,22 @@ def test_whatever_happens_the_books_balance(seed: int) -> None:
     free = allocator.free_blocks
     assert sum(free) == before == allocator.reserved_bytes
     assert all(size in (2 * MIB, 20 * MIB) or size % (2 * MIB) == 0 for size in free)
+
+
+def test_a_real_history_leaves_what_the_real_allocator_left() -> None:
+    """An H200's: every allocation of OPT-350m's loading and two steps, and at each of its marks
+    what torch had allocated and reserved."""
+    document = json.loads(gzip.decompress((MEASURED / "allocator_h200.json.gz").read_bytes()))
+    marks = {(at, allocated, reserved) for _, at, allocated, reserved in document["marks"]}
+    allocator, number, seen = CachingAllocator(), 0, set()
+    for at, event in enumerate([*document["events"], None]):
+        seen.add((at, allocator.allocated_bytes, allocator.reserved_bytes))
+        if event is None:
+            break
+        if event > 0:
+            number += 1
+            allocator.allocate(number, event)
+        else:
+            allocator.release(-event)
+    assert number > 4000
+    assert marks <= seen

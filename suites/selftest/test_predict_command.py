@@ -193,31 +193,41 @@ def test_experts_that_stay_unquantized_are_named(said) -> None:
     assert table.count("72.00 KiB of expert weights") == 1
 
 
-CUDNN = "torch prefers cuDNN's attention there"
-
-
 @pytest.mark.parametrize(
-    ("gpu", "options", "noted"),
+    ("gpu", "options", "kernel"),
     [
-        ("h100", (), True),
-        ("h200", ("--padded", "--batch-size", "2"), True),
-        ("h100", ("--precision", "nf4"), True),
-        ("h100", ("--attention", "flash"), False),
-        ("h100", ("--precision", "fp32"), False),  # cuDNN's takes halves only
-        ("a100-80gb", (), False),
-        ("l4", (), False),
+        ("h100", (), "cudnn"),
+        ("h200", ("--padded", "--batch-size", "2"), "cudnn"),
+        ("h100", ("--precision", "nf4"), "cudnn"),
+        ("h100", ("--attention", "flash"), "flash"),
+        ("h100", ("--precision", "fp32"), None),  # cuDNN's takes halves only
+        ("a100-80gb", (), "flash"),
     ],
 )
-def test_cudnns_kernel_is_a_limit_that_is_said(
-    said, gpu: str, options: tuple[str, ...], noted: bool
+def test_hopper_takes_cudnns_attention(
+    said, gpu: str, options: tuple[str, ...], kernel: str | None
 ) -> None:
-    """sdp_utils.cpp, check_prefer_cudnn_attention: capabilities 9.0 and 10.0."""
-    _, text = said("--target-modules", "q_proj", "--gpu", gpu, *options)
-    assert (CUDNN in text) == noted
+    """sdp_utils.cpp, check_prefer_cudnn_attention; what it allocates was measured on Hopper."""
     _, text = said("--target-modules", "q_proj", "--gpu", gpu, *options, "--json")
     found = json.loads(text)
-    assert found["cudnn_first"] == noted
-    assert any(CUDNN in note for note in found["notes"]) == noted
+    taken = [name for name in found["operations_by_name"] if "_attention.d" in name]
+    assert taken == ([f"aten._scaled_dot_product_{kernel}_attention.default"] if kernel else [])
+    assert found["cudnn_first"] is False
+    assert found["notes"] == []
+
+
+def test_cudnns_kernel_on_blackwell_is_a_limit_that_is_said() -> None:
+    from measure_support import tiny_case
+
+    from bench.predict import predict
+    from bench.predict.gpus import load_gpus
+    from bench.reports.predicted import notes
+
+    blackwell = replace(load_gpus()["h200"], name="B200", capability=10.0)
+    for precision, noted in (("bf16", True), ("fp32", False)):
+        found = predict(tiny_case("opt", precision), gpu=blackwell)
+        assert found.cudnn_first == noted
+        assert any("prefers cuDNN's attention there" in note for note in notes(found)) == noted
 
 
 def test_which_capabilities_prefer_cudnn() -> None:

@@ -119,8 +119,10 @@ def test_what_attention_needs_on_the_way_back() -> None:
     assert size("flash", torch.bfloat16, 4) == flash
     grouped = 2 * heads * 100 * 48 * 2  # gradients of key and value for every query head
     assert size("flash", torch.bfloat16, 2) == flash + grouped
-    # efficient: one float a row (3200 bytes, rounded to 512), and the gradient in blocks of 64.
-    assert size("efficient", torch.bfloat16, 4) == 3584 + heads * 128 * 64 * 4
+    # efficient: one float a row (3200 bytes, rounded to 512), and the gradient in blocks of 64
+    # by 64, two of them for 100 rows, each with a header of 16.
+    blocks = heads * 2 * (64 * 64 * 4 + 16)
+    assert size("efficient", torch.bfloat16, 4) == 3584 + blocks + -blocks % 512
     assert size("efficient", torch.float32, 4) == 3584 + heads * 100 * 48 * 4
 
 

@@ -73,6 +73,11 @@ def refused(capsys: pytest.CaptureFixture[str], llama: str) -> Callable[..., str
         (("--attention", "flash", "--precision", "fp32"), "float16 and bfloat16 only"),
         (("--attention", "flash", "--gpu", "t4"), "compute capability 8.0 or later, and this one"),
         (("--attention", "flash", "--gpu", "v100-32gb"), "has 7.0"),
+        (
+            ("--attention", "cudnn", "--gpu", "a100-80gb"),
+            "known for GPUs of compute capability 9.0",
+        ),
+        (("--attention", "cudnn"), "and this one has 8.0"),
         (("--solve", "batch-size"), "--solve needs --gpu or --gpu-memory"),
         (("--solve", "rank", "--gpu-memory", "1KiB"), "not even a rank of 1 fits"),
         (("--store",), "--store keeps predictions of registered scenarios"),
