@@ -50,8 +50,6 @@ class Summary:
     rounds: int
     median: float
     iqr: float
-    minimum: float
-    maximum: float
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ class RatioInterval:
 
 
 def summarize(rounds: Sequence[float]) -> Summary:
-    """Median, interquartile range and extremes; one round has a range of zero.
+    """Median and interquartile range; one round has a range of zero.
 
     Quartiles interpolate linearly between order statistics: type 7 of R. J. Hyndman, Y. Fan,
     "Sample Quantiles in Statistical Packages", The American Statistician 50, 1996.
@@ -86,7 +84,7 @@ def summarize(rounds: Sequence[float]) -> Summary:
     if len(rounds) > 1:
         first, _, third = statistics.quantiles(rounds, n=4, method="inclusive")
         iqr = third - first
-    return Summary(len(rounds), statistics.median(rounds), iqr, min(rounds), max(rounds))
+    return Summary(len(rounds), statistics.median(rounds), iqr)
 
 
 def ratio_interval(

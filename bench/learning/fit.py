@@ -151,7 +151,7 @@ class Fit:
         while self.step < step:
             self._train(self.batches[self.step])
 
-    def _train(self, batch: Batch, follow: bool = True) -> torch.Tensor:
+    def _train(self, batch: Batch) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * self._share()
         batch = self._placed(batch)
@@ -164,7 +164,6 @@ class Fit:
         self.step += 1
         if not math.isfinite(float(loss)):
             raise Diverged(self.step)
-        return loss
 
     def _clock(self) -> float:
         """Seconds: the processor's, which other processes do not lengthen; on a GPU the wall's."""

@@ -19,12 +19,12 @@ from bench.measure.messages import Line, decoded, encoded
 from bench.measure.running import Running, WorkerClock, tail
 from bench.training.cases import Case
 
-CLOCKS = ("processor", "wall")
-"""What times a step on a CPU. A process that shares its cores waits for them, in slices as long as
-a whole small step; what it waits says nothing about the code. Processor time (all threads together)
-leaves the waiting out; what is left of the neighbours are the caches and the memory bandwidth that
-they take. A step that sleeps, or waits for a disk or a lock, looks too fast by it. On a GPU the
-device's own events are the clock, whichever is asked for."""
+# What times a step on a CPU is the processor's clock or the wall's. A process that shares its cores
+# waits for them, in slices as long as a whole small step; what it waits says nothing about the
+# code. Processor time (all threads together) leaves the waiting out; what is left of the neighbours
+# are the caches and the memory bandwidth that they take. A step that sleeps, or waits for a disk or
+# a lock, looks too fast by it. On a GPU the device's own events are the clock, whichever is asked
+# for.
 
 WARMUP_ROUNDS = 1
 """Timed steps that do not count: the first after the tracked ones fills caches again."""
@@ -44,7 +44,7 @@ class Session:
     what it may allocate there). `time_limit_seconds` bounds each request to a worker. `threads`
     pins every thread pool of the workers. `preload` names further modules to import before any
     worker starts, such as one that registers a model of the user's own. `device` is "cpu", "cuda"
-    or "auto": the GPUs where there are any. `clock` is one of CLOCKS.
+    or "auto": the GPUs where there are any. `clock` is "processor" or "wall".
 
     Several threads may use one session, to run cases on several GPUs (`devices`) at once. A server
     that somebody kills takes the running cases with it; the next case starts another.
