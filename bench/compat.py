@@ -221,6 +221,61 @@ PRIVATE = {
     "messages of nodes": Private(
         "ray._private.worker:print_to_stdstream", "ray 2.60.0", "they are kept off the screen"
     ),
+    # Taken from an instance where they are used; `what_moved` tells one that is gone.
+    **{
+        f"autocast: {name}": Private(f"torch._C:{name}", _TORCH, "autocast is followed on meta")
+        for name in ("_ExcludeDispatchKeyGuard", "_dispatch_get_all_op_names",
+                     "_dispatch_has_kernel_for_dispatch_key",
+                     "_dispatch_tls_set_dispatch_key_included",
+                     "_dispatch_tls_set_dispatch_key_excluded")
+    },
+    **{
+        f"an operation's {name}": Private(
+            f"torch:ops.aten.add.Tensor.{name}", _TORCH, "what a kernel writes to and gives back"
+        )
+        for name in ("_schema", "_overloadname", "_overloadpacket")
+    },
+    "library, taken back": Private(
+        "torch.library:Library._destroy", _TORCH, "autocast is followed on meta"
+    ),
+    "views": Private("torch:Tensor._is_view", _TORCH, "autocast is followed on meta"),
+    "address of a storage": Private(
+        "torch:UntypedStorage._cdata", _TORCH, "tensors of one storage are counted once"
+    ),
+    "shard of a tensor": Private(
+        "torch.distributed.tensor:DTensor._local_tensor", _TORCH, "one rank of several is traced"
+    ),
+    "shapes of shards, uncached": Private(
+        "torch.distributed.tensor._sharding_prop:"
+        "ShardingPropagator._propagate_tensor_meta_non_cached", _TORCH,
+        "shapes that DTensor asks fake tensors for are not counted",
+    ),
+    "ddp's forward": Private(
+        "torch.nn.parallel:DistributedDataParallel._pre_forward", _TORCH, "DDP is traced on meta"
+    ),
+    "widths of attention": Private(
+        ":_qkv_same_embed_dim", _TORCH, "how MultiheadAttention holds its weights"
+    ),
+    "attention's name": Private(
+        "transformers:PretrainedConfig._attn_implementation", _TRANSFORMERS,
+        "a model at hand is predicted with the attention that it has",
+    ),
+    "blocks that are not split": Private(
+        "transformers:PreTrainedModel._no_split_modules", _TRANSFORMERS, "what FSDP2 shards by"
+    ),
+    "initialized": Private(
+        ":_is_hf_initialized", _TRANSFORMERS, "which weights initialize_weights leaves as they are"
+    ),
+    "trainer's norm": Private(
+        "transformers:Trainer._get_grad_norm", _TRANSFORMERS, "the trainer loops"
+    ),
+    "trainer's loss": Private(":_tr_loss", _TRANSFORMERS, "the trainer loops"),
+    "accelerate's last batch": Private(
+        "accelerate.state:GradientState._set_sync_gradients", _ACCELERATE, "the trainer loops"
+    ),
+    "4-bit packing": Private(
+        "bitsandbytes.nn:Params4bit._quantize", _BITSANDBYTES, "weights are packed as on a GPU"
+    ),
 }  # fmt: skip
 
 
@@ -263,6 +318,19 @@ def moved(distribution: str) -> tuple[str, ...]:
             except (ImportError, AttributeError):
                 lacking.append(_told(entry))
     return tuple(lacking)
+
+
+def what_moved(error: AttributeError | ImportError) -> str:
+    """What is to be said of an error where the name that it misses is one of PRIVATE, with all that
+    moved with it; "" of any other."""
+    for entry in PRIVATE.values():
+        library = entry.where.partition(":")[0].partition(".")[0]
+        if error.name == entry.where.rpartition(".")[2].rpartition(":")[2] and (
+            not library or library in sys.modules
+        ):
+            gone = dict.fromkeys((_told(entry), *moved(entry.distribution)))
+            return "\n  ".join([_moved_text(entry), *gone])
+    return ""
 
 
 def _told(entry: Private) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -137,6 +137,25 @@ class AdapterConfig:
         an adapted head can no longer be saved.
         """
         return self.saved_modules if self.task_type == "SEQ_CLS" else self.modules_to_save
+
+    def expressions(self) -> Iterator[tuple[str, str, str]]:
+        """(field, as given, as PEFT runs it) of all that it takes for a regular expression."""
+        for key in ("target_modules", "exclude_modules"):
+            value = getattr(self, key)
+            if isinstance(value, str):
+                if value.lower() != ALL_LINEAR:
+                    yield key, value, value
+            else:
+                for name in value or ():
+                    yield key, name, rf"(^|.*\.){name}($|\..*)"
+        for name in self.modules_to_save:
+            yield "modules_to_save", name, rf"(^|.*\.){name}($|\..*)"
+        layers = self.layers_pattern or ()
+        for layer in (layers,) if isinstance(layers, str) else layers:
+            yield "layers_pattern", layer, rf"(?:^|.*?\.){layer}\.(\d+)\."
+        for key in ("rank_pattern", "alpha_pattern"):
+            for pattern in getattr(self, key):
+                yield key, pattern, rf"(.*\.)?({pattern})$"
 
     def block_diagonal(self, module: str) -> tuple[bool, bool]:
         """Whether BD-LoRA makes A, and B, of a module of this name block-diagonal."""

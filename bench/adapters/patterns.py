@@ -12,14 +12,10 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 from bench.errors import BenchError
-
-if TYPE_CHECKING:
-    from bench.adapters.config import AdapterConfig
 
 ALL_LINEAR = "all-linear"
 """The one string of target_modules that is no expression."""
@@ -49,12 +45,13 @@ for name in names:
 """
 
 
-def check_patterns(adapter: AdapterConfig, names: Iterable[str]) -> None:
-    """BenchError, naming the field, for an expression that does not come to an end on these names.
+def check_patterns(expressions: Iterable[tuple[str, str, str]], names: Iterable[str]) -> None:
+    """BenchError, naming the field, for one of `AdapterConfig.expressions` that does not come to an
+    end on these names.
 
     What is no regular expression at all is for others to tell.
     """
-    risky = [(field, given, full) for field, given, full in _expressions(adapter) if _risky(given)]
+    risky = [(field, given, full) for field, given, full in expressions if _risky(given)]
     if not risky:
         return
     known = tuple(names)
@@ -114,26 +111,6 @@ def fitting(pattern: str, names: Iterable[str]) -> list[str]:
         return []
     fits = re.compile(pattern).fullmatch
     return [name for name in names if fits(name)]
-
-
-def _expressions(adapter: AdapterConfig) -> Iterator[tuple[str, str, str]]:
-    """(field, as given, as PEFT runs it) of all in the configuration that it takes for one."""
-    for field in ("target_modules", "exclude_modules"):
-        value = getattr(adapter, field)
-        if isinstance(value, str):
-            if value.lower() != ALL_LINEAR:
-                yield field, value, value
-        else:
-            for name in value or ():
-                yield field, name, rf"(^|.*\.){name}($|\..*)"
-    for name in adapter.modules_to_save:
-        yield "modules_to_save", name, rf"(^|.*\.){name}($|\..*)"
-    layers = adapter.layers_pattern or ()
-    for layer in (layers,) if isinstance(layers, str) else layers:
-        yield "layers_pattern", layer, rf"(?:^|.*?\.){layer}\.(\d+)\."
-    for field in ("rank_pattern", "alpha_pattern"):
-        for key in getattr(adapter, field):
-            yield field, key, rf"(.*\.)?({key})$"
 
 
 def _risky(pattern: str) -> bool:

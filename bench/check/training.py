@@ -69,7 +69,7 @@ class MemoryCallback(TrainerCallback):  # type: ignore[misc]  # transformers is 
         length = self.seq_len or _longest(given.get("train_dataloader"))
         self._predict(model, args, args.per_device_train_batch_size, length or 512, False)
         if self._case is not None:
-            for hazard in _hazards(self._case):
+            for hazard in hazards_of(self._case):
                 self.say(f"bench: hazard {hazard}")
         device = next(model.parameters()).device.type
         self._meter: _Meter | _Tracked = _Meter() if device == "cuda" else _Tracked(model)
@@ -277,7 +277,8 @@ def _longest(loader: Any) -> int | None:
         return None
 
 
-def _hazards(case: Case) -> list[str]:
+def hazards_of(case: Case) -> list[str]:
+    """The dead entries and hazards of a case's configuration, a line each."""
     found = Model(case.model, case.config, case.auto_class)
     ledger = match(found.table, AdapterConfig.from_dict(case.adapter), found.role_of)
     dead = [f"dead-entry: {e.entry}{e.why_dead}" for e in ledger.entries if e.dead]

@@ -60,6 +60,12 @@ def _main(arguments: Sequence[str] | None, *, in_worker: bool) -> int:
         if not (line := missing_extra(error)):
             raise
         return _refuse(line)
+    except (AttributeError, ImportError) as error:
+        from bench.compat import what_moved
+
+        if not (lines := what_moved(error)):
+            raise
+        return _refuse(lines)
     except BrokenPipeError:  # the reader went away: `bench ... | head`
         _discard_output()
         return 0

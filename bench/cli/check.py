@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from bench.cli.options import Add, Once, add_list
 from bench.cli.output import fitted, in_colour, say
+from bench.cli.subject import card_of
 from bench.errors import BenchError, check_most
 from bench.training.options import MOST
 
@@ -60,20 +61,15 @@ def add_options(add: Add) -> None:
 def run(options: argparse.Namespace) -> int:
     """Check every path; 1 if anything is wrong in one of them, 2 if one could not be checked,
     which keeps none of the others from it."""
-    if options.gpu and options.gpu_memory:
-        raise BenchError("give --gpu or --gpu-memory, not both")
+    gpu = card_of(options)
     if options.seq_len is not None and options.seq_len < 1:
         raise BenchError(f"--seq-len must be at least 1, not {options.seq_len}")
     check_most("--seq-len", options.seq_len, MOST["seq_len"])
     from bench.check.answer import Checked, Question
     from bench.check.gate import HazardGate
-    from bench.predict.gpus import find_gpu, gpu_with_memory
     from bench.reports.check import check_annotations, check_json, check_text
     from bench.scenarios.subjects import check_optional
 
-    gpu = find_gpu(options.gpu) if options.gpu else None
-    if options.gpu_memory:
-        gpu = gpu_with_memory(options.gpu_memory)
     question = Question(
         model=options.model,
         auto_class=options.auto_class,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.cli.options import REPEATABLE, Add, add_adapter, add_model, as_written
 from bench.cli.output import csv_text, fitted, progress, put, save_figure, say, written
-from bench.cli.subject import check_asked, predicted_subjects
+from bench.cli.subject import card_of, cases_of, check_asked, predicted_step
 from bench.errors import BenchError
 from bench.models.precision import PRECISIONS, precision
 from bench.training.options import (
@@ -23,9 +23,8 @@ from bench.training.options import (
     check_images,
     check_positions,
     check_step,
-    step_from,
 )
-from bench.training.parallel import check_parallel, check_parallel_step
+from bench.training.parallel import check_parallel_step
 from bench.units import format_bytes
 
 if TYPE_CHECKING:
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from bench.predict.largest import Solution
     from bench.predict.levers import Ways
     from bench.predict.result import Prediction
-    from bench.scenarios.subjects import Subject
     from bench.training.cases import Case
 
     Attempt = Callable[[Case], Prediction]
@@ -105,7 +103,8 @@ def run(options: argparse.Namespace) -> int:
     if not cases:
         raise BenchError("no scenario applies to this model: give --target-modules or --adapter")
     from bench.baselines.predicted import store
-    from bench.predict.largest import Solution, check_has_length
+    from bench.predict.largest import Solution
+    from bench.predict.sizes import check_has_length
 
     if options.store and any(subject.scenario is None for subject in subjects):
         raise BenchError("--store keeps predictions of registered scenarios: give --scenario")
@@ -302,12 +301,10 @@ def _check(options: argparse.Namespace) -> None:
     for name in options.precision:
         precision(name)
     check_asked(options)
-    step = _step(options)
+    step = predicted_step(options)
     check_step(step)
     check_parallel_step(step, *options.precision)
     card = options.gpu or options.gpu_memory
-    if options.gpu and options.gpu_memory:
-        raise BenchError("give --gpu or --gpu-memory, not both")
     if options.solve and not card:
         raise BenchError("--solve needs --gpu or --gpu-memory: there is nothing to fit")
     if options.record and not options.measure:
@@ -334,57 +331,6 @@ def _check(options: argparse.Namespace) -> None:
             "--store keeps what holds for every GPU: "
             "give it without --gpu, --gpu-memory and --solve"
         )
-
-
-def card_of(options: argparse.Namespace) -> Gpu | None:
-    """The GPU to hold predictions against, if one was named."""
-    from bench.predict.gpus import find_gpu, gpu_with_memory
-
-    if options.gpu:
-        return find_gpu(options.gpu)
-    return gpu_with_memory(options.gpu_memory) if options.gpu_memory else None
-
-
-def cases_of(options: argparse.Namespace) -> tuple[list[Subject], list[Case]]:
-    """The subjects, and every case of theirs, that the options ask to predict."""
-    step = _step(options)
-    subjects = predicted_subjects(options)
-    cases = []
-    for subject in subjects:
-        precisions, as_stored = _precisions(subject, options, step)
-        cases += [replace(subject, precision=p).case(as_stored) for p in precisions]
-    for case in cases:
-        check_parallel(case)
-    if cases and not step.loss_scaling and not any(case.scales_loss for case in cases):
-        raise BenchError(
-            "--no-loss-scaling: nothing here has a loss scaler to leave out: give --precision fp16 "
-            "or --autocast fp16"
-        )
-    return subjects, cases
-
-
-def _step(options: argparse.Namespace) -> StepOptions:
-    length = PREDICTED_LENGTH if options.seq_len is None else options.seq_len
-    return step_from(options, predicted=True, seq_len=length)
-
-
-def _precisions(
-    subject: Subject, options: argparse.Namespace, step: StepOptions
-) -> tuple[Sequence[str], StepOptions]:
-    """The precisions to predict, and the step in them: those asked for, or how the model's
-    config.json says that its weights are stored."""
-    from bench.models.stored import stored_precision
-
-    model = subject.model
-    if options.precision:
-        return options.precision, step
-    said = stored_precision(model.config.get("quantization_config"), model.label)
-    if said is None:
-        return ("bf16",), step
-    name, compute = said
-    if precision(name).bits == 4 and compute not in (None, "bf16") and not step.compute_dtype:
-        step = replace(step, compute_dtype=compute)
-    return (name,), step
 
 
 def _table(

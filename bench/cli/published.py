@@ -144,6 +144,7 @@ def _store() -> None:
 
 def _figures(row: Measured) -> Kept:
     from bench.cli import memory
+    from bench.cli.subject import card_of, cases_of
     from bench.predict.result import predict
 
     with tempfile.TemporaryDirectory() as folder:
@@ -151,8 +152,8 @@ def _figures(row: Measured) -> Kept:
         parser = argparse.ArgumentParser()
         memory.add_options(parser.add_argument)
         options = parser.parse_args([folder, *row.options])
-        _, (case,) = memory.cases_of(options)
-        found = predict(case, gpu=memory.card_of(options))
+        _, (case,) = cases_of(options)
+        found = predict(case, gpu=card_of(options))
     return {
         "peak_allocated_bytes": found.peak_allocated_bytes,
         "peak_reserved_bytes": found.peak_reserved_bytes,

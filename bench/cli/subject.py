@@ -1,8 +1,9 @@
-"""The model and LoRA configuration that the options of a command name."""
+"""The model, LoRA configuration, cases and GPU that the options of a command name."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,10 @@ if TYPE_CHECKING:
 
     from bench.adapters.config import AdapterConfig
     from bench.models.architectures import Model
+    from bench.predict.gpus import Gpu
     from bench.scenarios.subjects import Subject
+    from bench.training.cases import Case
+    from bench.training.options import StepOptions
 
 
 def check_asked(options: argparse.Namespace) -> None:
@@ -106,3 +110,62 @@ def predicted_subjects(options: argparse.Namespace) -> list[Subject]:
         return [asked_subject(options, options.model)]
     applying = select(Request(models=(options.model,), r=options.rank, full_geometry=True))
     return list({**applying.structural, **applying.own}.values())
+
+
+def card_of(options: argparse.Namespace) -> Gpu | None:
+    """The GPU to hold predictions against, if one was named."""
+    from bench.predict.gpus import find_gpu, gpu_with_memory
+
+    if options.gpu and options.gpu_memory:
+        raise BenchError("give --gpu or --gpu-memory, not both")
+    if options.gpu:
+        return find_gpu(options.gpu)
+    return gpu_with_memory(options.gpu_memory) if options.gpu_memory else None
+
+
+def cases_of(options: argparse.Namespace) -> tuple[list[Subject], list[Case]]:
+    """The subjects, and every case of theirs, that the options ask to predict."""
+    from bench.training.parallel import check_parallel
+
+    step = predicted_step(options)
+    subjects = predicted_subjects(options)
+    cases = []
+    for subject in subjects:
+        precisions, as_stored = _precisions(subject, options, step)
+        cases += [replace(subject, precision=p).case(as_stored) for p in precisions]
+    for case in cases:
+        check_parallel(case)
+    if cases and not step.loss_scaling and not any(case.scales_loss for case in cases):
+        raise BenchError(
+            "--no-loss-scaling: nothing here has a loss scaler to leave out: give --precision fp16 "
+            "or --autocast fp16"
+        )
+    return subjects, cases
+
+
+def predicted_step(options: argparse.Namespace) -> StepOptions:
+    """The step to predict, of the length that is predicted where none is given."""
+    from bench.training.options import PREDICTED_LENGTH, step_from
+
+    length = PREDICTED_LENGTH if options.seq_len is None else options.seq_len
+    return step_from(options, predicted=True, seq_len=length)
+
+
+def _precisions(
+    subject: Subject, options: argparse.Namespace, step: StepOptions
+) -> tuple[Sequence[str], StepOptions]:
+    """The precisions to predict, and the step in them: those asked for, or how the model's
+    config.json says that its weights are stored."""
+    from bench.models.precision import precision
+    from bench.models.stored import stored_precision
+
+    model = subject.model
+    if options.precision:
+        return options.precision, step
+    said = stored_precision(model.config.get("quantization_config"), model.label)
+    if said is None:
+        return ("bf16",), step
+    name, compute = said
+    if precision(name).bits == 4 and compute not in (None, "bf16") and not step.compute_dtype:
+        step = replace(step, compute_dtype=compute)
+    return (name,), step

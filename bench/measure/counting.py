@@ -77,7 +77,7 @@ def inject(model: nn.Module, adapter: AdapterConfig) -> PeftModel:
     """
     from peft import LoraConfig
 
-    check_patterns(adapter, (name for name, _ in model.named_modules()))
+    check_patterns(adapter.expressions(), (name for name, _ in model.named_modules()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

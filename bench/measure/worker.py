@@ -163,7 +163,7 @@ class Worker:
         self._phase = outcome.TIMING
         gc.collect()
         waited = waited_seconds()
-        clock = _CudaClock() if self._on_gpu else _CpuClock(self._read)
+        clock = _CudaClock() if self._on_gpu else CpuClock(self._read)
         self._require_finite(self.one_step(clock.mark).item())
         measured = clock.step_time()
         waited = waited_seconds() - waited
@@ -277,7 +277,7 @@ class Worker:
         resource.setrlimit(resource.RLIMIT_DATA, (bound, bound))
 
 
-class _CpuClock:
+class CpuClock:
     """Reads one of the process's clocks at each mark."""
 
     def __init__(self, read: Callable[[], float] = time.perf_counter) -> None:

@@ -58,7 +58,7 @@ def begin(
         now = parse_run(document, "this run")
         before = parse_run(_sealed(resumed), "the run to resume")
         _check_same(before, now, resumed, document)
-        _check_models(before, models)
+        check_models(before, models)
     journal = config.stash[JOURNAL]
     if journal is not None:
         journal.begin(document)
@@ -91,7 +91,7 @@ def _check_same(
 _APART = "Its cases cannot stand beside these; leave out --resume"
 
 
-def _check_models(before: StoredRun, models: Mapping[str, Mapping[str, Any]]) -> None:
+def check_models(before: StoredRun, models: Mapping[str, Mapping[str, Any]]) -> None:
     """Refuse to go on with a model whose config.json has been changed meanwhile."""
     for label, kept in before.models.items():
         if (now := models.get(label)) is not None and (changed := changes(kept, now)):

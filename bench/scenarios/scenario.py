@@ -79,8 +79,7 @@ class Scenario:
 
     def _missing(self, present: Sequence[str]) -> list[str]:
         """Wanted roles that are not there, not even in a fused projection wanted as a whole."""
-        wanted = {*self.roles, *self.optional_roles}
-        usable = [r for r in present if r in wanted or set(FUSED.get(r, "-")) <= wanted]
+        usable = self._usable(present)
         return [
             role
             for role in (*self.roles, *self.saved_roles)
@@ -104,8 +103,12 @@ class Scenario:
                 f"scenario {self.name!r} wants role {', '.join(missing)}, which {label} does not "
                 f"have: {why}"
             )
+        return self._usable(present)
+
+    def _usable(self, present: Sequence[str]) -> tuple[str, ...]:
+        """Those that are wanted, or do nothing but what is."""
         wanted = {*self.roles, *self.optional_roles}
-        return tuple(r for r in present if r in wanted or set(FUSED.get(r, "-")) <= wanted)
+        return tuple(r for r in present if r in wanted or wanted.issuperset(FUSED.get(r, (r,))))
 
     def adapter(self, model: Model, r: int | None = None) -> AdapterConfig:
         """The LoRA configuration of this scenario on `model`, at rank `r` (default: its own).

@@ -68,7 +68,7 @@ def match(
     says what is adapted, saved and refused, and nothing of the user's own words: it has no entries,
     hazards, dead fields and ways out, which take as long again.
     """
-    check_patterns(adapter, [*table.by_name, *(p.name for p in table.parameters)])
+    check_patterns(adapter.expressions(), [*table.by_name, *(p.name for p in table.parameters)])
     if adapter.layer_replication:
         table = replicate(table, adapter.layer_replication)
     refusals = _class_refusals(table, adapter)

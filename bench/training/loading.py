@@ -190,7 +190,7 @@ def filled(model: Any, case: Case, config: Any, device: str) -> Any:
     made: dict[int, torch.nn.Parameter] = {}  # by id of the meta parameter: tied weights stay tied
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
-            module._buffers[name] = torch.zeros_like(buffer, device=device)
+            setattr(module, name, torch.zeros_like(buffer, device=device))
     for module, name, parameter in _in_loading_order(model, case):
         if module in quantized and name == "weight":
             std = module.weight_deviation

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from bench import compat
+from bench.cli import main
 from bench.compat import PRIVATE, Private, instead_of, moved, patched, private
 from bench.errors import BenchError
+from bench.models.architectures import load_model
 
 
 @pytest.mark.parametrize("name", PRIVATE)
@@ -42,6 +47,53 @@ def test_a_release_that_moved_a_name_is_told(monkeypatch: pytest.MonkeyPatch) ->
                  "what a is for", "what b is for"):  # fmt: skip
         assert said in str(error.value)
     assert "what c is for" not in str(error.value)
+
+
+def test_every_private_name_of_a_library_is_listed() -> None:
+    """In bench/ nothing that begins with one underscore is asked of another object than `self`,
+    unless it is of this project, of PRIVATE, or a kernel's name."""
+    import torch
+
+    listed = {part for entry in PRIVATE.values() for part in re.split(r"[:.]", entry.where)}
+    files = [*Path(compat.__file__).parent.rglob("*.py")]
+    trees = {path: ast.parse(path.read_text(encoding="utf-8")) for path in files}
+    nodes = [(path, node) for path, tree in trees.items() for node in ast.walk(tree)]
+    ours = {node.name for _, node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    named = [(path, node) for path, node in nodes if isinstance(node, ast.Attribute)]
+    of_self = [node for _, node in named if getattr(node.value, "id", "") in ("self", "cls")]
+    ours |= {node.attr for node in of_self if isinstance(node.ctx, ast.Store)}
+    asked = {(path, node.attr) for path, node in named if not hasattr(torch.ops.aten, node.attr)}
+    for path, node in nodes:
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "getattr":
+            asked.add((path, str(getattr(node.args[1], "value", ""))))
+    theirs = ours | listed | {"_exit", "_getframe"}  # the standard library documents both
+    found = {f"{path.name}: {name}" for path, name in asked if re.match(r"_[a-zA-Z]", name)
+             and name not in theirs and path.name != "compat.py"}  # fmt: skip
+    assert found == set()
+
+
+def test_a_command_says_what_moved(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where a name is taken from an instance; another error keeps its traceback."""
+
+    def lacks(name: str) -> Any:
+        def fails(*_: object) -> None:
+            getattr(SimpleNamespace(), name)
+
+        return fails
+
+    monkeypatch.setattr("bench.models.architectures.read_table", lacks("_is_view"))
+    words = ["targets", "opt-125m", "--target-modules", "q_proj"]
+    load_model.cache_clear()
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "lacks what is used of it here" in said
+    assert "torch:Tensor._is_view (last seen in torch" in said
+    monkeypatch.setattr("bench.models.architectures.read_table", lacks("_of_nobody"))
+    load_model.cache_clear()
+    with pytest.raises(AttributeError, match="_of_nobody"):
+        main(words)
 
 
 class Without:

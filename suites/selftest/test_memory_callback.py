@@ -136,8 +136,8 @@ def test_a_run_that_cannot_be_predicted_goes_on(
 
 
 def test_hazards_are_said_at_the_start() -> None:
-    from bench.check.training import _hazards
+    from bench.check.training import hazards_of
 
     case = tiny_case("opt")
     case = replace(case, adapter={**case.adapter, "target_modules": ["q_proj", "query"]})
-    assert any(line.startswith("dead-entry: query") for line in _hazards(case))
+    assert any(line.startswith("dead-entry: query") for line in hazards_of(case))

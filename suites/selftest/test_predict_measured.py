@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from bench.cli import main, memory
+from bench.cli.subject import cases_of
 from bench.errors import BenchError
 from bench.predict.allocator import CachingAllocator
 from bench.predict.evidence import FILE, Measured, load_measured
@@ -203,7 +204,7 @@ def _case(row: Measured) -> Case:
         Path(folder, "config.json").write_text(json.dumps(row.config), encoding="utf-8")
         parser = argparse.ArgumentParser()
         memory.add_options(parser.add_argument)
-        (case,) = memory.cases_of(parser.parse_args([folder, *row.options]))
+        _, (case,) = cases_of(parser.parse_args([folder, *row.options]))
     return case
 
 

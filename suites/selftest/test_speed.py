@@ -144,7 +144,7 @@ def test_what_the_engine_adds_to_a_step(told: Told) -> None:
     """The clock's median against a bare loop's, in turn in one process: under 1 %."""
     import torch
 
-    from bench.measure.worker import _CpuClock
+    from bench.measure.worker import CpuClock
     from bench.training.loading import load
     from bench.training.step import training_step
 
@@ -152,7 +152,7 @@ def test_what_the_engine_adds_to_a_step(told: Told) -> None:
     t = load(tiny_case("opt", batch_size=8, seq_len=64))
 
     def by_the_clock() -> float:
-        clock = _CpuClock()
+        clock = CpuClock()
         training_step(t.model, t.batch, t.optimizer, t.scaler, clock.mark)
         return clock.step_time().total_seconds
 

@@ -15,7 +15,7 @@ from test_baselines import run_with
 
 from bench.baselines import KEY, find_runs, load_run, seal
 from bench.errors import BenchError
-from bench.plugin.resuming import _check_models
+from bench.plugin.resuming import check_models
 
 KILLED = """
 import os, pytest, signal, weakref
@@ -156,6 +156,6 @@ def test_a_full_disk_while_saving_loses_no_case(
 def test_a_run_does_not_go_on_with_a_model_that_has_changed() -> None:
     config = {"model_type": "llama", "hidden_size": 64}
     before = replace(run_with(), models={"mine": config})
-    _check_models(before, {"mine": dict(config), "another": {}})
+    check_models(before, {"mine": dict(config), "another": {}})
     with pytest.raises(BenchError, match=r"mine was another model then: .*hidden_size 64 -> 32"):
-        _check_models(before, {"mine": {**config, "hidden_size": 32}})
+        check_models(before, {"mine": {**config, "hidden_size": 32}})
