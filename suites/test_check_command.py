@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.check.report import annotation
 from bench.cli import main
 from bench.files import FIXTURES
-from bench.reports.check import annotation
 
 READERS = FIXTURES / "readers"
 OLD = FIXTURES / "field" / "old-adapter-keys"

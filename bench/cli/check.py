@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
     check_most("--seq-len", options.seq_len, MOST["seq_len"])
     from bench.check.answer import Checked, Question
     from bench.check.gate import HazardGate
-    from bench.reports.check import check_annotations, check_json, check_text
+    from bench.check.report import check_annotations, check_json, check_text
     from bench.scenarios.subjects import check_optional
 
     question = Question(
