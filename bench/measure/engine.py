@@ -163,7 +163,7 @@ class Session:
                 raise
         running = Running(self, server, case, pid, line, errors, clock or WorkerClock())
         self._running.add(running)
-        running._send(
+        running.send(
             {
                 "case": case.to_dict(),
                 "device": device,
@@ -179,12 +179,12 @@ class Session:
         request = {"do": "fork", "warm": [case.config["model_type"], case.auto_class]}
         server = self._server
         try:
-            return self._ask(request, server, fds), server
+            return self.ask(request, server, fds), server
         except _ServerGone:
             if not self._relaunch(server):
                 raise
         server = self._server
-        return self._ask(request, server, fds), server
+        return self.ask(request, server, fds), server
 
     def _environment(self) -> dict[str, str]:
         threads = str(self.threads)
@@ -215,7 +215,17 @@ class Session:
                 self._ready = self._receive(_START_SECONDS)
             return self._ready
 
-    def _ask(
+    def forget(self, running: Running) -> bool:
+        """Whether the case was one that has a worker; it has none from now on."""
+        known = running in self._running
+        self._running.discard(running)
+        return known
+
+    def serves(self, server: subprocess.Popen[bytes] | None) -> bool:
+        """Whether this server is the session's now, and lives."""
+        return server is not None and server is self._server and server.poll() is None
+
+    def ask(
         self,
         request: dict[str, Any],
         server: subprocess.Popen[bytes] | None,

@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import time
-from typing import IO, TYPE_CHECKING, Any, NoReturn, Self
+from typing import IO, Any, NoReturn, Protocol, Self
 
 from bench.errors import BenchError
 from bench.measure import outcome
@@ -18,11 +18,24 @@ from bench.measure.messages import Line
 from bench.measure.outcome import CaseFailed, Measurement, Outcome, StepTime
 from bench.training.cases import Case
 
-if TYPE_CHECKING:
-    from bench.measure.engine import Session
-
 KILL_COUNTERS = ("/proc/vmstat", "/sys/fs/cgroup/memory.events")
 """Where Linux says how many processes it has killed for want of memory (a line `oom_kill N`)."""
+
+
+class Host(Protocol):
+    """The session that started a case, as the case sees it."""
+
+    memory_limit_bytes: int | None
+    time_limit_seconds: float | None
+
+    def ask(self, request: dict[str, Any], server: subprocess.Popen[bytes] | None, /) -> Any:
+        """The server's answer; BenchError where it is gone."""
+
+    def serves(self, server: subprocess.Popen[bytes] | None) -> bool:
+        """Whether this server is the session's now, and lives."""
+
+    def forget(self, running: Running) -> bool:
+        """Whether the case was one that has a worker; it has none from now on."""
 
 
 class Running:
@@ -33,7 +46,7 @@ class Running:
 
     def __init__(  # noqa: PLR0917  # only Session.start calls it
         self,
-        session: Session,
+        session: Host,
         server: subprocess.Popen[bytes] | None,
         case: Case,
         pid: int,
@@ -83,10 +96,9 @@ class Running:
 
     def close(self) -> None:
         """End the worker, at once. Safe to call twice."""
-        if self in self._session._running:
-            self._session._running.discard(self)
+        if self._session.forget(self):
             self._line.close()
-            if self._status is None and self._server_lives():
+            if self._status is None and self._session.serves(self._server):
                 # Nobody has waited for it yet, so the id cannot be another process's by now.
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(self.pid, signal.SIGKILL)
@@ -98,7 +110,7 @@ class Running:
             raise CaseFailed(self.case.id, self.failed)
         if phase is not None:
             self._progress["phase"] = phase
-        self._send(request)
+        self.send(request)
         limit = self._session.time_limit_seconds
         deadline = None if limit is None else time.monotonic() + limit
         try:
@@ -117,7 +129,8 @@ class Running:
             raise CaseFailed(self.case.id, self.failed)
         return message["result"]
 
-    def _send(self, message: dict[str, Any]) -> None:
+    def send(self, message: dict[str, Any]) -> None:
+        """Send the worker a message."""
         # A worker that has already ended is told of by the next read.
         with contextlib.suppress(OSError):
             self._line.send(message)
@@ -145,17 +158,13 @@ class Running:
                 return outcome.OOM, "SIGKILL, with a memory limit set and no kernel to ask"
         return outcome.CRASHED, f"{name}: {said}" if said else name
 
-    def _server_lives(self) -> bool:
-        server = self._server
-        return server is not None and server is self._session._server and server.poll() is None
-
     def _reap(self) -> int | None:
         """Wait for the worker, once; its status as `os.waitpid` gives it, None where the server is
         gone, and the worker with it."""
-        if self._status is None and self._server_lives():
+        if self._status is None and self._session.serves(self._server):
             request = {"do": "wait", "pid": self.pid}
             with contextlib.suppress(BenchError):
-                self._status = self._session._ask(request, self._server)
+                self._status = self._session.ask(request, self._server)
         return self._status
 
 
