@@ -129,7 +129,7 @@ def _tell_wrong(wrong: Wrong, format: str) -> None:
         found = {"path": str(wrong.path), "error": wrong.error, "failed": True}
         print(json.dumps(found), flush=True)
     elif format == "github":
-        from bench.reports.check import annotation
+        from bench.check.report import annotation
 
         line = re.search(r"line (\d+)", wrong.error)
         at = int(line[1]) if line else 1
