@@ -42,6 +42,10 @@ MINIMUM_ROUNDS = 5
 """On each side. Of two equal machines, 5 rounds all above the other's 5 are 1 chance in 252,
 two-sided 0.8 %; with 4 rounds they are 2.9 %: more than CONFIDENCE leaves room for."""
 
+NARROW = 0.02
+"""Half the width of a median's interval, as a share of it: where those of two runs are as narrow,
+their ratio is known within the 5 % that a change of time has to exceed."""
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -117,6 +121,21 @@ def ratio_interval(
     tail = (1 - confidence) / 2
     low, high = np.quantile(spread, [tail, 1 - tail])
     return RatioInterval(ratio, float(low), float(high), confidence)
+
+
+def is_narrow(rounds: Sequence[float]) -> bool:
+    """Whether more rounds are not needed: the interval of their median, by the same bootstrap, is
+    narrow, and there are as many as a verdict needs.
+
+    To stop by the width of an interval makes it a little too sure of itself (Y. S. Chow, H.
+    Robbins, "On the asymptotic theory of fixed-width sequential confidence intervals", Annals of
+    Mathematical Statistics 36, 1965); it is a stop for the worse against more rounds alone, and
+    never against MINIMUM_ROUNDS.
+    """
+    if len(rounds) < MINIMUM_ROUNDS or min(rounds) <= 0:
+        return False
+    found = ratio_interval([statistics.median(rounds)], rounds)
+    return found.high - found.low <= 2 * NARROW
 
 
 def launch_interval(ratios: Sequence[float], *, confidence: float = CONFIDENCE) -> RatioInterval:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench.formulas import lora_parameters
-from bench.measure import WARMUP_ROUNDS, CaseFailed, WorkerClock
+from bench.measure import CaseFailed, WorkerClock
 from bench.scenarios.subjects import Subject
 from bench.targets import match
 
@@ -14,14 +14,15 @@ CLOCK = WorkerClock()
 
 @pytest.mark.measured
 @pytest.mark.benchmark(timer=CLOCK, group="step")
-def test_step(measured: Subject, measuring, step_options, benchmark, record, pytestconfig) -> None:
+def test_step(
+    measured: Subject, measuring, step_options, timed_rounds, benchmark, record, pytestconfig
+) -> None:
     """One training step: peak memory in one pass, seconds by the worker's clock in another."""
     ledger = match(measured.model.table, measured.adapter, measured.model.role_of)
     parameters = lora_parameters(ledger)
     record.ledger(ledger)
     record.parameters(parameters)
     record.detail |= step_options.recorded()
-    rounds = []
     try:
         with measuring.start(measured.case(step_options), clock=CLOCK) as running:
             if running.reruns:  # its node was lost
@@ -31,17 +32,19 @@ def test_step(measured: Subject, measuring, step_options, benchmark, record, pyt
             assert measurement.trainable_parameters == parameters.trainable
             assert measurement.adapted_layers == ledger.adapted_layers
 
+            steps = timed_rounds.take(running.step)
+            told = iter(steps)
             benchmark.pedantic(
-                lambda: rounds.append(running.step()),
-                rounds=pytestconfig.option.rounds,
-                warmup_rounds=WARMUP_ROUNDS,
+                lambda: CLOCK.advance(next(told).total_seconds),
+                rounds=len(steps) - timed_rounds.warmup,
+                warmup_rounds=timed_rounds.warmup,
             )
-            if steps := pytestconfig.option.check_loss:
-                running.check_loss(steps)
+            if within := pytestconfig.option.check_loss:
+                running.check_loss(within)
     except CaseFailed as failure:
         record.outcome = failure.outcome.name
         record.detail["failure"] = str(failure)
         if failure.outcome.name == "oom":
             pytest.xfail(f"out of memory: {failure}")
         pytest.fail(str(failure), pytrace=False)
-    record.times(rounds[WARMUP_ROUNDS:] or rounds)
+    record.times(steps[timed_rounds.warmup :])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bench.measure.engine import WARMUP_ROUNDS, Session
 from bench.measure.outcome import CaseFailed, Measurement, Outcome, StepTime
+from bench.measure.rounds import Rounds
 from bench.measure.running import Running, WorkerClock
 from bench.measure.spread import Spread, Taken
 
@@ -12,6 +13,7 @@ __all__ = [
     "CaseFailed",
     "Measurement",
     "Outcome",
+    "Rounds",
     "Running",
     "Session",
     "Spread",

@@ -25,6 +25,7 @@ from bench.measure import outcome
 from bench.measure.engine import Session
 from bench.measure.nodes import Facts, Node, facts, last_line, obstacle
 from bench.measure.outcome import CaseFailed, Outcome
+from bench.measure.rounds import Rounds
 from bench.measure.running import WorkerClock
 from bench.measure.spread import Taken, measure_ahead
 from bench.training.cases import Case
@@ -222,7 +223,7 @@ class ClusterSpread:
         cluster: Cluster,
         nodes: Sequence[Node],
         plan: Sequence[Case],
-        steps: int,
+        rounds: Rounds,
         loss_steps: int,
         *,
         timed: bool = True,
@@ -232,7 +233,7 @@ class ClusterSpread:
         self._cluster, self._nodes, self._plan = cluster, nodes, plan
         self._slot = a_slot(nodes, timed=timed)
         on_gpu = self._slot["gpus"] > 0
-        self._how = (on_gpu, steps, loss_steps, memory_limit_bytes, time_limit_seconds)
+        self._how = (on_gpu, rounds, loss_steps, memory_limit_bytes, time_limit_seconds)
         self._tasks: dict[str, Submitted] = {}
 
     def __enter__(self) -> Self:
@@ -286,7 +287,7 @@ _sessions: dict[tuple[Any, ...], Session] = {}
 def measure_here(  # noqa: PLR0917  # Ray's tasks take no names
     case: Case,
     on_gpu: bool,
-    steps: int,
+    rounds: Rounds,
     loss_steps: int,
     memory_limit_bytes: int | None,
     time_limit_seconds: float | None,
@@ -302,7 +303,7 @@ def measure_here(  # noqa: PLR0917  # Ray's tasks take no names
         session = Session(*limits, device="cuda" if on_gpu else "cpu")
         _sessions[key] = session.__enter__()
     session = _sessions[key]
-    return measure_ahead(session, case, session.devices[0], steps, loss_steps)
+    return measure_ahead(session, case, session.devices[0], rounds, loss_steps)
 
 
 def _run_part(part: tuple[Callable[[str], Any], Sequence[str]]) -> list[tuple[str, Any, str]]:

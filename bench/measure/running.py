@@ -172,7 +172,7 @@ class WorkerClock:
     """A timer that advances by the durations a worker measured, never by itself.
 
     pytest-benchmark subtracts two readings of its timer around the function: with this one, and
-    `Running.step` as the function, the rounds are the worker's own seconds.
+    a function that advances it, the rounds are the worker's own seconds.
     """
 
     __name__ = "worker_clock"  # pytest-benchmark stores its timer's name in the run

@@ -11,6 +11,7 @@ from typing import NoReturn, Self
 from bench.errors import BenchError
 from bench.measure.engine import Session
 from bench.measure.outcome import Measurement, StepTime
+from bench.measure.rounds import Rounds
 from bench.measure.running import WorkerClock
 from bench.training.cases import Case
 
@@ -59,14 +60,15 @@ class Taken:
         raise self.error
 
 
-def measure_ahead(session: Session, case: Case, device: str, steps: int, loss_steps: int) -> Taken:
-    """Load the case, take `steps` timed steps, check its loss over `loss_steps` (0: not at all)."""
+def measure_ahead(
+    session: Session, case: Case, device: str, rounds: Rounds, loss_steps: int
+) -> Taken:
+    """Load the case, take its timed steps, check its loss over `loss_steps` (0: not at all)."""
     taken = Taken(case, device)
     try:
         with session.start(case, device) as running:
             taken.measurement = running.prepare()
-            for _ in range(steps):
-                taken.steps.append(running.step())
+            taken.steps += rounds.take(running.step)
             if loss_steps:
                 taken.losses = running.check_loss(loss_steps)
     except Exception as error:  # whatever it is, it is the asking test's
@@ -80,22 +82,23 @@ class Spread:
     `devices` are those of the session by default. One that is named twice runs two cases at once:
     they disturb each other's times, and nothing else.
 
-    Each case is loaded, makes `steps` timed steps and has its loss checked over `loss_steps` (0:
-    not at all). Use as a context manager; leaving it ends the session and what still runs.
+    Each case is loaded, makes the timed steps of `rounds` and has its loss checked over
+    `loss_steps` (0: not at all). Use as a context manager; leaving it ends the session and what
+    still runs.
     """
 
     def __init__(
         self,
         session: Session,
         plan: Sequence[Case],
-        steps: int,
+        rounds: Rounds,
         loss_steps: int,
         devices: Sequence[str] = (),
     ) -> None:
         self._session = session
         self._waiting = deque(plan)
         self._planned = {case.id for case in plan}
-        self._steps, self._loss_steps = steps, loss_steps
+        self._rounds, self._loss_steps = rounds, loss_steps
         self._taken: dict[str, Taken] = {}
         self._changed = threading.Condition()
         self._threads = [
@@ -130,7 +133,7 @@ class Spread:
                 case = self._waiting.popleft()
             except IndexError:
                 return
-            taken = measure_ahead(self._session, case, device, self._steps, self._loss_steps)
+            taken = measure_ahead(self._session, case, device, self._rounds, self._loss_steps)
             with self._changed:
                 self._taken[case.id] = taken
                 self._changed.notify_all()

@@ -1,8 +1,8 @@
 """pytest-benchmark's own options: honoured, or refused by name before anything runs.
 
-A measured case is timed by its worker, `--rounds` times after one warmup round, and printed in the
-suite's own table. What would choose other rounds or another clock cannot be honoured; what chooses
-how pytest-benchmark shows its table asks for that table too.
+A measured case is timed by its worker, after one warmup round until its times agree or `--rounds`
+times, and printed in the suite's own table. What would choose other rounds or another clock cannot
+be honoured; what chooses how pytest-benchmark shows its table asks for that table too.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytest
 
 from bench.errors import BenchError
 
-_ROUNDS = "a measured case takes --rounds N steps after one warmup step"
+_ROUNDS = "a measured case takes steps until their times agree, or --rounds N, after a warmup step"
 _CLOCK = "a measured case is timed in its worker process, by the worker's clock"
 _REFUSED = {
     "--benchmark-min-rounds": _ROUNDS,

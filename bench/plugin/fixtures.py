@@ -27,7 +27,7 @@ from bench.scenarios.subjects import Subject, has_gpu
 from bench.training.options import StepOptions, step_from
 
 if TYPE_CHECKING:
-    from bench.measure import Session, Spread
+    from bench.measure import Rounds, Session, Spread
     from bench.measure.cluster import Cluster, ClusterSpread
 
 GIB = 1024**3
@@ -115,11 +115,14 @@ def cluster(request: pytest.FixtureRequest) -> Cluster | None:
 
 @pytest.fixture(scope="session")
 def measuring(
-    request: pytest.FixtureRequest, step_options: StepOptions, cluster: Cluster | None
+    request: pytest.FixtureRequest,
+    step_options: StepOptions,
+    timed_rounds: Rounds,
+    cluster: Cluster | None,
 ) -> Iterator[Session | Spread | ClusterSpread]:
     """What starts one worker process a case; on several GPUs, ahead on each of them, and on the
     CPU's cores too where times are not measured. With --cluster, on its nodes."""
-    from bench.measure import WARMUP_ROUNDS, Session, Spread
+    from bench.measure import Session, Spread
     from bench.training.machine import usable_processors
 
     config = request.config
@@ -129,12 +132,11 @@ def measuring(
     subjects = [config.stash[SUBJECTS].measured[key] for key in config.stash[MEASURED]]
     cases = [subject.case(step_options) for subject in subjects]
     timed = not option.benchmark_disable
-    rounds = WARMUP_ROUNDS + option.rounds if timed else 1
     if cluster is not None:
         from bench.measure.cluster import ClusterSpread
 
         with ClusterSpread(
-            cluster, config.stash[KIND].nodes, cases, rounds, option.check_loss, timed=timed,
+            cluster, config.stash[KIND].nodes, cases, timed_rounds, option.check_loss, timed=timed,
             memory_limit_bytes=limit, time_limit_seconds=option.time_limit,
         ) as everywhere:  # fmt: skip
             yield everywhere
@@ -146,8 +148,19 @@ def measuring(
         if len(devices) == 1 or under_xdist(config):  # which spreads the cases itself
             yield session
             return
-        with Spread(session, cases, rounds, option.check_loss, devices) as spread:
+        with Spread(session, cases, timed_rounds, option.check_loss, devices) as spread:
             yield spread
+
+
+@pytest.fixture(scope="session")
+def timed_rounds(request: pytest.FixtureRequest) -> Rounds:
+    """How many timed steps each measured case takes; one where no times are asked for."""
+    from bench.measure import WARMUP_ROUNDS, Rounds
+
+    option = request.config.option
+    if option.benchmark_disable:
+        return Rounds.exactly(1)
+    return Rounds() if option.rounds is None else Rounds.exactly(option.rounds, WARMUP_ROUNDS)
 
 
 @pytest.fixture(scope="session")

@@ -68,7 +68,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--full-geometry", action="store_true",
         help="measure full-size models without a GPU too (they need tens of gigabytes)")
     add_step_options(add, seq_len=MEASURED_LENGTH)
-    add("--rounds", type=int, default=5, help="measured steps a case (default 5)")
+    add("--rounds", type=int, metavar="N",
+        help="measured steps a case (default: 5, and up to 20 in half a second, until the interval "
+        "of their median is narrow)")
     add("--memory-limit", type=float, metavar="GIB",
         help="a measured case's memory limit, GiB (default: 6 on the CPU, none on a GPU)")
     add("--time-limit", type=float, default=300.0, metavar="SECONDS",

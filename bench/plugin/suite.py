@@ -27,6 +27,7 @@ from bench.plugin.fixtures import (
     record,
     step_options,
     subject,
+    timed_rounds,
     user_subject,
 )
 from bench.plugin.options import pytest_addoption, pytest_configure, pytest_sessionstart
@@ -60,5 +61,6 @@ __all__ = [
     "record",
     "step_options",
     "subject",
+    "timed_rounds",
     "user_subject",
 ]

@@ -25,7 +25,7 @@ from bench.atlas.build import build_atlas
 from bench.baselines import load_run
 from bench.baselines.kinds import choose_kinds, kinds_of
 from bench.errors import BenchError
-from bench.measure import CaseFailed, WorkerClock, cluster
+from bench.measure import CaseFailed, Rounds, WorkerClock, cluster
 from bench.measure.cluster import Cluster, ClusterSpread
 from bench.measure.nodes import Facts, Node, obstacle
 from bench.scenarios.subjects import Request
@@ -90,7 +90,7 @@ def test_exact_figures_are_those_of_this_machine(two_nodes) -> None:
         assert len(kind.nodes) == 2
         assert kind.machine == machine()
         clock = WorkerClock()
-        with ClusterSpread(connected, kind.nodes, CASES, 3, 20) as spread:
+        with ClusterSpread(connected, kind.nodes, CASES, Rounds.exactly(3), 20) as spread:
             taken = {case.id: spread.start(case, clock) for case in CASES}
             with pytest.raises(BenchError, match="not among the cases"):
                 spread.start(tiny_case("t5"), clock)
@@ -114,7 +114,7 @@ def test_a_node_that_dies_loses_its_running_case_only(tmp_path, monkeypatch) -> 
     monkeypatch.setattr(cluster, "measure_here", cluster_tasks.never_ends_at_first)
     plan = [CASES[0], tiny_case("distilbert", scenario="lost"), CASES[2], CASES[3]]
     with ray_of({}, {}) as local, Cluster(local.address) as connected:
-        with ClusterSpread(connected, connected.nodes, plan, 2, 0) as spread:
+        with ClusterSpread(connected, connected.nodes, plan, Rounds.exactly(2), 0) as spread:
             _appears(tmp_path / "begun")
             (lost,) = (n for n in local.worker_nodes if n.node_id == _read(tmp_path / "begun"))
             local.remove_node(lost, allow_graceful=False)
@@ -124,7 +124,7 @@ def test_a_node_that_dies_loses_its_running_case_only(tmp_path, monkeypatch) -> 
         assert [taken[case.id].reruns for case in plan] == [0, 1, 0, 0]
         # A case that ends whatever it runs in is given up; the others are not concerned.
         monkeypatch.setattr(cluster, "measure_here", cluster_tasks.ends_its_node)
-        with ClusterSpread(connected, connected.nodes, plan[:1], 2, 0) as spread:
+        with ClusterSpread(connected, connected.nodes, plan[:1], Rounds.exactly(2), 0) as spread:
             given_up = spread.start(plan[0], WorkerClock())
         with pytest.raises(CaseFailed, match="gone in each of 3 attempts"):
             given_up.prepare()
@@ -346,5 +346,5 @@ def test_nodes_are_told_apart_as_comparisons_tell_machines() -> None:
 def test_nodes_of_a_kind_that_lend_unlike_shares_are_refused() -> None:
     nodes = [Node("a", "", 2, 0, machine()), Node("b", "", 4, 0, machine())]
     with pytest.raises(BenchError, match="lend 2 and 4 processors, and a timed case takes a whole"):
-        ClusterSpread(Cluster("auto"), nodes, [], 1, 0)
-    ClusterSpread(Cluster("auto"), nodes, [], 1, 0, timed=False)
+        ClusterSpread(Cluster("auto"), nodes, [], Rounds.exactly(1), 0)
+    ClusterSpread(Cluster("auto"), nodes, [], Rounds.exactly(1), 0, timed=False)

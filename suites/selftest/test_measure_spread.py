@@ -11,7 +11,7 @@ from measure_support import tiny_case
 from warm import Warm
 
 from bench.errors import BenchError
-from bench.measure import CaseFailed, Session, Spread, WorkerClock
+from bench.measure import CaseFailed, Rounds, Session, Spread, WorkerClock
 
 
 class TwoDevices(Session):
@@ -56,7 +56,7 @@ def test_cases_are_spread_one_at_a_time_on_each_device(warm: Warm) -> None:
     """The exact figures are those of the same cases one after the other."""
     with TwoDevices() as session:
         clock = WorkerClock()
-        with Spread(session, CASES, steps=3, loss_steps=20) as spread:
+        with Spread(session, CASES, rounds=Rounds.exactly(3), loss_steps=20) as spread:
             taken = {case.id: spread.start(case, clock) for case in CASES}
             assert {each.device for each in taken.values()} == {"first", "second"}
             assert session.overlaps == []
@@ -80,7 +80,7 @@ def test_cases_are_spread_one_at_a_time_on_each_device(warm: Warm) -> None:
 
 def test_leaving_ends_what_still_runs() -> None:
     with TwoDevices() as session:
-        with Spread(session, CASES * 20, steps=10_000, loss_steps=0):
+        with Spread(session, CASES * 20, rounds=Rounds.exactly(10_000), loss_steps=0):
             while len(session.running) < 2:
                 threading.Event().wait(0.01)
             server = psutil.Process(session.pid)
@@ -106,7 +106,9 @@ def test_a_device_named_twice_has_two_cases_at_once(warm: Warm) -> None:
     plan = [CASES[0], CASES[3]]
     with (
         Together() as session,
-        Spread(session, plan, steps=1, loss_steps=0, devices=("cpu", "cpu")) as spread,
+        Spread(
+            session, plan, rounds=Rounds.exactly(1), loss_steps=0, devices=("cpu", "cpu")
+        ) as spread,
     ):
         measured = [spread.start(case, WorkerClock()).prepare() for case in plan]
     with Session(device="cpu", time_limit_seconds=60) as alone:
