@@ -274,3 +274,16 @@ def test_ligers_kernels_are_predicted_where_there_are_some(
     assert "less than is predicted" not in fused[1]
     some = peak("use_liger_kernel: true\nliger_kernel_config: {rope: true}\n")
     assert some[0] == plain[0]
+
+
+def test_a_scalar_where_a_matrix_belongs_is_another_shape(
+    old_adapter: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    file = old_adapter / "adapter_model.safetensors"
+    moved = (k.replace("model.layers", "model.language_model.layers") for k in load_file(file))
+    save_file({key: torch.tensor(1.0) for key in moved}, file)
+    assert main(["check", str(old_adapter), "--no-gradients", "--weights"]) == 1
+    assert "8 of another shape than the model's" in capsys.readouterr().out

@@ -262,3 +262,18 @@ def test_a_file_cut_off_within_its_tensors_is_told(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(BenchError, match="cut off: tensor"):
         read_header(path)
+
+
+def test_values_in_other_dtypes_and_shapes_are_read_or_told(tmp_path: Path) -> None:
+    """8-bit floats have a norm; a vector has no product, and its shape is told elsewhere."""
+    import torch
+    from safetensors.torch import save_file
+
+    a, b = torch.full((4, 64), 2.0), torch.ones(64, 4)
+    for dtype in (torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.int8):
+        tensors = {"x.lora_A.weight": a.to(dtype), "x.lora_B.weight": b.to(dtype)}
+        save_file(tensors, tmp_path / "a.safetensors")
+        (update,) = read_values(tmp_path / "a.safetensors").updates
+        assert update.norm == pytest.approx((64 * 64 * 8.0**2) ** 0.5)
+    save_file({"x.lora_A.weight": a[0], "x.lora_B.weight": b}, tmp_path / "a.safetensors")
+    assert read_values(tmp_path / "a.safetensors").updates == ()

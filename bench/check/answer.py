@@ -340,7 +340,9 @@ def _saved_findings(checked: Checked, file: Path) -> list[Finding]:
 def _shapes(wrong: tuple[Mismatch, ...]) -> str:
     """Tensors of another shape in one line, and the rank where it is that."""
     shown = tuple(f"{w.key} {_shape(w.saved)} for {_shape(w.wanted)}" for w in wrong)
-    ranks = {(w.saved[0], w.wanted[0]) for w in wrong if w.key.endswith("lora_A.weight")}
+    ranks = {
+        (w.saved[0], w.wanted[0]) for w in wrong if w.saved and w.key.endswith("lora_A.weight")
+    }
     text = _some("of another shape than the model's, at which PEFT raises", shown)
     if ranks and all(saved != wanted for saved, wanted in ranks):
         saved, wanted = (

@@ -77,14 +77,16 @@ def read_values(path: Path) -> Values:
                 if name.endswith(first)
                 and (other := name.removesuffix(first) + second) in names
                 and not {name, other} & bad
+                and all(len(file.get_slice(each).get_shape()) > 1 for each in (name, other))
             ]
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, RuntimeError) as error:  # of torch: no arithmetic in a dtype
         raise unreadable(path, error) from None
     return Values(tuple(updates), tuple(broken))
 
 
 def _finite(tensor: Any) -> bool:
-    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
+    wide = tensor.float() if tensor.element_size() == 1 else tensor  # torch asks no float8
+    return not tensor.is_floating_point() or bool(wide.isfinite().all())
 
 
 def _update(module: str, a: Any, b: Any) -> Update:
