@@ -7,9 +7,10 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from bench.cli.options import Add
-from bench.cli.output import put, save_figure, stored_runs, written
+from bench.cli.options import Add, add_format
+from bench.cli.output import put, save_figure, say, stored_runs, written
 from bench.errors import BenchError
+from bench.units import counted
 
 HELP = "a figure over every stored run of a machine, and where it changed"
 
@@ -22,8 +23,7 @@ def add_options(add: Add) -> None:
     add("--machine", metavar="FOLDER", help="a folder of results/ (default: that of most runs)")
     add("--all", action="store_true", help="cases without a step too")
     add("--plot", type=Path, metavar="FILE", help="draw it (.svg or .png)")
-    add("--format", choices=("terminal", "markdown", "latex"), default="terminal")
-    add("--json", action="store_true", help="one JSON object a line")
+    add_format(add, "terminal", ("terminal", "markdown", "latex", "json"))
     # fmt: on
 
 
@@ -42,16 +42,23 @@ def run(options: argparse.Namespace) -> int:
     for path in find_runs(stored_runs(), f"{options.machine}/*" if options.machine else "*"):
         folders.setdefault(path.parent, []).append(path)
     folder = max(folders, key=lambda one: len(folders[one]))
+    if len(folders) > 1:
+        others = ", ".join(sorted(one.name for one in folders if one != folder))
+        say(f"the runs of {folder.name}, which are most; --machine names another: {others}")
     runs = [load_run(path) for path in folders[folder]]
     whole = [run for run in runs if not run.interrupted]
     if not whole:
         raise BenchError(f"every run in {folder} was interrupted: there is no history")
     series = histories(whole, options.metric, options.case)
     shown = series if options.all else [one for one in series if one.steps]
-    if options.json:
+    left = len(runs) - len(whole)
+    if options.format == "json":
+        if left:
+            say(f"{counted(left, 'interrupted run')} left out")
+        if not shown:
+            say(f"no step in {counted(len(series), 'case')}; --all lists them")
         put("".join(json.dumps(asdict(one)) + "\n" for one in shown))
     else:
-        left = len(runs) - len(whole)
         put(written(history_report(series, shown, whole, left), options.format))
     if options.plot:
         from bench.reports.plots import history_figure

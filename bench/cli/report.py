@@ -64,12 +64,27 @@ def run(options: argparse.Namespace) -> int:
     runs = [load_run(path) for path in dict.fromkeys(found)] or [load_stored(storage)]
     baseline = None if options.baseline is None else load_stored(storage, options.baseline)
     if baseline is not None:
-        check_apart(baseline, runs[-1:] if format == "html" else runs)
+        held = runs[-1:] if format == "html" else runs
+        check_apart(baseline, held)
+        _check_common(baseline, held)
     if options.plots:
         _plots(runs, options.plots)
         return 0
     put(_text(runs, baseline, format, options.output is not None), options.output)
     return 0
+
+
+def _check_common(baseline: StoredRun, runs: Sequence[StoredRun]) -> None:
+    """BenchError where no run has a case of the baseline: a table would hold nothing against it."""
+    from bench.baselines import compare
+    from bench.baselines.verdicts import NEW, VANISHED
+
+    found = (verdict for run in runs for verdict in compare(baseline, run))
+    if all(verdict.verdict in (NEW, VANISHED) for verdict in found):
+        raise BenchError(
+            f"--baseline {baseline.label}: nothing to compare: none of the cases of "
+            f"{', '.join(run.label for run in runs[:5])} is in it"
+        )
 
 
 def _named(output: Path | None) -> str | None:
@@ -127,7 +142,8 @@ def _plots(runs: Sequence[StoredRun], folder: Path) -> None:
     from bench.reports.plots import plot_format, run_figures
 
     if not folder.is_dir():
-        raise BenchError(f"--plots {folder}: no such folder; make it first")
+        why = "this is no folder" if folder.exists() else "no such folder; make it first"
+        raise BenchError(f"--plots {folder}: {why}")
     plot_format(folder / "plot.svg")
     for name, figure in run_figures(runs):
         for form in PICTURES:

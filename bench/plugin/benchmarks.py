@@ -36,8 +36,10 @@ _SHOWN = ("columns", "sort", "group-by", "name", "histogram", "confidence", "ver
 
 
 def given(config: pytest.Config) -> set[str]:
-    """The options that this run was called with, in PYTEST_ADDOPTS too, without their values."""
+    """The options that this run was called with, those of PYTEST_ADDOPTS and of the ini file's
+    addopts too, without their values."""
     arguments = [str(argument) for argument in config.invocation_params.args]
+    arguments += config.getini("addopts")
     arguments += shlex.split(os.environ.get("PYTEST_ADDOPTS", ""))
     return {a.partition("=")[0] for a in arguments if a.startswith("--benchmark-")}
 

@@ -200,3 +200,43 @@ def test_a_name_that_says_no_format_is_refused(
     assert main(["report", "new", "--output", "out.xyz", "--format", "csv"]) == 0
     assert main(["report", "new", "--output", "out"]) == 0
     assert Path("out").read_text().startswith("## LoRA target modules")
+
+
+def test_history_says_what_its_answer_leaves_out(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No step among the cases, and another machine's folder; JSON and a table are two answers."""
+    write_run(results / "another", "base", sample("base"))
+    asked = ["history", "peak_allocated_bytes"]
+    assert main([*asked, "--json"]) == 0
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "no step in 2 cases; --all lists them" in said.err
+    assert "the runs of linux-x86_64-cpu, which are most; --machine names another: another" in (
+        said.err
+    )
+    assert main([*asked, "--json", "--all"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert main([*asked, "--machine", "another"]) == 0
+    assert capsys.readouterr().err == ""
+    with pytest.raises(SystemExit):
+        main([*asked, "--json", "--format", "latex"])
+    assert "give --json or --format, not both" in capsys.readouterr().err
+
+
+def test_a_report_against_a_baseline_of_other_cases_is_refused(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = sample("other")
+    records = document[KEY]["records"]
+    document[KEY]["records"] = {f"{key}-else": record for key, record in records.items()}
+    write_run(results / "linux-x86_64-cpu", "other", document)
+    for form in ("markdown", "html"):
+        assert main(["report", "other", "--baseline", "base", "--format", form]) == 2
+        assert "nothing to compare: none of the" in capsys.readouterr().err
+    assert main(["report", "new", "other", "--baseline", "base"]) == 0
+    assert main(["report", "--plots", str(results.parent / "results" / "another")]) == 2
+    assert "no such folder" in capsys.readouterr().err
+    (results / "file").write_text("")
+    assert main(["report", "--plots", str(results / "file")]) == 2
+    assert "this is no folder" in capsys.readouterr().err
