@@ -132,6 +132,14 @@ def test_pytest_benchmarks_own_options_work(run, pytester: pytest.Pytester) -> N
     assert len(load_run(path).records) == 2
 
 
+def test_an_option_of_an_ini_file_is_refused_as_well(run, pytester: pytest.Pytester) -> None:
+    pytester.makeini("[pytest]\naddopts = --benchmark-disable-gc")
+    result = run(*STEPS, apart=True)
+    assert result.ret == 2
+    output = result.stdout.str() + result.stderr.str()
+    assert "--benchmark-disable-gc has no effect on these suites" in output
+
+
 def test_one_step_is_not_stored_as_a_measured_case(run, pytester: pytest.Pytester) -> None:
     refused = run("--benchmark-save", "base", "--benchmark-disable", *STEPS)
     assert refused.ret == 2
