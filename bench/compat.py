@@ -112,21 +112,14 @@ PRIVATE = {
         "torch._C._distributed_c10d:_create_work_from_future", _TORCH,
         "the same: what a collective gives back",
     ),
-    "fsdp devices": Private(
-        "torch.distributed.fsdp._fully_shard:_fully_shard", _TORCH, "FSDP2 is traced on meta"
-    ),
-    "fsdp groups": Private(
-        "torch.distributed.fsdp._fully_shard:_fsdp_param_group", _TORCH, "the same"
-    ),
-    "fsdp collectives": Private(
-        "torch.distributed.fsdp._fully_shard:_fsdp_collectives", _TORCH, "the same"
-    ),
-    "fsdp parameters": Private(
-        "torch.distributed.fsdp._fully_shard:_fsdp_param", _TORCH, "the same"
-    ),
-    "fsdp states": Private(
-        "torch.distributed.fsdp._fully_shard:_fsdp_state", _TORCH, "the same"
-    ),
+    **{
+        f"fsdp {what}": Private(
+            f"torch.distributed.fsdp._fully_shard:_{name}", _TORCH, "FSDP2 is traced on meta"
+        )
+        for what, name in (("devices", "fully_shard"), ("groups", "fsdp_param_group"),
+                           ("collectives", "fsdp_collectives"), ("parameters", "fsdp_param"),
+                           ("states", "fsdp_state"))
+    },
     "shapes of shards": Private(
         "torch.distributed.tensor._sharding_prop:ShardingPropagator", _TORCH,
         "shapes that DTensor asks fake tensors for are not counted",

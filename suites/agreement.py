@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from small_types import small
+
 from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError
 from bench.formulas import lora_parameters
@@ -62,3 +64,16 @@ def disagreement(network: nn.Module, table: ModuleTable, adapter: AdapterConfig)
     if ours_theirs[0] != ours_theirs[1]:
         return "injected", f"ours {ours_theirs[0]}, PEFT {ours_theirs[1]}; {formula.terms}"
     return "injected", ""
+
+
+def both(label: str, adapter: AdapterConfig) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(trainable, total) in closed form, and as PEFT counts them."""
+    model = small(label)
+    formula = lora_parameters(match(model.table, adapter))
+    counted = count(inject(model.build(), adapter))
+    return (formula.trainable, formula.total), (counted.trainable, counted.total)
+
+
+def agrees(label: str, adapter: AdapterConfig, kind: str = "injected") -> None:
+    model = small(label)
+    assert disagreement(model.build(), model.table, adapter) == (kind, "")

@@ -43,9 +43,11 @@ MUTATED = (
     "bench/baselines/verdicts.py",
 )  # fmt: skip
 TESTS = (
-    "suites/test_targets.py", "suites/test_phases.py", "suites/test_dead.py",
+    "suites/test_targets.py", "suites/test_phases.py", "suites/test_tied_layers.py",
+    "suites/test_dead.py",
     "suites/test_fields.py", "suites/test_hazards.py", "suites/test_stacks.py",
     "suites/test_field.py", "suites/test_ways_out.py", "suites/test_methods.py",
+    "suites/test_virtual_tokens.py",
     "suites/test_answers.py", "suites/test_answers_refused.py",
     "suites/selftest/test_formula_terms.py",
     "suites/selftest/test_formula_sizes.py", "suites/selftest/test_baselines_fields.py",

@@ -140,3 +140,9 @@ class SmallType:
 def small_types() -> tuple[SmallType, ...]:
     """Every geometry that the installed transformers builds."""
     return tuple(SmallType(*described) for described in _TYPES)
+
+
+@cache
+def small(label: str) -> SmallType:
+    """The one of this label."""
+    return next(t for t in small_types() if t.label == label)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,7 +22,7 @@ from bench.errors import BenchError
 from bench.files import FIXTURES
 from bench.measure.counting import count, inject
 from bench.models.architectures import Model, load_model
-from bench.predict.gpus import fit, gpu_with_memory
+from bench.predict.gpus import gpu_with_memory
 from bench.predict.result import predict
 from bench.predict.sizes import with_value
 from bench.targets import match
@@ -341,57 +339,6 @@ def test_side_by_side_and_alone_give_the_same(small: Model) -> None:
     assert heard == [1, 2, 1, 2]
 
 
-NARROW = {
-    "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "head_dim": 16,
-    "num_key_value_heads": 2, "num_hidden_layers": 6, "vocab_size": 512, "pad_token_id": 0,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("name", "more", "scenario"),
-    [
-        ("llama-3.2-1b", {}, rows.WHOLE),
-        ("phi-3-mini", {}, "everything"),
-        ("mixtral-8x7b", {"num_local_experts": 4}, "attention"),
-        ("bert-base-cased", {"max_position_embeddings": 600}, "everything"),
-    ],
-)
-def test_a_row_says_what_a_prediction_of_whole_traces_says(
-    name: str, more: dict[str, Any], scenario: str
-) -> None:
-    """Its peaks and FLOPs, and each limit: the last value that fits."""
-    from bench.predict.evidence import interval
-    from bench.predict.journal import BREAKDOWN
-    from bench.predict.replay import Replayed, replay
-    from bench.predict.result import device_of
-    from bench.predict.trace import trace
-    from bench.scenarios.subjects import Subject
-
-    found = load_model(name)
-    model = Model(f"narrow {name}", {**found.config, **NARROW, **more}, found.auto_class)
-    adapter = rows.scenario(scenario).adapter(model, 8)
-    case = Subject(model, scenario, adapter, precision="nf4").case(StepOptions(2, 48))
-    gpu = gpu_with_memory("620MiB")
-    device = device_of(case, gpu)
-
-    def whole(case: Case) -> Replayed:
-        return replay(trace(case, device), device.allocator(), BREAKDOWN)
-
-    told = costs.cost(costs.Asked(case, gpu, 560))
-    own = whole(case)
-    assert told.peak_allocated_bytes == own.peak_allocated_bytes
-    assert told.peak_reserved_bytes == own.peak_reserved_bytes
-    assert told.flops == trace(case, device).flops
-    within = interval(case.precision, case.step.loop)
-    for what, limit in told.limits.items():
-        assert limit is not None
-        for value, fits in ((limit.value, True), (limit.value + 1, False)):
-            if fits or not limit.bounded:
-                at = whole(with_value(case, what, value))
-                held = fit(gpu, at.peak_allocated_bytes, at.peak_reserved_bytes, within)
-                assert held.fits == fits, (what, value)
-
-
 @pytest.fixture(scope="module")
 def predicted(small: Model, one_process: None) -> list[costs.Cost]:
     """Steps whose peaks differ, so that a GPU has room for some of them."""
@@ -432,13 +379,3 @@ def test_what_may_fit_is_not_said_not_to(
 
     monkeypatch.setattr(table, "costs", lambda *_: [judged(cost) for cost in predicted])
     assert re.search(said, _choice(small, f"{mebibytes}MiB", precisions=("bf16",)).reason)
-
-
-def _killed(asked: object) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_killed_process_is_told_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(costs, "cost", _killed)
-    with pytest.raises(BenchError, match=r"was killed, .* memory that 2 of them .* taskset -c 0"):
-        costs.costs([None, None], lambda _: None, processes=2)  # type: ignore[list-item]
