@@ -133,8 +133,11 @@ def test_pytest_benchmarks_own_options_work(run, pytester: pytest.Pytester) -> N
 
 
 def test_an_option_of_an_ini_file_is_refused_as_well(run, pytester: pytest.Pytester) -> None:
-    pytester.makeini("[pytest]\naddopts = --benchmark-disable-gc")
-    result = run(*STEPS, apart=True)
+    file = pytester.path / "pyproject.toml"
+    file.write_text(
+        file.read_text().replace("addopts = [", "addopts = ['--benchmark-disable-gc', ")
+    )
+    result = run(suites="suites/test_counts.py", apart=True)
     assert result.ret == 2
     output = result.stdout.str() + result.stderr.str()
     assert "--benchmark-disable-gc has no effect on these suites" in output
