@@ -32,7 +32,7 @@ from bench.baselines.metrics import ALLOCATED, EXACT, LOSS, METRICS, TIME, Metri
 from bench.baselines.runs import Record, Selection, StoredRun
 from bench.statistics import MINIMUM_LAUNCHES, MINIMUM_ROUNDS, launch_interval, ratio_interval
 from bench.training.machine import Machine
-from bench.units import format_bytes
+from bench.units import format_bytes, one_line
 
 IMPROVED, UNCHANGED, REGRESSED, CHANGED = "improved", "unchanged", "regressed", "changed"
 VANISHED, NEW, INCOMPARABLE = "vanished", "new", "incomparable"
@@ -187,7 +187,10 @@ def _compare_outcomes(
     obstacle = other_machine(old, new, MEMORY)
     verdict, explanation = CHANGED, why
     if before.outcome == after.outcome:
-        verdict, explanation = UNCHANGED, ""
+        failure = after.detail.get("failure")
+        explanation = f"{after.outcome} on both sides"
+        verdict, explanation = UNCHANGED, one_line(f"{explanation}: {failure}" if failure else
+                                                   explanation)  # fmt: skip
     elif {before.outcome, after.outcome} & {"oom", "timed-out"} and obstacle:
         verdict, explanation = INCOMPARABLE, obstacle
     elif before.outcome == "ok":

@@ -26,7 +26,7 @@ from bench.training.cases import MEASURED_LENGTH
 
 if TYPE_CHECKING:
     from bench.ab.environments import Environment
-    from bench.ab.pair import Plan
+    from bench.ab.pair import Pair, Plan
 
 HELP = "what an upgrade changed, measured in two environments side by side"
 _SIDES = ("--baseline-env", "--contender-env")
@@ -129,6 +129,7 @@ def run(options: argparse.Namespace) -> int:
             if journal.trouble:
                 say(f"not every case was kept as it ended: {journal.trouble}")
     before, after = pair.runs
+    _check_measured(pair)
     verdicts = compare(before, after, thresholds)
     failing = gate(verdicts, options.allow)
     if options.verdict_file is not None:
@@ -140,6 +141,16 @@ def run(options: argparse.Namespace) -> int:
         said = (f"not measured: {each}" for each in unreached)
         put(written(replace(report, notes=(*report.notes, *said)), options.format))
     return 1 if failing else 0
+
+
+def _check_measured(pair: Pair) -> None:
+    """BenchError where no case ended well on either side: there is nothing to hold side by side."""
+    runs = [{k: r for k, r in run.records.items() if r.outcome == "ok"} for run in pair.runs]
+    if any(runs):
+        return
+    failures = (record.detail.get("failure") for record in pair.contender.records.values())
+    why = "; ".join(dict.fromkeys(str(failure) for failure in failures if failure))
+    raise BenchError(f"nothing was measured on either side: {why or 'no case'}")
 
 
 def _unreached(plan: Plan) -> tuple[str, ...]:

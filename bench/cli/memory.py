@@ -112,6 +112,8 @@ def run(options: argparse.Namespace) -> int:
         for case in cases:
             check_has_length(case)
     line = _Line(len(cases))
+    for subject in subjects:
+        subject.check_injectable()
     nothing = {s.name: dead for s in subjects if (dead := s.unreached())}
     unreached = tuple(said for dead in nothing.values() for said in dead.values())
     if options.measure:

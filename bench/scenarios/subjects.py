@@ -69,10 +69,22 @@ class Subject:
             code=str(self.model.own_code.resolve()) if self.model.own_code else None,
         )
 
+    @property
+    def ledger(self) -> Ledger:
+        """What each entry reaches on the model: worked out anew each time."""
+        return match(self.model.table, self.adapter, self.model.role_of)
+
+    def check_injectable(self) -> None:
+        """BenchError, with what reaches nothing, where PEFT refuses the configuration."""
+        ledger = self.ledger
+        if ledger.refusals:
+            said = [*ledger.refusals, *self.unreached().values(), *ledger.ways_out]
+            raise BenchError(harmless(f"{self.key}: PEFT refuses: {'; '.join(said)}"))
+
     def unreached(self) -> dict[str, str]:
         """What of the configuration has no effect on the model and is not optional: the entry, or
         the field and its entry, and a sentence on it."""
-        ledger = match(self.model.table, self.adapter, self.model.role_of)
+        ledger = self.ledger
         said = {e.entry: f"{e.entry} reaches nothing{e.why_dead}" for e in ledger.entries if e.dead}
         said |= {f"{f.field} {f.entry}": str(f) for f in ledger.dead_fields}
         optional = {*self.optional, *(f"{f.field} {f.entry}" for f in ledger.dead_fields

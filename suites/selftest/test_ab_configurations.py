@@ -75,6 +75,17 @@ def test_two_configurations_are_one_case_and_a_cut_comparison_goes_on(
     assert [len(run.records) for run in stored] == [2, 2]
 
 
+def test_two_sides_that_both_fail_have_not_passed(
+    model: str, warm: Warm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["ab", "--model", model, "--precision", "fp32", *FEW, "--rank", "4"]
+    assert main([*asked, "--target-modules", "nothere", "--contender-rank", "8"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "nothing was measured on either side: " in said.err
+    assert "nothere" in said.err.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -263,7 +263,7 @@ WHOLE: dict[str, tuple[Edit, Edit, Verdict]] = {
     ),
     "the-same-failure": (
         outcome(STEP, "oom"), both(outcome(STEP, "oom"), peft("8")),
-        Verdict(STEP, "outcome", "unchanged", "oom", "oom"),
+        Verdict(STEP, "outcome", "unchanged", "oom", "oom", explanation="oom on both sides"),
     ),
     "a-failure-elsewhere": (
         same, both(outcome(STEP, "timed-out"), machine(memory_bytes=4 * GIB, threads=9)),

@@ -113,6 +113,26 @@ def test_what_reaches_nothing_is_said_beside_the_figures(said, more: tuple[str, 
     assert begins not in whole
 
 
+@pytest.mark.parametrize(
+    ("own", "why"),
+    [
+        (("--target-modules", "nothere"), "nothere reaches nothing"),
+        (("--target-modules", "query_proj"), "query_proj reaches nothing; write instead: q_proj"),
+        (("--target-modules", "q_proj", "--modules-to-save", "q_proj"), "q_proj"),
+    ],
+)
+def test_what_peft_refuses_is_told_as_that_and_not_traced(
+    tmp_path, capsys, own: tuple[str, ...], why: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    for more in ((), ("--measure",)):
+        assert main(["memory", str(tmp_path), "--seq-len", "8", *own, *more]) == 2
+        said = capsys.readouterr().err
+        assert "-own: PEFT refuses: " in said
+        assert why in said
+        assert "cannot be traced" not in said
+
+
 def test_what_reaches_nothing_is_said_beside_a_table_of_rows_alone(tmp_path, capsys) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     own = ["--target-modules", "q_proj,nothere", "--format", "csv", "--seq-len", "8"]
