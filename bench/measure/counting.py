@@ -177,13 +177,15 @@ def count(peft_model: PeftModel) -> Count:
             at = re.sub(r"(^|\.)(modules_to_save\.default|original_module)(?=\.|$)", "", path)
             saved.append(re.sub(r"\.base_layer(?=\.)", "", at).removeprefix("."))
             continue
+        if not isinstance(module, LoraLayer):
+            continue
         if ".modules_to_save." in f".{path}" or ".base_layer.out_proj" in path:
             continue  # the trained copy; MultiheadAttention's second adapter
         # Two parameters of one module are wrapped inside each other.
         name = re.sub(r"(^|\.)(base_layer|original_module)(?=\.|$)", "", path).removeprefix(".")
         if isinstance(module, ParamWrapper):
             adapted.append(f"{name}.{module.parameter_name}")
-        elif isinstance(module, LoraLayer):
+        else:
             adapted.append(name)
     trainable, total = peft_model.get_nb_trainable_parameters()
     # A module inside a saved one is saved once in the copy, and with a task head in the original.
