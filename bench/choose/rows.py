@@ -74,10 +74,7 @@ def scenario(name: str) -> Scenario:
 
 def _plan(model: Model, name: str, adapter: AdapterConfig) -> Plan:
     ledger = match(model.table, adapter, model.role_of)
-    if ledger.refusals:
-        raise BenchError(f"PEFT refuses it: {'; '.join(ledger.refusals)}")
-    if not ledger.adapted:
-        raise BenchError("nothing of the language model is reached")
+    ledger.check_adapts("nothing of the language model is reached")
     if name == WHOLE and not ledger.saved:
         raise BenchError("embeddings and head have no names that PEFT could train whole")
     reached = sum(item.weight_elements for item in ledger.adapted)

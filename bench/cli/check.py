@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.cli.options import Add, Once, add_list
+from bench.cli.options import Add, Once, add_hazard_gate, add_list
 from bench.cli.output import fitted, in_colour, say
 from bench.cli.subject import card_of
 from bench.errors import BenchError, check_most
@@ -39,11 +39,7 @@ def add_options(add: Add) -> None:
     add("--auto-class", metavar="CLASS", help="transformers class to build the model with")
     add("--trust-remote-code", action="store_true", help="run a model repository's own code")
     add_list(add, "--optional", help="entries that may reach nothing")
-    add_list(add, "--fail-on", "HAZARD,...",
-        help="exit with 1 on these hazards too (docs/hazards.md), or on all")
-    add_list(add, "--allow", "HAZARD,...", help="never fail on these hazards")
-    add("--minimum-coverage", type=float, metavar="SHARE",
-        help="exit with 1 when fewer of the linear weights carry an adapter, 0 to 1")
+    add_hazard_gate(add)
     add("--no-gradients", action="store_false", dest="gradients",
         help="do not look for adapters that a step gives no gradient")
     add("--weights", action="store_true",

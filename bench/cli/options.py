@@ -55,6 +55,17 @@ def add_list(add: Add, option: str, metavar: str = "A,B", help: str | None = Non
     add(option, type=split, default=(), metavar=metavar, help=help)
 
 
+def add_hazard_gate(add: Add) -> None:
+    """Which hazards fail, and how much has to be covered."""
+    # fmt: off
+    add_list(add, "--fail-on", "HAZARD,...",
+        help="exit with 1 on these hazards too (docs/hazards.md), or on all")
+    add_list(add, "--allow", "HAZARD,...", help="never fail on these hazards")
+    add("--minimum-coverage", type=float, metavar="SHARE",
+        help="exit with 1 when fewer of the linear weights carry an adapter, 0 to 1")
+    # fmt: on
+
+
 def add_rank(add: Add) -> None:
     """One rank instead of the scenario's own."""
     add("--rank", type=int, metavar="R", help="at this rank instead of the scenario's own")

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.adapters.patterns import ALL_LINEAR
-from bench.cli.options import REPEATABLE, Add, add_adapter, add_building, add_list, names, split
+from bench.cli.options import (
+    REPEATABLE,
+    Add,
+    add_adapter,
+    add_building,
+    add_hazard_gate,
+    add_list,
+    names,
+    split,
+)
 from bench.cli.output import fitted, in_colour, put, save_figure, written
 from bench.cli.subject import asked_subject, check_asked, with_head
 from bench.errors import BenchError, UnknownName
@@ -38,11 +47,7 @@ def add_options(add: Add) -> None:
     add("--strict", action="store_true",
         help="exit with 1 when an entry has no effect, PEFT refuses, or a hazard means something "
              "else than what was written")
-    add_list(add, "--fail-on", "HAZARD,...",
-        help="exit with 1 on these hazards too (docs/hazards.md), or on all")
-    add_list(add, "--allow", "HAZARD,...", help="never fail on these hazards")
-    add("--minimum-coverage", type=float, metavar="SHARE",
-        help="exit with 1 when fewer of the linear weights carry an adapter, 0 to 1")
+    add_hazard_gate(add)
     add("--precision", metavar="P",
         help="as loaded in int8, nf4, ...: which heads cannot train, and the three totals")
     add("--plot", type=Path, metavar="FILE",

@@ -72,12 +72,7 @@ def adapters_of(ledger: Ledger) -> int:
 
 
 def _ledger(model: Model, adapter: AdapterConfig) -> Ledger:
-    ledger = match(model.table, adapter, model.role_of)
-    if ledger.refusals:
-        raise BenchError(f"PEFT refuses it: {'; '.join(ledger.refusals)}")
-    if not ledger.adapted:
-        raise BenchError("it reaches nothing")
-    return ledger
+    return match(model.table, adapter, model.role_of).check_adapts("it reaches nothing")
 
 
 def lora_arm(

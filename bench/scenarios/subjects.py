@@ -301,11 +301,10 @@ def _given_adapter(request: Request, model: Model) -> tuple[AdapterConfig | None
         return AdapterConfig(request.target_modules, r=request.r or 8), None
     if file is None and model.architecture is None and not request.scenarios:
         file = model.adapter_beside
-    return (_with_rank(AdapterConfig.from_file(file), request.r), file) if file else (None, None)
-
-
-def _with_rank(adapter: AdapterConfig, r: int | None) -> AdapterConfig:
-    return adapter if r is None else adapter.with_rank(r)
+    if not file:
+        return None, None
+    adapter = AdapterConfig.from_file(file)
+    return adapter if request.r is None else adapter.with_rank(request.r), file
 
 
 def _add(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from bench.adapters.config import AdapterConfig
+from bench.errors import BenchError
 from bench.models.modules import CONV1D, LINEAR, Module, ModuleTable, Parameter
 from bench.models.stacks import Stack
 
@@ -164,6 +165,14 @@ class Ledger:
     copies: Copies = field(default_factory=Copies, repr=False)
     dead_fields: tuple[DeadField, ...] = ()
     ways_out: tuple[str, ...] = ()
+
+    def check_adapts(self, nothing: str) -> Ledger:
+        """The ledger itself. BenchError where PEFT refuses, and `nothing` where none is adapted."""
+        if self.refusals:
+            raise BenchError(f"PEFT refuses it: {'; '.join(self.refusals)}")
+        if not self.adapted:
+            raise BenchError(nothing)
+        return self
 
     @property
     def adapted_layers(self) -> int:
