@@ -193,7 +193,9 @@ def test_a_file_without_a_base_model_says_so_in_one_clear_line(tmp_path: Path) -
 
 def test_a_name_that_stands_twice_is_said(tmp_path: Path) -> None:
     found = asked(tmp_path, AXOLOTL.replace("[qkv_proj]", "[qkv_proj, o_proj, qkv_proj]"))
-    assert "lora_target_modules: qkv_proj stands twice, and counts once" in found.notes
+    assert (
+        "lora_target_modules: qkv_proj stands there more than once, and counts once" in found.notes
+    )
 
 
 @pytest.mark.parametrize(
@@ -307,6 +309,28 @@ def test_a_slip_within_a_table_is_a_hazard_too(text: str, key: str, tmp_path: Pa
     assert (told.line, key in told.text) == (7, True)
 
 
+@pytest.mark.parametrize("text", [AXOLOTL, SWIFT])
+def test_more_labels_than_anybody_has_are_refused_before_transformers_names_each(
+    text: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BenchError, match="num_labels is 1,000,000,000,000: 1,000,000 is most"):
+        asked(tmp_path, f"{text}num_labels: 1000000000000\n")
+
+
+def test_containers_among_the_adapted_have_no_width(tmp_path: Path) -> None:
+    """An expression for everything reaches modules without a weight, which PEFT refuses."""
+    found = asked(tmp_path, AXOLOTL.replace("[qkv_proj]", "'.*'"))
+    told = {hazard.code: hazard.reason for hazard in found.ledger.hazards}
+    assert "smaller side is 0" not in told.get("rank-above-width", "")
+
+
+def test_one_wrong_value_is_one_fault(tmp_path: Path) -> None:
+    with pytest.raises(BenchError) as raised:
+        asked(tmp_path, AXOLOTL.replace("[qkv_proj]", "[no, ~, [[[[[[[[[[]]]]]]]]]]]"))
+    assert str(raised.value).count("lora_target_modules") == 1
+    assert "not [false, null, [" in str(raised.value)
+
+
 def test_axolotl_runs_in_bf16_where_both_halves_are_on(tmp_path: Path) -> None:
     """Its trainer's fp16 is `fp16 and not bf16`."""
     step = asked(tmp_path, f"{AXOLOTL}bf16: true\nfp16: true\n").recipe.step
@@ -341,4 +365,4 @@ def test_an_adapters_own_file_is_told_as_closely(tmp_path: Path) -> None:
     path.write_text('{"peft_type": "LORA", "r": 4, "r": 8, "target_modules": ["o_proj", "o_proj"]}')
     notes = check(path, Question(gradients=False)).notes
     assert "r stands twice; the last counts" in notes
-    assert "target_modules: o_proj stands twice, and counts once" in notes
+    assert "target_modules: o_proj stands there more than once, and counts once" in notes

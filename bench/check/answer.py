@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from bench.check.base import base_model
 from bench.check.gate import HazardGate
-from bench.errors import BenchError
+from bench.errors import BenchError, check_most
 from bench.formulas import Parameters, lora_parameters
-from bench.models.architectures import Model
+from bench.models.architectures import MOST_LABELS, Model
 from bench.readers import Recipe, RecipeFault, read_recipe
 from bench.saved.folder import CONFIG, Found, find
 from bench.saved.header import read_header
@@ -104,6 +104,7 @@ def check(path: Path, question: Question) -> Checked:
     recipe, model = _read(found.config, question)
     kind = _kind(found, recipe)
     if recipe.num_labels is not None:
+        check_most(f"{found.config}: num_labels", recipe.num_labels, MOST_LABELS)
         model = replace(model, config={**model.config, "num_labels": recipe.num_labels})
     if question.auto_class is None:
         model = model.for_task(recipe.fields.get("task_type"))

@@ -324,6 +324,8 @@ _SOME = (
 _HEADS = ("num_attention_heads", "num_key_value_heads", "num_heads", "n_heads", "n_head")
 """Those that widths are divided by."""
 _MOST_LAYERS, _MOST_EXPERTS = 2_000, 20_000
+MOST_LABELS = 1_000_000
+"""transformers writes a name for each, before a model is built."""
 _NUMBER_OF_MODULES = re.compile(r".*(layers?|blocks?|depths?|experts)|num_stages")
 _WHICH_LAYERS = re.compile(r"(?!num_|n_).+_layers")
 """A list of this name says which layers, not how many."""
@@ -337,6 +339,8 @@ def _check_numbers_of_modules(config: Mapping[str, Any], where: str) -> None:
             _check_numbers_of_modules(value, f"{where}: {key}")
         elif type(value) is int and value < 0 and _SIZES.fullmatch(str(key)):
             raise BenchError(f"{where}: {key} is {value:,}: it cannot be less than 0")
+        elif key == "num_labels" and type(value) is int and value > MOST_LABELS:
+            raise BenchError(f"{where}: num_labels is {value:,}: {MOST_LABELS:,} is most")
         elif _NUMBER_OF_MODULES.fullmatch(str(key)):
             given = value if isinstance(value, list) else [value]
             numbers = [n for n in given if isinstance(n, int) and not isinstance(n, bool)]

@@ -188,7 +188,8 @@ def read(document: Document) -> Recipe:
     for field in ("modules_to_save", "init_lora_weights", "exclude_modules"):
         if not given(fields.get(field)):
             fields.pop(field, None)
-    fields.setdefault("target_modules", [])
+    if not document.misread("lora_target_modules"):
+        fields.setdefault("target_modules", [])
     keys["target_modules"] = ("lora_target_modules", "lora_target_linear")
     notes, step_notes = notes_on(READER, document)
     if ((values.get("peft") or {}).get("loftq_config") or {}).get("loftq_bits"):
@@ -219,7 +220,7 @@ def read(document: Document) -> Recipe:
 
 def _beside(fields: Fields) -> list[str]:
     """The entries beside lora_target_linear: a string is one entry then, no regular expression."""
-    entries = fields["target_modules"]
+    entries = fields.get("target_modules", ())
     return [entries] if isinstance(entries, str) else list(entries)
 
 

@@ -7,6 +7,7 @@ say, is wrong at its line.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -198,8 +199,9 @@ def shown(value: object) -> str:
     if value is None:
         return "null"
     if isinstance(value, list):
-        return f"[{', '.join(map(shown, value[:9]))}{', ...' if len(value) > 9 else ''}]"
-    text = repr(value)
+        text = f"[{', '.join(map(shown, value[:9]))}{', ...' if len(value) > 9 else ''}]"
+    else:
+        text = repr(value)
     return text if len(text) <= 100 else f"{text[:80]}..."
 
 
@@ -209,6 +211,8 @@ def repeated_names(document: Document, kinds: Mapping[str, Kind]) -> list[str]:
     for key, kind in kinds.items():
         value = document.values.get(key)
         if kind is NAMES and isinstance(value, list):
-            twice = dict.fromkeys(item for item in value if value.count(item) > 1)
-            said += [f"{key}: {name} stands twice, and counts once" for name in twice]
+            twice = (name for name, times in Counter(value).items() if times > 1)
+            said += [
+                f"{key}: {name} stands there more than once, and counts once" for name in twice
+            ]
     return said

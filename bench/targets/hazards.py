@@ -159,7 +159,7 @@ def _above_width(ledger: Ledger) -> str:
     narrow = [
         (min(item.sides), item)
         for item in ledger.adapted
-        if item.r > min(item.sides) and item.role not in (HEAD, ROUTER)
+        if item.r > min(item.sides) > 0 and item.role not in (HEAD, ROUTER)
     ]
     if not narrow:
         return ""

@@ -193,6 +193,7 @@ def test_a_misspelt_optional_entry_makes_nothing_optional(llama: Path, refused, 
         ({"depths": [1000, 1001]}, "depths is 2,001: no model has more than 2,000"),
         ({"num_layers": [1000, 1001]}, "num_layers is 2,001: no model has more than 2,000"),
         ({"num_local_experts": 20_001}, "num_local_experts is 20,001: no model has more"),
+        ({"num_labels": 10**12}, "num_labels is 1,000,000,000,000: 1,000,000 is most"),
     ],
 )
 def test_an_impossible_model(llama: Path, refused, changes: dict[str, object], said: str) -> None:
