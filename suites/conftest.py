@@ -22,7 +22,8 @@ PUBLISHED = {
 
 LONGEST = (
     "test_wheel.py", "test_documents.py", "test_suite_interrupted.py", "test_choose.py",
-    "test_predict_command.py", "test_suite_gate.py", "test_predict_levers.py", "test_page.py",
+    "test_choose_costs.py", "test_predict_command.py", "test_suite_gate.py",
+    "test_predict_levers.py", "test_page.py",
 )  # fmt: skip
 
 

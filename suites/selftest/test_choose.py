@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,29 +25,10 @@ from bench.predict.gpus import gpu_with_memory
 from bench.predict.result import predict
 from bench.predict.sizes import with_value
 from bench.targets import match
-from bench.training.cases import Case, StepOptions
+from bench.training.cases import StepOptions
 
 STEP = StepOptions(batch_size=1, seq_len=64)
 pytestmark = pytest.mark.usefixtures("one_process", "traced_once")
-
-
-@pytest.fixture(scope="module")
-def traced_once() -> Iterator[None]:
-    """No step is traced twice: the choices differ in the GPU's memory, which no trace knows."""
-    from bench.predict import trace
-
-    known: dict[object, object] = {}
-    original = trace.trace
-
-    def once(case: Case, device: Any, *more: Any) -> object:
-        key = repr(case), device.name, device.capability
-        if key not in known:
-            known[key] = original(case, device, *more)
-        return known[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trace, "trace", once)
-        yield
 
 
 def _choice(model: Model, memory: str = "2GiB", **more: object) -> table.Choice:

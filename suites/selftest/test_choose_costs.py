@@ -15,6 +15,8 @@ from bench.predict.gpus import fit, gpu_with_memory
 from bench.predict.sizes import with_value
 from bench.training.cases import Case, StepOptions
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 NARROW = {
     "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "head_dim": 16,
     "num_key_value_heads": 2, "num_hidden_layers": 6, "vocab_size": 512, "pad_token_id": 0,
