@@ -284,6 +284,10 @@ def load_model(name: str, auto_class: str | None = None, trust_remote_code: bool
     return find_model(name, auto_class, trust_remote_code=trust_remote_code)
 
 
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
@@ -296,6 +300,11 @@ def read_config(path: Path) -> dict[str, Any]:
     config = read_json(path)
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise BenchError(f"{path}: not a model's config.json: it has no model_type")
+    named = config.get("architectures")
+    if named is not None and not (isinstance(named, list) and all(map(_is_text, named))):
+        raise BenchError(f"{path}: architectures must be a list of names, not {named!r:.80}")
+    if not isinstance(own := config.get("auto_map") or {}, dict):
+        raise BenchError(f"{path}: auto_map must be a table of names, not {own!r:.80}")
     _check_numbers_of_modules(config, str(path))
     if none := [key for key in _SOME if config.get(key) == 0]:
         raise BenchError(f"{path}: {none[0]} is 0: such a model has nothing to adapt")
