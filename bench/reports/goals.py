@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench.predict.evidence import Agreement, agreement, agreement_of, load_kept, load_measured
 from bench.reports import published
-from bench.reports.evidence import CPU, LIGER, TRAINERS, load_compared
+from bench.reports.evidence import CPU, GPU, LIGER, TRAINERS, load_compared
 from bench.training.options import PHASES
 
 BEGIN, END = "<!-- goals: begin -->", "<!-- goals: end -->"
@@ -24,7 +24,7 @@ _HEADER = (
 
 def goals_section() -> str:
     """The table in Markdown, between its marks."""
-    return "\n".join((BEGIN, "", *_HEADER, *_t4(), *_published(), *_on_the_cpu(), "", END))
+    return "\n".join((BEGIN, "", *_HEADER, *_t4(), *_gpu(), *_published(), *_on_the_cpu(), "", END))
 
 
 def _t4() -> Iterator[str]:
@@ -51,6 +51,12 @@ def _t4() -> Iterator[str]:
     loaded = agreement("loaded_bytes", [row for row in rows if row.quantized], kept)
     goal = "the 13 to 19 MiB of nf4 explained"
     yield _line("Tesla T4, nf4, after loading", loaded, goal, "not stated", "explained below")
+
+
+def _gpu() -> Iterator[str]:
+    for figure, goal in (("peak allocated", 0.02), ("peak reserved", 0.05)):
+        found, aim = _compared(GPU, (figure,)), f"each ≤ {100 * goal:g} %"
+        yield _line(f"NVIDIA H200, {figure}", found, aim, "not stated", _beyond(found, worst=goal))
 
 
 def _published() -> Iterator[str]:
