@@ -63,16 +63,6 @@ def _gemm_4bit(  # noqa: PLR0917  # the operation's signature
     return product
 
 
-def _quantize_4bit(
-    a: torch.Tensor, blocksize: int, quant_type: str, quant_storage: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The scales are made before the packed values."""
-    values = a.numel()
-    absmax = a.new_empty(-(values // -blocksize), dtype=torch.float32)
-    rows = (values + 1) // (quant_storage.itemsize * 2)
-    return a.new_empty((rows, 1), dtype=quant_storage), absmax
-
-
 def _int8_vectorwise_quant(
     a: torch.Tensor, threshold: float = 0.0
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
@@ -148,19 +138,9 @@ def _grouped_mm(
     return a.new_empty(shape, dtype=out_dtype or a.dtype)
 
 
-def _dropout(
-    values: torch.Tensor, p: float, train: bool | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`dropout_cuda` in Dropout.cu: the mask is made before the result."""
-    mask = torch.empty_like(values, dtype=torch.bool)
-    return torch.empty_like(values), mask
-
-
 SUBSTITUTES: dict[str, Callable[..., Any]] = {
     "aten._grouped_mm.default": _grouped_mm,
-    "aten.native_dropout.default": _dropout,
     "bitsandbytes.gemm_4bit.default": _gemm_4bit,
-    "bitsandbytes.quantize_4bit.default": _quantize_4bit,
     "bitsandbytes.int8_vectorwise_dequant.default": _int8_vectorwise_dequant,
     "bitsandbytes.int8_vectorwise_quant.default": _int8_vectorwise_quant,
     "bitsandbytes.int8_mm_dequant.default": _int8_mm_dequant,
@@ -171,6 +151,9 @@ SUBSTITUTES: dict[str, Callable[..., Any]] = {
 
 # Kernels of torch on CUDA.
 
+LAST_FIRST = frozenset({"aten.native_dropout.default", "bitsandbytes.quantize_4bit.default"})
+"""Operations whose second result is made before the first: dropout's mask (`dropout_cuda` in
+Dropout.cu), the scales of 4-bit values (`quantize_4bit` in bitsandbytes/backends/cuda/ops.py)."""
 PRODUCTS = frozenset(
     f"aten.{name}.default"
     for name in ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "linear", "matmul")

@@ -9,7 +9,7 @@ import torch
 
 from bench.compat import private
 from bench.errors import BenchError
-from bench.predict.cuda_kernels import PRODUCTS, has_epilogue
+from bench.predict.cuda_kernels import LAST_FIRST, PRODUCTS, has_epilogue
 from bench.predict.dependent import DEPENDENT
 from bench.predict.shapes import KnownShapes
 from bench.predict.values import KnownValues, tensors_in
@@ -106,7 +106,8 @@ class Journal(_DispatchMode):  # type: ignore[misc, valid-type]  # torch is seen
         size = self._device.workspace(name, func, args)
         workspace = self._write(size, WORKSPACE) if size else 0
         out = self._run(name, func, args, kwargs)
-        for tensor in tensors_in(out):
+        results = list(tensors_in(out))
+        for tensor in reversed(results) if name in LAST_FIRST else results:
             if tensor.device.type in self._device.followed:
                 self.storages.meet(tensor)
         size = self._device.temporaries(name, args)
