@@ -20,9 +20,10 @@ from bench.errors import BenchError
 from bench.files import FIXTURES, keyed, parse, read_json
 from bench.models.precision import precision
 from bench.predict.gpus import Interval
-from bench.training.options import KEEP_OUTPUT, PHASES
+from bench.training.options import KEEP_OUTPUT, PHASES, PLAIN
 
 FILE = FIXTURES / "measured" / "t4.csv"
+GPU_FILE = FIXTURES / "measured" / "gpu.csv"
 KEPT_FILE = FIXTURES / "measured" / "predicted.json"
 _ROW = keyed((
     "id", "model", "quant", "attention", "batch", "seq_len", "r", "allocated", "reserved",
@@ -140,38 +141,44 @@ def agreement_of(errors: Iterable[float]) -> Agreement:
 
 
 @dataclass(frozen=True)
-class _Range:
-    """Measured / predicted peak reserved, least and most, and the row that lies farthest off."""
+class _Seen:
+    """A measured step: measured / predicted peak reserved, and what it measured."""
 
-    low: float
-    high: float
-    farthest: Measured
+    ratio: float
+    step: str
 
     @property
     def deviation(self) -> float:
-        return max(abs(self.low - 1), abs(self.high - 1))
+        return abs(self.ratio - 1)
 
-    @property
-    def step(self) -> str:
-        """What the farthest row measured."""
-        row = self.farthest
-        name = row.model.rpartition("/")[2]
-        return f"{name}, {row.attention}, {row.batch_size} × {row.seq_len}"
+
+INT8 = "int8"
+
+
+def _kind(precision_name: str) -> str:
+    """What rows of this precision say something of: every 4-bit format allocates alike."""
+    kind = precision(precision_name)
+    return "4-bit" if kind.quantized and kind.bits == 4 else precision_name
 
 
 @cache
-def _ranges() -> dict[bool, _Range]:
-    """Of unquantized (False) and of 4-bit rows (True)."""
-    rows, kept = load_measured(), load_kept()
-    found = {}
-    for quantized in (False, True):
-        ratios = {
-            row.peak_reserved_bytes / kept[row.id]["peak_reserved_bytes"]: row
-            for row in rows
-            if row.quantized == quantized and row.id in kept
-        }
-        farthest = max(ratios, key=lambda ratio: abs(ratio - 1))
-        found[quantized] = _Range(min(ratios), max(ratios), ratios[farthest])
+def _seen() -> dict[str, dict[str, list[_Seen]]]:
+    """By loop and kind of precision: others' on a T4, which hold the model's output, and this
+    project's own step on an H200."""
+    found: dict[str, dict[str, list[_Seen]]] = {KEEP_OUTPUT: {}, PLAIN: {}}
+    kept, name = load_kept(), "peak_reserved_bytes"
+    for row in load_measured():
+        if row.id in kept:
+            model = row.model.rpartition("/")[2]
+            step = f"{model}, {row.attention}, {row.batch_size} × {row.seq_len}"
+            seen = _Seen(row.bytes_of(name) / kept[row.id][name], step)
+            found[KEEP_OUTPUT].setdefault("4-bit" if row.quantized else "fp16", []).append(seen)
+    lines = GPU_FILE.read_text(encoding="utf-8").splitlines()
+    for each in csv.DictReader(line for line in lines if not line.startswith("#")):
+        if each["figure"] == "peak reserved":
+            ratio = int(each["measured_bytes"]) / int(each["predicted_bytes"])
+            rows = found[PLAIN].setdefault(_kind(each["precision"]), [])
+            rows.append(_Seen(ratio, each["case"]))
     return found
 
 
@@ -179,17 +186,30 @@ def interval(precision_name: str, loop: str, gpus: int = 1) -> Interval:
     """What the measured rows support for this precision and loop, and which row widens it most.
     Every row is of one GPU.
 
-    Where rows are of the same kind, their range; elsewhere the largest deviation of any row, to
-    both sides.
+    Where rows are of the same kind, their range; to the project's own step those of others count
+    too, whose loader leaves more behind. Elsewhere the largest deviation of any row, to both sides:
+    for int8 too, whose rows have random weights, and trained ones have outlier columns.
     """
-    ranges = _ranges()
-    quantized = precision(precision_name).bits == 4 and precision(precision_name).quantized
-    if gpus == 1 and loop == KEEP_OUTPUT and (quantized or precision_name == "fp16"):
-        held = ranges[quantized]
-        kind = "4-bit" if quantized else "fp16"
-        why = f"the {kind} steps measured on a T4, of which {held.step} lies farthest off"
-        return Interval(min(held.low, 1.0), max(held.high, 1.0), why)
-    widest = max(ranges.values(), key=lambda each: each.deviation)
+    seen, kind = _seen(), _kind(precision_name)
+    rows = seen[loop].get(kind, []) if gpus == 1 and loop in seen else []
+    where = "a T4"
+    only_random = kind == INT8 and bool(rows)
+    if rows and loop == PLAIN:
+        others = seen[KEEP_OUTPUT].get(kind, [])
+        rows = [*rows, *others]
+        where = "an H200" + (f" and, in the {KEEP_OUTPUT} loop, on a T4" if others else "")
+    if rows and not only_random:
+        low, high = (f(1.0, *(row.ratio for row in rows)) for f in (min, max))
+        farthest = max(rows, key=lambda row: row.deviation)
+        why = f"the {kind} steps measured on {where}, of which {farthest.step} lies farthest off"
+        return Interval(low, high, why)
+    every = [row for kinds in seen.values() for each in kinds.values() for row in each]
+    widest = max(every, key=lambda row: row.deviation)
     kind = f"in {precision_name} and the {loop} loop" if gpus == 1 else "over several GPUs"
     why = f"no step {kind} was measured; the largest deviation, of {widest.step}"
+    if only_random:
+        why = (
+            "int8 steps were measured with random weights, which have no outlier columns; the "
+            f"largest deviation, of {widest.step}"
+        )
     return Interval(1 - widest.deviation, 1 + widest.deviation, why)

@@ -26,7 +26,7 @@ FIGURES = {
     "peak allocated": "peak_allocated_bytes",
     "peak reserved": "peak_reserved_bytes",
 }
-COLUMNS = ("figure", "gpu", "case", "measured_bytes", "predicted_bytes")
+COLUMNS = ("figure", "gpu", "case", "precision", "measured_bytes", "predicted_bytes")
 
 
 def gpu_runs() -> list[StoredRun]:
@@ -102,7 +102,8 @@ def main() -> None:
             said = predicted(run, record)
             for figure, name in FIGURES.items():
                 gpu, case = run.machine.accelerator.name, stored_case(record).id
-                writer.writerow((figure, gpu, case, record.metrics[name], getattr(said, name)))
+                sizes = record.metrics[name], getattr(said, name)
+                writer.writerow((figure, gpu, case, record.precision, *sizes))
             sys.stdout.flush()
 
 

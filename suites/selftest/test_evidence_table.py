@@ -11,11 +11,12 @@ import pytest
 
 from bench.cli import main
 from bench.errors import BenchError
-from bench.predict.evidence import load_kept, load_measured
+from bench.predict.evidence import interval, load_kept, load_measured
 from bench.reports.evidence import (
     BEGIN,
     CPU,
     END,
+    GPU,
     TRAINERS,
     evidence_section,
     evidence_table,
@@ -110,3 +111,30 @@ def test_torch_is_not_needed() -> None:
     code = "import sys; from bench.reports.evidence import evidence_table; evidence_table(); "
     code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("kind", ["fp16", "nf4"])
+def test_the_own_steps_margin_holds_every_step_that_was_measured(kind: str) -> None:
+    """By hand from the two tables: a T4's rows, and those of the H200 in that precision."""
+    rows = csv.DictReader(line for line in GPU.read_text().splitlines() if not line.startswith("#"))
+    own = [
+        int(row["measured_bytes"]) / int(row["predicted_bytes"])
+        for row in rows
+        if (row["figure"], row["precision"]) == ("peak reserved", kind)
+    ]
+    kept = load_kept()
+    others = [
+        row.peak_reserved_bytes / kept[row.id]["peak_reserved_bytes"]
+        for row in load_measured()
+        if row.quantized == (kind == "nf4")
+    ]
+    assert len(own) == 13
+    found = interval(kind, "plain")
+    assert (found.low, found.high) == (min(1.0, *own, *others), max(1.0, *own, *others))
+    assert f"the {'4-bit' if kind == 'nf4' else kind} steps measured on an H200 and" in found.why
+
+
+def test_random_weights_say_nothing_of_trained_ones_in_int8() -> None:
+    found = interval("int8", "plain")
+    assert found.high == interval("bf16", "plain").high > 1.1
+    assert "which have no outlier columns" in found.why
