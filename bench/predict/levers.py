@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING
 
+from bench.errors import BenchError
 from bench.models.precision import precision
 from bench.training.liger import predicts_liger
 from bench.training.options import KEEP_OUTPUT, PLAIN, SDPA
@@ -142,7 +143,10 @@ def ways_to_fit(
             changed = after
         key = repr(changed)
         if key not in known:
-            known[key] = predict(changed)
+            try:
+                known[key] = predict(changed)
+            except BenchError:  # a GPU may refuse the changed step: a pinned kernel in bf16
+                return None
         found = known[key]
         saved = now.peak_reserved_bytes - found.peak_reserved_bytes
         return Lever(tuple(names), changed, found, saved)

@@ -156,3 +156,24 @@ def test_received_steps_stand_alone(options: list[str], sent: Path, capsys) -> N
     assert main(["published", "--received", str(sent), *options]) == 2
     assert "stands alone" in capsys.readouterr().err
     assert main(["published", "--record", "b"]) == 2
+
+
+def test_what_a_gpu_is_asked_to_measure_exists() -> None:
+    """Every scenario that `tox run -e gpu` names is one of its model's."""
+    import argparse
+    import configparser
+    import shlex
+
+    from bench.cli import memory
+
+    tox = configparser.ConfigParser()
+    tox.read(Path(__file__).resolve().parents[2] / "tox.ini")
+    asked = [
+        shlex.split(line.partition("bench memory ")[2])
+        for line in tox["testenv:gpu"]["commands"].splitlines()
+        if "bench memory " in line
+    ]
+    parser = argparse.ArgumentParser()
+    memory.add_options(parser.add_argument)
+    cases = {words[0]: len(memory.cases_of(parser.parse_args(words))[1]) for words in asked}
+    assert cases == {"phi-3-medium": 18, "opt-350m": 3, "distilbert-base-uncased": 3}

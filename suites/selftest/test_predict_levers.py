@@ -63,3 +63,16 @@ def test_nothing_is_tried_where_it_fits_or_nothing_was_asked(
 def test_what_cannot_be_made_to_fit_is_said(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["memory", model, *STEP, "--gpu-memory", "513MiB"]) == 1
     assert "no set of these changes that was tried surely fits" in capsys.readouterr().out
+
+
+def test_a_change_that_the_gpu_refuses_is_left_out(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """4-bit weights compute in bf16, which the efficient kernel does not take on a T4."""
+    asked = ("--precision", "fp16", "--gpu", "t4", "--attention", "efficient")
+    long = ("--seq-len", "2048", "--batch-size", "512")
+    status, found = _said(capsys, "memory", model, *STEP[:4], *long, *asked)
+    assert (status, found["fit"]["verdict"]) == (1, "no")
+    changes = {name for each in found["ways_to_fit"]["alone"] for name in each["changes"]}
+    assert "gradient checkpointing" in changes
+    assert "4-bit weights" not in changes
