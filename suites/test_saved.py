@@ -277,3 +277,73 @@ def test_values_in_other_dtypes_and_shapes_are_read_or_told(tmp_path: Path) -> N
         assert update.norm == pytest.approx((64 * 64 * 8.0**2) ** 0.5)
     save_file({"x.lora_A.weight": a[0], "x.lora_B.weight": b}, tmp_path / "a.safetensors")
     assert read_values(tmp_path / "a.safetensors").updates == ()
+
+
+LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 16,
+         "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+         "num_key_value_heads": 2, "vocab_size": 32}  # fmt: skip
+
+
+def trained_llama(folder: Path, base: Path, layers: int = 2, **fields: object) -> Path:
+    """An adapter of a tiny Llama as PEFT saves it, its base model named as the one at `base`."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    values = {**LLAMA, "num_hidden_layers": layers}
+    del values["model_type"], values["architectures"]
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **values))
+    adapted = get_peft_model(model, LoraConfig(r=4, task_type="CAUSAL_LM", **fields))
+    for key, parameter in adapted.named_parameters():
+        if "lora_B" in key:
+            torch.nn.init.normal_(parameter)
+    adapted.save_pretrained(folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = str(base)
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> Path:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text(json.dumps(LLAMA))
+    return base
+
+
+def test_an_adapter_that_repeats_layers_spoils_no_later_answer(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PEFT writes the number of layers that layer_replication makes into the model's config."""
+    from bench.cli import main
+
+    repeated = [[0, 2], [1, 2], [0, 1]]
+    first = trained_llama(
+        tmp_path / "repeated", llama, target_modules=["q_proj"], layer_replication=repeated
+    )
+    four = trained_llama(tmp_path / "four", llama, layers=4, target_modules=["q_proj"])
+    sound = trained_llama(tmp_path / "sound", llama, target_modules=["q_proj"])
+    check = ["check", "--no-gradients"]
+    alone = main([*check, str(four)])
+    assert "PEFT finds no place for 4" in capsys.readouterr().out
+    assert alone == main([*check, str(first), str(four)]) == 1
+    assert "PEFT finds no place for 4" in capsys.readouterr().out
+    assert main([*check, str(first), str(sound)]) == 0
+
+
+def test_all_linear_but_some_is_a_sound_adapter(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PEFT saves "all-linear" as every layer's name, what exclude_modules leaves alone included."""
+    from bench.cli import main
+
+    folder = trained_llama(
+        tmp_path / "but", llama, target_modules="all-linear", exclude_modules=["q_proj"]
+    )
+    named = json.loads((folder / "adapter_config.json").read_text())["target_modules"]
+    assert any(name.endswith("q_proj") for name in named)
+    assert main(["check", "--no-gradients", str(folder)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 full names of target_modules held out by exclude_modules" in said

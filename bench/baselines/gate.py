@@ -135,7 +135,8 @@ def write_verdicts(
     """Write the machine-readable verdict file (BenchError, as `write_output`).
 
     Figures are raw, in the unit that stands beside them; a ratio from zero is null. `fails` says
-    whether this verdict failed the gate. What could not be judged is `unchanged` among the
+    whether this verdict failed the gate. `not_compared` names the baseline's cases that the run was
+    not asked for. What could not be judged is `unchanged` among the
     verdicts, and counted apart in the summary.
     """
     failed = {(verdict.record, verdict.metric) for verdict in failing}
@@ -148,6 +149,7 @@ def write_verdicts(
         },
         "baseline": _origin(baseline),
         "contender": _origin(contender),
+        "not_compared": left_out(baseline, contender),
         "verdicts": [
             {**as_json(verdict), "fails": (verdict.record, verdict.metric) in failed}
             for verdict in verdicts

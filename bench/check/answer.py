@@ -19,8 +19,11 @@ from bench.saved.keys import Comparison, Mismatch, compare
 from bench.saved.values import Values, read_values
 from bench.scenarios.subjects import Subject
 from bench.targets import Hazard, Ledger, match
+from bench.targets.entries import Filter
+from bench.units import counted
 
 if TYPE_CHECKING:
+    from bench.adapters.config import AdapterConfig
     from bench.predict.gpus import Gpu
     from bench.predict.result import Prediction
     from bench.training.options import StepOptions
@@ -110,7 +113,12 @@ def check(path: Path, question: Question) -> Checked:
         model = model.for_task(recipe.fields.get("task_type"))
     adapter, notes = recipe.adapter(model)
     file = found.config if found.config.name == CONFIG else None
-    subject = Subject(model, "own", adapter, None, question.optional, adapter_file=file)
+    optional = question.optional
+    if file and (held_out := _held_out(model, adapter)):
+        optional = (*optional, *held_out)
+        notes = (*notes, f"{counted(len(held_out), 'full name')} of target_modules held out by "
+                 "exclude_modules: so PEFT writes all-linear")  # fmt: skip
+    subject = Subject(model, "own", adapter, None, optional, adapter_file=file)
     try:
         ledger = match(model.table, adapter, model.role_of)
     except BenchError as error:
@@ -267,6 +275,17 @@ def _with_liger(options: StepOptions, checked: Checked) -> tuple[StepOptions, Ch
         note = f"the file's use_liger_kernel is left out of the prediction: {why}"
         return options, replace(checked, notes=(*checked.notes, note))
     return with_kernels, checked
+
+
+def _held_out(model: Model, adapter: AdapterConfig) -> tuple[str, ...]:
+    """The full names of a saved list that `exclude_modules` holds out: of "all-linear" PEFT writes
+    every layer's name, those that it then leaves alone too."""
+    names = adapter.target_modules
+    if adapter.exclude_modules is None or isinstance(names, str):
+        return ()
+    inside = Filter(adapter)
+    known = {module.name for module in model.table.modules}
+    return tuple(name for name in names if name in known and inside.excluded(name))
 
 
 _PAGED = "paged-"

@@ -10,6 +10,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -199,7 +200,8 @@ class Model:
                 if hasattr(loader, "from_config"):
                     trusted = {"trust_remote_code": True} if self.own_code else {}
                     loader = partial(loader.from_config, **trusted)
-                model: nn.Module = loader(self.transformers_config)
+                # A copy: PEFT's layer_replication writes its number of layers into it.
+                model: nn.Module = loader(deepcopy(self.transformers_config))
                 if quantization is not None:
                     quantize_on_meta(model, quantization)
                 return model

@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 from msgspec import Meta
 
+from bench.adapters.checks import LARGEST_RANK
 from bench.errors import BenchError
 from bench.files import check_output, check_readable, parse, read_text
+from bench.models.precision import precision
 from bench.training.cases import Case
 from bench.training.machine import versions
+from bench.training.options import check_step
 
 if TYPE_CHECKING:
     from bench.predict.result import Prediction
@@ -131,15 +134,25 @@ def load_steps(path: Path) -> list[MeasuredStep]:
 
 def _step(line: str, where: str) -> MeasuredStep:
     try:
-        data = json.loads(line, parse_constant=_no_constant)
+        data = json.loads(line, parse_constant=_no_constant, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise BenchError(f"{where}: not JSON: {error}") from None
-    step = parse(data, MeasuredStep, where)
+    try:
+        step = parse(data, MeasuredStep, where)
+        check_step(step.case.step)
+        precision(step.case.precision)
+        rank = step.case.adapter.get("r", 8)
+        if not isinstance(rank, int) or not 1 <= rank <= LARGEST_RANK:
+            raise BenchError(f"{where}: r must be a whole number from 1 to {LARGEST_RANK:,}")
+    except BenchError as error:
+        raise error if where in str(error) else BenchError(f"{where}: {error}") from None
     if step.kind != KIND:
         raise BenchError(f"{where}: kind {step.kind!r}, not {KIND!r}")
     if step.case.weights or step.case.code:
         raise BenchError(f"{where}: the case names a folder, which nobody else has")
-    for name in (step.device["name"], *step.versions.values()):
+    if Path(step.case.model).is_absolute():
+        raise BenchError(f"{where}: the case names a folder, which nobody else has")
+    for name in (step.device["name"], step.case.model, *step.versions.values()):
         if not name.isprintable() or len(name) > 100:
             raise BenchError(f"{where}: {name!r:.80}: not a short name")
     for peaks in (step.predicted, step.measured):
@@ -150,6 +163,15 @@ def _step(line: str, where: str) -> MeasuredStep:
                 f"highest phase's peak {highest}"
             )
     return step
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} stands there twice")
+    return found
 
 
 def _no_constant(name: str) -> float:

@@ -195,7 +195,7 @@ def filled(model: Any, case: Case, config: Any, device: str) -> Any:
         if module in quantized and name == "weight":
             std = module.weight_deviation
             std = usual if std is None else std
-            if precision(case.precision).name == "int8":
+            if precision(case.precision).name == "int8" and std == usual:  # T5 goes by the width
                 std = min(std, _INT8_SPREAD / math.sqrt(parameter.shape[1]))
             module.weight = _random_quantized(parameter, dtype, std, device)
             module.weight._is_hf_initialized = True  # GPT-2 draws some weights by their name

@@ -153,6 +153,7 @@ def test_the_verdict_file(tmp_path: Path) -> None:
     assert (document["schema"], document["passed"]) == (1, False)
     assert document["summary"]["changed"] == document["summary"]["regressed"] == 1
     assert document["contender"]["versions"]["peft"] == "0.22"
+    assert document["not_compared"] == []
     by_metric = {(item["record"], item["metric"]): item for item in document["verdicts"]}
     assert len(by_metric) == len(verdicts)
     assert by_metric[QUERY, "adapted_layers"] == {

@@ -310,4 +310,4 @@ def test_a_command_of_its_own_collects_garbage_seldom() -> None:
     assert main(["targets", "no-such-model"]) == 2
     assert gc.get_threshold() == (700, 10, 10)
     gc.set_threshold(*before[0])
-    assert gc.get_freeze_count() == before[1]
+    assert gc.get_freeze_count() <= before[1]  # of what was frozen some may end by itself

@@ -52,6 +52,10 @@ def _set(*path: str, value: Any) -> Callable[[dict[str, Any]], None]:
 
 
 WRONG = {
+    "a path": (_set("case", "model", value="/etc/passwd"), "line 1: the case names a folder"),
+    "a raw name": (_set("case", "model", value="a\x1b[31mb"), "line 1: .* not a short name"),
+    "loop": (_set("case", "step", "loop", value="zzz"), "line 1: unknown loop 'zzz'"),
+    "rank": (_set("case", "adapter", "r", value=10**30), "line 1: r must be a whole number"),
     "kind": (_set("kind", value="shell"), "kind 'shell'"),
     "more": (_set("run", value="rm"), "unknown key in .* line 1: 'run'"),
     "a folder": (_set("case", "weights", value="/etc"), "names a folder"),
@@ -177,3 +181,11 @@ def test_what_a_gpu_is_asked_to_measure_exists() -> None:
     memory.add_options(parser.add_argument)
     cases = {words[0]: len(memory.cases_of(parser.parse_args(words))[1]) for words in asked}
     assert cases == {"phi-3-medium": 18, "opt-350m": 3, "distilbert-base-uncased": 3}
+
+
+def test_a_key_that_stands_twice_is_refused(sent: Path, tmp_path: Path) -> None:
+    line = sent.read_text().splitlines()[0]
+    twice = tmp_path / "twice.jsonl"
+    twice.write_text(line.replace('"kind":', '"kind": "other", "kind":', 1) + "\n")
+    with pytest.raises(BenchError, match="line 1: not JSON: 'kind' stands there twice"):
+        load_steps(twice)
