@@ -281,7 +281,7 @@ def _held_out(model: Model, adapter: AdapterConfig) -> tuple[str, ...]:
     """The full names of a saved list that `exclude_modules` holds out: of "all-linear" PEFT writes
     every layer's name, those that it then leaves alone too."""
     names = adapter.target_modules
-    if adapter.exclude_modules is None or isinstance(names, str):
+    if adapter.exclude_modules is None or not isinstance(names, tuple):
         return ()
     inside = Filter(adapter)
     known = {module.name for module in model.table.modules}
