@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from bench.models.precision import precision
 from bench.models.stored import AWQ, COMPRESSED, GPTQ, HQQ, read_stored
-from bench.predict.gpus import bfloat16_note
+from bench.predict.gpus import HOPPER, bfloat16_note
 from bench.training.liger import fused_loss
 from bench.training.options import DDP, DTYPES, FSDP, KEEP_OUTPUT, PINNED, PLAIN, SDPA, SFT, TRAINER
 
@@ -34,6 +34,8 @@ def assumptions(case: Case, gpu: Gpu | None, device: str = "cuda") -> tuple[str,
         kernel += " on a CPU"
     elif gpu is None and step.attention == SDPA:
         kernel += " on a GPU of compute capability 8.0 or later"
+    elif gpu and step.attention == SDPA and gpu.capability == HOPPER:
+        kernel += ", cuDNN's for halves"
     said.append(f"attention: {kernel}")
     wide = (
         "float32, to which PEFT casts them" if step.autocast_adapter_dtype else "the base's dtype"

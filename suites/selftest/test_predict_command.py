@@ -232,6 +232,9 @@ def test_hopper_takes_cudnns_attention(
     found = json.loads(text)
     taken = [name for name in found["operations_by_name"] if "_attention.d" in name]
     assert taken == ([f"aten._scaled_dot_product_{kernel}_attention.default"] if kernel else [])
+    assert any("cuDNN's for halves" in said for said in found["assumptions"]) == (
+        gpu in ("h100", "h200") and "--attention" not in options
+    )
     assert found["cudnn_first"] is False
     assert found["notes"] == []
 

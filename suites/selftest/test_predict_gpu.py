@@ -145,6 +145,20 @@ def test_what_is_kept_of_them_is_what_was_stored() -> None:
             assert int(kept) == getattr(said, name)
 
 
+def test_steps_of_a_t4_on_another_gpu() -> None:
+    """As they were written there, the prediction before the step."""
+    from bench.predict.contributed import load_steps
+
+    steps = load_steps(next(RESULTS.glob("*-h200-*/t4-steps.jsonl")))
+    assert len(steps) == 8
+    assert {step.device["name"] for step in steps} == {"NVIDIA H200"}
+    assert sum(step.difference == 0 for step in steps) == 6
+    assert max(abs(step.difference) for step in steps) < 4e-4
+    for step in steps:
+        said, seen = (d["peak_reserved_bytes"] for d in (step.predicted, step.measured))
+        assert said == pytest.approx(seen, rel=0.042)
+
+
 def test_a_stored_figure_that_is_far_off_is_found() -> None:
     """The comparison itself, on a made-up run: its figures are the prediction's, then wrong."""
     run = load_run(next(RESULTS.glob("*-cpu-*/0001_*.json")))
