@@ -136,8 +136,8 @@ def write_verdicts(
 
     Figures are raw, in the unit that stands beside them; a ratio from zero is null. `fails` says
     whether this verdict failed the gate. `not_compared` names the baseline's cases that the run was
-    not asked for. What could not be judged is `unchanged` among the
-    verdicts, and counted apart in the summary.
+    not asked for. What could not be judged is `unchanged` among the verdicts, and counted apart in
+    the summary.
     """
     failed = {(verdict.record, verdict.metric) for verdict in failing}
     document = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import json
 import os
@@ -85,6 +86,13 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise BenchError(f"{path}: not TOML: {error}") from None
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file with a header, but for lines that begin with `#`, which say where it
+    is from; BenchError as `read_text`."""
+    lines = read_text(path).splitlines()
+    return list(csv.DictReader(line for line in lines if not line.startswith("#")))
 
 
 def tool_table(path: Path, *names: str) -> dict[str, Any]:

@@ -99,8 +99,7 @@ def cpu_attention(  # noqa: PLR0917  # torch's signature
         return _math(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        attn_mask = _additive(attn_mask, query.dtype)
+    attn_mask = _additive(attn_mask, query.dtype)
     kernel = private("attention on the cpu")
     out: torch.Tensor = kernel(
         query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
@@ -174,9 +173,7 @@ def _cudnn(
     is_causal: bool,
     scale: float | None,
 ) -> torch.Tensor:
-    if mask is not None and mask.dtype == torch.bool:
-        mask = _additive(mask, query.dtype)
-    graph = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
+    mask, graph = _additive(mask, query.dtype), _followed(query, key, value)
     kernel = private("attention, cudnn")
     out: torch.Tensor = kernel(
         query, key, value, mask, graph, dropout_p, is_causal, False, scale=scale
@@ -214,13 +211,12 @@ def _efficient(
     is_causal: bool,
     scale: float | None,
 ) -> torch.Tensor:
+    mask = _additive(mask, query.dtype)
     if mask is not None:
-        if mask.dtype == torch.bool:
-            mask = _additive(mask, query.dtype)
         if extra := -mask.shape[-1] % _BIAS_ALIGNMENT:
             mask = torch.nn.functional.pad(mask, (0, extra))[..., : mask.shape[-1]]
         mask = mask.expand(*query.shape[:-1], key.shape[-2])
-    graph = torch.is_grad_enabled() and any(t.requires_grad for t in (query, key, value))
+    graph = _followed(query, key, value)
     kernel = private("attention, efficient")
     out: torch.Tensor = kernel(
         query, key, value, mask, graph, dropout_p, is_causal, scale=scale
@@ -228,9 +224,16 @@ def _efficient(
     return out
 
 
-def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A boolean mask as what is added to the scores."""
+def _additive(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    """A mask as what is added to the scores: of a boolean one, its values in `dtype`."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
     return torch.where(mask, 0.0, torch.tensor(-math.inf, dtype=dtype, device=mask.device))
+
+
+def _followed(*tensors: torch.Tensor) -> bool:
+    """Whether autograd follows an operation on these: its kernel keeps the sums of the scores."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _math_with_dropout(
@@ -257,6 +260,6 @@ def _math_with_dropout(
         mask = ones.tril()
     scores = (query * factor) @ (key * factor).transpose(-2, -1)
     if mask is not None:
-        scores = scores + (_additive(mask, query.dtype) if mask.dtype == torch.bool else mask)
+        scores = scores + _additive(mask, query.dtype)
     weights = torch.native_dropout(_aten._safe_softmax(scores, -1), dropout_p, True)[0]
     return (weights @ value).to(dtype)

@@ -15,13 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 from msgspec import Meta
 
-from bench.adapters.checks import LARGEST_RANK
+from bench.adapters.checks import LARGEST_RANK, Rank
 from bench.errors import BenchError
-from bench.files import check_output, check_readable, parse, read_text
-from bench.models.precision import precision
+from bench.files import check_output, check_readable, fits, parse, read_text
 from bench.training.cases import Case
 from bench.training.machine import versions
-from bench.training.options import check_step
 
 if TYPE_CHECKING:
     from bench.predict.result import Prediction
@@ -139,13 +137,11 @@ def _step(line: str, where: str) -> MeasuredStep:
         raise BenchError(f"{where}: not JSON: {error}") from None
     try:
         step = parse(data, MeasuredStep, where)
-        check_step(step.case.step)
-        precision(step.case.precision)
-        rank = step.case.adapter.get("r", 8)
-        if not isinstance(rank, int) or not 1 <= rank <= LARGEST_RANK:
-            raise BenchError(f"{where}: r must be a whole number from 1 to {LARGEST_RANK:,}")
     except BenchError as error:
         raise error if where in str(error) else BenchError(f"{where}: {error}") from None
+    rank = step.case.adapter.get("r", 8)
+    if not fits(rank, Rank) or rank > LARGEST_RANK:
+        raise BenchError(f"{where}: r must be a whole number from 1 to {LARGEST_RANK:,}")
     if step.kind != KIND:
         raise BenchError(f"{where}: kind {step.kind!r}, not {KIND!r}")
     if step.case.weights or step.case.code:

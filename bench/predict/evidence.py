@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from bench.errors import BenchError
-from bench.files import FIXTURES, keyed, parse, read_json
+from bench.files import FIXTURES, keyed, parse, read_json, read_rows
 from bench.models.precision import precision
 from bench.predict.gpus import Interval
 from bench.training.options import KEEP_OUTPUT, PHASES, PLAIN
@@ -152,9 +152,6 @@ class _Seen:
         return abs(self.ratio - 1)
 
 
-INT8 = "int8"
-
-
 def _kind(precision_name: str) -> str:
     """What rows of this precision say something of: every 4-bit format allocates alike."""
     kind = precision(precision_name)
@@ -173,8 +170,7 @@ def _seen() -> dict[str, dict[str, list[_Seen]]]:
             step = f"{model}, {row.attention}, {row.batch_size} × {row.seq_len}"
             seen = _Seen(row.bytes_of(name) / kept[row.id][name], step)
             found[KEEP_OUTPUT].setdefault("4-bit" if row.quantized else "fp16", []).append(seen)
-    lines = GPU_FILE.read_text(encoding="utf-8").splitlines()
-    for each in csv.DictReader(line for line in lines if not line.startswith("#")):
+    for each in read_rows(GPU_FILE):
         if each["figure"] == "peak reserved":
             ratio = int(each["measured_bytes"]) / int(each["predicted_bytes"])
             rows = found[PLAIN].setdefault(_kind(each["precision"]), [])
@@ -191,25 +187,24 @@ def interval(precision_name: str, loop: str, gpus: int = 1) -> Interval:
     for int8 too, whose rows have random weights, and trained ones have outlier columns.
     """
     seen, kind = _seen(), _kind(precision_name)
-    rows = seen[loop].get(kind, []) if gpus == 1 and loop in seen else []
-    where = "a T4"
-    only_random = kind == INT8 and bool(rows)
+    own = seen.get(loop, {}).get(kind, []) if gpus == 1 else []
+    random = kind == "int8" and bool(own)
+    rows, where = ([] if random else own), "a T4"
     if rows and loop == PLAIN:
         others = seen[KEEP_OUTPUT].get(kind, [])
         rows = [*rows, *others]
         where = "an H200" + (f" and, in the {KEEP_OUTPUT} loop, on a T4" if others else "")
-    if rows and not only_random:
+    if rows:
         low, high = (f(1.0, *(row.ratio for row in rows)) for f in (min, max))
         farthest = max(rows, key=lambda row: row.deviation)
         why = f"the {kind} steps measured on {where}, of which {farthest.step} lies farthest off"
         return Interval(low, high, why)
     every = [row for kinds in seen.values() for each in kinds.values() for row in each]
     widest = max(every, key=lambda row: row.deviation)
-    kind = f"in {precision_name} and the {loop} loop" if gpus == 1 else "over several GPUs"
-    why = f"no step {kind} was measured; the largest deviation, of {widest.step}"
-    if only_random:
-        why = (
-            "int8 steps were measured with random weights, which have no outlier columns; the "
-            f"largest deviation, of {widest.step}"
-        )
+    if random:
+        said = "int8 steps were measured with random weights, which have no outlier columns"
+    else:
+        kind = f"in {precision_name} and the {loop} loop" if gpus == 1 else "over several GPUs"
+        said = f"no step {kind} was measured"
+    why = f"{said}; the largest deviation, of {widest.step}"
     return Interval(1 - widest.deviation, 1 + widest.deviation, why)

@@ -5,13 +5,12 @@ Only stored files are read, and torch is not: what was measured, and what was pr
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.errors import BenchError
-from bench.files import FIXTURES, read_text
+from bench.files import FIXTURES, read_rows
 from bench.predict.evidence import Agreement, agreement, agreement_of, load_kept, load_measured
 from bench.training.options import PHASES
 
@@ -46,8 +45,7 @@ def load_compared(path: Path) -> list[Compared]:
     """The rows of a table with `measured_bytes` and `predicted_bytes`, whose first column is the
     kind; lines that begin with `#` say where it is from. BenchError for what is wrong."""
     found = []
-    lines = read_text(path).splitlines()
-    for row in csv.DictReader(line for line in lines if not line.startswith("#")):
+    for row in read_rows(path):
         try:
             measured, predicted = int(row["measured_bytes"]), int(row["predicted_bytes"])
         except KeyError as missing:

@@ -189,3 +189,15 @@ def test_a_key_that_stands_twice_is_refused(sent: Path, tmp_path: Path) -> None:
     twice.write_text(line.replace('"kind":', '"kind": "other", "kind":', 1) + "\n")
     with pytest.raises(BenchError, match="line 1: not JSON: 'kind' stands there twice"):
         load_steps(twice)
+
+
+def test_a_trainers_step_is_read_where_no_trainer_is(
+    sent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it is run, so nothing that runs it is needed."""
+    line = json.loads(sent.read_text().splitlines()[0])
+    line["case"]["step"]["loop"] = "sft"
+    file = tmp_path / "sft.jsonl"
+    file.write_text(json.dumps(line) + "\n")
+    monkeypatch.setattr("bench.training.options.find_spec", lambda name: None)
+    assert [step.case.step.loop for step in load_steps(file)] == ["sft"]

@@ -6,7 +6,6 @@ With a GPU every case is measured here. Without one, the figures that GPU machin
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -23,7 +22,7 @@ from gpu_reference import (
 )  # fmt: skip
 
 from bench.baselines import Accelerator, Record, StoredRun, load_run
-from bench.files import FIXTURES
+from bench.files import FIXTURES, read_rows
 from bench.measure import Session
 from bench.training.cases import Case, StepOptions
 
@@ -121,8 +120,7 @@ def test_predictions_against_stored_gpu_figures(run: StoredRun, record: Record) 
 
 def test_what_is_kept_of_them_is_what_was_stored() -> None:
     """fixtures/measured/gpu.csv, from which the tables of the documentation are made."""
-    lines = (FIXTURES / "measured" / "gpu.csv").read_text(encoding="utf-8").splitlines()
-    rows = list(csv.DictReader(line for line in lines if not line.startswith("#")))
+    rows = read_rows(FIXTURES / "measured" / "gpu.csv")
     stored = [
         (figure, run.machine.accelerator.name, stored_case(record).id, str(record.metrics[name]))
         for run in gpu_runs()
