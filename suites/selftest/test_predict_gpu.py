@@ -6,6 +6,7 @@ With a GPU every case is measured here. Without one, the figures that GPU machin
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -187,3 +188,33 @@ def test_capabilities_by_the_names_that_torch_gives() -> None:
     assert capability("NVIDIA A100-SXM4-80GB") == 8.0
     assert capability("Tesla T4") == 7.5
     assert capability("NVIDIA GeForce RTX 3090") == 8.6
+
+
+def test_what_documents_say_of_the_h200_is_what_is_stored() -> None:
+    """The figures in the sentences of docs/prediction.md and results/README.md."""
+    off: dict[str, list[int]] = {}
+    for row in read_rows(FIXTURES / "measured" / "gpu.csv"):
+        said, seen = int(row["predicted_bytes"]), int(row["measured_bytes"])
+        off.setdefault(row["case"], []).append(said - seen)
+    exact = [case for case, errors in off.items() if not any(errors)]
+    allocated = max(abs(errors[0]) for errors in off.values()) / 2**20
+    reserved = max(errors[1] for errors in off.values()) / 2**20
+    assert all(case in exact or case.startswith("phi-3-medium") for case in off)
+    page = (RESULTS.parent / "docs" / "prediction.md").read_text(encoding="utf-8")
+    page = " ".join(page.split())
+    assert f"{len(off)} cases" in page
+    assert f"{len(exact)} are exact to the byte in both peaks" in page
+    assert f"off by at most {allocated:.1f} MiB allocated" in page
+    assert f"reserves {reserved:.0f} MiB less than is said" in page
+
+    run = load_run(next(RESULTS.glob("*-h200-*/0001_*.json")))
+    times: dict[str | None, list[float]] = {}
+    for record in measured_cases(run):
+        median = 1000 * statistics.median(record.metrics["step_seconds"])
+        times.setdefault(record.precision, []).append(median)
+    low, high = min(times["fp16"]), max(times["fp16"])
+    readme = " ".join((RESULTS / "README.md").read_text(encoding="utf-8").split())
+    assert f"takes {low:.0f} to {high:.0f} ms in fp16" in readme
+    assert f"{min(times['nf4']):.0f} to {max(times['nf4']):.0f} in nf4" in readme
+    *usual, _ = sorted(times["int8"])  # published-6, which the sentence names
+    assert f"{usual[0]:.0f} to {usual[-1]:.0f} in int8" in readme
