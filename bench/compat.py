@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -44,232 +44,182 @@ class Private:
         return found
 
 
-_TORCH, _TRANSFORMERS, _BITSANDBYTES = "torch 2.13.0", "transformers 5.23.0", "bitsandbytes 0.50.2"
-_BENCHMARK, _PYTEST = "pytest-benchmark 5.3.1", "pytest 9.2.0"
-_ACCELERATE, _TRL = "accelerate 1.15.0", "trl 1.16.0"
+def _of(seen: str, uses: Mapping[str, Mapping[str, str]]) -> dict[str, Private]:
+    """Of one release: use → {name: where}."""
+    return {
+        name: Private(where, seen, use)
+        for use, places in uses.items()
+        for name, where in places.items()
+    }
+
 
 PRIVATE = {
-    "dispatch mode": Private(
-        "torch.utils._python_dispatch:TorchDispatchMode", _TORCH,
-        "every kernel that a step calls is seen: its memory, cost and values",
-    ),
-    "loading order": Private(
-        "transformers.core_model_loading:dot_natural_key", _TRANSFORMERS,
-        "weights arrive in the order in which from_pretrained brings them",
-    ),
-    "no modes": Private(
-        "torch.utils._python_dispatch:_disable_current_modes", _TORCH,
-        "a kernel is asked for its workspace without being counted",
-    ),
-    "dispatch key": Private(
-        "torch._C:DispatchKeySet", _TORCH, "what a kernel calls inside is seen, on the CPU's path"
-    ),
-    "holders of a storage": Private(
-        "torch._C:_storage_Use_Count", _TORCH, "which sums of gradients autograd makes in place"
-    ),
-    "holders of a tensor": Private("torch:Tensor._use_count", _TORCH,
-        "which sums of gradients autograd makes in place"),
-    "dense tensors": Private(
-        "torch._prims_common:is_non_overlapping_and_dense_or_false", _TORCH,
-        "which sums of gradients autograd makes in place",
-    ),
-    "node of autograd": Private(
-        "torch._C:_current_autograd_node", _TORCH,
-        "what the backward pass's thread keeps on a GPU is counted when it is first used",
-    ),
-    "bad fork": Private(
-        "torch.cuda:_is_in_bad_fork", _TORCH, "a worker whose parent had used CUDA says so"
-    ),
-    "attention on the cpu": Private(
-        "torch:ops.aten._scaled_dot_product_flash_attention_for_cpu", _TORCH,
-        "operations of attention on a CPU"
-    ),
-    "attention, cudnn": Private(
-        "torch:ops.aten._scaled_dot_product_cudnn_attention", _TORCH,
-        "memory of cuDNN's kernel"
-    ),
-    "attention, flash": Private(
-        "torch:ops.aten._scaled_dot_product_flash_attention", _TORCH,
-        "memory and operations of the flash kernel"
-    ),
-    "attention, efficient": Private(
-        "torch:ops.aten._scaled_dot_product_efficient_attention", _TORCH,
-        "memory of the efficient kernel"
-    ),
-    "fused optimizers": Private(
-        "torch.optim.adam:_device_dtype_check_for_fused", _TORCH,
-        "a fused step is traced on meta, which has none",
-    ),
-    "foreach support": Private(
-        "torch.nn.utils.clip_grad:_has_foreach_support", _TORCH,
-        "gradients are clipped as on the device that is predicted",
-    ),
-    "fake store": Private(
-        "torch.testing._internal.distributed.fake_pg:FakeStore", _TORCH,
-        "one rank of several is traced in one process",
-    ),
-    "ended work": Private(
-        "torch._C._distributed_c10d:_create_work_from_future", _TORCH,
-        "the same: what a collective gives back",
-    ),
-    **{
-        f"fsdp {what}": Private(
-            f"torch.distributed.fsdp._fully_shard:_{name}", _TORCH, "FSDP2 is traced on meta"
-        )
-        for what, name in (("devices", "fully_shard"), ("groups", "fsdp_param_group"),
-                           ("collectives", "fsdp_collectives"), ("parameters", "fsdp_param"),
-                           ("states", "fsdp_state"))
-    },
-    "shapes of shards": Private(
-        "torch.distributed.tensor._sharding_prop:ShardingPropagator", _TORCH,
-        "shapes that DTensor asks fake tensors for are not counted",
-    ),
-    "ddp": Private("torch.nn.parallel:distributed", _TORCH, "DDP is traced on meta"),
-    "conversion patterns": Private(
-        "transformers.conversion_mapping:_MODEL_TO_CONVERSION_PATTERN", _TRANSFORMERS,
-        "by which family PEFT rewrites the names of fused experts",
-    ),
-    "models of a class": Private(
-        "transformers:AutoModelForCausalLM._model_mapping", _TRANSFORMERS,
-        "which class an auto class builds for a configuration",
-    ),
-    "tied keys": Private(
-        "transformers:PreTrainedModel._tied_weights_keys", _TRANSFORMERS,
-        "which modules share a weight",
-    ),
-    "kept in float32": Private(
-        "transformers:PreTrainedModel._keep_in_fp32_modules", _TRANSFORMERS,
-        "which modules no quantization touches",
-    ),
-    "grouped attention": Private(
-        "transformers.integrations.sdpa_attention:use_gqa_in_sdpa", _TRANSFORMERS,
-        "the memory-efficient kernel gets keys and values expanded, as it needs them",
-    ),
-    "unused autocast key": Private(
-        "torch._C:DispatchKey.AutocastPrivateUse1", _TORCH, "autocast is followed on meta"
-    ),
-    "autocast, perhaps": Private(
-        "transformers.utils.generic:maybe_autocast", _TRANSFORMERS,
-        "autocast is followed on meta, within models"
-    ),
-    "trainer, prepared": Private(
-        "transformers:Trainer._prepare_for_training", _TRANSFORMERS, "the trainer loops"
-    ),
-    "trainer's items": Private(
-        "transformers:Trainer._get_num_items_in_batch", _TRANSFORMERS, "the trainer loops"
-    ),
-    "trainer's clipping": Private(
-        "transformers:Trainer._clip_grad_norm", _TRANSFORMERS, "the trainer loops"
-    ),
-    "accelerate's process": Private(
-        "accelerate.state:PartialState._shared_state", _ACCELERATE,
-        "a trainer is traced beside one that trains",
-    ),
-    "accelerate's precision": Private(
-        "accelerate.state:AcceleratorState._shared_state", _ACCELERATE,
-        "a trainer is traced beside one that trains"
-    ),
-    "accelerate's accumulation": Private(
-        "accelerate.state:GradientState._shared_state", _ACCELERATE,
-        "a trainer is traced beside one that trains"
-    ),
-    "fused head": Private(
-        "trl.kernels.chunked_logprob:ChunkedLogProbFunction", _TRL,
-        "the sft loop, as CUDA runs its head",
-    ),
-    "fused head's chunks": Private(
-        "trl.trainer.utils:_use_triton", _TRL, "the sft loop, as CUDA runs its head"
-    ),
-    "4-bit bounds": Private(
-        "bitsandbytes.backends.default.ops:_get_4bit_quantize_bounds", _BITSANDBYTES,
-        "no table of a traced quantization is left for a real one",
-    ),
-    "4-bit codes": Private(
-        "bitsandbytes.backends.utils:_code_4bit_cache", _BITSANDBYTES,
-        "no table of a traced quantization is left for a real one"
-    ),
-    "codes by name": Private(
-        "bitsandbytes.functional:name2qmap", _BITSANDBYTES,
-        "no table of a traced quantization is left for a real one"
-    ),
-    "4-bit product": Private(
-        "bitsandbytes.autograd._functions:MatMul4Bit", _BITSANDBYTES,
-        "the memory of an earlier release, which kept the inputs",
-    ),
-    "8-bit product": Private(
-        "bitsandbytes.autograd._functions:MatMul8bitLt", _BITSANDBYTES,
-        "an 8-bit product is predicted",
-    ),
-    "benchmarks": Private(
-        ":_benchmarksession.benchmarks", _BENCHMARK, "what pytest-benchmark timed is in the run"
-    ),
-    "width of the terminal": Private(
-        ":_tw.fullwidth", _PYTEST, "a summary as wide as the terminal"
-    ),
-    "terminal": Private(":_tw._file", _PYTEST, "the line that counts the cases"),
-    "attempt of a task": Private(
-        "ray._raylet:CoreWorker.get_current_task_attempt_number", "ray 2.60.0",
-        "a case that began anew on another node says so",
-    ),
-    "messages of nodes": Private(
-        "ray._private.worker:print_to_stdstream", "ray 2.60.0", "they are kept off the screen"
-    ),
-    # Taken from an instance where they are used; `what_moved` tells one that is gone.
-    **{
-        f"autocast: {name}": Private(f"torch._C:{name}", _TORCH, "autocast is followed on meta")
-        for name in ("_ExcludeDispatchKeyGuard", "_dispatch_get_all_op_names",
-                     "_dispatch_has_kernel_for_dispatch_key",
-                     "_dispatch_tls_set_dispatch_key_included",
-                     "_dispatch_tls_set_dispatch_key_excluded")
-    },
-    **{
-        f"an operation's {name}": Private(
-            f"torch:ops.aten.add.Tensor.{name}", _TORCH, "what a kernel writes to and gives back"
-        )
-        for name in ("_schema", "_overloadname", "_overloadpacket")
-    },
-    "library, taken back": Private(
-        "torch.library:Library._destroy", _TORCH, "autocast is followed on meta"
-    ),
-    "views": Private("torch:Tensor._is_view", _TORCH, "autocast is followed on meta"),
-    "address of a storage": Private(
-        "torch:UntypedStorage._cdata", _TORCH, "tensors of one storage are counted once"
-    ),
-    "shard of a tensor": Private(
-        "torch.distributed.tensor:DTensor._local_tensor", _TORCH, "one rank of several is traced"
-    ),
-    "shapes of shards, uncached": Private(
-        "torch.distributed.tensor._sharding_prop:"
-        "ShardingPropagator._propagate_tensor_meta_non_cached", _TORCH,
-        "shapes that DTensor asks fake tensors for are not counted",
-    ),
-    "ddp's forward": Private(
-        "torch.nn.parallel:DistributedDataParallel._pre_forward", _TORCH, "DDP is traced on meta"
-    ),
-    "widths of attention": Private(
-        ":_qkv_same_embed_dim", _TORCH, "how MultiheadAttention holds its weights"
-    ),
-    "attention's name": Private(
-        "transformers:PretrainedConfig._attn_implementation", _TRANSFORMERS,
-        "a model at hand is predicted with the attention that it has",
-    ),
-    "blocks that are not split": Private(
-        "transformers:PreTrainedModel._no_split_modules", _TRANSFORMERS, "what FSDP2 shards by"
-    ),
-    "initialized": Private(
-        ":_is_hf_initialized", _TRANSFORMERS, "which weights initialize_weights leaves as they are"
-    ),
-    "trainer's norm": Private(
-        "transformers:Trainer._get_grad_norm", _TRANSFORMERS, "the trainer loops"
-    ),
-    "trainer's loss": Private(":_tr_loss", _TRANSFORMERS, "the trainer loops"),
-    "accelerate's last batch": Private(
-        "accelerate.state:GradientState._set_sync_gradients", _ACCELERATE, "the trainer loops"
-    ),
-    "4-bit packing": Private(
-        "bitsandbytes.nn:Params4bit._quantize", _BITSANDBYTES, "weights are packed as on a GPU"
-    ),
+    **_of("torch 2.13.0", {
+        "every kernel that a step calls is seen: its memory, cost and values": {
+            "dispatch mode": "torch.utils._python_dispatch:TorchDispatchMode",
+        },
+        "a kernel is asked for its workspace without being counted": {
+            "no modes": "torch.utils._python_dispatch:_disable_current_modes",
+        },
+        "what a kernel calls inside is seen, on the CPU's path": {
+            "dispatch key": "torch._C:DispatchKeySet",
+        },
+        "which sums of gradients autograd makes in place": {
+            "holders of a storage": "torch._C:_storage_Use_Count",
+            "holders of a tensor": "torch:Tensor._use_count",
+            "dense tensors": "torch._prims_common:is_non_overlapping_and_dense_or_false",
+        },
+        "what the backward pass's thread keeps on a GPU is counted when it is first used": {
+            "node of autograd": "torch._C:_current_autograd_node",
+        },
+        "a worker whose parent had used CUDA says so": {"bad fork": "torch.cuda:_is_in_bad_fork"},
+        "operations of attention on a CPU": {
+            "attention on the cpu": "torch:ops.aten._scaled_dot_product_flash_attention_for_cpu",
+        },
+        "memory of cuDNN's kernel": {
+            "attention, cudnn": "torch:ops.aten._scaled_dot_product_cudnn_attention",
+        },
+        "memory and operations of the flash kernel": {
+            "attention, flash": "torch:ops.aten._scaled_dot_product_flash_attention",
+        },
+        "memory of the efficient kernel": {
+            "attention, efficient": "torch:ops.aten._scaled_dot_product_efficient_attention",
+        },
+        "a fused step is traced on meta, which has none": {
+            "fused optimizers": "torch.optim.adam:_device_dtype_check_for_fused",
+        },
+        "gradients are clipped as on the device that is predicted": {
+            "foreach support": "torch.nn.utils.clip_grad:_has_foreach_support",
+        },
+        "one rank of several is traced in one process": {
+            "fake store": "torch.testing._internal.distributed.fake_pg:FakeStore",
+            "ended work": "torch._C._distributed_c10d:_create_work_from_future",
+            "shard of a tensor": "torch.distributed.tensor:DTensor._local_tensor",
+        },
+        "FSDP2 is traced on meta": {
+            **{f"fsdp {what}": f"torch.distributed.fsdp._fully_shard:_{name}" for what, name in (
+                ("devices", "fully_shard"), ("groups", "fsdp_param_group"),
+                ("collectives", "fsdp_collectives"), ("parameters", "fsdp_param"),
+                ("states", "fsdp_state"))},
+        },
+        "shapes that DTensor asks fake tensors for are not counted": {
+            "shapes of shards": "torch.distributed.tensor._sharding_prop:ShardingPropagator",
+            "shapes of shards, uncached":
+                "torch.distributed.tensor._sharding_prop:"
+                "ShardingPropagator._propagate_tensor_meta_non_cached",
+        },
+        "DDP is traced on meta": {
+            "ddp": "torch.nn.parallel:distributed",
+            "ddp's forward": "torch.nn.parallel:DistributedDataParallel._pre_forward",
+        },
+        "autocast is followed on meta": {
+            "unused autocast key": "torch._C:DispatchKey.AutocastPrivateUse1",
+            "library, taken back": "torch.library:Library._destroy",
+            "views": "torch:Tensor._is_view",
+            **{f"autocast: {name}": f"torch._C:{name}" for name in (
+                "_ExcludeDispatchKeyGuard", "_dispatch_get_all_op_names",
+                "_dispatch_has_kernel_for_dispatch_key",
+                "_dispatch_tls_set_dispatch_key_included",
+                "_dispatch_tls_set_dispatch_key_excluded")},
+        },
+        "what a kernel writes to and gives back": {
+            **{f"an operation's {name}": f"torch:ops.aten.add.Tensor.{name}"
+               for name in ("_schema", "_overloadname", "_overloadpacket")},
+        },
+        "tensors of one storage are counted once": {
+            "address of a storage": "torch:UntypedStorage._cdata",
+        },
+        "how MultiheadAttention holds its weights": {"widths of attention": ":_qkv_same_embed_dim"},
+    }),
+    **_of("transformers 5.23.0", {
+        "weights arrive in the order in which from_pretrained brings them": {
+            "loading order": "transformers.core_model_loading:dot_natural_key",
+        },
+        "by which family PEFT rewrites the names of fused experts": {
+            "conversion patterns": "transformers.conversion_mapping:_MODEL_TO_CONVERSION_PATTERN",
+        },
+        "which class an auto class builds for a configuration": {
+            "models of a class": "transformers:AutoModelForCausalLM._model_mapping",
+        },
+        "which modules share a weight": {
+            "tied keys": "transformers:PreTrainedModel._tied_weights_keys",
+        },
+        "which modules no quantization touches": {
+            "kept in float32": "transformers:PreTrainedModel._keep_in_fp32_modules",
+        },
+        "the memory-efficient kernel gets keys and values expanded, as it needs them": {
+            "grouped attention": "transformers.integrations.sdpa_attention:use_gqa_in_sdpa",
+        },
+        "autocast is followed on meta, within models": {
+            "autocast, perhaps": "transformers.utils.generic:maybe_autocast",
+        },
+        "the trainer loops": {
+            "trainer, prepared": "transformers:Trainer._prepare_for_training",
+            "trainer's items": "transformers:Trainer._get_num_items_in_batch",
+            "trainer's clipping": "transformers:Trainer._clip_grad_norm",
+            "trainer's norm": "transformers:Trainer._get_grad_norm",
+            "trainer's loss": ":_tr_loss",
+        },
+        "a model at hand is predicted with the attention that it has": {
+            "attention's name": "transformers:PretrainedConfig._attn_implementation",
+        },
+        "what FSDP2 shards by": {
+            "blocks that are not split": "transformers:PreTrainedModel._no_split_modules",
+        },
+        "which weights initialize_weights leaves as they are": {
+            "initialized": ":_is_hf_initialized",
+        },
+    }),
+    **_of("accelerate 1.15.0", {
+        "a trainer is traced beside one that trains": {
+            "accelerate's process": "accelerate.state:PartialState._shared_state",
+            "accelerate's precision": "accelerate.state:AcceleratorState._shared_state",
+            "accelerate's accumulation": "accelerate.state:GradientState._shared_state",
+        },
+        "the trainer loops": {
+            "accelerate's last batch": "accelerate.state:GradientState._set_sync_gradients",
+        },
+    }),
+    **_of("trl 1.16.0", {
+        "the sft loop, as CUDA runs its head": {
+            "fused head": "trl.kernels.chunked_logprob:ChunkedLogProbFunction",
+            "fused head's chunks": "trl.trainer.utils:_use_triton",
+        },
+    }),
+    **_of("bitsandbytes 0.50.2", {
+        "no table of a traced quantization is left for a real one": {
+            "4-bit bounds": "bitsandbytes.backends.default.ops:_get_4bit_quantize_bounds",
+            "4-bit codes": "bitsandbytes.backends.utils:_code_4bit_cache",
+            "codes by name": "bitsandbytes.functional:name2qmap",
+        },
+        "the memory of an earlier release, which kept the inputs": {
+            "4-bit product": "bitsandbytes.autograd._functions:MatMul4Bit",
+        },
+        "an 8-bit product is predicted": {
+            "8-bit product": "bitsandbytes.autograd._functions:MatMul8bitLt",
+        },
+        "weights are packed as on a GPU": {"4-bit packing": "bitsandbytes.nn:Params4bit._quantize"},
+    }),
+    **_of("pytest-benchmark 5.3.1", {
+        "what pytest-benchmark timed is in the run": {
+            "benchmarks": ":_benchmarksession.benchmarks",
+        },
+    }),
+    **_of("pytest 9.2.0", {
+        "a summary as wide as the terminal": {"width of the terminal": ":_tw.fullwidth"},
+        "the line that counts the cases": {"terminal": ":_tw._file"},
+    }),
+    **_of("ray 2.60.0", {
+        "a case that began anew on another node says so": {
+            "attempt of a task": "ray._raylet:CoreWorker.get_current_task_attempt_number",
+        },
+        "they are kept off the screen": {
+            "messages of nodes": "ray._private.worker:print_to_stdstream",
+        },
+    }),
 }  # fmt: skip
+"""What an object at hand has (no module), or an instance where it is used, stands here for
+`what_moved`, which tells one that is gone."""
 
 
 _INHERITED = object()

@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / ".mutation"
 MUTATED = (
     "bench/formulas/*.py", "bench/targets/*.py", "bench/statistics.py",
-    "bench/baselines/verdicts.py",
+    "bench/baselines/machines.py", "bench/baselines/verdicts.py",
 )  # fmt: skip
 TESTS = (
     "suites/test_targets.py", "suites/test_phases.py", "suites/test_tied_layers.py",
@@ -49,7 +49,7 @@ TESTS = (
     "suites/test_field.py", "suites/test_ways_out.py", "suites/test_methods.py",
     "suites/test_virtual_tokens.py",
     "suites/test_answers.py", "suites/test_answers_refused.py",
-    "suites/selftest/test_formula_terms.py",
+    "suites/selftest/test_formula_terms.py", "suites/selftest/test_formula_refusals.py",
     "suites/selftest/test_formula_sizes.py", "suites/selftest/test_baselines_fields.py",
     "suites/selftest/test_formulas.py", "suites/selftest/test_statistics.py",
     "suites/selftest/test_baselines.py", "suites/selftest/test_baselines_gate.py",

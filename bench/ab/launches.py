@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.ab.environments import Environment, find_python
-from bench.baselines.verdicts import launch_ratios, other_machine
+from bench.baselines.machines import other_machine
+from bench.baselines.verdicts import launch_ratios
 from bench.errors import BenchError
 from bench.measure.cluster import Cluster, NodeLost, a_slot
 from bench.measure.outcome import StepTime

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from bench.baselines.verdicts import other_machine
+from bench.baselines.machines import other_machine
 from bench.errors import BenchError
 from bench.measure.nodes import Node
 from bench.training.machine import Machine

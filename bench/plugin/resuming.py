@@ -13,8 +13,8 @@ from bench.baselines.accepted import is_first
 from bench.baselines.configuration import changes
 from bench.baselines.differences import version_changes
 from bench.baselines.journal import Journal, unfinished
+from bench.baselines.machines import other_machine
 from bench.baselines.runs import StoredRun
-from bench.baselines.verdicts import other_machine
 from bench.errors import BenchError
 from bench.plugin.state import IS_FIRST, JOURNAL, LOG, RESUMED, SAVE, storage_folder
 from bench.training.options import step_from

@@ -35,7 +35,8 @@ from bench.models.modules import (
     layer_of,
 )
 from bench.models.roles import UNKNOWN, role_of
-from bench.targets.dead import find_cause, find_dead_fields
+from bench.targets.dead import find_cause
+from bench.targets.dead_fields import find_dead_fields
 from bench.targets.entries import (
     Filter,
     Targets,

@@ -1,9 +1,9 @@
-"""Verdicts with all of their fields, by hand, and what makes another machine, in full."""
+"""Verdicts with all of their fields, by hand."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -11,8 +11,6 @@ from test_baselines import MIB, QUERY, STEP, run_with
 from verdict_edits import Edit, both, metric, outcome, peft
 
 from bench.baselines import Thresholds, Verdict, compare
-from bench.baselines.verdicts import MEMORY, other_machine
-from bench.training.machine import Accelerator, Machine
 
 NOTHING = "nothing recorded explains it: same libraries, same roles"
 TIMES, ALLOCATED, RSS, LOSS = (
@@ -346,59 +344,3 @@ def test_a_threshold_of_the_cases_scenario(name: str) -> None:
         found = compare(before, after, thresholds)
         (one,) = [v for v in found if (v.record, v.metric) == (STEP, name)]
         assert (one.verdict, threshold in (None, one.threshold)) == (verdict, True)
-
-
-MACHINE = Machine("a", "Linux", "A processor", 4, 1000 * MIB, 1)
-GPU = Accelerator("GPU", 2, 3 * GIB)
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "said"),
-    [
-        ({}, {}, ""),
-        ({}, {"system": "Other"}, ""),
-        ({}, {"memory_bytes": 1010 * MIB}, ""),  # a kernel's own share
-        ({}, {"memory_bytes": 1011 * MIB}, "memory 1,000 MiB -> 1,011 MiB"),
-        ({}, {"memory_bytes": 990 * MIB}, ""),
-        ({}, {"memory_bytes": 989 * MIB}, "memory 1,000 MiB -> 989.0 MiB"),
-        ({}, {"id": "b", "threads": 2}, "id a -> b, threads 1 -> 2"),
-        ({"processor": "x"}, {"processor": "y"}, "processor x -> y"),
-        ({"model": "17"}, {}, "processor model 17 -> not recorded"),
-        ({"cpu_count": 2}, {}, "cores 2 -> 4"),
-        ({"cpu_limit": 1.5}, {"cpu_limit": 2.0}, "processor limit 1.5 cores -> 2 cores"),
-        ({"cpu_limit": 1.5}, {}, "processor limit 1.5 cores -> none"),
-        ({"memory_limit_bytes": GIB}, {}, "memory limit 1.000 GiB -> none"),
-        ({"accelerator": GPU}, {},
-         "accelerator 2 x GPU (3.000 GiB) -> none, driver unknown -> none"),
-        ({"accelerator": GPU}, {"accelerator": replace(GPU, driver="570")},
-         "driver unknown -> 570"),
-        ({"instruction_sets": frozenset({"avx", "fma", "amx"})},
-         {"instruction_sets": frozenset({"avx", "sve", "asimd"})},
-         "without amx fma, with asimd sve"),
-        ({"instruction_sets": frozenset({"avx"})}, {"instruction_sets": frozenset({"avx"})}, ""),
-        ({"instruction_sets": frozenset()}, {}, "instruction sets recorded in one run alone"),
-        ({}, {"instruction_sets": frozenset()}, "instruction sets recorded in one run alone"),
-    ],
-)  # fmt: skip
-def test_what_makes_another_machine(old: dict, new: dict, said: str) -> None:
-    whole = f"another machine: {said}" if said else ""
-    assert other_machine(replace(MACHINE, **old), replace(MACHINE, **new)) == whole
-
-
-@pytest.mark.parametrize(
-    ("change", "matters"),
-    [
-        ({"id": "b"}, True),
-        ({"memory_bytes": GIB * 2}, True),
-        ({"accelerator": GPU}, True),
-        ({"memory_limit_bytes": GIB}, True),
-        ({"threads": 2}, False),
-        ({"processor": "y"}, False),
-        ({"model": "17"}, False),
-        ({"instruction_sets": frozenset()}, False),
-        ({"cpu_count": 9}, False),
-        ({"cpu_limit": 1.0}, False),
-    ],
-)
-def test_how_a_case_ends_depends_on_memory_alone(change: dict, matters: bool) -> None:
-    assert bool(other_machine(MACHINE, replace(MACHINE, **change), MEMORY)) == matters

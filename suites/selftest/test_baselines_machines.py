@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_baselines import QUERY, STEP, sample
+from test_baselines import MIB, QUERY, STEP, sample
 from verdict_edits import Edit, both, found, metric, only, peft
 
 from bench.baselines import METRICS, parse_run, seal
-from bench.training.machine import limits
+from bench.baselines.machines import MEMORY, other_machine
+from bench.training.machine import Accelerator, Machine, limits
 
 GPU = {"name": "NVIDIA H200", "count": 1, "memory_bytes": 150_000_000_000}
 
@@ -137,3 +139,60 @@ def test_container_limits(tmp_path: Path) -> None:
         "cpu_limit": 1.5,
         "memory_limit_bytes": 2**31,
     }
+
+
+MACHINE = Machine("a", "Linux", "A processor", 4, 1000 * MIB, 1)
+GIB = 1024**3
+TWO_GPUS = Accelerator("GPU", 2, 3 * GIB)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ({}, {}, ""),
+        ({}, {"system": "Other"}, ""),
+        ({}, {"memory_bytes": 1010 * MIB}, ""),  # a kernel's own share
+        ({}, {"memory_bytes": 1011 * MIB}, "memory 1,000 MiB -> 1,011 MiB"),
+        ({}, {"memory_bytes": 990 * MIB}, ""),
+        ({}, {"memory_bytes": 989 * MIB}, "memory 1,000 MiB -> 989.0 MiB"),
+        ({}, {"id": "b", "threads": 2}, "id a -> b, threads 1 -> 2"),
+        ({"processor": "x"}, {"processor": "y"}, "processor x -> y"),
+        ({"model": "17"}, {}, "processor model 17 -> not recorded"),
+        ({"cpu_count": 2}, {}, "cores 2 -> 4"),
+        ({"cpu_limit": 1.5}, {"cpu_limit": 2.0}, "processor limit 1.5 cores -> 2 cores"),
+        ({"cpu_limit": 1.5}, {}, "processor limit 1.5 cores -> none"),
+        ({"memory_limit_bytes": GIB}, {}, "memory limit 1.000 GiB -> none"),
+        ({"accelerator": TWO_GPUS}, {},
+         "accelerator 2 x GPU (3.000 GiB) -> none, driver unknown -> none"),
+        ({"accelerator": TWO_GPUS}, {"accelerator": replace(TWO_GPUS, driver="570")},
+         "driver unknown -> 570"),
+        ({"instruction_sets": frozenset({"avx", "fma", "amx"})},
+         {"instruction_sets": frozenset({"avx", "sve", "asimd"})},
+         "without amx fma, with asimd sve"),
+        ({"instruction_sets": frozenset({"avx"})}, {"instruction_sets": frozenset({"avx"})}, ""),
+        ({"instruction_sets": frozenset()}, {}, "instruction sets recorded in one run alone"),
+        ({}, {"instruction_sets": frozenset()}, "instruction sets recorded in one run alone"),
+    ],
+)  # fmt: skip
+def test_what_makes_another_machine(old: dict, new: dict, said: str) -> None:
+    whole = f"another machine: {said}" if said else ""
+    assert other_machine(replace(MACHINE, **old), replace(MACHINE, **new)) == whole
+
+
+@pytest.mark.parametrize(
+    ("change", "matters"),
+    [
+        ({"id": "b"}, True),
+        ({"memory_bytes": 2 * GIB}, True),
+        ({"accelerator": TWO_GPUS}, True),
+        ({"memory_limit_bytes": GIB}, True),
+        ({"threads": 2}, False),
+        ({"processor": "y"}, False),
+        ({"model": "17"}, False),
+        ({"instruction_sets": frozenset()}, False),
+        ({"cpu_count": 9}, False),
+        ({"cpu_limit": 1.0}, False),
+    ],
+)
+def test_how_a_case_ends_depends_on_memory_alone(change: dict, matters: bool) -> None:
+    assert bool(other_machine(MACHINE, replace(MACHINE, **change), MEMORY)) == matters

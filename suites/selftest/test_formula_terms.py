@@ -1,4 +1,4 @@
-"""Every term of the formulas by hand on one small model, and what a formula says that it refuses.
+"""Every term of the formulas by hand on one small model.
 
 Llama of width 16 and 24, four layers, two heads of which one holds keys and values, 24 tokens:
 q_proj and o_proj are 16 × 16, k_proj and v_proj 8 × 16, gate_proj and up_proj 24 × 16, down_proj
@@ -7,8 +7,7 @@ q_proj and o_proj are 16 × 16, k_proj and v_proj 8 × 16, gate_proj and up_proj
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -16,12 +15,10 @@ from answer_models import table_of
 from test_dead import LLAMA, MIXTRAL, model
 
 from bench.adapters.config import AdapterConfig
-from bench.errors import BenchError, UnknownName
 from bench.formulas import lora_parameters
-from bench.formulas.lora import module_matrices, parameter_matrices
 from bench.formulas.methods import method, method_ledger, method_parameters
 from bench.formulas.terms import Parameters, Term
-from bench.models.modules import Module, ModuleTable, Parameter
+from bench.models.modules import ModuleTable
 from bench.targets import match
 
 BASE = 4 * (1_920 + 2 * 16) + 2 * 24 * 16 + 16
@@ -30,14 +27,17 @@ PAIR = 4 * (4 * (16 + 16) + 4 * (16 + 8))  # both in four layers, of rank 4
 UP = 4 * 4 * (16 + 24)
 
 
-@pytest.fixture(scope="module")
-def tables() -> dict[str, ModuleTable]:
-    return {
-        "plain": model(LLAMA).table,
-        "biased": model({**LLAMA, "attention_bias": True}).table,
-        "tied": model({**LLAMA, "tie_word_embeddings": True}).table,
-        "experts": model(MIXTRAL).table,
-    }
+SMALL: dict[str, dict[str, Any]] = {
+    "plain": LLAMA,
+    "biased": {**LLAMA, "attention_bias": True},
+    "tied": {**LLAMA, "tie_word_embeddings": True},
+    "experts": MIXTRAL,
+}
+
+
+@cache
+def small(name: str) -> ModuleTable:
+    return model(SMALL[name]).table
 
 
 def term(name: str, trained: int, modules: int, added: int | None = None) -> Term:
@@ -119,13 +119,13 @@ LORA: dict[str, tuple[str, dict[str, Any], list[Term]]] = {
 
 
 @pytest.mark.parametrize(("table", "fields", "terms"), LORA.values(), ids=LORA)
-def test_terms_of_lora(tables: dict, table: str, fields: dict, terms: list[Term]) -> None:
+def test_terms_of_lora(table: str, fields: dict, terms: list[Term]) -> None:
     adapter = AdapterConfig.from_dict({"target_modules": TWO, "r": 4, **fields})
-    ledger = match(tables[table], adapter)
+    ledger = match(small(table), adapter)
     assert not ledger.refusals
     found = lora_parameters(ledger)
     assert found.terms == tuple(terms)
-    assert found.base == sum(p.elements for p in tables[table].parameters if not p.same_as)
+    assert found.base == sum(p.elements for p in small(table).parameters if not p.same_as)
     assert found.trainable == sum(t.trained for t in terms)
     assert found.total == found.base + sum(t.added for t in terms)
     assert table != "plain" or found.base == BASE == 8_592
@@ -197,28 +197,28 @@ METHOD_TERMS: dict[str, tuple[str, dict[str, Any], list[Term]]] = {
 
 
 @pytest.mark.parametrize(("name", "fields", "terms"), METHOD_TERMS.values(), ids=METHOD_TERMS)
-def test_terms_of_a_method(tables: dict, name: str, fields: dict, terms: list[Term]) -> None:
+def test_terms_of_a_method(name: str, fields: dict, terms: list[Term]) -> None:
     config = model(LLAMA).transformers_config if "tuning" in name else None
-    found = method_parameters(tables["plain"], method(name, **fields), config)
+    found = method_parameters(small("plain"), method(name, **fields), config)
     assert found == Parameters(tuple(terms), BASE)
     assert {type(n) for t in found.terms for n in (t.trained, t.added, t.modules)} == {int}
 
 
-def test_full_and_biases(tables: dict) -> None:
-    assert method_ledger(tables["plain"], method("full")).entries == ()
-    full = method_parameters(tables["plain"], method("full"))
-    assert full == Parameters((term("full", BASE, len(tables["plain"].modules), 0),), BASE)
+def test_full_and_biases() -> None:
+    assert method_ledger(small("plain"), method("full")).entries == ()
+    full = method_parameters(small("plain"), method("full"))
+    assert full == Parameters((term("full", BASE, len(small("plain").modules), 0),), BASE)
     for bias, trained, modules in (("all", 48, 16), ("vera_only", 24, 8)):
         asked = method("vera", **LORA_METHOD, bias=bias)
-        found = method_parameters(tables["biased"], asked)
+        found = method_parameters(small("biased"), asked)
         assert found.terms == (
             term("vera", 4 * (20 + 12), 8),
             term("bias", 4 * trained, modules, 0),
         )
 
 
-def test_frozen_a_beside_biases(tables: dict) -> None:
-    found = method_parameters(tables["biased"], method("lora-fa", **LORA_METHOD, bias="all"))
+def test_frozen_a_beside_biases() -> None:
+    found = method_parameters(small("biased"), method("lora-fa", **LORA_METHOD, bias="all"))
     assert found.terms == (
         term("lora-fa", 4 * 4 * 24, 8, PAIR),
         term("bias", 4 * 48, 16, 0),
@@ -231,29 +231,29 @@ def test_a_default_that_is_an_expression() -> None:
     assert found.terms == (term("loha", PAIR, 4),)
 
 
-def test_tokens_of_a_tied_model(tables: dict) -> None:
+def test_tokens_of_a_tied_model() -> None:
     """The output embedding follows the input embedding, and adds nothing; alone it does not."""
     asked = {"token_indices": [1, 2], "target_modules": ["embed_tokens", "lm_head"]}
-    found = method_parameters(tables["tied"], method("trainable-tokens", **asked))
+    found = method_parameters(small("tied"), method("trainable-tokens", **asked))
     assert found.terms == (term("trainable-tokens", 2 * 16, 1),)
     alone = method("trainable-tokens", **{**asked, "target_modules": ["lm_head"]})
-    assert method_parameters(tables["tied"], alone).terms == (term("trainable-tokens", 32, 1),)
+    assert method_parameters(small("tied"), alone).terms == (term("trainable-tokens", 32, 1),)
 
 
-def test_experts_old_names_are_for_lora_alone(tables: dict) -> None:
+def test_experts_old_names_are_for_lora_alone() -> None:
     """LoRA reaches the parameters, and doubles the rank of the fused ones; the others do not."""
     names = {"target_modules": ["q_proj", "w1", "w2", "w3"], "r": 4}
-    lora = method_parameters(tables["experts"], method("lora", **names))
+    lora = method_parameters(small("experts"), method("lora", **names))
     experts = 2 * 2 * (8 * (48 + 16) + 4 * (16 + 24))
     assert lora.terms == (term("lora", 2 * 4 * 32 + experts, 6),)
-    loha = method_ledger(tables["experts"], method("loha", **names), lambda name: "")
+    loha = method_ledger(small("experts"), method("loha", **names), lambda name: "")
     assert [e.entry for e in loha.entries if e.dead] == ["w1", "w2", "w3"]
     assert loha.table.moe_conversion == ""
     from bench.models.roles import role_of
 
-    advised = method_ledger(tables["experts"], method("loha", **names), role_of)
+    advised = method_ledger(small("experts"), method("loha", **names), role_of)
     assert [e.suggestion for e in advised.entries if e.dead] == ["", "", ""]
-    advised = method_ledger(tables["plain"], method("loha", target_modules=["query"]), role_of)
+    advised = method_ledger(small("plain"), method("loha", target_modules=["query"]), role_of)
     assert [e.suggestion for e in advised.entries] == ["q_proj (query, 4 modules)"]
 
 
@@ -268,136 +268,3 @@ def test_a_method_as_peft_is_given_it() -> None:
     tokens = method("trainable-tokens").resized(3)
     assert tokens.settings == {"token_indices": (0, 1, 2)}
     assert method("loha", task_type=None).common == {}
-
-
-# --- what is refused, in full ---------------------------------------------------------------------
-
-
-def lora(table: str = "plain", **fields: Any) -> Callable[[dict], object]:
-    adapter = AdapterConfig.from_dict({"target_modules": TWO, "r": 4, **fields})
-    return lambda tables: lora_parameters(match(tables[table], adapter))
-
-
-def asked(name: str, table: str = "plain", **fields: Any) -> Callable[[dict], object]:
-    return lambda tables: method_parameters(tables[table], method(name, **fields))
-
-
-ATTENTION = "model.layers.0.self_attn"
-REFUSED: list[tuple[Callable[[dict], object], str]] = [
-    (lambda _: parameter_matrices(Parameter("x", (3,)), 4),
-     "x: LoRA adapts parameters of 2 or 3 dimensions only"),
-    (lambda _: parameter_matrices(Parameter("x", (2, 2, 2, 2)), 4),
-     "x: LoRA adapts parameters of 2 or 3 dimensions only"),
-    (lambda _: module_matrices(Module("x", class_name="LayerNorm"), 4),
-     "x: no formula for LoRA on a LayerNorm"),
-    (lambda _: module_matrices(Module("x"), 4), "x: no formula for LoRA on a other"),
-    (lora(target_parameters=["q_proj.weight"]),
-     f"no closed form for {ATTENTION}.q_proj.weight: a parameter of an adapted module"),
-    (lora(init_lora_weights="eva"),
-     "no closed form for init_lora_weights='eva': it hands ranks from layer to layer as the data "
-     "asks for; with eva_config rho=1 every layer keeps r"),
-    (lora(init_lora_weights="eva", eva_config={"rho": 2.0}),
-     "no closed form for init_lora_weights='eva': it hands ranks from layer to layer as the data "
-     "asks for; with eva_config rho=1 every layer keeps r"),
-    (lora(init_lora_weights="corda", r=9),
-     f"no closed form for 'corda' with rank 9 on {ATTENTION}.v_proj: the weight has fewer ranks"),
-    (lora("experts", init_lora_weights="pissa", r=3, target_modules=[],
-          target_parameters=["gate.weight"]),
-     "no closed form for 'pissa' with rank 3 on model.layers.0.mlp.gate.weight: the weight has "
-     "fewer ranks"),
-    (lora(init_lora_weights="olora", use_bdlora=BD),
-     "no closed form for 'olora' with use_bdlora"),
-    (lora(task_type="TOKEN_CLS", modules_to_save=["base_layer"], trainable_token_indices=[1]),
-     "no closed form for a base_layer saved under trainable tokens"),
-    (lora("tied", modules_to_save=["lm_head", "model"], ensure_weight_tying=True),
-     "no closed form for ensure_weight_tying with the input embedding in a saved module"),
-    (lora(modules_to_save=["embed_tokens"], trainable_token_indices=[1]),
-     "no closed form for model.embed_tokens: trained whole and by tokens"),
-    (lora("tied", modules_to_save=["lm_head"], trainable_token_indices=[1]),
-     "no closed form for lm_head: trained whole and by tokens"),
-    (asked("boft", target_modules=TWO, boft_n_butterfly_factor=2),
-     "boft: PEFT falls back to one butterfly factor where its CUDA extension is missing: the count "
-     "depends on the machine"),
-    (asked("boft", target_modules=TWO, boft_block_num=4),
-     "boft: give either boft_block_size or boft_block_num, the other one as 0"),
-    (asked("boft", target_modules=TWO, boft_block_size=0),
-     "boft: give either boft_block_size or boft_block_num, the other one as 0"),
-    (asked("boft", target_modules=TWO, boft_block_size=5),
-     f"boft: {ATTENTION}.q_proj has 16 inputs, which 5 does not divide"),
-    (asked("oft", target_modules=TWO, r=4),
-     "oft: give either r or oft_block_size, the other one as 0"),
-    (asked("oft", target_modules=TWO, oft_block_size=0),
-     "oft: give either r or oft_block_size, the other one as 0"),
-    (asked("fourierft", target_modules=TWO, n_frequency=129),
-     f"fourierft: {ATTENTION}.v_proj has fewer than n_frequency=129 elements"),
-    (asked("lora-fa", target_modules=["embed_tokens"]),
-     "model.embed_tokens: no closed form for lora-fa on this kind of layer"),
-    (asked("lora", target_modules=["x"]),
-     "nothing matches: PEFT raises when no entry reaches anything"),
-    (asked("loha", target_modules=["x"]), "loha: nothing matches, and PEFT raises"),
-    (asked("loha", target_modules=["embed_tokens"]),
-     "model.embed_tokens: no closed form for loha on this kind of layer"),
-    (asked("loha", target_modules=["q_proj"], modules_to_save=["_proj"]),
-     f"{ATTENTION}.q_proj is adapted and named in modules_to_save"),
-    (asked("loha", target_modules=["q_proj"], modules_to_save=["elf_attn"]),
-     f"no closed form for loha inside a saved module: {ATTENTION}.q_proj"),
-    (lambda tables: method_parameters(replace(tables["plain"], model_type="other"), method("loha")),
-     "loha: give target_modules: PEFT has no default for other"),
-    (lambda tables: method_parameters(replace(tables["plain"], model_type=""),
-                                      method("ia3", target_modules=["q_proj"])),
-     "ia3: give feedforward_modules: PEFT has no default for LlamaForCausalLM"),
-    (lambda _: method_parameters(table_of("mamba"), method("adalora", target_modules=["out_proj"])),
-     "adalora: backbone.layers.0.mixer.out_proj: PEFT refuses out_proj and conv1d on mamba"),
-    (asked("trainable-tokens", token_indices=[1, 24]),
-     "trainable-tokens: model.embed_tokens has 24 rows, and 24 is not one of them"),
-    (asked("trainable-tokens", token_indices=[24], target_modules=["lm_head"]),
-     "trainable-tokens: lm_head has 24 rows, and 24 is not one of them"),
-    (lambda _: method("adalora", tinit=600, tfinal=400),
-     "adalora: tinit and tfinal leave no step of total_step to allocate ranks"),
-    (lambda _: method("ia3", target_modules=["a", "b"], feedforward_modules=["b", "d", "c"]),
-     "ia3: feedforward_modules must be among target_modules, and c, d is not"),
-    (lambda _: method("lora", use_dora=True),
-     "lora: use_dora goes into an adapter_config.json: --adapter, without --method"),
-    (asked("prompt-tuning"), "prompt-tuning: PEFT needs a task type for it"),
-    (asked("prompt-tuning", task_type="CAUSAL_LM"),
-     "prompt-tuning: needs the model's configuration"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("formula", "said"), REFUSED, ids=range(len(REFUSED)))
-def test_what_a_formula_refuses(tables: dict, formula: Callable, said: str) -> None:
-    with pytest.raises(BenchError) as error:
-        formula(tables)
-    assert str(error.value) == said
-
-
-@pytest.mark.parametrize(
-    ("name", "fields", "said"),
-    [
-        ("lara", {}, "unknown method 'lara': did you mean lora"),
-        ("ia3", {"r": 8}, "unknown field of ia3: 'r': known: exclude_modules, feedforward_modules, "
-                          "init_ia3_weights, modules_to_save, target_modules, task_type"),
-        ("lora", {"rr": 8}, "unknown field of lora: 'rr': did you mean r?"),
-        ("loha", {"use_dora": True}, "unknown field of loha: 'use_dora': known: alpha, "),
-        ("full", {"bias": "all"}, "unknown field of full: 'bias': known: "),
-        ("vera", {"bias": "lora_only"},
-         "unknown bias of vera: 'lora_only': did you mean vera_only?"),
-        ("lora", {"bias": "vera_only"},
-         "unknown bias of lora: 'vera_only': did you mean lora_only?"),
-    ],
-)  # fmt: skip
-def test_names_that_a_method_does_not_know(name: str, fields: dict, said: str) -> None:
-    with pytest.raises(UnknownName) as error:
-        method(name, **fields)
-    assert str(error.value).startswith(said)
-
-
-def test_what_goes_together(tables: dict) -> None:
-    """The nearest that is taken: one step is left, the lists are the same, a rank as wide."""
-    assert method("adalora", tinit=599, tfinal=400).settings["tinit"] == 599
-    assert method("ia3", target_modules=["a"], feedforward_modules=["a"])
-    assert method("ia3", target_modules=".*", feedforward_modules=["a"])
-    assert lora(init_lora_weights="corda", r=8)(tables).trainable == 2 * PAIR
-    assert lora(init_lora_weights="eva", eva_config={"rho": 1.0})(tables).trainable == PAIR
-    experts = {"target_modules": [], "target_parameters": ["gate.weight"]}
-    assert lora("experts", init_lora_weights="pissa", r=2, **experts)(tables)
