@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.cli.options import (
+    PRINTED,
     REPEATABLE,
     Add,
     add_format,
@@ -67,7 +68,7 @@ def add_options(add: Add) -> None:
     add("--experiment", type=count(1_000), metavar="N",
         help="instead: how often it is right, in N comparisons of a small case with itself and as "
              "many with steps made longer")
-    add_format(add, "terminal", ("terminal", "markdown", "latex", "json"))
+    add_format(add, "terminal", PRINTED)
     # fmt: on
 
 

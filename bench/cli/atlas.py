@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.cli.options import Add, add_list
+from bench.cli.options import TEXT, Add, add_format, add_list
 from bench.cli.output import save_figure
 from bench.errors import BenchError, check_most
 from bench.files import INSTALLED, read_text, write_output
@@ -42,15 +42,14 @@ def add_options(add: Add) -> None:
     add("--page", type=Path, metavar="FILE", help="bring the figures of docs/atlas.md up to date")
     add("--plot", type=Path, metavar="FILE",
         help="draw what the popular targets reach on every causal-LM type (.svg or .png) instead")
-    add("--json", action="store_true", help="one JSON object a line")
+    add_format(add, "terminal", TEXT)
     # fmt: on
 
 
 def run(options: argparse.Namespace) -> int:
     """Build the atlas, or answer from the stored ones."""
-    given = [
-        o for o in (*_MODES, "types", "output", "jobs", "cluster", "json") if getattr(options, o)
-    ]
+    given = [o for o in (*_MODES, "types", "output", "jobs", "cluster") if getattr(options, o)]
+    given += ["json"] if options.format == "json" else []
     mode = next((name for name in given if name in _MODES), "")
     if not mode:
         return _build(options)
@@ -102,8 +101,9 @@ def _build(options: argparse.Namespace) -> int:
     atlas = _merged(stored, built) if types and stored else built
     save_atlas(atlas, folder)
     changes = diff_atlases(stored, atlas) if stored else []
-    _show(built, options.json)
-    if not options.json:
+    as_json = options.format == "json"
+    _show(built, as_json)
+    if not as_json:
         _print(change_lines(changes))
         print(f"{len(atlas.types)} of {atlas.known} model types: {folder}")
     return 1 if any(c.model_type in atlas.unbuilt for c in changes) else 0
@@ -125,7 +125,7 @@ def _diff(options: argparse.Namespace) -> int:
     known = {*before.types, *before.unbuilt, *after.types, *after.unbuilt}
     wanted = {check_type_name(t, known, f"{old} and {new}") for t in options.types} or known
     changes = [c for c in diff_atlases(before, after) if c.model_type in wanted]
-    if options.json:
+    if options.format == "json":
         _print(json.dumps(change.to_json()) for change in changes)
     else:
         _print(change_lines(changes))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.cli.options import Add, Once, add_hazard_gate, add_list
+from bench.cli.options import TEXT, Add, add_format, add_hazard_gate, add_list
 from bench.cli.output import fitted, in_colour, say
 from bench.cli.subject import card_of
 from bench.errors import BenchError, check_most
@@ -47,10 +47,8 @@ def add_options(add: Add) -> None:
     add("--gpu", metavar="NAME", help="predict the memory of the file's own step on this GPU")
     add("--gpu-memory", metavar="SIZE", help="... or on this much memory, such as 24GiB")
     add("--seq-len", type=int, metavar="N", help="tokens in a row, where the file leaves it open")
-    add("--format", choices=("terminal", "json", "github"), default="terminal",
+    add_format(add, "terminal", (*TEXT, "github"),
         help="github: annotations on the lines of the files (default: %(default)s)")
-    add("--json", action=Once, nargs=0, const="json", dest="format",
-        help="one JSON object a line: --format json")
     # fmt: on
 
 

@@ -7,7 +7,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.cli.options import MOST_PARAMETERS, REPEATABLE, Add, add_model, add_step
+from bench.cli.options import (
+    MOST_PARAMETERS,
+    PRINTED,
+    REPEATABLE,
+    Add,
+    add_format,
+    add_model,
+    add_step,
+)
 from bench.cli.output import progress, put, save_figure, written
 from bench.errors import BenchError, check_most
 from bench.models.precision import precision
@@ -44,7 +52,7 @@ def add_options(add: Add) -> None:
     add("--data", type=Path, metavar="FILE", help="one's own text, for --probe")
     add("--plot", type=Path, metavar="FILE",
         help="draw predicted peak against FLOPs, too (.svg or .png)")
-    add("--format", choices=("terminal", "markdown", "latex"), help="(default: terminal)")
+    add_format(add, "terminal", PRINTED)
     # fmt: on
 
 
@@ -85,14 +93,14 @@ def run(options: argparse.Namespace) -> int:
         from bench.choose.code import as_code
 
         put(as_code(choice.rows[options.show - 1]))
-    elif options.json:
+    elif options.format == "json":
         from bench.choose.report import choice_json
 
         put(json.dumps(choice_json(choice)) + "\n")
     else:
         from bench.choose.report import choice_report
 
-        put(written(choice_report(choice), options.format or "terminal"))
+        put(written(choice_report(choice), options.format))
     return 0 if any(row.fits for row in choice.rows) else 1
 
 
@@ -125,9 +133,7 @@ def _check(options: argparse.Namespace) -> None:
             check_readable(options.data, "--data")
     if not options.probe and (options.weights or options.data):
         raise BenchError("--weights and --data are for --probe")
-    if options.json and options.format:
-        raise BenchError("give --json or --format, not both")
-    if options.show is not None and (options.json or options.format):
+    if options.show is not None and options.format != "terminal":
         raise BenchError("--show prints code: give it without --json and --format")
     for name in options.precision:
         precision(name)

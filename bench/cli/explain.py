@@ -6,7 +6,7 @@ import argparse
 import json
 import re
 
-from bench.cli.options import MOST_PARAMETERS, Add, add_model
+from bench.cli.options import MOST_PARAMETERS, TEXT, Add, add_format, add_model
 from bench.cli.output import fitted
 from bench.errors import BenchError, check_most
 
@@ -21,6 +21,7 @@ def add_options(add: Add) -> None:
     add("--total", metavar="N", help="all parameters, where the log has them")
     # fmt: on
     add_model(add)
+    add_format(add, "terminal", TEXT)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -39,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     model = load_model(options.model, options.auto_class, options.trust_remote_code)
     answer = explain(model.table, trainable, total)
     notes = [*model.notes, *wrong_share]
-    if options.json:
+    if options.format == "json":
         print(json.dumps({**explanation_json(model.label, answer), "notes": notes}))
     else:
         told = (f"note: {note}" for note in notes)

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from bench.cli.options import Add, add_format
+from bench.cli.options import PRINTED, Add, add_format
 from bench.cli.output import put, save_figure, say, stored_runs, written
 from bench.errors import BenchError
 from bench.units import counted
@@ -23,7 +23,7 @@ def add_options(add: Add) -> None:
     add("--machine", metavar="FOLDER", help="a folder of results/ (default: that of most runs)")
     add("--all", action="store_true", help="cases without a step too")
     add("--plot", type=Path, metavar="FILE", help="draw it (.svg or .png)")
-    add_format(add, "terminal", ("terminal", "markdown", "latex", "json"))
+    add_format(add, "terminal", PRINTED)
     # fmt: on
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.cli.options import REPEATABLE, Add, add_format, add_gate, count
+from bench.cli.options import PRINTED, REPEATABLE, Add, add_format, add_gate, count
 from bench.cli.output import json_lines, put, save_figure, say, written
 from bench.errors import BenchError
 from bench.training.options import MOST
@@ -53,7 +53,7 @@ def add_options(add: Add) -> None:
         help="draw loss against parameters, memory and step time (.svg or .png)")
     add("--read", nargs="?", const="", metavar="RUN",
         help="train nothing: tell what a stored run says (default: the newest)")
-    add_format(add, "terminal", ("terminal", "markdown", "latex", "json"))
+    add_format(add, "terminal", PRINTED)
     # fmt: on
 
 

@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator
 
-from bench.cli.options import Add
+from bench.cli.options import TEXT, Add, add_format
 from bench.cli.output import put
 
 HELP = "the names that options take: models, scenarios, gpus, precisions, methods"
@@ -17,13 +17,13 @@ Row = tuple[str, str]
 def add_options(add: Add) -> None:
     """What to list."""
     add("what", choices=tuple(_LISTS), help="what to list")
-    add("--json", action="store_true", help="one JSON object a line")
+    add_format(add, "terminal", TEXT)
 
 
 def run(options: argparse.Namespace) -> int:
     """Print a name a line, with what it stands for; 0."""
     rows = list(_LISTS[options.what]())
-    if options.json:
+    if options.format == "json":
         put("".join(json.dumps({"name": name, "about": about}) + "\n" for name, about in rows))
         return 0
     width = max(len(name) for name, _ in rows)

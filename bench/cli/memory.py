@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.cli.options import REPEATABLE, Add, add_adapter, add_model, as_written
+from bench.cli.options import REPEATABLE, TEXT, Add, add_adapter, add_format, add_model, as_written
 from bench.cli.output import csv_text, fitted, progress, put, save_figure, say, written
 from bench.cli.subject import card_of, cases_of, check_asked, predicted_step
 from bench.errors import BenchError
@@ -71,8 +71,7 @@ def add_options(add: Add) -> None:
         "process of its own, and show what it took beside what is predicted for that device")
     add("--record", type=Path, metavar="FILE",
         help="with --measure: append each step as a line of JSON, for somebody to check")
-    add("--format", choices=("terminal", "markdown", "csv", "latex"),
-        help="of the table that several cases give (default markdown)")
+    add_format(add, None, help="of the table that several cases give (default: markdown)")
     add("--plot", type=Path, metavar="FILE",
         help="draw what the peaks are made of (.svg or .png): of one case in each phase of the "
         "step, of several at their highest")
@@ -118,7 +117,8 @@ def run(options: argparse.Namespace) -> int:
     unreached = tuple(said for dead in nothing.values() for said in dead.values())
     if options.measure:
         return _beside(cases, options, line, unreached)
-    one_by_one = options.json or options.solve or (len(cases) == 1 and not options.format)
+    single = options.solve or (len(cases) == 1 and not options.format)
+    one_by_one = single or options.format == "json"
     found = []
     attempt = _attempt(card, line)
     for case in cases:
@@ -168,7 +168,7 @@ def _beside(
             if measured is not None:
                 beside = f"{beside_text(asdict(said), seen)}\nmeasured on {measured.device}"
                 beside += ", with random weights, in a process of its own"
-            if options.json:
+            if options.format == "json":
                 told = {**prediction_json(said), "measured": seen, "unreached": unreached}
                 print(json.dumps(told), flush=True)
             else:
@@ -260,7 +260,7 @@ def _text(
     from bench.reports.predicted import prediction_json, prediction_text
 
     command = partial(_command, options)
-    if options.json:
+    if options.format == "json":
         more = {} if ways is None else {"ways_to_fit": ways_json(ways, command)}
         return json.dumps({**prediction_json(done), **more, "unreached": unreached})
     text = [
@@ -315,7 +315,14 @@ def _check(options: argparse.Namespace) -> None:
         from bench.predict.contributed import check_record
 
         check_record(options.record)
-    for name in ("gpu", "gpu_memory", "solve", "store", "format"):
+    if options.format not in (None, *TEXT):
+        for name in ("measure", "solve"):
+            if vars(options)[name]:
+                raise BenchError(
+                    f"--format {options.format} does not go with --{name}: its answer is text, "
+                    "or --json"
+                )
+    for name in ("gpu", "gpu_memory", "solve", "store"):
         if options.measure and vars(options)[name]:
             raise BenchError(
                 f"--measure predicts for the device that it measures on: give it without "
@@ -326,8 +333,6 @@ def _check(options: argparse.Namespace) -> None:
             raise BenchError(
                 f"--{name} is of one GPU: give it without --parallel {options.parallel}"
             )
-    if options.json and options.format:
-        raise BenchError("give --json or --format, not both")
     if options.store and (card or options.solve):
         raise BenchError(
             "--store keeps what holds for every GPU: "

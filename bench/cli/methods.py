@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from bench.cli.options import MOST_PARAMETERS, Add, add_model, add_targets, count
+from bench.cli.options import MOST_PARAMETERS, TEXT, Add, add_format, add_model, add_targets, count
 from bench.cli.output import fitted
 
 HELP = "every PEFT method at one budget of trained parameters"
@@ -23,6 +23,7 @@ def add_options(add: Add) -> None:
     add_targets(add)
     add("--strict", action="store_true", help="exit with 1 when an entry has no effect")
     add_model(add)
+    add_format(add, "terminal", TEXT)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -55,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
         task_type=options.task_type or model.task_type,
         config=model.transformers_config,
     )
-    if options.json:
+    if options.format == "json":
         for line in budget_json(model, options.budget, rows, dead_entries):
             print(json.dumps(line))
     else:

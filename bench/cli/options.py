@@ -7,6 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 FORMATS = ("terminal", "markdown", "csv", "latex", "json")
+PRINTED = ("terminal", "markdown", "latex", "json")
+"""... of what is no one table."""
+TEXT = ("terminal", "json")
+"""... of what is text."""
 REPEATABLE = {"action": "append", "default": []}
 
 Add = Callable[..., argparse.Action]
@@ -19,10 +23,9 @@ def add_model(add: Add) -> None:
 
 
 def add_building(add: Add) -> None:
-    """How a model is built, and JSON for what is said of it."""
+    """How a model is built."""
     add("--auto-class", metavar="CLASS", help="transformers class to build the model with")
     add("--trust-remote-code", action="store_true", help="run a model repository's own code")
-    add("--json", action="store_true", help="one JSON object a line")
 
 
 def add_adapter(add: Add, many: bool = False) -> None:
@@ -89,12 +92,15 @@ def add_gate(add: Add) -> None:
     add("--verdict-file", type=Path, metavar="FILE", help="write the verdicts there as JSON")
 
 
-def add_format(add: Add, default: str | None, formats: tuple[str, ...] = FORMATS) -> None:
-    """The format of a table, with `--json` for one of them. Without a default it is for the
-    terminal on one, and Markdown elsewhere: see `bench.cli.output.format_for`."""
-    told = default or "terminal on a terminal, else markdown"
+def add_format(
+    add: Add, default: str | None, formats: tuple[str, ...] = FORMATS, help: str | None = None
+) -> None:
+    """The format of an answer, with `--json` for one of them, in every command that has either.
+    Without a default it is for the terminal on one, and Markdown elsewhere: see
+    `bench.cli.output.format_for`; `help` says where it is another."""
+    told = help or f"(default: {default or 'terminal on a terminal, else markdown'})"
     # fmt: off
-    add("--format", choices=formats, default=default, help=f"(default: {told})")
+    add("--format", choices=formats, default=default, help=told)
     add("--json", action=Once, nargs=0, const="json", dest="format",
         help="one JSON object a line: --format json")
     # fmt: on
@@ -102,7 +108,7 @@ def add_format(add: Add, default: str | None, formats: tuple[str, ...] = FORMATS
 
 class Once(argparse.Action):
     """Stores a value, or without one its `const`; an option that is given twice would drop the
-    first, and so would two that set the same."""
+    first, and so would two that set the same, unless they say the same."""
 
     def __call__(
         self,
@@ -114,7 +120,8 @@ class Once(argparse.Action):
         """Keep the value, unless there is one already."""
         given = namespace.__dict__.setdefault("_given", {})
         value = self.const if self.nargs == 0 else values
-        same = self.nargs == 0 and getattr(namespace, self.dest) == value
+        again = self.nargs != 0 and given.get(self.dest) == option_string
+        same = getattr(namespace, self.dest) == value and not again
         if option_string is not None and self.dest in given and not same:
             both = sorted({given[self.dest], option_string}, reverse=True)
             if len(both) > 1:

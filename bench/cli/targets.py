@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from bench.adapters.patterns import ALL_LINEAR
 from bench.cli.options import (
+    PRINTED,
     REPEATABLE,
+    TEXT,
     Add,
     add_adapter,
     add_building,
+    add_format,
     add_hazard_gate,
     add_list,
     names,
@@ -53,7 +56,7 @@ def add_options(add: Add) -> None:
     add("--plot", type=Path, metavar="FILE",
         help="draw what is reached, layers by projections (.svg or .png)")
     add("--modules", action="store_true", help="list every adapted module, and every missed one")
-    add("--format", choices=("terminal", "markdown", "latex"), help="(default: terminal)")
+    add_format(add, "terminal", PRINTED)
     add("--gradients", action="store_true",
         help="list adapters that a step gives no gradient: they match, and train nothing")
     add("--method", metavar="M", help="another PEFT method: ia3, vera, prefix_tuning, full, ...")
@@ -66,8 +69,6 @@ def run(options: argparse.Namespace) -> int:
     """Tell what every entry reaches on each model; 1 with --strict when one is dead."""
     if options.method is not None:
         return _other_method(options)
-    if options.json and options.format:
-        raise BenchError("give --json or --format, not both")
     if options.settings:
         raise BenchError(
             "--set goes with --method; LoRA's own fields go into an adapter_config.json (--adapter)"
@@ -100,13 +101,13 @@ def run(options: argparse.Namespace) -> int:
             ledger = with_gradients(subject.model, ledger)
         parameters = None if ledger.refusals else lora_parameters(ledger)
         failing = gate.failing(ledger)
-        if options.json:
+        if options.format == "json":
             answer = ledger_json(subject, ledger, parameters, failing=failing)
             if options.modules:
                 answer["adapted_modules"] = adapted_modules(ledger)
                 answer["missed_modules"] = missed_modules(subject, ledger)
             print(json.dumps(answer), flush=True)
-        elif options.format not in (None, "terminal"):
+        elif options.format != "terminal":
             report = ledger_report(subject, ledger, parameters, modules=options.modules)
             put(written(report, options.format))
         else:
@@ -158,7 +159,6 @@ _LORA_ONLY = {
     "minimum_coverage": "coverage is LoRA's",
     "modules": "it lists LoRA's; leave it out",
     "precision": "the counts are the same in every precision; leave it out",
-    "format": "its answer is text, or --json",
     "plot": "it draws what LoRA reaches; leave it out",
     "gradients": "the step that is traced has LoRA's adapters; leave it out",
 }  # fmt: skip
@@ -171,6 +171,10 @@ def _other_method(options: argparse.Namespace) -> int:
     for option, instead in _LORA_ONLY.items():
         if getattr(options, option):
             raise BenchError(f"--{option.replace('_', '-')} does not go with --method: {instead}")
+    if options.format not in TEXT:
+        raise BenchError(
+            f"--format {options.format} does not go with --method: its answer is text, or --json"
+        )
     kind = method(options.method).kind
     given = _settings(kind, options.settings)
     for option, value in _asked(options).items():
@@ -200,7 +204,7 @@ def _tell_method(
     subject = Subject(model, kind.name, ledger.adapter, None, options.optional)
     check_optional(options.optional, [subject])
     dead = subject.dead_entries(ledger)
-    if options.json:
+    if options.format == "json":
         print(json.dumps(method_json(model, asked, counted, ledger)), flush=True)
     else:
         text = "\n".join(filter(None, (method_text(model, asked, counted), dead)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
 import subprocess
@@ -17,7 +18,9 @@ from bench import process
 from bench.adapters.config import written_targets
 from bench.baselines import compare, gate, write_run
 from bench.cli import main
+from bench.cli.options import Once
 from bench.cli.output import format_for
+from bench.cli.parser import COMMANDS
 from bench.files import FIXTURES
 from bench.predict.gpus import gpu_with_memory
 from bench.reports.layout import markdown
@@ -157,6 +160,44 @@ def test_two_formats_are_one_too_many(
         status = ended.code
     assert status == 2
     assert "give --json or --format, not both" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_json_is_one_of_the_formats_wherever_it_is_an_option(command: str) -> None:
+    parser = argparse.ArgumentParser()
+    parser.register("action", None, Once)
+    COMMANDS[command].add_options(parser.add_argument)
+    for action in parser._actions:  # none of the others is needed to read these two
+        action.required = False
+        if not action.option_strings:
+            action.nargs, action.choices = "*", None
+    options = parser._option_string_actions
+    if "--json" not in options and "--format" not in options:
+        return
+    for words in (["--json"], ["--format", "json"], ["--json", "--format", "json"]):
+        assert parser.parse_args(words).format == "json"
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ("targets", "opt-350m"),
+        ("targets", "opt-350m", "--method", "ia3"),
+        ("memory", "opt-350m", "--scenario", "query-value", "--seq-len", "8"),
+        ("explain", "opt-350m", "--trainable", "786432"),
+        ("list", "gpus"),
+    ],
+)
+def test_format_json_is_json(asked: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    statuses = main([*asked, "--json"]), main([*asked, "--format", "json"])
+    first, second = (out.splitlines() for out in _halves(capsys.readouterr().out))
+    assert statuses[0] == statuses[1]
+    assert first == second
+    assert all(isinstance(json.loads(line), dict) for line in first)
+
+
+def _halves(text: str) -> tuple[str, str]:
+    return text[: len(text) // 2], text[len(text) // 2 :]
 
 
 def test_an_option_of_one_value_is_given_once(capsys: pytest.CaptureFixture[str]) -> None:

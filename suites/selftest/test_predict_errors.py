@@ -82,7 +82,8 @@ def refused(capsys: pytest.CaptureFixture[str], llama: str) -> Callable[..., str
         (("--solve", "rank", "--gpu-memory", "1KiB"), "not even a rank of 1 fits"),
         (("--store",), "--store keeps predictions of registered scenarios"),
         (("--store", "--gpu", "t4"), "give it without --gpu, --gpu-memory"),
-        (("--json", "--format", "csv"), "give --json or --format, not both"),
+        (("--solve", "rank", "--gpu", "t4", "--format", "csv"), "csv does not go with --solve"),
+        (("--measure", "--format", "csv"), "csv does not go with --measure"),
     ],
 )
 def test_wrong_input(refused, options: tuple[str, ...], said: str) -> None:
