@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
@@ -38,6 +38,51 @@ def prefers_cudnn(capability: float) -> bool:
     return capability in (HOPPER, 10.0)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What `scaled_dot_product_attention` is asked for, under the names of its own arguments."""
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    attn_mask: torch.Tensor | None = None
+    dropout_p: float = 0.0
+    is_causal: bool = False
+    scale: float | None = None
+    enable_gqa: bool = False
+
+    @property
+    def qkv(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self.query, self.key, self.value
+
+    @property
+    def width(self) -> int:
+        return int(self.query.shape[-1])
+
+    @property
+    def one_width(self) -> bool:
+        """Whether all heads are as wide, and no wider than the flash kernels take."""
+        return len({t.shape[-1] for t in self.qkv}) == 1 and self.width <= _WIDEST_FLASH_HEAD
+
+    @property
+    def as_many_heads(self) -> bool:
+        return len({t.shape[1] for t in self.qkv}) == 1
+
+    @property
+    def factor(self) -> float:
+        """Of the scores."""
+        return 1 / math.sqrt(self.width) if self.scale is None else self.scale
+
+    @property
+    def followed(self) -> bool:
+        """Whether autograd follows it: the kernel then keeps the sums of the scores."""
+        return torch.is_grad_enabled() and any(t.requires_grad for t in self.qkv)
+
+    def mask(self) -> torch.Tensor | None:
+        """The mask as what is added to the scores."""
+        return _additive(self.attn_mask, self.query.dtype)
+
+
 def cuda_attention(forced: str | None = None, capability: float = AMPERE) -> Attention:
     """A `scaled_dot_product_attention` that traces as CUDA's on a GPU of this compute capability;
     `forced` names one kernel.
@@ -49,217 +94,143 @@ def cuda_attention(forced: str | None = None, capability: float = AMPERE) -> Att
         raise UnknownName("attention kernel", forced, PINNED)
     check_attention(forced, capability)
 
-    def attention(  # noqa: PLR0917  # torch's signature
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attn_mask: torch.Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> torch.Tensor:
-        refusals = {
-            CUDNN: _against_cudnn(query, key, value, capability),
-            FLASH: _against_flash(query, key, value, attn_mask, is_causal, capability),
-            EFFICIENT: _against_efficient(query, key, value, capability),
-            MATH: "",
-        }
+    def attention(*args: object, **kwargs: object) -> torch.Tensor:
+        asked = Asked(*args, **kwargs)  # type: ignore[arg-type]  # torch's signature
+        refusals = {name: refusal(asked, capability) for name, (refusal, _) in _KERNELS.items()}
         kernel = forced or next(name for name in PINNED if not refusals[name])
         if refusals[kernel]:
             raise BenchError(f"--attention {kernel}: the kernel takes {refusals[kernel]}")
-        given: Any = {"dropout_p": dropout_p, "is_causal": is_causal, "scale": scale}
-        if kernel == CUDNN:
-            return _cudnn(query, key, value, mask=attn_mask, **given)
-        if kernel == FLASH:
-            return _flash(query, key, value, **given)
-        if kernel == EFFICIENT:
-            return _efficient(query, key, value, mask=attn_mask, **given)
-        given["enable_gqa"] = enable_gqa
-        if dropout_p:
-            return _math_with_dropout(query, key, value, mask=attn_mask, **given)
-        return _math(query, key, value, attn_mask, **given)
+        return _KERNELS[kernel][1](asked)
 
     return attention
 
 
-def cpu_attention(  # noqa: PLR0917  # torch's signature
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attn_mask: torch.Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> torch.Tensor:
+def cpu_attention(*args: object, **kwargs: object) -> torch.Tensor:
     """A `scaled_dot_product_attention` that traces as the CPU's."""
-    unlike_heads = not query.shape[1] == key.shape[1] == value.shape[1] and not enable_gqa
-    if dropout_p or unlike_heads or (attn_mask is not None and attn_mask.requires_grad):
-        return _math(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
-    attn_mask = _additive(attn_mask, query.dtype)
+    asked = Asked(*args, **kwargs)  # type: ignore[arg-type]  # torch's signature
+    mask = asked.attn_mask
+    unlike_heads = not asked.as_many_heads and not asked.enable_gqa
+    if asked.dropout_p or unlike_heads or (mask is not None and mask.requires_grad):
+        return _math(**vars(asked))
     kernel = private("attention on the cpu")
     out: torch.Tensor = kernel(
-        query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
+        *asked.qkv, asked.dropout_p, asked.is_causal, attn_mask=asked.mask(), scale=asked.scale
     )[0]
     return out
 
 
-def _against_cudnn(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, capability: float
-) -> str:
-    """... the cuDNN kernel, as far as it was measured: heads of one width."""
+def _against_cudnn(asked: Asked, capability: float) -> str:
+    """What the cuDNN kernel would take in place of this attention, as far as it was measured; "" if
+    it takes it, as below."""
     if capability != HOPPER:
         return f"GPUs of compute capability {HOPPER}, as far as its memory is known"
-    if query.dtype not in _HALF:
+    if asked.query.dtype not in _HALF:
         return "float16 and bfloat16 only"
-    width = query.shape[-1]
-    if not width == key.shape[-1] == value.shape[-1] <= _WIDEST_FLASH_HEAD or width % 8:
+    if not asked.one_width or asked.width % 8:
         return f"heads of one width, a multiple of 8, up to {_WIDEST_FLASH_HEAD}"
-    if 1 in (query.shape[-2], key.shape[-2]):
+    if 1 in (asked.query.shape[-2], asked.key.shape[-2]):
         return "more than one query and one key"
     return ""
 
 
-def _against_flash(  # noqa: PLR0917  # what its rules look at
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    is_causal: bool,
-    capability: float,
-) -> str:
-    """What the flash kernel would take in place of this attention; "" if it takes it."""
+def _against_flash(asked: Asked, capability: float) -> str:
     if capability < AMPERE:
         return f"GPUs of compute capability {AMPERE} or later"
-    if query.dtype not in _HALF:
+    if asked.query.dtype not in _HALF:
         return "float16 and bfloat16 only"
-    if mask is not None:
+    if asked.attn_mask is not None:
         return "no mask beside the causal one (a padded batch or a sliding window needs one)"
-    if not query.shape[-1] == key.shape[-1] == value.shape[-1] <= _WIDEST_FLASH_HEAD:
+    if not asked.one_width:
         return f"heads of one width, up to {_WIDEST_FLASH_HEAD}"
-    if is_causal and query.shape[-2] != key.shape[-2]:
+    if asked.is_causal and asked.query.shape[-2] != asked.key.shape[-2]:
         return "as many queries as keys under a causal mask"
     return ""
 
 
-def _against_efficient(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, capability: float
-) -> str:
-    if query.dtype not in (*_HALF, torch.float32):
+def _against_efficient(asked: Asked, capability: float) -> str:
+    dtype = asked.query.dtype
+    if dtype not in (*_HALF, torch.float32):
         return "float16, bfloat16 and float32 only"
-    if query.dtype == torch.bfloat16 and capability < AMPERE:
+    if dtype == torch.bfloat16 and capability < AMPERE:
         return (
             f"bfloat16 on GPUs of compute capability {AMPERE} or later alone "
             f"(this one has {capability})"
         )
-    if not query.shape[1] == key.shape[1] == value.shape[1]:
+    if not asked.as_many_heads:
         return "as many key and value heads as query heads"
-    multiple = 8 if query.dtype in _HALF else 4
-    if query.shape[-1] % multiple or value.shape[-1] % multiple:
+    multiple = 8 if dtype in _HALF else 4
+    if asked.width % multiple or asked.value.shape[-1] % multiple:
         return f"heads whose width is a multiple of {multiple}"
     return ""
 
 
-def _cudnn(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    *,
-    mask: torch.Tensor | None,
-    dropout_p: float,
-    is_causal: bool,
-    scale: float | None,
-) -> torch.Tensor:
-    mask, graph = _additive(mask, query.dtype), _followed(query, key, value)
+def _cudnn(asked: Asked) -> torch.Tensor:
     kernel = private("attention, cudnn")
     out: torch.Tensor = kernel(
-        query, key, value, mask, graph, dropout_p, is_causal, False, scale=scale
-    )[0]
-    return out
-
-
-def _flash(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    *,
-    dropout_p: float,
-    is_causal: bool,
-    scale: float | None,
-) -> torch.Tensor:
-    width = query.shape[-1]
-    scale = 1 / math.sqrt(width) if scale is None else scale
-    if missing := -width % 8:
-        query, key, value = (
-            torch.nn.functional.pad(tensor, (0, missing)) for tensor in (query, key, value)
-        )
-    kernel = private("attention, flash")
-    out: torch.Tensor = kernel(query, key, value, dropout_p, is_causal, False, scale=scale)[0]
-    return out[..., :width] if missing else out
-
-
-def _efficient(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    *,
-    mask: torch.Tensor | None,
-    dropout_p: float,
-    is_causal: bool,
-    scale: float | None,
-) -> torch.Tensor:
-    mask = _additive(mask, query.dtype)
-    if mask is not None:
-        if extra := -mask.shape[-1] % _BIAS_ALIGNMENT:
-            mask = torch.nn.functional.pad(mask, (0, extra))[..., : mask.shape[-1]]
-        mask = mask.expand(*query.shape[:-1], key.shape[-2])
-    graph = _followed(query, key, value)
-    kernel = private("attention, efficient")
-    out: torch.Tensor = kernel(
-        query, key, value, mask, graph, dropout_p, is_causal, scale=scale
+        *asked.qkv, asked.mask(), asked.followed, asked.dropout_p, asked.is_causal, False,
+        scale=asked.scale,
     )[0]  # fmt: skip
     return out
 
 
-def _additive(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
-    """A mask as what is added to the scores: of a boolean one, its values in `dtype`."""
-    if mask is None or mask.dtype != torch.bool:
-        return mask
-    return torch.where(mask, 0.0, torch.tensor(-math.inf, dtype=dtype, device=mask.device))
+def _flash(asked: Asked) -> torch.Tensor:
+    qkv, width = asked.qkv, asked.width
+    if missing := -width % 8:
+        qkv = tuple(torch.nn.functional.pad(tensor, (0, missing)) for tensor in qkv)
+    kernel = private("attention, flash")
+    out: torch.Tensor = kernel(
+        *qkv, asked.dropout_p, asked.is_causal, False, scale=asked.factor
+    )[0]  # fmt: skip
+    return out[..., :width] if missing else out
 
 
-def _followed(*tensors: torch.Tensor) -> bool:
-    """Whether autograd follows an operation on these: its kernel keeps the sums of the scores."""
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+def _efficient(asked: Asked) -> torch.Tensor:
+    mask = asked.mask()
+    if mask is not None:
+        if extra := -mask.shape[-1] % _BIAS_ALIGNMENT:
+            mask = torch.nn.functional.pad(mask, (0, extra))[..., : mask.shape[-1]]
+        mask = mask.expand(*asked.query.shape[:-1], asked.key.shape[-2])
+    kernel = private("attention, efficient")
+    out: torch.Tensor = kernel(
+        *asked.qkv, mask, asked.followed, asked.dropout_p, asked.is_causal, scale=asked.scale
+    )[0]
+    return out
 
 
-def _math_with_dropout(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    *,
-    mask: torch.Tensor | None,
-    dropout_p: float,
-    is_causal: bool,
-    scale: float | None,
-    enable_gqa: bool,
-) -> torch.Tensor:
+def _products(asked: Asked) -> torch.Tensor:
     """The path of plain products as CUDA runs it, with its fused dropout."""
+    if not asked.dropout_p:
+        return _math(**vars(asked))
+    query, key, value = asked.qkv
     dtype = query.dtype
     if dtype in _HALF:
         query, key, value = query.float(), key.float(), value.float()
-    if enable_gqa:
+    if asked.enable_gqa:
         repeats = query.shape[1] // key.shape[1]
         key, value = (t.repeat_interleave(repeats, 1) for t in (key, value))
-    factor = math.sqrt(1 / math.sqrt(query.shape[-1]) if scale is None else scale)
-    if is_causal:
+    factor = math.sqrt(asked.factor)
+    mask = asked.attn_mask
+    if asked.is_causal:
         ones = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device)
         mask = ones.tril()
     scores = (query * factor) @ (key * factor).transpose(-2, -1)
     if mask is not None:
         scores = scores + _additive(mask, query.dtype)
-    weights = torch.native_dropout(_aten._safe_softmax(scores, -1), dropout_p, True)[0]
+    weights = torch.native_dropout(_aten._safe_softmax(scores, -1), asked.dropout_p, True)[0]
     return (weights @ value).to(dtype)
+
+
+def _additive(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    """Of a boolean mask, its values in `dtype`."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.where(mask, 0.0, torch.tensor(-math.inf, dtype=dtype, device=mask.device))
+
+
+_KERNELS: dict[str, tuple[Callable[[Asked, float], str], Callable[[Asked], torch.Tensor]]] = {
+    CUDNN: (_against_cudnn, _cudnn),
+    FLASH: (_against_flash, _flash),
+    EFFICIENT: (_against_efficient, _efficient),
+    MATH: (lambda *_: "", _products),
+}
+"""By name: what is said against a kernel ("" where it takes the attention), and the kernel."""
