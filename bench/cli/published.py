@@ -92,7 +92,7 @@ def _predicted() -> dict[str, int]:
 
 def _received(file: Path) -> int:
     from bench.predict.contributed import load_steps
-    from bench.reports.measured import received_report
+    from bench.reports.evidence import received_report
 
     put(written(received_report(load_steps(file)), format_for(None, None)))
     return 0
@@ -164,8 +164,7 @@ def _figures(row: Measured) -> Kept:
 
 def _refresh_measured(page: Path) -> None:
     from bench.predict.evidence import load_kept, load_measured
-    from bench.reports.goals import goals_section
-    from bench.reports.measured import measured_section
+    from bench.reports.evidence import goals_section, measured_section
     from bench.reports.published import published_section
 
     for section in (
@@ -176,7 +175,7 @@ def _refresh_measured(page: Path) -> None:
 
 def _refresh(option: str, page: Path, section: str) -> None:
     """Replace a page's section; a page without the section's marks is left as it is."""
-    from bench.reports.measured import refreshed
+    from bench.reports.evidence import refreshed
 
     text = read_text(page, option)
     try:

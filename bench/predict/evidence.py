@@ -63,6 +63,15 @@ class Measured:
         value: int = self.peak_by_phase[name] if name in PHASES else getattr(self, name)
         return value
 
+    def error(self, name: str, kept: Mapping[str, Kept]) -> float:
+        """Predicted / measured - 1, of the figure `name`."""
+        return kept[self.id][name] / self.bytes_of(name) - 1
+
+    def titled(self, *more: str) -> str:
+        """The step in words, `more` behind its model."""
+        model = self.model.rpartition("/")[2]
+        return ", ".join((model, *more, self.attention, f"{self.batch_size} × {self.seq_len}"))
+
 
 def load_measured(path: Path = FILE) -> list[Measured]:
     """Every row. Raises BenchError, naming file and line, for what is missing or wrong."""
@@ -131,7 +140,7 @@ class Agreement:
 
 def agreement(name: str, rows: Iterable[Measured], kept: Mapping[str, Kept]) -> Agreement:
     """How `name`, one of `KEPT`, agrees over these rows."""
-    return agreement_of(kept[row.id][name] / row.bytes_of(name) - 1 for row in rows)
+    return agreement_of(row.error(name, kept) for row in rows)
 
 
 def agreement_of(errors: Iterable[float]) -> Agreement:
@@ -166,9 +175,7 @@ def _seen() -> dict[str, dict[str, list[_Seen]]]:
     kept, name = load_kept(), "peak_reserved_bytes"
     for row in load_measured():
         if row.id in kept:
-            model = row.model.rpartition("/")[2]
-            step = f"{model}, {row.attention}, {row.batch_size} × {row.seq_len}"
-            seen = _Seen(row.bytes_of(name) / kept[row.id][name], step)
+            seen = _Seen(row.bytes_of(name) / kept[row.id][name], row.titled())
             found[KEEP_OUTPUT].setdefault("4-bit" if row.quantized else "fp16", []).append(seen)
     for each in read_rows(GPU_FILE):
         if each["figure"] == "peak reserved":

@@ -21,8 +21,8 @@ from bench.reports.evidence import (
     evidence_section,
     evidence_table,
     load_compared,
+    refreshed,
 )
-from bench.reports.measured import refreshed
 
 ROOT = Path(__file__).parents[2]
 

@@ -242,7 +242,7 @@ def test_a_fit_is_as_sure_as_the_rows_of_its_kind() -> None:
 def test_the_page_says_what_the_data_say() -> None:
     """docs/prediction.md, between its marks: `bench published --page docs/prediction.md`."""
     from bench.predict.evidence import load_kept
-    from bench.reports.measured import measured_section, refreshed
+    from bench.reports.evidence import measured_section, refreshed
 
     page = (Path(__file__).parents[2] / "docs" / "prediction.md").read_text(encoding="utf-8")
     assert refreshed(page, measured_section(ROWS, load_kept())) == page

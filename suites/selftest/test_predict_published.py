@@ -8,8 +8,7 @@ import pytest
 
 from bench.errors import BenchError
 from bench.predict import evidence
-from bench.reports.goals import goals_section
-from bench.reports.measured import refreshed
+from bench.reports.evidence import goals_section, refreshed
 from bench.reports.published import (
     FILE,
     Published,

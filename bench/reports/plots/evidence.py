@@ -42,14 +42,12 @@ def _panel(axes: Axes, name: str, rows: Sequence[Measured], kept: Mapping[str, K
         mine = [row for row in rows if row.quantized == quantized]
         axes.scatter(
             [row.bytes_of(name) / GIB for row in mine],
-            [100 * (kept[row.id][name] / row.bytes_of(name) - 1) for row in mine],
+            [100 * row.error(name, kept) for row in mine],
             s=26, marker=marker, facecolors="none", edgecolors=colour, linewidths=1.2, label=words,
         )  # fmt: skip
-    beyond = [r for r in rows if abs(kept[r.id][name] / r.bytes_of(name) - 1) > BOUNDS[name]]
-    for row in beyond:
-        place = row.bytes_of(name) / GIB, 100 * (kept[row.id][name] / row.bytes_of(name) - 1)
-        said = f"{row.model.rpartition('/')[2]}, {row.attention}, {row.batch_size} × {row.seq_len}"
-        axes.annotate(said, place, ha="right", va="center", fontsize=7, color=RED,
+    for row in (row for row in rows if abs(row.error(name, kept)) > BOUNDS[name]):
+        place = row.bytes_of(name) / GIB, 100 * row.error(name, kept)
+        axes.annotate(row.titled(), place, ha="right", va="center", fontsize=7, color=RED,
                       xytext=(-7, 0), textcoords="offset points")  # fmt: skip
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xscale("log")
