@@ -252,13 +252,6 @@ def test_layers_that_the_model_does_not_have_fail(tmp_path: Path) -> None:
         assert any("layers_to_transform" in f.text for f in found.findings if f.error)
 
 
-@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.tool)
-def test_every_key_with_a_kind_is_one_that_the_reader_has(reader: object) -> None:
-    known = {*reader.fields, *reader.understood, *reader.said, *reader.said_of_step}  # type: ignore[attr-defined]
-    ignored = {key for key in reader.kinds if key.partition(".")[0] not in known}  # type: ignore[attr-defined]
-    assert not ignored - {"use_reentrant_gc", "relora"}
-
-
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -11,17 +11,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 from msgspec import Meta
 
 from bench.baselines.metrics import EXACT, LOSS, TIME, Metric, metric_named
 from bench.errors import BenchError, UnknownName
-from bench.files import check_readable, parse, unreadable
+from bench.files import check_readable, parse, strict_json, unreadable
 from bench.training.machine import INSTRUCTION_SETS, Machine
 
 KEY = "lora_bench"
@@ -205,7 +204,7 @@ def load_run(path: Path | str) -> StoredRun:
     check_readable(path)
     try:
         text = path.read_text(encoding="utf-8")
-        document = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_once)
+        document = strict_json(text)
     except OSError as error:
         raise unreadable(path, error) from None
     except json.JSONDecodeError as error:
@@ -362,16 +361,3 @@ def _check_words(value: Any, where: str) -> None:
             _check_words(inner, where)
     elif isinstance(value, str) and not value.isprintable():
         raise BenchError(f"{where}: expected printable text, found {value!r:.80}")
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A table whose keys stand once: of two the digest, and whoever reads, would see the last."""
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
-        raise ValueError(f"the key {twice!r:.80} stands twice in one table")
-    return table
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"it holds {name}, which is not JSON")

@@ -11,9 +11,10 @@ import secrets
 import stat
 import time
 import tomllib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from bench.errors import BenchError
 
@@ -77,6 +78,24 @@ def read_json(path: Path) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:  # not JSON, a number without end
         raise BenchError(f"{path}: not JSON: {error}") from None
+
+
+def strict_json(text: str) -> Any:
+    """JSON from somebody else. ValueError for what is none, NaN among it, and for a table in which
+    a key stands twice: of two whoever reads would see the last."""
+    return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        twice = next(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
+        raise ValueError(f"the key {twice!r:.80} stands twice in one table")
+    return table
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"it holds {name}, which is not JSON")
 
 
 def read_toml(path: Path) -> dict[str, Any]:

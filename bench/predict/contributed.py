@@ -17,7 +17,7 @@ from msgspec import Meta
 
 from bench.adapters.checks import LARGEST_RANK, Rank
 from bench.errors import BenchError
-from bench.files import check_output, check_readable, fits, parse, read_text
+from bench.files import check_output, check_readable, fits, parse, read_text, strict_json
 from bench.training.cases import Case
 from bench.training.machine import versions
 
@@ -132,7 +132,7 @@ def load_steps(path: Path) -> list[MeasuredStep]:
 
 def _step(line: str, where: str) -> MeasuredStep:
     try:
-        data = json.loads(line, parse_constant=_no_constant, object_pairs_hook=_once)
+        data = strict_json(line)
     except (ValueError, RecursionError) as error:
         raise BenchError(f"{where}: not JSON: {error}") from None
     try:
@@ -159,19 +159,6 @@ def _step(line: str, where: str) -> MeasuredStep:
                 f"highest phase's peak {highest}"
             )
     return step
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} stands there twice")
-    return found
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no figure")
 
 
 def summary(steps: Sequence[MeasuredStep]) -> list[tuple[str, str, int, float, float]]:

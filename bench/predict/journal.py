@@ -160,14 +160,13 @@ class Journal(_DispatchMode):  # type: ignore[misc, valid-type]  # torch is seen
 
     def _emulated(self, run: Callable[[], Any]) -> Any:
         """What a device does for one operation: temporaries are its workspace, results are not."""
-        category, self.storages.category = self.storages.category, WORKSPACE
+        category = self.storages.category
         self._within += 1
         try:
-            with self:
+            with self.storages.under(WORKSPACE), self:
                 out = run()
         finally:
             self._within -= 1
-            self.storages.category = category
         for tensor in tensors_in(out):
             number = self._numbers.get(tensor.untyped_storage()._cdata)
             if number is not None and self.categories[number] == WORKSPACE:

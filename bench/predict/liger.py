@@ -145,14 +145,13 @@ def _forward(base: Any, device: Device, journal: Journal) -> Callable[..., Any]:
     def forward(labels: torch.Tensor, num_items_in_batch: Any = None, **batch: Any) -> Any:
         output = base.model(**batch)
         hidden = output[0][:, slice(0, None), :]
-        before, journal.storages.category = journal.storages.category, LOGITS
-        labels = pad(labels, (0, 1), value=IGNORED_LABEL)[..., 1:].contiguous().view(-1)
-        loss = _HeadAndLoss.apply(
-            hidden.view(-1, hidden.shape[-1]), base.lm_head.weight, labels, device
-        )
-        if num_items_in_batch is not None:
-            loss = loss / num_items_in_batch
-        journal.storages.category = before
+        with journal.storages.under(LOGITS):
+            labels = pad(labels, (0, 1), value=IGNORED_LABEL)[..., 1:].contiguous().view(-1)
+            loss = _HeadAndLoss.apply(
+                hidden.view(-1, hidden.shape[-1]), base.lm_head.weight, labels, device
+            )
+            if num_items_in_batch is not None:
+                loss = loss / num_items_in_batch
         return _Output(loss=loss)
 
     return forward

@@ -91,22 +91,10 @@ def as_rank(case: Case, journal: Journal) -> Iterator[None]:
         distributed.destroy_process_group()
 
 
-def _filed(journal: Journal, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, with what it allocates filed as communication."""
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        category, journal.storages.category = journal.storages.category, COMMUNICATION
-        try:
-            return function(*args, **kwargs)
-        finally:
-            journal.storages.category = category
-
-    return run
-
-
 def _fsdp(journal: Journal) -> list[tuple[Any, str, Any]]:
     """FSDP2 on meta: its device, its streams, and no refusal of it. What it gathers, and what it
     sends, is filed as communication."""
+    sent = journal.storages.under(COMMUNICATION)
     group = private("fsdp groups")
     collectives = private("fsdp collectives")
     replacements: list[tuple[Any, str, Any]] = [
@@ -118,7 +106,7 @@ def _fsdp(journal: Journal) -> list[tuple[Any, str, Any]]:
     for module in (group, collectives, private("fsdp states")):
         replacements.append((module, "_get_device_handle", lambda kind: torch.cpu))
     for name in ("foreach_all_gather", "foreach_all_gather_copy_out", "foreach_reduce"):
-        replacements.append((group, name, _filed(journal, getattr(group, name))))
+        replacements.append((group, name, sent(getattr(group, name))))
     return replacements
 
 
@@ -135,12 +123,13 @@ def _ddp(journal: Journal) -> list[tuple[Any, str, Any]]:
     begin, forward = wrapper.__init__, wrapper._pre_forward
 
     def made(self: Any, *args: Any, **kwargs: Any) -> None:
-        _filed(journal, begin)(self, *args, **kwargs)
+        with journal.storages.under(COMMUNICATION):
+            begin(self, *args, **kwargs)
         self.logger = SimpleNamespace(set_runtime_stats_and_log=lambda: None)
 
     def pre_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with _OwnOrder():
-            return _filed(journal, forward)(self, *args, **kwargs)
+        with _OwnOrder(), journal.storages.under(COMMUNICATION):
+            return forward(self, *args, **kwargs)
 
     return [
         (module, "_verify_param_shape_across_processes", lambda *_, **__: None),

@@ -120,21 +120,10 @@ def _fused_head(on_cuda: bool, journal: Journal) -> Iterator[None]:
     """
     function = private("fused head")
     head = importlib.import_module(function.__module__)
-    forward, backward = function.forward, function.backward
-
-    def filed(run: Any) -> Any:
-        def within(*args: Any) -> Any:
-            before, journal.storages.category = journal.storages.category, LOGITS
-            try:
-                return run(*args)
-            finally:
-                journal.storages.category = before
-
-        return staticmethod(within)
-
+    filed = journal.storages.under(LOGITS)
     replacements: list[tuple[Any, str, Any]] = [
-        (function, "forward", filed(forward)),
-        (function, "backward", filed(backward)),
+        (function, name, staticmethod(filed(getattr(function, name))))
+        for name in ("forward", "backward")
     ]
     if on_cuda:
         replacements += [

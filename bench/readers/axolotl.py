@@ -84,6 +84,7 @@ SAID = {
 }
 SAID_OF_STEP = {
     **trainer.SAID_OF_STEP,
+    "use_liger_kernel": "fused kernels, with which a step takes less than is predicted",
     "rl": "preference training runs more than one forward pass; one is predicted",
     "deepcompile": "compilation, which the prediction of eager mode leaves out",
     "fsdp_version": "shards over processes, which the prediction of one GPU leaves out",
@@ -114,12 +115,6 @@ LIGER = (
 )  # fmt: skip
 """The kernels that Trainer's use_liger_kernel puts into a model, one key each."""
 LIGER_PLUGIN = "axolotl.integrations.liger.LigerPlugin"
-UNDERSTOOD = frozenset(LIGER) | frozenset(
-    """adapter load_in_4bit load_in_8bit lora_target_linear bnb_config_kwargs bf16 bfloat16 fp16
-    float16 float32 micro_batch_size sequence_len sample_packing optimizer gradient_checkpointing
-    type_of_model model_type reward_model process_reward_model num_labels peft
-    base_model""".split()
-)
 KINDS = {
     **kinds_of(FIELDS, lora_alpha=INTEGER),
     **booleans(
@@ -307,7 +302,7 @@ READER = Reader(
         sample_packing datasets load_in_4bit load_in_8bit num_epochs optimizer""".split()
     ),
     fields=FIELDS,
-    understood=UNDERSTOOD,
+    more=frozenset(("type_of_model", "model_type")),
     kinds=KINDS,
     parser=PYDANTIC,
     inert=INERT,

@@ -36,8 +36,6 @@ _PRECISION_OF = {"bf16-true": "bf16", "16-true": "fp16", "32-true": "fp32",
               "32": "fp32"}  # fmt: skip
 QUANTIZED = {"bnb.nf4": "nf4", "bnb.nf4-dq": "nf4-dq", "bnb.fp4": "fp4", "bnb.fp4-dq": "fp4-dq",
              "bnb.int8-training": "int8"}  # fmt: skip
-UNDERSTOOD = frozenset((*SWITCHES, "precision", "quantize", "devices", "num_nodes", "train",
-                        "optimizer"))  # fmt: skip
 KINDS = {
     **kinds_of(FIELDS, lora_alpha=INTEGER),
     **dict.fromkeys(SWITCHES, BOOLEAN),
@@ -159,7 +157,7 @@ READER = Reader(
     model_key="checkpoint_dir",
     marks=frozenset(("lora_r", "quantize", "train", "data", "out_dir", *SWITCHES)),
     fields=FIELDS,
-    understood=UNDERSTOOD,
+    more=frozenset(("precision", "devices", "num_nodes", "optimizer")),
     kinds=KINDS,
     parser=JSONARGPARSE,
     inert=INERT,

@@ -78,16 +78,6 @@ SAID_OF_STEP = {
     "ref_model": "a second model in memory, which is not predicted",
     "reward_model": "a second model in memory, which is not predicted",
 }
-UNDERSTOOD = (
-    frozenset(
-        """finetuning_type stage lora_target quantization_bit quantization_method quantization_type
-    double_quantization cutoff_len packing neat_packing freeze_vision_tower
-    freeze_multi_modal_projector freeze_language_model resize_vocab pissa_init pissa_iter
-    disable_gradient_checkpointing""".split()
-    )
-    | trainer.STEP_KEYS
-    | {"use_liger_kernel"}
-)
 KINDS = {
     **trainer.KINDS,
     **kinds_of(FIELDS, finetuning_type=TEXT, stage=one_of(*STAGES)),
@@ -314,7 +304,6 @@ READER = Reader(
         additional_target freeze_vision_tower dataset_dir""".split()
     ),
     fields=FIELDS,
-    understood=UNDERSTOOD,
     kinds=KINDS,
     parser=DATACLASSES,
     inert=INERT,

@@ -84,16 +84,6 @@ SAID_OF_STEP = {
     "padding_free": "rows joined into one; the same tokens are predicted",
     "lora_dtype": "adapters in another dtype than fp32, which is predicted",
 }
-UNDERSTOOD = (
-    frozenset(
-        """tuner_type train_type tuner_backend task_type target_regex freeze_llm freeze_vit
-    freeze_aligner init_weights quant_method quant_bits bnb_4bit_quant_type
-    bnb_4bit_use_double_quant torch_dtype max_length packing packing_length model_type
-    num_labels lazy_tokenize""".split()
-    )
-    | trainer.STEP_KEYS
-    | {"use_liger_kernel"}
-)
 KINDS = {
     **trainer.KINDS,
     **kinds_of(FIELDS),
@@ -305,7 +295,7 @@ READER = Reader(
         tuner_backend quant_bits""".split()
     ),
     fields=FIELDS,
-    understood=UNDERSTOOD,
+    more=frozenset(("init_weights", "quant_method", "model_type")),
     kinds=KINDS,
     parser=ARGUMENTS,
     inert=INERT,

@@ -140,8 +140,8 @@ class Reader:
         model_key: the key that names the base model.
         marks: keys that only this tool has; a file with `model_key` and one of them is its.
         fields: their key → the field of `peft.LoraConfig`, values as they are.
-        understood: keys that `read` handles, beside those above.
-        kinds: what belongs to each key, and `parser` what is made of a text.
+        kinds: what belongs to each key that `read` handles beside those above, and `parser` what
+            is made of a text; `more` are such keys that may hold anything.
         inert: patterns of keys that change neither what is adapted nor what a step takes.
         said: key → what it changes that is not computed here.
         said_of_step: the same, for what only the memory of a step depends on.
@@ -154,7 +154,6 @@ class Reader:
     model_key: str
     marks: frozenset[str]
     fields: Mapping[str, str]
-    understood: frozenset[str]
     kinds: Mapping[str, Kind]
     parser: Parser
     inert: tuple[str, ...]
@@ -162,6 +161,14 @@ class Reader:
     said_of_step: Mapping[str, str]
     read: Callable[[Document], Recipe]
     excluding: tuple[tuple[str, str, str], ...] = ()
+    more: frozenset[str] = frozenset()
+
+    @property
+    def known(self) -> set[str]:
+        """The keys that are read, but for those of which something is said instead."""
+        keys = {key for key in self.kinds if "." not in key}
+        keys |= {*self.fields, *self.more, self.model_key}
+        return keys - self.said.keys() - self.said_of_step.keys()
 
     def fits(self, values: Mapping[str, Any]) -> int:
         """How many of its own keys the file has; 0 where it is not this tool's."""
@@ -176,7 +183,7 @@ def given(value: object) -> bool:
 def notes_on(reader: Reader, document: Document) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(what to say always, what to say beside a prediction) of the keys that `reader` does not
     compute, those that it does not know among them."""
-    known = _known(reader)
+    known = reader.known
     said, of_step = [], []
     for key, value in document.values.items():
         if not given(value) or key in known:
@@ -194,14 +201,14 @@ def notes_on(reader: Reader, document: Document) -> tuple[tuple[str, ...], tuple
 
 def strange_keys(reader: Reader, document: Document) -> tuple[Slip, ...]:
     """The keys that the tool is not known to have."""
-    known = {*_known(reader), *reader.said, *reader.said_of_step}
+    known = {*reader.known, *reader.said, *reader.said_of_step}
     inert = re.compile("|".join(f"(?:{pattern})" for pattern in reader.inert))
     found = [*_strange_within(reader, document)]
     for key, value in document.values.items():
         if not given(value) or key in known or inert.fullmatch(key):
             continue
         near = (*get_close_matches(key, sorted(known), 1, 0.8), "")[0]
-        decides = near in _known(reader) or bool(_OF_ADAPTERS.search(key))
+        decides = near in reader.known or bool(_OF_ADAPTERS.search(key))
         found.append(Slip(key, document.line(key), near, decides))
     return tuple(found)
 
@@ -227,10 +234,6 @@ def not_understood(reader: Reader, strange: Iterable[Slip]) -> str:
         f"{', '.join(map(str, strange))} (not among the keys of {reader.tool} {reader.version} "
         "that are read here)"
     )
-
-
-def _known(reader: Reader) -> set[str]:
-    return {*reader.fields, *reader.understood, reader.model_key}
 
 
 def renamed(document: Document, table: Mapping[str, str]) -> tuple[Fields, dict[str, Any]]:

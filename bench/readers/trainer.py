@@ -16,10 +16,6 @@ BATCH_SIZE = 8
 """`per_device_train_batch_size` where a file is silent."""
 OPTIMIZER = "adamw_torch_fused"
 
-STEP_KEYS = frozenset(
-    ("per_device_train_batch_size", "optim", "gradient_checkpointing", "bf16", "fp16")
-)
-
 KINDS = {
     "per_device_train_batch_size": WHOLE,
     "optim": TEXT,
@@ -51,7 +47,6 @@ SAID_OF_STEP = {
     "torch_compile": "compilation, which the prediction of eager mode leaves out",
     "torch_compile_backend": "compilation, which the prediction of eager mode leaves out",
     "torch_compile_mode": "compilation, which the prediction of eager mode leaves out",
-    "use_liger_kernel": "fused kernels, with which a step takes less than is predicted",
     "liger_kernel_config": "some of Liger's kernels, with which a step takes less than is "
     "predicted; all of them together are predicted",
     "auto_find_batch_size": "halves the batch until it fits; the size written is predicted",

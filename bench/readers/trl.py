@@ -43,13 +43,6 @@ SAID_OF_STEP = {
     "num_generations": "generation beside the training step, which is not predicted",
     "padding_free": "rows joined into one; the same tokens are predicted",
 }
-UNDERSTOOD = (
-    frozenset(
-        """use_peft dtype torch_dtype load_in_4bit load_in_8bit bnb_4bit_quant_type
-    use_bnb_nested_quant max_length max_seq_length packing""".split()
-    )
-    | trainer.STEP_KEYS
-)
 KINDS = {
     **trainer.KINDS,
     **kinds_of(FIELDS, lora_task_type=TEXT),
@@ -142,7 +135,6 @@ READER = Reader(
         lora_target_parameters use_bnb_nested_quant load_in_4bit dataset_name max_length""".split()
     ),
     fields=FIELDS,
-    understood=UNDERSTOOD,
     kinds=KINDS,
     parser=ARGUMENTS,
     inert=INERT,

@@ -74,6 +74,15 @@ class StorageLedger:
         self.peak_bytes = self.live_bytes
         self.peak_by_category = dict(self.by_category)
 
+    @contextlib.contextmanager
+    def under(self, category: str) -> Iterator[None]:
+        """While active, what is made is filed under `category`."""
+        before, self.category = self.category, category
+        try:
+            yield
+        finally:
+            self.category = before
+
     def tag(self, tensor: torch.Tensor, category: str) -> None:
         """File the tensor's storage under `category`; a storage not seen yet counts from now on."""
         tensor = local(tensor)

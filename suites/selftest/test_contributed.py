@@ -102,7 +102,7 @@ def test_what_is_no_measured_step_is_refused_by_its_line(
         ("", "no measured step"),
         ("[" * 100_000, "line 1: not JSON"),
         ("not json", "line 1: not JSON"),
-        ('{"kind": NaN}', "NaN is no figure"),
+        ('{"kind": NaN}', "it holds NaN, which is not JSON"),
         ("[]", "expected a table"),
         ("\n" * 6000, "more than 5000 lines"),
         ("x" * (MOST_BYTES + 1), "larger than 4 MiB"),
@@ -187,7 +187,7 @@ def test_a_key_that_stands_twice_is_refused(sent: Path, tmp_path: Path) -> None:
     line = sent.read_text().splitlines()[0]
     twice = tmp_path / "twice.jsonl"
     twice.write_text(line.replace('"kind":', '"kind": "other", "kind":', 1) + "\n")
-    with pytest.raises(BenchError, match="line 1: not JSON: 'kind' stands there twice"):
+    with pytest.raises(BenchError, match="line 1: not JSON: the key 'kind' stands twice"):
         load_steps(twice)
 
 
