@@ -13,7 +13,6 @@ from bench.check.answer import Checked, Question, check
 from bench.check.gate import HazardGate
 from bench.cli import main
 from bench.errors import BenchError
-from bench.readers import READERS
 from bench.readers.values import ARGUMENTS, BOOLEAN, DATACLASSES, INTEGER, NUMBER, PYDANTIC, Kind
 
 TEXTS = ("true", "True", "false", "FALSE", "yes", "no", "on", "off", "y", "n", "t", "f", "1", "0",
