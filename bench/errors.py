@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from types import TracebackType
 
 
 class BenchError(Exception):
@@ -58,3 +60,37 @@ def missing_extra(error: ModuleNotFoundError) -> str:
     if module not in EXTRAS:
         return ""
     return f"{module} is not installed: pip install 'lora-target-bench[{EXTRAS[module]}]' brings it"
+
+
+def unimportable(error: BaseException) -> str:
+    """The line that names the library whose import raised this; "" where none did, and where the
+    module is one of ours or Python's."""
+    causes = [error]
+    while (cause := causes[-1].__cause__) is not None and cause not in causes:
+        causes.append(cause)
+    for cause in reversed(causes):
+        libraries = [*_importing(cause.__traceback__)]
+        if isinstance(cause, ModuleNotFoundError) and not libraries:
+            libraries = [*_foreign(cause.name or "")]
+        if libraries:
+            library = libraries[-1]
+            said = " ".join(str(cause).split())
+            return f"{library} cannot be imported: {type(cause).__name__}: {said}"[:600]
+    return ""
+
+
+def _importing(traceback: TracebackType | None) -> Iterator[str]:
+    """The libraries whose modules were running their first lines, the innermost last."""
+    while traceback is not None:
+        if traceback.tb_frame.f_code.co_name == "<module>":
+            yield from _foreign(str(traceback.tb_frame.f_globals.get("__name__", "")))
+        traceback = traceback.tb_next
+
+
+def _foreign(module: str) -> Iterator[str]:
+    library = module.partition(".")[0]
+    if library and library not in _OURS and library not in sys.stdlib_module_names:
+        yield library
+
+
+_OURS = ("bench", "lora_target_bench", "suites", "conftest", "__main__", "transformers_modules")

@@ -1,16 +1,18 @@
 """How a process of ours runs: it collects garbage seldom, and SIGTERM and SIGHUP end it as Ctrl-C
-does, so that what is finished is kept."""
+does, so that what is finished is kept. And why one came to nothing: a library that breaks it."""
 
 from __future__ import annotations
 
 import _thread
 import atexit
 import gc
+import os
 import signal
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -73,3 +75,45 @@ def _send(number: signal.Signals, thread: int) -> None:
     time.sleep(0.01)
     if callable(signal.getsignal(number)):  # not once the run has ended: it would kill
         signal.pthread_kill(thread, number)
+
+
+LIBRARIES = ("torch", "transformers", "bitsandbytes", "peft")
+"""What our processes import, each after those that it imports itself."""
+_IMPORT = (
+    "import importlib, sys\n"
+    "for name in sys.argv[1:]:\n"
+    "    print('importing', name, flush=True)\n    importlib.import_module(name)\n"
+    "print('imported')\n"
+)
+_IMPORT_SECONDS = 300.0
+
+
+def broken_library(
+    python: str | os.PathLike[str] = sys.executable,
+    environment: Mapping[str, str] | None = None,
+    modules: Sequence[str] = (),
+) -> str:
+    """The line that names the first of `modules` and the libraries which cannot be imported in a
+    new process; "" where all can.
+
+    It is asked once a process has ended that was to import them, whatever it left unsaid: a library
+    may raise, crash the interpreter or end it with status 0.
+    """
+    try:
+        done = subprocess.run(
+            [python, "-P", "-c", _IMPORT, *modules, *LIBRARIES], env=environment,
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+            timeout=_IMPORT_SECONDS, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    lines = done.stdout.splitlines()
+    begun = [line.partition(" ")[2] for line in lines if line.startswith("importing ")]
+    if "imported" in lines or not begun:
+        return ""
+    said = done.stderr.strip().splitlines()
+    how = said[-1].strip()[:400] if said and done.returncode == 1 else (
+        f"it ends the process (status {done.returncode})" if done.returncode >= 0
+        else f"it crashes ({signal.Signals(-done.returncode).name})"
+    )  # fmt: skip
+    return f"{begun[-1]} cannot be imported: {how}"

@@ -15,6 +15,7 @@ from typing import Any, Self
 from bench.errors import BenchError
 from bench.measure.messages import Line
 from bench.measure.outcome import StepTime
+from bench.process import broken_library
 
 NEEDED = ("torch", "transformers", "peft", "bitsandbytes", "psutil", "numpy", "msgspec")
 """What an environment must have to measure in it. bench itself comes from this checkout."""
@@ -176,7 +177,10 @@ class Environment:
             answer = self._line.receive()
         except (EOFError, OSError):
             self._errors.seek(0)
-            said = " ".join(self._errors.read().decode(errors="replace").split())[-600:]
+            said = (
+                broken_library(self.python, _variables(str(Path(self._folder.name))))
+                or " ".join(self._errors.read().decode(errors="replace").split())[-600:]
+            )
             raise BenchError(
                 f"{self.option} {self.label}: its process ended: {said or 'silent'}"
             ) from None

@@ -27,9 +27,10 @@ from bench.atlas.reviewed import OWN, Override, override_for, role_in
 from bench.atlas.store import entry_from_json, entry_to_json
 from bench.atlas.workers import Run, run_all
 from bench.compat import unreset
-from bench.errors import UnknownName
+from bench.errors import BenchError, UnknownName
 from bench.models.modules import OTHER, ModuleTable, read_table
 from bench.models.roles import ROUTER, role_of
+from bench.process import broken_library
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,6 +65,8 @@ def build_atlas(
             built[item] = entry_from_json(answer, item)
         if progress:
             progress(item, len(built) + len(unbuilt), len(wanted))
+    if unbuilt and not built and (broken := broken_library()):
+        raise BenchError(broken)  # which says nothing about any type
     return Atlas(
         transformers.__version__, dict(sorted(built.items())), dict(sorted(unbuilt.items()))
     )

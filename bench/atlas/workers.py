@@ -15,6 +15,9 @@ from typing import Any
 # with other things needs room: a hang is rare, and costs this once.
 TIME_LIMIT_SECONDS = 600.0
 
+ENDED = 70
+"""What a process of the pool ends with where it would with 0."""
+
 Apply = Callable[[str], Any]
 Run = Callable[[Apply, Sequence[str]], Iterator[tuple[str, Any, str]]]
 """`run_all`, the processes' number settled."""
@@ -30,7 +33,8 @@ def run_all(task: Apply, items: Iterable[str], jobs: int = 2) -> Iterator[tuple[
     pool = ProcessPool(max(1, jobs), context=get_context("spawn"), initializer=_begin)
     try:
         futures = {
-            pool.schedule(task, args=[item], timeout=TIME_LIMIT_SECONDS): item for item in items
+            pool.schedule(_work, args=[task, item], timeout=TIME_LIMIT_SECONDS): item
+            for item in items
         }
         for future in as_completed(futures):
             yield futures[future], *_ended(future)
@@ -56,7 +60,16 @@ def _begin() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["HF_HUB_OFFLINE"] = "1"  # a default configuration names nothing worth fetching
+    # Status 0 is to the pool the end of a process that has done its work: it would wait for ever
+    # for the answer to a task whose code, a library's say, ends the process with it.
+    end = os._exit
+    os._exit = lambda status: end(status or ENDED)
+
+
+def _work(task: Apply, item: str) -> Any:
+    """Not at the process's start: one that ends there is begun again and again."""
     import transformers
 
     transformers.logging.set_verbosity_error()
     gc.freeze()
+    return task(item)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from bench.cli.output import harmless_output, quiet_libraries
 from bench.cli.parser import make_parser
-from bench.errors import BenchError, missing_extra
+from bench.errors import BenchError, missing_extra, unimportable
 from bench.models.apart import run_apart, say_status, worker_pipe
 from bench.process import as_interrupts, collect_seldom
 
@@ -57,13 +57,13 @@ def _main(arguments: Sequence[str] | None, *, in_worker: bool) -> int:
     except BenchError as error:
         return _refuse(str(error))
     except ModuleNotFoundError as error:
-        if not (line := missing_extra(error)):
+        if not (line := missing_extra(error) or unimportable(error)):
             raise
         return _refuse(line)
     except (AttributeError, ImportError) as error:
         from bench.compat import what_moved
 
-        if not (lines := what_moved(error)):
+        if not (lines := what_moved(error) or unimportable(error)):
             raise
         return _refuse(lines)
     except BrokenPipeError:  # the reader went away: `bench ... | head`
@@ -75,9 +75,15 @@ def _main(arguments: Sequence[str] | None, *, in_worker: bool) -> int:
             shown = named if len(named) <= 200 else f"{named[:80]}..."
             return _refuse(f"{shown}: {error.strerror}")
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF):
-            raise
+            if not (line := unimportable(error)):
+                raise
+            return _refuse(line)
         _discard_output()
         return _refuse(f"the output was not written: {error.strerror}")
+    except (Exception, SystemExit) as error:  # whatever a library raises where it is imported
+        if not (line := unimportable(error)):
+            raise
+        return _refuse(line)
     except KeyboardInterrupt as stopped:  # as a shell has it: 128 and the signal
         return 128 + getattr(signal, str(stopped) or "SIGINT", signal.SIGINT)
 

@@ -21,6 +21,7 @@ from bench.learning.arms import TOLERANCE, Arm
 from bench.learning.records import Shown
 from bench.learning.study import Origin, Study, load_study
 from bench.learning.tuning import FIRST_SEED, tune
+from bench.process import broken_library
 from bench.training.machine import usable_processors
 from bench.units import counted
 
@@ -155,8 +156,9 @@ def _results(
                 yield job, future.result()
     except BrokenProcessPool:
         raise BenchError(
-            "a worker was killed, perhaps for the memory that it took: try --workers 1 (what was "
-            "finished is kept where the run is stored: --resume)"
+            broken_library()
+            or "a worker was killed, perhaps for the memory that it took: try --workers 1 (what "
+            "was finished is kept where the run is stored: --resume)"
         ) from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

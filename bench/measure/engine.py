@@ -17,6 +17,7 @@ from typing import IO, Any, Self
 from bench.errors import BenchError
 from bench.measure.messages import Line, decoded, encoded
 from bench.measure.running import Running, WorkerClock, tail
+from bench.process import broken_library
 from bench.training.cases import Case
 
 # What times a step on a CPU is the processor's clock or the wall's. A process that shares its cores
@@ -70,6 +71,7 @@ class Session:
         self._lock = threading.Lock()
         self._server: subprocess.Popen[bytes] | None = None
         self._ready: dict[str, Any] | None = None
+        self._broken = ""
         self._running: set[Running] = set()
 
     def __enter__(self) -> Self:
@@ -211,9 +213,19 @@ class Session:
         with self._lock:
             if self._server is None:
                 raise BenchError("the measuring session is closed; open a new one")
+            if self._broken:
+                raise _ServerGone(self._broken)
             if self._ready is None:
-                self._ready = self._receive(_START_SECONDS)
+                try:
+                    self._ready = self._receive(_START_SECONDS)
+                except _ServerGone as gone:
+                    self._broken = self._what_broke() or str(gone)
+                    raise _ServerGone(self._broken) from None
             return self._ready
+
+    def _what_broke(self) -> str:
+        line = broken_library(environment=self._environment(), modules=self._preload)
+        return line and f"the measuring process ended: {line}"
 
     def forget(self, running: Running) -> bool:
         """Whether the case was one that has a worker; it has none from now on."""

@@ -11,8 +11,6 @@ from bench.files import PACKAGE, SUITES
 from bench.training.machine import Machine, machine, versions
 
 NEEDED = ("torch", "transformers", "peft", "bitsandbytes")
-_LOADED = ("torch", "bitsandbytes")
-"""Libraries with native code, which may be installed and not load."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ def obstacle(own: Facts, theirs: Facts, gpus: float) -> str:
 def facts(imports: bool = True) -> Facts:
     """What this node is; without `imports`, by what is installed alone."""
     found, missing = versions(), {}
-    for name in _LOADED if imports else ():
+    for name in NEEDED if imports else ():
         try:
             import_module(name)
         except Exception as error:  # a native library may fail in any way

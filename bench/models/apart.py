@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import BenchError
-from bench.process import STOPPING
+from bench.process import STOPPING, broken_library
 
 _PIPE = "LORA_TARGET_BENCH_WORKER"
 """Names the descriptor on which a worker says its exit status."""
@@ -77,10 +77,10 @@ def run_apart(module: str, arguments: Sequence[str]) -> int:
     how = (
         f"status {worker.returncode}" if worker.returncode >= 0 else f"signal {-worker.returncode}"
     )
-    raise BenchError(
-        f"the worker process ended ({how}) before it had an answer: the model's own code "
-        "(--trust-remote-code) ended or crashed it"
+    why = broken_library(environment=environment) or (
+        "the model's own code (--trust-remote-code) ended or crashed it"
     )
+    raise BenchError(f"the worker process ended ({how}) before it had an answer: {why}")
 
 
 @contextlib.contextmanager

@@ -14,6 +14,8 @@ def work(item: str) -> dict[str, object]:
     """A task by name; it runs in a process of its own."""
     if item == "crash":
         os._exit(3)
+    if item == "end":
+        os._exit(0)
     if item == "hang":
         time.sleep(60)
     if item == "raise":
@@ -29,11 +31,12 @@ def _run(items, jobs) -> dict[str, tuple[object, str]]:
 
 
 def test_a_crash_and_an_error_lose_nothing_else(monkeypatch) -> None:
-    assert _run(["a", "crash", "b", "raise", "c"], 1) == {
+    assert _run(["a", "crash", "b", "end", "raise", "c"], 1) == {
         "a": ("a", ""),
         "b": ("b", ""),
         "c": ("c", ""),
         "crash": (None, "its process died with status 3"),
+        "end": (None, "its process died with status 70"),
         "raise": (None, "what is wrong"),
     }
 

@@ -99,6 +99,8 @@ class Warm:
                 start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
         os.close(theirs)
+        # Its end alone is left open: where it ends, who comes is refused, and nobody waits for it.
+        self._listener.close()
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[Warm]:
@@ -116,10 +118,12 @@ class Warm:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._listener.close()
+        """RuntimeError where the libraries could not be imported: then nothing was forked."""
         os.close(self._alive)  # at which it ends its children and itself, as at our death
-        self._process.wait()
+        status, said = self._process.wait(), self.log.read_text(errors="replace")
         self._folder.cleanup()
+        if status > 0:
+            raise RuntimeError(f"the warm process ended (status {status}): {said[-2000:]}")
 
 
 def main() -> None:
@@ -135,7 +139,7 @@ def main() -> None:
     import torch
 
     if torch.cuda.device_count():
-        sys.exit("a GPU is here: nothing is forked")
+        sys.exit(0)  # nothing is forked
     gc.collect()
     gc.freeze()
     request = serve(listener, alive, environment)
