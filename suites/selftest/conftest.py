@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 from suite_runs import LLAMA, SUITES, adapt
-from warm import Warm, ask_the_processor_once
+from warm import Warm, ask_the_processor_once, our_own
 
 
 @pytest.fixture(scope="session")
-def warm_process() -> Iterator[Warm]:
+def warm_process() -> Warm:
     """Started when a test first asks for it."""
-    with Warm() as warm:
-        yield warm
+    return our_own()
 
 
 @pytest.fixture

@@ -7,6 +7,8 @@ import functools
 import os
 from pathlib import Path
 
+from warm import our_own
+
 from bench.measure import Session
 
 CONFTEST = """
@@ -28,7 +30,8 @@ def faulty_session() -> Session:
     os.environ["PYTHONPATH"] = str(Path(__file__).parent)
     try:
         session = Session(preload=["gate_faults"], time_limit_seconds=60, device="cpu")
-        session.__enter__()
+        with our_own().in_place():
+            session.__enter__()
     finally:
         os.environ.pop("PYTHONPATH")
         if before is not None:

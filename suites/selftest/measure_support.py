@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from warm import our_own
+
 from bench.measure import Session
 from bench.training.cases import Case, StepOptions
 
@@ -167,13 +169,14 @@ def recurrence(name: str, precision: str = "fp32", **options: Any) -> Case:
 
 @functools.cache
 def shared_session() -> Session:
-    """One session for every test file (its imports take seconds), with the faults at hand."""
+    """One session for every test file, with the faults at hand; its server is forked."""
     paths = (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))
     before = dict(os.environ)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     try:
         session = Session(preload=["measure_faults"], time_limit_seconds=60, device="cpu")
-        session.__enter__()
+        with our_own().in_place():
+            session.__enter__()
     finally:
         os.environ.clear()
         os.environ.update(before)

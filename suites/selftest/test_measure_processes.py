@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
 from engine_support import measure
 from measure_support import tiny_case
+from warm import Warm
 
 from bench.errors import BenchError
 from bench.measure import CaseFailed, Session
@@ -20,20 +22,40 @@ from bench.measure import CaseFailed, Session
 HERE = Path(__file__).parent
 
 
-def test_a_session_ends_everything() -> None:
-    with Session(device="cpu") as session:
-        running = session.start(tiny_case("opt"))
-        running.prepare()
-        pids = [session.pid, running.pid]
-        assert all(map(psutil.pid_exists, pids))
-    assert not any(map(psutil.pid_exists, pids))
+@dataclass(frozen=True)
+class Ended:
+    """A session that is over, what it ran, and the command lines that its processes had."""
+
+    session: Session
+    outcome: str
+    pids: tuple[int, int]
+    commands: tuple[list[str], list[str]]
+
+
+@pytest.fixture(scope="module")
+def ended() -> Ended:
+    """... in which something had asked CUDA how many GPUs there are before a worker was forked."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(HERE), prepend=os.pathsep)
+        with Session(device="cpu", preload=["measure_bad_fork"]) as session:
+            running = session.start(tiny_case("opt"))
+            outcome = running.prepare().outcome.name
+            pids = session.pid, running.pid
+            assert all(map(psutil.pid_exists, pids))
+            commands = tuple(psutil.Process(pid).cmdline() for pid in pids)
+    return Ended(session, outcome, pids, commands)
+
+
+def test_a_session_ends_everything(ended: Ended) -> None:
+    assert not any(map(psutil.pid_exists, ended.pids))
     with pytest.raises(BenchError, match="closed"):
-        session.start(tiny_case("opt"))
+        ended.session.start(tiny_case("opt"))
 
 
-def test_a_server_that_is_killed_takes_one_case_with_it() -> None:
-    """Between two cases it costs none; during a case that one has crashed, and the run goes on."""
-    with Session(device="cpu", time_limit_seconds=60) as session:
+def test_a_server_that_is_killed_takes_one_case_with_it(warm_process: Warm) -> None:
+    """Between two cases it costs none; during a case that one has crashed, and the run goes on.
+    What stands in a killed server's place is forked."""
+    with Session(device="cpu", time_limit_seconds=60) as session, warm_process.in_place():
         first = measure(session, tiny_case("opt"))
         os.kill(session.pid, signal.SIGKILL)
         second = measure(session, tiny_case("opt"))
@@ -60,21 +82,17 @@ def test_a_missing_module_says_so() -> None:
         session.start(tiny_case("opt"))
 
 
-def test_without_a_gpu_a_worker_is_always_forked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gpu_a_worker_is_always_forked(ended: Ended) -> None:
     """A CUDA build without a driver: an interpreter of its own would cost each case seconds."""
-    monkeypatch.setenv("PYTHONPATH", str(HERE), prepend=os.pathsep)
-    with (
-        Session(device="cpu", preload=["measure_bad_fork"]) as session,
-        session.start(tiny_case("opt")) as running,
-    ):
-        assert running.prepare().outcome.name == "ok"
-        server, worker = (psutil.Process(pid).cmdline() for pid in (session.pid, running.pid))
-        assert worker == server
+    assert ended.outcome == "ok"
+    server, worker = ended.commands
+    assert worker == server
 
 
 _PARENT = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+sys.executable = {server!r}
 sys.path.insert(0, {here!r})
 from measure_support import tiny_case
 from bench.measure import Session
@@ -86,20 +104,21 @@ with Session(device="cpu") as session, session.start(tiny_case("opt")) as runnin
 """
 
 
-def test_nothing_outlives_the_parent() -> None:
+def test_nothing_outlives_the_parent(warm_process: Warm) -> None:
     """Neither a Ctrl-C, sent to the whole group as a terminal does, nor a kill -9 with a worker
-    that hangs leaves a process behind."""
+    that hangs leaves a process behind. The server that Ctrl-C does not reach is a forked one."""
     signals = (signal.SIGINT, signal.SIGKILL)
+    servers = (warm_process.python, sys.executable)
     parents = [
         subprocess.Popen(
-            [sys.executable, "-c", _PARENT.format(here=str(HERE))],
+            [sys.executable, "-c", _PARENT.format(here=str(HERE), server=server)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             cwd=HERE.parents[1],
             start_new_session=True,
         )
-        for _ in signals
+        for server in servers
     ]
     try:
         for parent, how in zip(parents, signals, strict=True):

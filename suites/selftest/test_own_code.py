@@ -17,12 +17,13 @@ CONFIGURATION = """
 import os
 from transformers import PretrainedConfig
 
-open(os.environ["BENCH_RAN"], "a").write(f"{os.getpid()} {os.getppid()}\\n")
+called = int(os.environ.get("BENCH_CALLED", os.getppid()))
+open(os.environ["BENCH_RAN"], "a").write(f"{os.getpid()} {called}\\n")
 if "BENCH_ENDS" in os.environ:
     os._exit(0)
 if "BENCH_SIGNAL" in os.environ:  # to the process that was called; it comes back to this one
     import signal
-    os.kill(os.getppid(), int(os.environ["BENCH_SIGNAL"]))
+    os.kill(called, int(os.environ["BENCH_SIGNAL"]))
     signal.sigtimedwait([], 20)
 
 class TinyConfig(PretrainedConfig):
@@ -82,6 +83,14 @@ CONFIG = {
 PROJECT = Path(__file__).resolve().parents[2]
 INTERPRETER = sys.executable
 _CALLED: list[int] = []
+# What is called when it is forked: `python -m` that tells its workers its number, since they are
+# children of the warm process.
+SAID = """
+import os, runpy, sys
+os.environ["BENCH_CALLED"] = str(os.getpid())
+del sys.argv[0]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
 TRAINED = 4 * (16 + 16) * 2  # r (in + out) in each of two layers
 MEASURE = """
 import sys
@@ -122,6 +131,8 @@ def _run(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProc
         "PYTHONPATH": os.pathsep.join([str(PROJECT), *sys.path]),
         **more,
     }
+    if not started and arguments[0] == "-m":
+        arguments = ("-c", SAID, *arguments[1:])
     with subprocess.Popen(
         [sys.executable, *arguments], cwd=folder, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -132,10 +143,11 @@ def _run(folder: Path, *arguments: str, **more: str) -> subprocess.CompletedProc
 
 
 def _ran_apart(folder: Path) -> bool:
-    """Whether the code ran, and only in children of the process that was called last."""
+    """Whether the code ran, and only in workers of the process that was called last."""
     lines = (folder / "ran").read_text().split()
-    ran, parents = lines[::2], lines[1::2]
-    return str(_CALLED[-1]) not in ran and set(parents) == {str(_CALLED[-1])}
+    ran, callers = set(lines[::2]), set(lines[1::2])
+    forked = sys.executable != INTERPRETER  # for it: the one called has the client's number
+    return not callers & ran and (len(callers) == 1 if forked else callers == {str(_CALLED[-1])})
 
 
 ASKED = ("own", "--target-modules", "odd_proj", "--rank", "4", "--json")
@@ -151,9 +163,11 @@ def test_own_code_is_run_where_it_is_trusted_and_nowhere_else(
     assert refused.returncode == 2
     assert "only run with --trust-remote-code" in refused.stderr
     assert not (own / "ran").exists()
-    done = _run(own, "-m", "bench", command, *ASKED, *task, "--trust-remote-code")
-    assert done.returncode == 0, done.stderr
-    assert _ran_apart(own)
+    started = command == "targets"  # one as a user starts it
+    with contextlib.nullcontext() if started else warm_process.in_place():
+        done = _run(own, "-m", "bench", command, *ASKED, *task, "--trust-remote-code")
+        assert done.returncode == 0, done.stderr
+        assert _ran_apart(own)
     assert json.loads(done.stdout)["trainable_parameters"] == TRAINED
 
 
@@ -192,13 +206,17 @@ def test_the_suites_run_own_code_in_a_worker_alone(
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 @pytest.mark.parametrize("command", ["targets", "pytest"])
-def test_a_signal_ends_the_worker_too(own: Path, command: str, name: str) -> None:
+def test_a_signal_ends_the_worker_too(
+    own: Path, command: str, name: str, warm_process: Warm
+) -> None:
     asked = ("bench", "targets", *ASKED)
     if command == "pytest":
         suite = str(PROJECT / "suites" / "test_counts.py")
         asked = ("pytest", suite, "--model", "own", "--target-modules", "odd_proj")
     number = int(signal.Signals[name])
-    done = _run(own, "-m", *asked, "--trust-remote-code", BENCH_SIGNAL=str(number))
+    started = command == "targets" and name == "SIGTERM"  # one as a user starts it
+    with contextlib.nullcontext() if started else warm_process.in_place():
+        done = _run(own, "-m", *asked, "--trust-remote-code", BENCH_SIGNAL=str(number))
     assert done.returncode in (130, 128 + number, 2), done.stderr  # and not -number
     assert "Traceback" not in done.stderr
     assert "ended or crashed it" not in done.stderr

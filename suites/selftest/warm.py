@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import gc
 import io
 import json
@@ -124,6 +125,14 @@ class Warm:
         self._folder.cleanup()
         if status > 0:
             raise RuntimeError(f"the warm process ended (status {status}): {said[-2000:]}")
+
+
+@functools.cache
+def our_own() -> Warm:
+    """The one of this process, started when it is first asked for."""
+    warm = Warm()
+    atexit.register(warm.__exit__)
+    return warm
 
 
 def main() -> None:
