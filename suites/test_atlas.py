@@ -10,11 +10,11 @@ import re
 import tomllib
 
 import pytest
+from atlas_depth import depths
 from atlas_types import needs_atlas, on_types, parametrize_types, stored_atlas
 
 from bench.atlas import find_atlas, load_atlas, stored_versions
 from bench.atlas.build import Unbuildable, build_entry, build_model, model_types
-from bench.atlas.depth import depths
 from bench.atlas.diff import FUSED_INTO, RENAMED, diff_atlases
 from bench.atlas.reviewed import with_roles
 from bench.files import FIXTURES

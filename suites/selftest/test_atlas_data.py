@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from atlas_depth import Depths, Stacks
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,7 +24,6 @@ from bench.atlas import (
     save_atlas,
     store,
 )
-from bench.atlas.depth import Depths, Stacks
 from bench.atlas.diff import diff_atlases, summary
 from bench.errors import BenchError
 from bench.measure.reach import load_reach
