@@ -30,7 +30,7 @@ def _lazily(name: str, module: str = "bench.predict.gradients") -> Any:
 _first_that_runs = _lazily("_first_that_runs")
 trace_gradients = _lazily("trace_gradients")
 weights_handed_over = _lazily("weights_handed_over")
-shallower = _lazily("shallower", "bench.predict.shallow")
+shallower = _lazily("shallower", "bench.predict.alike")
 
 KERNELS = {"mamba": "mamba_inner_fn", "falcon_mamba": "mamba_inner_fn"}
 """Module-level functions that transformers replaces by a fused kernel where one is installed."""

@@ -1,4 +1,5 @@
-"""Whether a model's layers are all alike, so that a few of them tell what each one does.
+"""Whether a model's layers are all alike, so that a few of them tell what each one does: what a
+step does to one of the middle it does to each.
 
 A configuration may say otherwise in many ways: a list with something for each layer, a pattern that
 the class makes of one number, experts from some layer on. So the built model is asked, on meta:
@@ -10,15 +11,17 @@ from __future__ import annotations
 import functools
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError
-from bench.predict.shallow import names_layers
 from bench.training.options import DDP
 
 if TYPE_CHECKING:
+    from bench.models.architectures import Model
+    from bench.models.modules import ModuleTable
     from bench.training.cases import Case
 
 DEPTH_FIELDS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
@@ -26,6 +29,12 @@ DEPTH_FIELDS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
 _NUMBERED = re.compile(r"^(.*?\.)?(\d+)(\..*|)$")
 _PLAIN = (int, float, bool, str, type(None))
 _OWN_NUMBER = "the layer's own number"
+
+LAYERS = 4
+"""Of a `shallower` model: the first, two of the middle that have to agree, and the last."""
+_LEAST = 8
+
+Kind = frozenset[tuple[Any, ...]]
 
 
 def depth_of(case: Case) -> int | None:
@@ -43,14 +52,16 @@ def depth_of(case: Case) -> int | None:
 
 def shallow(case: Case, layers: int) -> Case:
     """The case with so many of its layers, whose widths stay as they are."""
-    depth = depth_of(case)
-    config = {
+    return replace(case, config=_with_layers(case.config, depth_of(case), layers))
+
+
+def _with_layers(config: Mapping[str, Any], depth: int | None, layers: int) -> dict[str, Any]:
+    return {
         name: layers if name in DEPTH_FIELDS and value == depth
         else value[:layers] if isinstance(value, list) and len(value) == depth
         else value
-        for name, value in case.config.items()
+        for name, value in config.items()
     }  # fmt: skip
-    return replace(case, config=config)
 
 
 def layers_alike(case: Case, few: int) -> int | None:
@@ -150,3 +161,72 @@ def _attributes(module: Any) -> list[tuple[str, Any]]:
         ):
             found.append((name, value))
     return found
+
+
+def shallower(model: Model, adapter: AdapterConfig) -> Model | None:
+    """The model with LAYERS layers, where it has one stack of many that are all alike, and the
+    configuration names no layer; else None."""
+    depths = [d for key in DEPTH_FIELDS if isinstance(d := model.config.get(key), int)]
+    table = model.table
+    if len(depths) != 1 or len(table.stacks) != 1 or names_layers(adapter):
+        return None
+    depth = depths[0]
+    kinds, outside = _layers(table)
+    if depth < _LEAST or len(kinds) != depth or len(set(kinds.values())) != 1:
+        return None
+    few = replace(model, config=_with_layers(model.config, depth, LAYERS))
+    try:
+        fewer, around = _layers(few.table)
+    except BenchError:
+        return None
+    alike = len(fewer) == LAYERS and {*fewer.values()} == {*kinds.values()} and around == outside
+    return few if alike else None
+
+
+def deeper_names(names: tuple[str, ...], model: Model) -> list[str] | None:
+    """Module names of the shallow model as those of the deep one: the first and last layer by
+    themselves, the middle ones as the two that were there. None where these two differ."""
+    by_layer: dict[int, list[tuple[str, str]]] = defaultdict(list)
+    found = []
+    for name in names:
+        numbered = _NUMBERED.match(name)
+        if numbered and numbered[3]:
+            by_layer[int(numbered[2])].append((numbered[1], numbered[3]))
+        else:
+            found.append(name)
+    if sorted(by_layer[1]) != sorted(by_layer[2]):
+        return None
+    depth = len(model.table.layers)
+    for layer in range(depth):
+        like = 0 if layer == 0 else LAYERS - 1 if layer == depth - 1 else 1
+        found += [f"{before}{layer}{after}" for before, after in by_layer[like]]
+    return found
+
+
+def _layers(table: ModuleTable) -> tuple[dict[str, Kind], Kind]:
+    """(number of a layer -> the modules in it by the rest of their names and their shapes, the
+    modules outside)."""
+    kinds: dict[str, set[tuple[Any, ...]]] = defaultdict(set)
+    outside = set()
+    for module in table.modules:
+        what = (module.kind, module.in_features, module.out_features, module.class_name)
+        numbered = _NUMBERED.match(module.name)
+        if numbered and numbered[3]:
+            kinds[numbered[2]].add((numbered[1], numbered[3], *what))
+        elif not module.name.rpartition(".")[2].isdigit():
+            outside.add((module.name, *what))
+    return {layer: frozenset(held) for layer, held in kinds.items()}, frozenset(outside)
+
+
+def names_layers(adapter: AdapterConfig) -> bool:
+    """Whether the configuration tells layers apart, by their numbers or by a pattern."""
+    if adapter.layers_to_transform is not None or adapter.layer_replication:
+        return True
+    named = (adapter.target_modules, adapter.exclude_modules, adapter.target_parameters,
+             adapter.modules_to_save, tuple(adapter.rank_pattern))  # fmt: skip
+    for value in named:
+        if isinstance(value, str) and re.search(r"[0-9]|\\d", value.replace(r"\.\d+\.", "")):
+            return True  # a regular expression: but for `\.\d+\.` any digit may be a layer's
+        if any(part.isdigit() for entry in value or () for part in entry.split(".")):
+            return True
+    return False

@@ -23,8 +23,8 @@ import torch
 from bench.adapters.config import AdapterConfig
 from bench.compat import private, unreset
 from bench.errors import BenchError
+from bench.predict.alike import deeper_names, shallower
 from bench.predict.journal import Untraceable
-from bench.predict.shallow import deeper_names, shallower
 from bench.predict.values import KnownValues, tensors_in
 from bench.targets.ledger import Hazard, Ledger
 from bench.tasks import AUDIO, IMAGES, TRAINED
