@@ -10,7 +10,7 @@ from zlib import crc32
 import pytest
 
 from bench.atlas import Atlas, find_atlas, load_atlas, stored_versions
-from bench.measure.reach import Reach, load_reach
+from bench.measure.reach import StoredReach, load_reach
 
 INSTALLED = version("transformers")
 STORED = INSTALLED in stored_versions()
@@ -30,7 +30,7 @@ def stored_atlas() -> Atlas:
 
 
 @cache
-def stored_reach() -> Reach:
+def stored_reach() -> StoredReach:
     """What PEFT injected into every type of it."""
     return load_reach(find_atlas(INSTALLED))
 

@@ -13,7 +13,7 @@ from method_models import COMMON, CONFIGS, counted_of, model_called
 from bench.cli import main
 from bench.formulas.kinds import METHODS
 from bench.formulas.methods import method, method_parameters
-from bench.formulas.settings import check, type_of
+from bench.formulas.settings import check_settings, type_of
 from bench.models.architectures import Model
 
 LLAMA = {"model_type": "llama", **COMMON, **CONFIGS["llama"][0],
@@ -58,7 +58,7 @@ def test_every_setting_has_a_type() -> None:
     """And its default is of that type."""
     for name, kind in METHODS.items():
         assert all(type_of(name, field) for field in kind.settings), name
-        check(name, kind.settings)
+        check_settings(name, kind.settings)
 
 
 @pytest.mark.parametrize(

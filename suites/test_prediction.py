@@ -12,7 +12,13 @@ from typing import Any
 
 import pytest
 
-from bench.baselines.predicted import command, difference, figures, load_predictions, stored_file
+from bench.baselines.predicted import (
+    difference,
+    figures,
+    load_predictions,
+    store_command,
+    stored_file,
+)
 from bench.formulas import lora_parameters
 from bench.plugin.state import SUBJECTS
 from bench.scenarios.subjects import Subject
@@ -115,9 +121,9 @@ def test_stored_prediction(subject: Subject, predicted_in: str, predicted, full_
     path = stored_file()
     if (stored := load_predictions(path).get(case.id)) is None:
         missing = f"no prediction of {case.id}" if path.exists() else "none for these versions"
-        pytest.skip(f"{path.name}: {missing}; store it: {command(case)}")
+        pytest.skip(f"{path.name}: {missing}; store it: {store_command(case)}")
     if different := difference(case.id, stored, figures(predicted(subject, case))):
-        pytest.fail(f"{different}\nIf that is meant: {command(case)}", pytrace=False)
+        pytest.fail(f"{different}\nIf that is meant: {store_command(case)}", pytrace=False)
 
 
 def test_user_prediction(

@@ -13,7 +13,15 @@ from bench.check.answer import Checked, Question, check
 from bench.check.gate import HazardGate
 from bench.cli import main
 from bench.errors import BenchError
-from bench.readers.values import ARGUMENTS, BOOLEAN, DATACLASSES, INTEGER, NUMBER, PYDANTIC, Kind
+from bench.readers.values import (
+    ARGUMENTS,
+    BOOLEAN,
+    DATACLASSES,
+    INTEGER,
+    NUMBER,
+    PYDANTIC,
+    ValueKind,
+)
 
 TEXTS = ("true", "True", "false", "FALSE", "yes", "no", "on", "off", "y", "n", "t", "f", "1", "0",
          "maybe", "yes please", "", " false", "2", "none")  # fmt: skip
@@ -32,7 +40,7 @@ LITGPT = ("checkpoint_dir: .\nlora_r: 8\nlora_query: true\nlora_key: true\n"
           "lora_value: true\n")  # fmt: skip
 
 
-def made(kind: Kind, parser: object, value: object) -> object:
+def made(kind: ValueKind, parser: object, value: object) -> object:
     try:
         return kind.parse(parser, value)  # type: ignore[arg-type]
     except (ValueError, TypeError):

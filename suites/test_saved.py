@@ -18,7 +18,7 @@ from tiny_models import MODELS, built, tiny
 
 from bench.errors import BenchError
 from bench.saved.header import read_header
-from bench.saved.keys import Comparison, compare
+from bench.saved.keys import KeysFound, compare_keys
 from bench.saved.values import read_values
 
 Tensors = dict[str, "object"]
@@ -148,9 +148,9 @@ def loaded_by_peft(name: str, folder: Path, auto_class: str | None) -> Loaded:
     return Loaded(plain(result.missing_keys), plain(result.unexpected_keys))
 
 
-def answered(name: str, folder: Path, auto_class: str | None) -> Comparison:
+def answered(name: str, folder: Path, auto_class: str | None) -> KeysFound:
     tensors = read_header(folder / "adapter_model.safetensors")
-    return compare(tiny(name, auto_class), folder / "adapter_config.json", tensors)
+    return compare_keys(tiny(name, auto_class), folder / "adapter_config.json", tensors)
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=[d.__name__.replace("_", "-") for d in DAMAGES])

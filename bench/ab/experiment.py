@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from bench.ab.launches import LAUNCHES, ROUNDS, WIDTH, Rounds, Step, take_rounds
+from bench.ab.launches import LAUNCHES, ROUNDS, WIDTH, PairedRounds, TakeStep, take_rounds
 from bench.baselines import Record, StoredRun, Thresholds, Verdict, compare
 from bench.files import OWN_RESULTS, write_atomically
 from bench.measure import Session, StepTime
@@ -75,7 +75,7 @@ def compare_once(
     other = CASE if slowdown == 0 else replace(CASE, scenario=f"slower-{slowdown}")
     with ExitStack() as workers:
 
-        def launch() -> tuple[Step, Step]:
+        def launch() -> tuple[TakeStep, TakeStep]:
             workers.close()
             first, second = (workers.enter_context(session.start(c)) for c in (CASE, other))
             first.prepare()
@@ -99,7 +99,7 @@ def compare_once(
     )
 
 
-def _verdicts(taken: Rounds) -> list[Verdict]:
+def _verdicts(taken: PairedRounds) -> list[Verdict]:
     token = {"interleaved": uuid4().hex, "launches": taken.launches}
 
     def run(name: str, steps: Sequence[StepTime]) -> StoredRun:
@@ -117,7 +117,7 @@ def _verdicts(taken: Rounds) -> list[Verdict]:
     return compare(*pair, Thresholds())
 
 
-def summarize(found: Sequence[Comparison]) -> dict[str, Any]:
+def tally(found: Sequence[Comparison]) -> dict[str, Any]:
     """How many came out right, by slowdown, and whether that meets the target."""
     summary = {}
     for slowdown in dict.fromkeys(each.slowdown for each in found):
@@ -159,7 +159,7 @@ def run_experiment(comparisons: int, path: Path, say: Callable[[str], None]) -> 
                     f"{each.seconds} s, load {each.load}" + ("" if each.right else "  WRONG")
                 )
             write_atomically(path, _document(found))
-    return summarize(found)
+    return tally(found)
 
 
 def _document(found: Sequence[Comparison]) -> str:
@@ -173,7 +173,7 @@ def _document(found: Sequence[Comparison]) -> str:
         "settings": {
             "clock": "processor", "rounds": ROUNDS, "launches": LAUNCHES, "width": WIDTH,
         },
-        "summary": summarize(found),
+        "summary": tally(found),
     }  # fmt: skip
     rows = ",\n".join(f"  {json.dumps(asdict(each))}" for each in found)
     return f'{json.dumps(head, indent=1)[:-2]},\n "comparisons": [\n{rows}\n ]\n}}\n'

@@ -34,13 +34,13 @@ from bench.measure.outcome import StepTime
 from bench.statistics import MINIMUM_LAUNCHES, launch_interval
 from bench.training.machine import machine
 
-Step = Callable[[], StepTime]
+TakeStep = Callable[[], StepTime]
 """Takes one training step in a worker, timed by the worker's own clock."""
 
-Launch = Callable[[], tuple[Step, Step]]
+Launch = Callable[[], tuple[TakeStep, TakeStep]]
 """Starts a worker on each side, ending those before."""
 
-WARMUP = 2
+WARMUP_STEPS = 2
 ROUNDS = 20
 """On each side in one launch; an even number, as a pair has its mirror image."""
 
@@ -52,7 +52,7 @@ WIDTH = 0.05
 
 
 @dataclass
-class Rounds:
+class PairedRounds:
     """Each side's rounds, launch after launch, round i of one side beside round i of the other."""
 
     baseline: list[StepTime] = field(default_factory=list)
@@ -68,11 +68,11 @@ class Rounds:
 
 def take_rounds(
     launch: Launch, rounds: int = ROUNDS, launches: tuple[int, int] = LAUNCHES, width: float = WIDTH
-) -> Rounds:
+) -> PairedRounds:
     """`rounds` on each side in each launch; at least the fewest launches, at most the most, until
     the interval is narrower than `width`. Raises what a step or the launch raises."""
     fewest, most = launches
-    taken = Rounds()
+    taken = PairedRounds()
     while taken.launches < fewest or (
         taken.launches < most and (taken.launches < MINIMUM_LAUNCHES or not taken.narrow(width))
     ):
@@ -84,19 +84,19 @@ def take_rounds(
 
 
 def interleave(
-    baseline: Step, contender: Step, rounds: int
+    baseline: TakeStep, contender: TakeStep, rounds: int
 ) -> tuple[list[StepTime], list[StepTime]]:
     """Each side's rounds after the warm-up, in turn."""
     before: list[StepTime] = []
     after: list[StepTime] = []
-    for number in range(WARMUP + rounds):
+    for number in range(WARMUP_STEPS + rounds):
         if number % 2 == 0:
             before.append(baseline())
             after.append(contender())
         else:
             after.append(contender())
             before.append(baseline())
-    return before[WARMUP:], after[WARMUP:]
+    return before[WARMUP_STEPS:], after[WARMUP_STEPS:]
 
 
 # --- on a cluster --------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ class Failed(Exception):
 
 
 @dataclass(frozen=True)
-class Asked:
+class SideAsked:
     """What a node needs to be one side: as `Environment` and its `start_select` take it."""
 
     python: Path
@@ -133,7 +133,7 @@ class Far:
     of the same path here.
     """
 
-    def __init__(self, cluster: Cluster, sides: Sequence[Asked]) -> None:
+    def __init__(self, cluster: Cluster, sides: Sequence[SideAsked]) -> None:
         here = machine()
         self._cluster, self._sides = cluster, tuple(sides)
         self._nodes = [node for node in cluster.nodes if not other_machine(here, node.machine)]
@@ -160,7 +160,7 @@ class Far:
         """The next launch of a case, at each call; as many are under way as nodes can take."""
         under_way: deque[Any] = deque()
 
-        def launch() -> tuple[Step, Step]:
+        def launch() -> tuple[TakeStep, TakeStep]:
             if not under_way:
                 under_way.extend(
                     self._cluster.submit(
@@ -184,12 +184,14 @@ _open: dict[Any, list[Environment]] = {}
 _loaded: dict[Any, Keys] = {}
 
 
-def versions_here(sides: tuple[Asked, Asked]) -> list[Mapping[str, str]]:
+def versions_here(sides: tuple[SideAsked, SideAsked]) -> list[Mapping[str, str]]:
     """What both environments have on this node."""
     return [environment.versions for environment in _opened(sides)[1]]
 
 
-def launch_here(sides: tuple[Asked, Asked], keys: Keys, rounds: int) -> Both | list[dict[str, Any]]:
+def launch_here(
+    sides: tuple[SideAsked, SideAsked], keys: Keys, rounds: int
+) -> Both | list[dict[str, Any]]:
     """Every step of a launch, the warm-up's too; both records where a side's case has failed."""
     which, environments = _opened(sides)
     again = _loaded.get(which) == keys
@@ -199,7 +201,7 @@ def launch_here(sides: tuple[Asked, Asked], keys: Keys, rounds: int) -> Both | l
     ]
     taken: Both = ([], [])
 
-    def step_of(number: int) -> Step:
+    def step_of(number: int) -> TakeStep:
         def step() -> StepTime:
             time = environments[number].step()
             if time is None:
@@ -219,7 +221,7 @@ def launch_here(sides: tuple[Asked, Asked], keys: Keys, rounds: int) -> Both | l
     return [environment.finish([], {}) for environment in environments]
 
 
-def _opened(sides: tuple[Asked, Asked]) -> tuple[Any, list[Environment]]:
+def _opened(sides: tuple[SideAsked, SideAsked]) -> tuple[Any, list[Environment]]:
     """Both environments, which stay for the next launch on this node and its GPU."""
     which = (repr(sides), os.environ.get("CUDA_VISIBLE_DEVICES"))
     if which not in _open:

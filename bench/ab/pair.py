@@ -11,7 +11,16 @@ from typing import Any
 from uuid import uuid4
 
 from bench.ab.environments import Environment
-from bench.ab.launches import LAUNCHES, ROUNDS, Asked, Failed, Far, Rounds, Step, take_rounds
+from bench.ab.launches import (
+    LAUNCHES,
+    ROUNDS,
+    Failed,
+    Far,
+    PairedRounds,
+    SideAsked,
+    TakeStep,
+    take_rounds,
+)
 from bench.baselines import KEY, StoredRun, seal
 from bench.baselines.journal import Lines
 from bench.baselines.runs import parse_machine, parse_record
@@ -151,7 +160,9 @@ def measure(
         far = Far(
             cluster,
             [
-                Asked(s.python, s.option, s.label, s.clock, _plain(r), asdict(plan.step), limits)
+                SideAsked(
+                    s.python, s.option, s.label, s.clock, _plain(r), asdict(plan.step), limits
+                )
                 for s, r in zip(sides, requests, strict=True)
             ],
         )
@@ -198,9 +209,9 @@ def measure_case(
     """The record of each side; None for a side that has no such case."""
     known = [key is not None for key in keys]
     ready = [key is not None and s.prepare(key) for s, key in zip(sides, keys, strict=True)]
-    taken, started = Rounds(), False
+    taken, started = PairedRounds(), False
 
-    def launch() -> tuple[Step, Step]:
+    def launch() -> tuple[TakeStep, TakeStep]:
         nonlocal started
         if started and not all(side.relaunch() for side in sides):
             raise Failed
@@ -223,7 +234,7 @@ def measure_case(
     return [*elsewhere] or records
 
 
-def _step(side: Environment) -> Step:
+def _step(side: Environment) -> TakeStep:
     def step() -> StepTime:
         time = side.step()
         if time is None:

@@ -35,7 +35,7 @@ VARIANTS = ("use_dora", "kasa_config", "monteclora_config", "use_bdlora", "velor
             "alora_invocation_tokens")  # fmt: skip
 
 # What is not computed, and why; `from_dict` says so.
-REFUSED = {
+NOT_UNDERSTOOD = {
     "arrow_config": "it routes between adapters that exist already",
     "use_qalora": "PEFT implements it for GPTQ weights only",
     "megatron_config": "it shards layers over processes",
@@ -221,8 +221,10 @@ class AdapterConfig:
         for key, value in data.items():
             if value in (None, False, {}, [], ""):
                 continue
-            if key in REFUSED:
-                wrong.append(BenchError(f"{where}: no closed form for {key}: {REFUSED[key]}"))
+            if key in NOT_UNDERSTOOD:
+                wrong.append(
+                    BenchError(f"{where}: no closed form for {key}: {NOT_UNDERSTOOD[key]}")
+                )
             elif key not in known | INERT:
                 name = f"field with a value in {where}:"
                 wrong.append(UnknownName(name, key, known, _in_peft(key)))

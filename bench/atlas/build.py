@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.atlas import names
 from bench.atlas.entries import Atlas, Bare, Folded, TypeEntry
-from bench.atlas.reviewed import OWN, Override, override_for, role_in
+from bench.atlas.reviewed import OWN_MODULE, Override, override_for, role_in
 from bench.atlas.store import entry_from_json, entry_to_json
 from bench.atlas.workers import Run, run_all
 from bench.compat import unreset
@@ -120,9 +120,11 @@ def build_model(model_type: str, changes: Mapping[str, Any] | None = None) -> tu
     import transformers
 
     override = _override(model_type)
-    config = make_config(model_type, override, changes)
-    auto_class = override.auto_class if override and override.auto_class else choose(model_type)
-    auto_class = "" if auto_class == OWN else auto_class
+    config = default_config_of(model_type, override, changes)
+    auto_class = (
+        override.auto_class if override and override.auto_class else auto_class_for(model_type)
+    )
+    auto_class = "" if auto_class == OWN_MODULE else auto_class
     loader = getattr(transformers, auto_class) if auto_class else own_class(config)
     if loader is None:
         raise Unbuildable("no model class takes this configuration")
@@ -155,10 +157,10 @@ def _numbers_to_read() -> Iterator[None]:
 
 def default_config(model_type: str) -> Any:
     """The configuration that a type is built with. Raises Unbuildable with the reason."""
-    return make_config(model_type, _override(model_type))
+    return default_config_of(model_type, _override(model_type))
 
 
-def make_config(
+def default_config_of(
     model_type: str, override: Override | None, changes: Mapping[str, Any] | None = None
 ) -> Any:
     """The default configuration, with the override's values and `changes`."""
@@ -215,7 +217,7 @@ _MODELLING = ("modeling_", "vision", "perceiver")  # the last two are IDEFICS's
 _OTHER_FRAMEWORKS = ("modeling_tf_", "modeling_flax_")
 
 
-def choose(model_type: str) -> str:
+def auto_class_for(model_type: str) -> str:
     """The auto class for a type; "" when no auto class takes it."""
     from transformers.models.auto import modeling_auto
 

@@ -123,10 +123,10 @@ def _units(entry: TypeEntry) -> list[_Unit]:
     return [replace(unit, count=count) for unit, count in counts.items()]
 
 
-Step = Iterator[tuple[Change, Sequence[_Unit], Sequence[_Unit]]]
+Told = Iterator[tuple[Change, Sequence[_Unit], Sequence[_Unit]]]
 
 
-def _changed(model_type: str, gone: list[_Unit], come: list[_Unit]) -> Step:
+def _changed(model_type: str, gone: list[_Unit], come: list[_Unit]) -> Told:
     """The same name, another shape or count."""
     for pattern in dict.fromkeys(u.pattern for u in gone):
         was = [u for u in gone if u.pattern == pattern]
@@ -138,7 +138,7 @@ def _changed(model_type: str, gone: list[_Unit], come: list[_Unit]) -> Step:
             yield Change(model_type, CHANGED, (pattern,), (pattern,), now[0].role, detail), was, now
 
 
-def _fused(model_type: str, gone: list[_Unit], come: list[_Unit]) -> Step:
+def _fused(model_type: str, gone: list[_Unit], come: list[_Unit]) -> Told:
     """Several projections became one whose outputs are theirs, or experts became a parameter."""
     for whole in come:
         if parts := _parts(whole, gone):
@@ -151,7 +151,7 @@ def _fused(model_type: str, gone: list[_Unit], come: list[_Unit]) -> Step:
             yield change, parts, [whole]
 
 
-def _split(model_type: str, gone: list[_Unit], come: list[_Unit]) -> Step:
+def _split(model_type: str, gone: list[_Unit], come: list[_Unit]) -> Told:
     """One projection became several."""
     for whole in gone:
         if parts := _parts(whole, come):
@@ -185,7 +185,7 @@ def _parts(whole: _Unit, among: list[_Unit]) -> list[_Unit]:
     return []
 
 
-def _renamed(model_type: str, gone: list[_Unit], come: list[_Unit]) -> Step:
+def _renamed(model_type: str, gone: list[_Unit], come: list[_Unit]) -> Told:
     """The same role, shape and count under another name; of several, the likest names."""
     pairs = [
         (_likeness(was.pattern, now.pattern), was, now)

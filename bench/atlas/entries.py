@@ -25,7 +25,7 @@ class _Named:
 
     @cached_property
     def count(self) -> int:
-        return names.count(self.name)
+        return names.count_names(self.name)
 
     @cached_property
     def layers(self) -> int:

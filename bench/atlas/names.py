@@ -43,7 +43,7 @@ def expand(folded: str) -> Iterator[str]:
     return ("".join(map(add, pieces, [*chosen, ""])) for chosen in product(*places))
 
 
-def count(folded: str) -> int:
+def count_names(folded: str) -> int:
     """How many names a bracketed name stands for."""
     return prod(map(len, _places(folded)))
 
@@ -54,10 +54,10 @@ def repeats(folded: str) -> int:
     return len(places[0]) if places else 0
 
 
-def check(folded: str, where: str) -> str:
+def check_name(folded: str, where: str) -> str:
     """`folded` itself; BenchError, naming `where`, for a bracket that cannot be read."""
     try:
-        if count(folded) > _MOST_NAMES:
+        if count_names(folded) > _MOST_NAMES:
             raise BenchError(f"{folded!r} stands for more than {_MOST_NAMES:,} modules")
     except BenchError as error:
         raise BenchError(f"{where}: {error}") from None

@@ -17,7 +17,7 @@ from bench.models.modules import CONVOLUTIONS, EMBEDDING
 from bench.models.roles import EMBEDDING as EMBEDDING_ROLE
 from bench.models.roles import HEAD, UNKNOWN, check_role, role_of
 
-OWN = "own"  # as auto_class: the class in the type's own module
+OWN_MODULE = "own"  # as auto_class: the class in the type's own module
 _OVERRIDES = FIXTURES / "atlas" / "overrides.toml"
 _ROLES = FIXTURES / "atlas" / "roles.toml"
 _ANY = "type"  # the table for every version; "transformers-4" is for one major version

@@ -226,7 +226,7 @@ def _projection_from_json(name: str, row: Any, where: str) -> Folded:
         raise UnknownName(f"kind in {where}:", str(kind), _KINDS)
     _check_sizes(numbers, where)
     into, out, *window = numbers
-    return Folded(names.check(name, where), _role(role, where), kind, into, out, bias, *window)
+    return Folded(names.check_name(name, where), _role(role, where), kind, into, out, bias, *window)
 
 
 def _bare_from_json(name: str, row: Any, where: str) -> Bare:
@@ -234,7 +234,7 @@ def _bare_from_json(name: str, row: Any, where: str) -> Bare:
         raise BenchError(f"{where}: expected [role, experts, rows, columns], found {row!r}")
     role, *shape = row
     _check_sizes(shape, where)
-    return Bare(names.check(name, where), _role(role, where), tuple(shape))
+    return Bare(names.check_name(name, where), _role(role, where), tuple(shape))
 
 
 def _role(role: Any, where: str) -> str:

@@ -49,7 +49,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Step:
+class LevelStep:
     """A change of level that stays. index: the first point after it. ratio: after / before.
 
     between: the runs, and where known the commits, that the step lies between. changed: the
@@ -78,7 +78,7 @@ class Series:
     unit: str
     points: tuple[Point, ...]
     levels: tuple[float, ...]
-    steps: tuple[Step, ...]
+    steps: tuple[LevelStep, ...]
 
 
 def histories(runs: Sequence[StoredRun], metric: str, case: str = "*") -> list[Series]:
@@ -128,7 +128,7 @@ def _series(case: str, metric: Metric, found: Sequence[tuple[StoredRun, Point]])
         before, after = levels[index - 1], levels[index]
         (old, _), (new, _) = found[index - 1], found[index]
         steps.append(
-            Step(
+            LevelStep(
                 index, before, after, (after > before) == metric.lower_is_better,
                 _between(old, new), tuple(version_changes(old, new)),
                 metric.kind == EXACT or bounds[number + 1] - index > 1,

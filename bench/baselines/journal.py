@@ -111,7 +111,7 @@ class Lines:
         return found
 
 
-class Journal(Lines):
+class RunJournal(Lines):
     """Cases as they finish. Raises BenchError where the folder cannot be written to, and where
     another run of this name goes on there."""
 

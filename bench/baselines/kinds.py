@@ -16,7 +16,7 @@ from bench.units import counted
 
 
 @dataclass(frozen=True)
-class Kind:
+class MachineKind:
     """Nodes whose measurements may stand in one run. `name` is that of its folder in results/: the
     machine's id, with a digest where several kinds of the cluster have that id."""
 
@@ -29,7 +29,7 @@ class Kind:
         return f"{self.name} ({counted(len(self.nodes), 'node')})"
 
 
-def kinds_of(nodes: Iterable[Node]) -> list[Kind]:
+def machine_kinds(nodes: Iterable[Node]) -> list[MachineKind]:
     """Each kind of machine among the nodes, by name."""
     groups: list[list[Node]] = []
     for node in nodes:
@@ -41,13 +41,15 @@ def kinds_of(nodes: Iterable[Node]) -> list[Kind]:
             groups.append([node])
     ids = Counter(group[0].machine.id for group in groups)
     found = [
-        Kind(_name(group[0].machine, ids[group[0].machine.id]), group[0].machine, tuple(group))
+        MachineKind(
+            _name(group[0].machine, ids[group[0].machine.id]), group[0].machine, tuple(group)
+        )
         for group in groups
     ]
     return sorted(found, key=lambda kind: kind.name)
 
 
-def choose_kinds(kinds: Sequence[Kind], pattern: str | None) -> list[Kind]:
+def choose_kinds(kinds: Sequence[MachineKind], pattern: str | None) -> list[MachineKind]:
     """Those whose name fits, or all. BenchError, with those that are there, where none does."""
     chosen = [kind for kind in kinds if fnmatch.fnmatchcase(kind.name, pattern or "*")]
     if not chosen:

@@ -86,7 +86,7 @@ def store(predictions: Iterable[Prediction], folder: Path | None = None) -> Path
     return path
 
 
-def command(case: Case) -> str:
+def store_command(case: Case) -> str:
     """What to run to store this case's prediction. Raises nothing: the case ran already."""
     step = case.step
     sized = ["--batch-size", str(step.batch_size)]

@@ -7,15 +7,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.check.base import base_model
+from bench.check.base import find_base
 from bench.check.gate import HazardGate
 from bench.errors import BenchError, check_most
 from bench.formulas import Parameters, lora_parameters
 from bench.models.architectures import MOST_LABELS, Model
 from bench.readers import Recipe, RecipeFault, read_recipe
-from bench.saved.folder import CONFIG, Found, find
+from bench.saved.folder import CONFIG, AdapterFound, find
 from bench.saved.header import read_header
-from bench.saved.keys import Comparison, Mismatch, compare
+from bench.saved.keys import KeysFound, Mismatch, compare_keys
 from bench.saved.values import Values, read_values
 from bench.scenarios.subjects import Subject
 from bench.targets import Hazard, Ledger, match
@@ -68,7 +68,7 @@ class Checked:
     parameters: Parameters | None
     notes: tuple[str, ...] = ()
     weights: Path | None = None
-    comparison: Comparison | None = None
+    comparison: KeysFound | None = None
     values: Values | None = None
     prediction: Prediction | None = None
     not_predicted: str = ""
@@ -161,7 +161,7 @@ def _read(file: Path, question: Question) -> tuple[Recipe, Model]:
         if error.misnamed and question.model is None:
             raise
     try:
-        model = base_model(
+        model = find_base(
             named, file, question.model, question.auto_class, question.trust_remote_code
         )
     except BenchError as error:
@@ -191,7 +191,7 @@ def _slips(recipe: Recipe) -> list[Hazard]:
     ]  # fmt: skip
 
 
-def _kind(found: Found, recipe: Recipe) -> str:
+def _kind(found: AdapterFound, recipe: Recipe) -> str:
     if found.weights is not None:
         return f"{found.kind} of {recipe.tool} ({CONFIG}, {found.weights.name})"
     return recipe.title
@@ -201,7 +201,7 @@ def _with_weights(checked: Checked, weights: Path, model: Model, values: bool) -
     tensors = read_header(weights)
     comparison = None
     if not checked.ledger.refusals:
-        comparison = compare(model, checked.recipe.path, tensors)
+        comparison = compare_keys(model, checked.recipe.path, tensors)
     return replace(checked, comparison=comparison, values=read_values(weights) if values else None)
 
 

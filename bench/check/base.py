@@ -10,7 +10,7 @@ from bench.models.architectures import Model, load_model
 from bench.models.declared import registered
 
 
-def base_model(
+def find_base(
     named: str | None,
     file: Path,
     given: str | None = None,

@@ -11,7 +11,7 @@ from bench.units import one_line
 
 if TYPE_CHECKING:
     from bench.check.answer import Checked
-    from bench.saved.keys import Comparison
+    from bench.saved.keys import KeysFound
     from bench.saved.values import Values
 
 
@@ -58,7 +58,7 @@ def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _keys(keys: Comparison, name: str) -> list[str]:
+def _keys(keys: KeysFound, name: str) -> list[str]:
     if keys.fits:
         return [f"  {name}: {keys.saved} tensors, all of which PEFT looks for, and none missing"]
     return [

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bench.choose.table import Choice, Row, choose
+    from bench.choose.table import Choice, ChoiceRow, choose
 
-__all__ = ["Choice", "Row", "choose"]
+__all__ = ["Choice", "ChoiceRow", "choose"]
 
 
 def __getattr__(name: str) -> Any:

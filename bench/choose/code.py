@@ -10,7 +10,7 @@ from bench.models.precision import precision
 
 if TYPE_CHECKING:
     from bench.adapters.config import AdapterConfig
-    from bench.choose.table import Row
+    from bench.choose.table import ChoiceRow
 
 
 _LANGUAGE = ("AutoModelForCausalLM", "AutoModelForImageTextToText")
@@ -23,7 +23,7 @@ def lora_config(adapter: AdapterConfig) -> str:
     return "\n".join(["from peft import LoraConfig", "", "LoraConfig(", *lines, ")"])
 
 
-def axolotl(row: Row) -> str:
+def axolotl(row: ChoiceRow) -> str:
     """The lines of axolotl's YAML that say this row."""
     adapter, bits = row.plan.adapter, precision(row.precision).bits
     values: dict[str, object] = {
@@ -53,7 +53,7 @@ def axolotl(row: Row) -> str:
     return _yaml({key: v for key, v in values.items() if v or key in always})
 
 
-def llama_factory(row: Row) -> str:
+def llama_factory(row: ChoiceRow) -> str:
     """The lines of LLaMA-Factory's YAML that say this row, or a line why none do."""
     adapter, bits = row.plan.adapter, precision(row.precision).bits
     targets = adapter.target_modules
@@ -86,7 +86,7 @@ def llama_factory(row: Row) -> str:
     return _yaml({key: v for key, v in values.items() if v or key in always})
 
 
-def as_code(row: Row) -> str:
+def as_code(row: ChoiceRow) -> str:
     """PEFT's for every model; both tools' for what they train, each under its name."""
     parts = {"PEFT": lora_config(row.plan.adapter)}
     for tool, lines in (("axolotl", axolotl), ("LLaMA-Factory", llama_factory)):
@@ -96,7 +96,7 @@ def as_code(row: Row) -> str:
     return "\n\n".join(f"# {name}\n{text}" for name, text in parts.items()) + "\n"
 
 
-def _halves(row: Row) -> dict[str, object]:
+def _halves(row: ChoiceRow) -> dict[str, object]:
     kind = precision(row.precision)
     if kind.quantized or kind.compute == "bfloat16":
         return {"bf16": True}

@@ -52,7 +52,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Asked:
+class CostAsked:
     """One row to predict: `length_limit` is the number of the model's positions, None where there
     is no such limit; `has_length` is False for images."""
 
@@ -62,7 +62,7 @@ class Asked:
     has_length: bool = True
 
 
-def cost(asked: Asked) -> Cost:
+def cost(asked: CostAsked) -> Cost:
     """Predict one row; an error of the prediction is in the answer.
 
     The search for a limit goes along lines through sizes that were traced; what it finds is then
@@ -115,7 +115,7 @@ def cost(asked: Asked) -> Cost:
 
 
 def costs(
-    rows: Sequence[Asked], progress: Callable[[int], None], processes: int | None = None
+    rows: Sequence[CostAsked], progress: Callable[[int], None], processes: int | None = None
 ) -> list[Cost]:
     """Every row's cost, in the rows' order, predicted side by side; `progress` hears how many are
     done. A step on meta uses one core, and says the same in whichever process it is traced."""

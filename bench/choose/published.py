@@ -15,7 +15,7 @@ Pair = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedResult:
     """One published result. `better` holds pairs of scenarios of which the first did better,
     `alike` pairs without a difference beyond the authors' margin; `matched` says whether they
     trained (nearly) the same number of parameters, `read` how the figures were seen."""
@@ -44,17 +44,17 @@ class Published:
 
 @dataclass(frozen=True)
 class _File:
-    result: tuple[Published, ...]
+    result: tuple[PublishedResult, ...]
 
 
-def load_published(path: Path = FILE) -> tuple[Published, ...]:
+def load_results(path: Path = FILE) -> tuple[PublishedResult, ...]:
     """Every result. Raises BenchError, naming file and key, on anything unknown."""
     return parse(read_toml(path), _File, str(path)).result
 
 
-def said_of(scenario: str, others: tuple[str, ...]) -> tuple[list[str], list[str]]:
+def said_for(scenario: str, others: tuple[str, ...]) -> tuple[list[str], list[str]]:
     """(what prefers `scenario` to `others`, what prefers one of those or sees no difference)."""
-    results = load_published()
+    results = load_results()
     for_it = [str(r) for r in results if any(r.prefers(scenario, o) for o in others)]
     against = [
         str(r)

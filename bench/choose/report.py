@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from bench.choose.costs import Limit
-    from bench.choose.table import Choice, Row
+    from bench.choose.table import Choice, ChoiceRow
 
 _SCENARIO = ("scenario", "r", "layers", "coverage", "trainable")
 """The columns that are alike in all rows of a scenario."""
@@ -106,7 +106,7 @@ def _notes(choice: Choice) -> list[str]:
     return notes
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: ChoiceRow) -> tuple[str, ...]:
     plan, cost = row.plan, row.cost
     shared = (
         plan.scenario, str(plan.adapter.r), str(plan.ledger.adapted_layers),
@@ -122,7 +122,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def fits_said(row: Row) -> str:
+def fits_said(row: ChoiceRow) -> str:
     """Yes, no, or uncertain where the interval of the prediction holds both."""
     assert row.cost.fit is not None
     return row.cost.fit.verdict
@@ -135,7 +135,7 @@ def _limit(limits: dict[str, Limit | None], what: str) -> str:
     return "none" if found is None else f"{found.value:,}{'+' if found.bounded else ''}"
 
 
-def _style(choice: Choice, row: Row) -> str:
+def _style(choice: Choice, row: ChoiceRow) -> str:
     if choice.proposed is not None and row.number == choice.proposed.number:
         return GOOD
     return "" if row.on_front else FADED
@@ -143,16 +143,16 @@ def _style(choice: Choice, row: Row) -> str:
 
 def choice_plot(choice: Choice) -> Figure:
     """Predicted peak against relative FLOPs, by precision, the proposed row named."""
-    from bench.reports.plots import Point, choice_figure
+    from bench.reports.plots import CostPoint, choice_figure
 
-    groups: dict[str, list[Point]] = {}
+    groups: dict[str, list[CostPoint]] = {}
     for row in choice.rows:
         if row.cost.error:
             continue
         proposed = choice.proposed is not None and row.number == choice.proposed.number
         name = f"{row.number} {row.plan.scenario}{', ckpt' if row.checkpointing else ''}"
         groups.setdefault(row.precision, []).append(
-            Point(
+            CostPoint(
                 row.relative_flops,
                 row.cost.peak_reserved_bytes,
                 f"proposed: {name}" if proposed else name,
@@ -189,7 +189,7 @@ def choice_json(choice: Choice) -> dict[str, Any]:
     }
 
 
-def _row_json(row: Row) -> dict[str, Any]:
+def _row_json(row: ChoiceRow) -> dict[str, Any]:
     plan, cost = row.plan, row.cost
     return {
         "row": row.number,

@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from bench.models.architectures import Model
     from bench.targets import Ledger
 
-WHOLE = "everything+embeddings+head"
-SCENARIOS = ("query-value", "attention", "feed-forward", "everything", WHOLE)
+EVERYTHING = "everything+embeddings+head"
+PROPOSED_SCENARIOS = ("query-value", "attention", "feed-forward", "everything", EVERYTHING)
 """From the narrowest to the widest. In the last one embeddings and head are trained whole."""
-PRECISIONS = ("bf16", "int8", "nf4")
+PROPOSED_PRECISIONS = ("bf16", "int8", "nf4")
 """What people choose between on a GPU; others may be asked for."""
 RANK = 16
-LARGEST_RANK = 1 << 12
+MOST_RANK = 1 << 12
 
 
 @dataclass(frozen=True)
-class Plan:
+class ScenarioPlan:
     """One scenario on a model: its configuration, and what that reaches and trains.
 
     `reached` counts the elements of the base model's weights that get an adapter or are trained
@@ -43,16 +43,16 @@ class Plan:
 
 def plans(
     model: Model, rank: int = RANK, budget: int | None = None
-) -> tuple[list[Plan], dict[str, str]]:
+) -> tuple[list[ScenarioPlan], dict[str, str]]:
     """The scenarios that the model has, and why it lacks the others.
 
     With `budget` each gets the rank at which it trains most nearly that number. Raises BenchError
     for a model with none of the roles, and for a budget below what the smallest scenario trains at
     rank 1.
     """
-    found: list[Plan] = []
+    found: list[ScenarioPlan] = []
     missing: dict[str, str] = {}
-    for name in SCENARIOS:
+    for name in PROPOSED_SCENARIOS:
         try:
             adapter = _confined(scenario(name).adapter(model, rank), model)
             plan = _plan(model, name, adapter)
@@ -67,20 +67,20 @@ def plans(
 
 def scenario(name: str) -> Scenario:
     """The scenario of that name; WHOLE is `everything` with embeddings and head trained whole."""
-    if name != WHOLE:
+    if name != EVERYTHING:
         return find_scenario(name)
-    return replace(find_scenario("everything"), name=WHOLE, saved_roles=("embedding", "head"))
+    return replace(find_scenario("everything"), name=EVERYTHING, saved_roles=("embedding", "head"))
 
 
-def _plan(model: Model, name: str, adapter: AdapterConfig) -> Plan:
+def _plan(model: Model, name: str, adapter: AdapterConfig) -> ScenarioPlan:
     ledger = match(model.table, adapter, model.role_of)
     ledger.check_adapts("nothing of the language model is reached")
-    if name == WHOLE and not ledger.saved:
+    if name == EVERYTHING and not ledger.saved:
         raise BenchError("embeddings and head have no names that PEFT could train whole")
     reached = sum(item.weight_elements for item in ledger.adapted)
     sizes = {m.name: m.weight_elements for m in model.table.modules}
     reached += sum(sizes.get(saved, 0) for saved in ledger.saved if saved not in ledger.tied)
-    return Plan(name, adapter, ledger, lora_parameters(ledger).trainable, reached)
+    return ScenarioPlan(name, adapter, ledger, lora_parameters(ledger).trainable, reached)
 
 
 def _confined(adapter: AdapterConfig, model: Model) -> AdapterConfig:
@@ -93,7 +93,7 @@ def _confined(adapter: AdapterConfig, model: Model) -> AdapterConfig:
     return replace(adapter, exclude_modules=rf"(?:{parts})\..*")
 
 
-def _at_budget(model: Model, plan: Plan, budget: int) -> Plan:
+def _at_budget(model: Model, plan: ScenarioPlan, budget: int) -> ScenarioPlan:
     """At the rank whose count is nearest to the budget: the count grows by the same with each."""
 
     def trained(rank: int) -> int:
@@ -105,7 +105,7 @@ def _at_budget(model: Model, plan: Plan, budget: int) -> Plan:
     if one > budget:
         raise BenchError(f"at rank 1 it trains {one:,} already, more than the budget of {budget:,}")
     near = 1 + (budget - one) // (two - one)
-    ranks = [min(max(rank, 1), LARGEST_RANK) for rank in (near, near + 1)]
+    ranks = [min(max(rank, 1), MOST_RANK) for rank in (near, near + 1)]
     rank = min(ranks, key=lambda r: (abs(trained(r) - budget), r))
     found = _plan(model, plan.scenario, plan.adapter.with_rank(rank))
     return replace(found, off_budget=found.trainable / budget - 1)

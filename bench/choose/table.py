@@ -6,9 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from bench.choose.costs import Asked, Cost, costs
-from bench.choose.published import said_of
-from bench.choose.rows import PRECISIONS, SCENARIOS, WHOLE, Plan, dominates, plans
+from bench.choose.costs import Cost, CostAsked, costs
+from bench.choose.published import said_for
+from bench.choose.rows import (
+    EVERYTHING,
+    PROPOSED_PRECISIONS,
+    PROPOSED_SCENARIOS,
+    ScenarioPlan,
+    dominates,
+    plans,
+)
 from bench.errors import BenchError
 from bench.models.precision import precision
 from bench.predict.gpus import UNCERTAIN, Gpu
@@ -23,7 +30,7 @@ _PREFERRED = ("everything", "feed-forward", "attention", "query-value")
 
 
 @dataclass(frozen=True)
-class Row:
+class ChoiceRow:
     """One scenario in one precision, with or without checkpointing.
 
     `on_front` says that the row fits, and that no other that fits is at least as good in everything
@@ -34,7 +41,7 @@ class Row:
     """
 
     number: int
-    plan: Plan
+    plan: ScenarioPlan
     precision: str
     checkpointing: bool
     case: Case = field(repr=False)
@@ -60,9 +67,9 @@ class Choice:
     model: Model
     gpu: Gpu
     step: StepOptions
-    rows: tuple[Row, ...]
+    rows: tuple[ChoiceRow, ...]
     missing: dict[str, str]
-    proposed: Row | None
+    proposed: ChoiceRow | None
     reason: str
     supports: tuple[str, ...]
     against: tuple[str, ...]
@@ -78,7 +85,7 @@ def choose(
     gpu: Gpu,
     step: StepOptions,
     *,
-    precisions: Sequence[str] = PRECISIONS,
+    precisions: Sequence[str] = PROPOSED_PRECISIONS,
     rank: int = 16,
     budget: int | None = None,
     progress: Callable[[int, int], None] = lambda done, of: None,
@@ -117,25 +124,27 @@ def choose(
                 (plan, name, on, subject.case(replace(step, gradient_checkpointing=on)))
                 for on in (False, True)
             ]
-    asked = [Asked(case, gpu, limit, has_length) for *_, case in made]
+    asked = [CostAsked(case, gpu, limit, has_length) for *_, case in made]
     found = costs(asked, lambda done: progress(done, len(asked)))
     if all(cost.error for cost in found):
         raise BenchError(found[0].error)
     rows = [
-        Row(number, plan, name, on, case, cost)
+        ChoiceRow(number, plan, name, on, case, cost)
         for number, ((plan, name, on, case), cost) in enumerate(zip(made, found, strict=True), 1)
     ]
     rows = _standing(rows)
     proposed = _proposed(rows)
-    others = tuple(n for n in SCENARIOS if n not in (WHOLE, proposed and proposed.plan.scenario))
-    supports, against = said_of(proposed.plan.scenario, others) if proposed else ([], [])
+    others = tuple(
+        n for n in PROPOSED_SCENARIOS if n not in (EVERYTHING, proposed and proposed.plan.scenario)
+    )
+    supports, against = said_for(proposed.plan.scenario, others) if proposed else ([], [])
     return Choice(
         model, gpu, step, tuple(rows), missing, proposed, _reason(rows, proposed, gpu, budget),
         tuple(supports), tuple(against), budget, asked_length,
     )  # fmt: skip
 
 
-def _standing(rows: Sequence[Row]) -> list[Row]:
+def _standing(rows: Sequence[ChoiceRow]) -> list[ChoiceRow]:
     least = min(row.cost.flops for row in rows if not row.cost.error)
     fitting = [row for row in rows if row.fits]
     return [
@@ -150,14 +159,14 @@ def _standing(rows: Sequence[Row]) -> list[Row]:
     ]  # fmt: skip
 
 
-def _proposed(rows: Sequence[Row]) -> Row | None:
+def _proposed(rows: Sequence[ChoiceRow]) -> ChoiceRow | None:
     """The scenario that published results speak for most among those that fit; there the most bits,
     and no checkpointing where it is not needed."""
     candidates = [row for row in rows if row.fits and row.plan.scenario in _PREFERRED]
     return min(
         candidates or [row for row in rows if row.fits],
         key=lambda row: (
-            [*_PREFERRED, WHOLE].index(row.plan.scenario),
+            [*_PREFERRED, EVERYTHING].index(row.plan.scenario),
             -precision(row.precision).bits,
             row.checkpointing,
         ),
@@ -165,13 +174,15 @@ def _proposed(rows: Sequence[Row]) -> Row | None:
     )
 
 
-def _no_fit(rows: Sequence[Row], does: str = "does") -> str:
+def _no_fit(rows: Sequence[ChoiceRow], does: str = "does") -> str:
     """What is said of rows none of which surely fits."""
     verdicts = {row.cost.fit.verdict for row in rows if row.cost.fit is not None}
     return "may not fit" if UNCERTAIN in verdicts else f"{does} not fit"
 
 
-def _reason(rows: Sequence[Row], proposed: Row | None, gpu: Gpu, budget: int | None) -> str:
+def _reason(
+    rows: Sequence[ChoiceRow], proposed: ChoiceRow | None, gpu: Gpu, budget: int | None
+) -> str:
     if proposed is None:
         least = min(
             (row for row in rows if not row.cost.error),

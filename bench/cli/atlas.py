@@ -147,7 +147,7 @@ def _reach(options: argparse.Namespace) -> int:
 
     from bench.atlas.build import check_type_name
     from bench.atlas.store import find_atlas, load_atlas
-    from bench.measure.reach import Reach, inject_type, load_reach, save_reach
+    from bench.measure.reach import StoredReach, inject_type, load_reach, save_reach
 
     types = options.types
     _check_jobs(options)
@@ -167,7 +167,7 @@ def _reach(options: argparse.Namespace) -> int:
                 if a["outcome"] != a["ledger"] or a["only_peft"] or a["only_ledger"]:
                     failed = True
                     print(f"{model_type}, {scenario}: {json.dumps(a)}")
-    save_reach(Reach(transformers.__version__, version("peft"), found), folder)
+    save_reach(StoredReach(transformers.__version__, version("peft"), found), folder)
     print(f"{len(wanted)} model types: {folder}")
     return 1 if failed else 0
 

@@ -72,10 +72,10 @@ def run(options: argparse.Namespace) -> int:
 
     model = load_model(options.model, options.auto_class, options.trust_remote_code)
     check_positions(model.config, options.seq_len, model.label)
-    from bench.choose.rows import PRECISIONS, RANK
+    from bench.choose.rows import PROPOSED_PRECISIONS, RANK
     from bench.choose.table import choose
 
-    wanted = tuple(dict.fromkeys(options.precision)) or PRECISIONS
+    wanted = tuple(dict.fromkeys(options.precision)) or PROPOSED_PRECISIONS
     try:
         choice = choose(
             model, gpu, step, precisions=wanted, rank=options.rank or RANK, budget=options.budget,
@@ -146,9 +146,9 @@ def _check(options: argparse.Namespace) -> None:
     check_most("--budget", options.budget, MOST_PARAMETERS)
     check_most("--rank", options.rank, LARGEST_RANK)
     if options.show is not None:
-        from bench.choose.rows import PRECISIONS, SCENARIOS
+        from bench.choose.rows import PROPOSED_PRECISIONS, PROPOSED_SCENARIOS
 
-        most = len(SCENARIOS) * len(set(options.precision) or PRECISIONS) * 2
+        most = len(PROPOSED_SCENARIOS) * len(set(options.precision) or PROPOSED_PRECISIONS) * 2
         if options.show > most:
             raise BenchError(f"--show {options.show}: there are at most {most} rows")
     if options.plot:

@@ -15,7 +15,7 @@ from bench.training.options import MOST
 
 if TYPE_CHECKING:
     from bench.baselines import StoredRun, Verdict
-    from bench.baselines.journal import Journal
+    from bench.baselines.journal import RunJournal
     from bench.learning.records import Shown
     from bench.learning.study import Said, Study
 
@@ -172,9 +172,11 @@ def _folder(study: Study, options: argparse.Namespace) -> Path:
     return given or OWN_RESULTS / "learning" / study.name
 
 
-def _journal(study: Study, options: argparse.Namespace) -> tuple[Journal | None, dict[str, Shown]]:
+def _journal(
+    study: Study, options: argparse.Namespace
+) -> tuple[RunJournal | None, dict[str, Shown]]:
     """The journal of a run that is stored, and what an interrupted one has done already."""
-    from bench.baselines.journal import Journal, unfinished
+    from bench.baselines.journal import RunJournal, unfinished
     from bench.baselines.runs import parse_run
     from bench.baselines.storage import check_name
     from bench.learning.records import document_of, from_record, record_id, run_of, to_record
@@ -184,7 +186,7 @@ def _journal(study: Study, options: argparse.Namespace) -> tuple[Journal | None,
         return None, {}
     check_name(options.save)
     folder = _folder(study, options)
-    journal = Journal(folder, options.save)
+    journal = RunJournal(folder, options.save)
     done: dict[str, Shown] = {}
     path: str | None = None
     try:
@@ -212,7 +214,7 @@ def _report(
     study: Study,
     shown: dict[str, Shown],
     options: argparse.Namespace,
-    journal: Journal | None,
+    journal: RunJournal | None,
     baseline: StoredRun | None,
 ) -> int:
     """Hold the run against the baseline, store it, print what it says; 1 where the gate fails."""

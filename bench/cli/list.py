@@ -11,7 +11,7 @@ from bench.cli.output import put
 
 HELP = "the names that options take: models, scenarios, gpus, precisions, methods"
 
-Row = tuple[str, str]
+NameAbout = tuple[str, str]
 
 
 def add_options(add: Add) -> None:
@@ -31,14 +31,14 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _models() -> Iterator[Row]:
+def _models() -> Iterator[NameAbout]:
     from bench.models.declared import load_architecture, registered
 
     for name, folder in registered().items():
         yield name, load_architecture(folder).hub_id
 
 
-def _scenarios() -> Iterator[Row]:
+def _scenarios() -> Iterator[NameAbout]:
     from bench.scenarios.scenario import load_scenarios
 
     for scenario in load_scenarios().values():
@@ -46,7 +46,7 @@ def _scenarios() -> Iterator[Row]:
         yield scenario.name, ", ".join(adapted)
 
 
-def _gpus() -> Iterator[Row]:
+def _gpus() -> Iterator[NameAbout]:
     from bench.predict.gpus import load_gpus
     from bench.units import format_bytes
 
@@ -54,21 +54,21 @@ def _gpus() -> Iterator[Row]:
         yield key, f"{gpu.name}, {format_bytes(gpu.memory_bytes)}"
 
 
-def _precisions() -> Iterator[Row]:
+def _precisions() -> Iterator[NameAbout]:
     from bench.models.precision import PRECISIONS
 
     for precision in PRECISIONS.values():
         yield precision.name, precision.description
 
 
-def _methods() -> Iterator[Row]:
+def _methods() -> Iterator[NameAbout]:
     from bench.formulas.kinds import METHODS
 
     for name, kind in METHODS.items():
         yield name, kind.peft_class or "no adapter"
 
 
-_LISTS: dict[str, Callable[[], Iterator[Row]]] = {
+_LISTS: dict[str, Callable[[], Iterator[NameAbout]]] = {
     "models": _models,
     "scenarios": _scenarios,
     "gpus": _gpus,

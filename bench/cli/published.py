@@ -139,7 +139,7 @@ def _store() -> None:
     libraries = ("torch", "transformers", "peft", "bitsandbytes")
     installed = {name: v for name, v in versions().items() if name in libraries}
     write_kept(kept, installed, KEPT_FILE)
-    published.write_kept(_predicted(), installed, published.KEPT_FILE)
+    published.write_predicted(_predicted(), installed, published.KEPT_FILE)
 
 
 def _figures(row: Measured) -> Kept:

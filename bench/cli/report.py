@@ -138,8 +138,7 @@ def _page(runs: Sequence[StoredRun], baseline: StoredRun | None) -> str:
 
 def _plots(runs: Sequence[StoredRun], folder: Path) -> None:
     """One file a plot and format. BenchError where the runs have figures for none."""
-    from bench.reports.plots import FORMATS as PICTURES
-    from bench.reports.plots import plot_format, run_figures
+    from bench.reports.plots import PICTURES, plot_format, run_figures
 
     if not folder.is_dir():
         why = "this is no folder" if folder.exists() else "no such folder; make it first"

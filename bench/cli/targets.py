@@ -238,7 +238,7 @@ def _field(kind: Kind, option: str) -> str:
 
 
 def _settings(kind: Kind, texts: Sequence[str]) -> dict[str, Any]:
-    from bench.formulas.settings import parse
+    from bench.formulas.settings import parse_setting
 
     given: dict[str, Any] = {}
     for text in texts:
@@ -247,5 +247,5 @@ def _settings(kind: Kind, texts: Sequence[str]) -> dict[str, Any]:
             raise BenchError(f"--set takes FIELD=VALUE, not {text!r}")
         if key in given:
             raise BenchError(f"--set {key} is given twice")
-        given[key] = parse(kind.name, key, value)
+        given[key] = parse_setting(kind.name, key, value)
     return given

@@ -1,5 +1,5 @@
 """The inverse of the formulas: which configurations train exactly this many parameters."""
 
-from bench.explain.search import LARGEST_RANK, SEARCHED, Explanation, Found, Search, explain
+from bench.explain.search import SEARCHED, SEARCHED_RANK, Explanation, Found, Search, explain
 
-__all__ = ["LARGEST_RANK", "SEARCHED", "Explanation", "Found", "Search", "explain"]
+__all__ = ["SEARCHED", "SEARCHED_RANK", "Explanation", "Found", "Search", "explain"]

@@ -25,12 +25,12 @@ from bench.formulas.lora import lora_parameters
 from bench.models.modules import CONV1D, LINEAR, ModuleTable
 from bench.targets import match
 
-LARGEST_RANK = 1024
+SEARCHED_RANK = 1024
 SEARCHED = (
     "the popular sets on the whole model and on each of its stacks (the seven names, attention, "
     "feed-forward, query and value, all-linear, PEFT's and Unsloth's defaults), and every set of "
     "the model's linear layers, expert weights, embedding and head (the 13 largest); "
-    f"r 1 to {LARGEST_RANK}, bias none, all and lora_only, DoRA, the task heads, embedding and "
+    f"r 1 to {SEARCHED_RANK}, bias none, all and lora_only, DoRA, the task heads, embedding and "
     "head in modules_to_save; of some layers only, where they are alike: every set of linear "
     "layers without bias and DoRA"
 )
@@ -180,7 +180,7 @@ class Search:
                     continue
                 for bias, biases, dora, score in _variants(extra, s.bias, s.experts):
                     r, rest = divmod(left - biases - dora * s.features, s.per_rank)
-                    if rest == 0 and 1 <= r <= LARGEST_RANK and (form := self._form(s)):
+                    if rest == 0 and 1 <= r <= SEARCHED_RANK and (form := self._form(s)):
                         adapter = _with(extra, form, r, bias, dora)
                         yield self._found(
                             adapter, trainable, biases, s.score + extra.score + score, s.note
@@ -240,7 +240,7 @@ class Search:
         for extra in (e for e in self.extras if e.score < 1):
             left = trainable - extra.elements
             for s in self.popular:
-                r = max(1, min(LARGEST_RANK, round(left / s.per_rank)))
+                r = max(1, min(SEARCHED_RANK, round(left / s.per_rank)))
                 if form := self._form(s):
                     count = extra.elements + r * s.per_rank
                     near.append(self._found(_with(extra, form, r), count, 0, s.score, s.note))
@@ -257,7 +257,7 @@ class Search:
 def _fits(left: Any, per_rank: Any) -> Any:
     """Where `left` is a whole multiple of `per_rank`, up to the largest rank."""
     safe = per_rank.clip(1)
-    return (per_rank > 0) & (left > 0) & (left % safe == 0) & (left // safe <= LARGEST_RANK)
+    return (per_rank > 0) & (left > 0) & (left % safe == 0) & (left // safe <= SEARCHED_RANK)
 
 
 def _variants(extra: Extra, bias: int, experts: bool) -> Iterator[tuple[str, int, bool, float]]:

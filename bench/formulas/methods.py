@@ -81,7 +81,7 @@ def method(name: str, **fields: Any) -> Method:
         {k: v for k, v in given.items() if k in kind.settings},
         {k: v for k, v in given.items() if k in common and v is not None},
     )
-    settings.check(name, asked.settings)
+    settings.check_settings(name, asked.settings)
     AdapterConfig(**{k: v for k, v in asked.common.items() if k != "bias"})
     _check_together(asked)
     return asked

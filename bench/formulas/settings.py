@@ -125,7 +125,7 @@ def type_of(method: str, field: str) -> Type | None:
     return _TYPES.get(f"{method}.{field}") or _TYPES.get(field)
 
 
-def parse(method: str, field: str, text: str) -> Any:
+def parse_setting(method: str, field: str, text: str) -> Any:
     """The value of `field` as written on a command line.
 
     JSON or a bare word. A field that holds a list takes also its items between commas, or a single
@@ -143,7 +143,7 @@ def parse(method: str, field: str, text: str) -> Any:
     return [found.item(part.strip()) for part in word.split(",") if part.strip()]
 
 
-def check(method: str, settings: Mapping[str, Any]) -> None:
+def check_settings(method: str, settings: Mapping[str, Any]) -> None:
     """Raise BenchError, naming the field, for a value of a setting that PEFT cannot use."""
     for field, value in settings.items():
         found = type_of(method, field)

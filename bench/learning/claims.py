@@ -37,7 +37,7 @@ RATE_MARGIN = 0.5
 
 
 @dataclass(frozen=True)
-class Finding:
+class Ruling:
     """The verdict on a claim. evidence: a line for each comparison, with its interval."""
 
     claim: Claim
@@ -54,7 +54,7 @@ class _Compared:
     told: str
 
 
-def findings(claims: Sequence[Claim], margin: float, shown: Mapping[str, Shown]) -> list[Finding]:
+def rulings(claims: Sequence[Claim], margin: float, shown: Mapping[str, Shown]) -> list[Ruling]:
     """A verdict on every claim; "not tested" where its arms have not two seeds in common. margin:
     nats."""
     found = []
@@ -65,7 +65,7 @@ def findings(claims: Sequence[Claim], margin: float, shown: Mapping[str, Shown])
             found.append(_KINDS[claim.kind](claim, margin, shown))
         except _Missing as missing:
             why = f"not tested: {missing}"
-            found.append(Finding(claim, "not tested", (why,), 0))
+            found.append(Ruling(claim, "not tested", (why,), 0))
     return found
 
 
@@ -101,8 +101,8 @@ def _verdict(compared: Sequence[_Compared]) -> str:
     return DOES_NOT if min(signs) < 0 else NO_DIFFERENCE
 
 
-def _finding(claim: Claim, compared: Sequence[_Compared], seeds: int) -> Finding:
-    return Finding(claim, _verdict(compared), tuple(one.told for one in compared), seeds)
+def _finding(claim: Claim, compared: Sequence[_Compared], seeds: int) -> Ruling:
+    return Ruling(claim, _verdict(compared), tuple(one.told for one in compared), seeds)
 
 
 def _pair(better: Shown, worse: Shown, margin: float) -> _Compared:
@@ -111,14 +111,14 @@ def _pair(better: Shown, worse: Shown, margin: float) -> _Compared:
     return _Compared(interval.beyond(margin), told)
 
 
-def _better(claim: Claim, margin: float, shown: Mapping[str, Shown]) -> Finding:
+def _better(claim: Claim, margin: float, shown: Mapping[str, Shown]) -> Ruling:
     """Each of `better` has a lower loss than each of `worse`."""
     better, worse = (_arms(claim.arms[key], shown) for key in ("better", "worse"))
     compared = [_pair(b, w, margin) for b, w in product(better, worse)]
     return _finding(claim, compared, len(common_seeds([*better, *worse])))
 
 
-def _spread(claim: Claim, margin: float, shown: Mapping[str, Shown]) -> Finding:
+def _spread(claim: Claim, margin: float, shown: Mapping[str, Shown]) -> Ruling:
     """The losses of `sets` (each a choice of modules at rising ranks) spread wider between modules
     at one rank, on average, than between ranks for one choice."""
     sets = [_arms(names, shown) for names in claim.arms["sets"]]
@@ -142,7 +142,7 @@ def _spread(claim: Claim, margin: float, shown: Mapping[str, Shown]) -> Finding:
     return _finding(claim, [_Compared(interval.beyond(margin), told)], len(seeds))
 
 
-def _rate(claim: Claim, margin: float, shown: Mapping[str, Shown]) -> Finding:
+def _rate(claim: Claim, margin: float, shown: Mapping[str, Shown]) -> Ruling:
     """The best rate of `with` is `expected` times that of `full`, within half a decade either way:
     the tuning's seeds, whose rates are known to half a decade."""
     names = [str(claim.arms[key]) for key in ("with", "full")]
@@ -169,7 +169,7 @@ def _rate(claim: Claim, margin: float, shown: Mapping[str, Shown]) -> Finding:
     return _finding(claim, [_Compared(sign, told)], len(seeds))
 
 
-def _shift(claim: Claim, margin: float, shown: Mapping[str, Shown]) -> Finding:
+def _shift(claim: Claim, margin: float, shown: Mapping[str, Shown]) -> Ruling:
     """`with` is better than `without` under the shift (their first arms), and not without it (their
     second)."""
     (helped, plain_with), (bare, plain_without) = (
@@ -180,10 +180,10 @@ def _shift(claim: Claim, margin: float, shown: Mapping[str, Shown]) -> Finding:
     if sign > 0 and outside.sign > 0:
         sign = -1  # it helps, and not for the shift
     told = (f"under the shift, {under.told}", f"without it, {outside.told}")
-    return Finding(claim, _verdict([_Compared(sign, "")]), told, len(common_seeds([helped, bare])))
+    return Ruling(claim, _verdict([_Compared(sign, "")]), told, len(common_seeds([helped, bare])))
 
 
-def _cost(claim: Claim, margin: float, shown: Mapping[str, Shown]) -> Finding:
+def _cost(claim: Claim, margin: float, shown: Mapping[str, Shown]) -> Ruling:
     """Each of `worse` takes more memory at the peak and more time a step than each of `better`.
 
     Memory is counted tensor by tensor, and exact; the time is the processor's, of the median step,
@@ -215,7 +215,7 @@ def _peak(one: Shown) -> int:
     raise _Missing(f"the memory of {one.arm.name} was not followed")
 
 
-_KINDS: Mapping[str, Callable[[Claim, float, Mapping[str, Shown]], Finding]] = {
+_KINDS: Mapping[str, Callable[[Claim, float, Mapping[str, Shown]], Ruling]] = {
     "better": _better,
     "spread": _spread,
     "rate": _rate,

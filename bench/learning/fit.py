@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from bench.learning.texts import Batch, Example
 
 MAX_GRAD_NORM = 1.0
-WARMUP = 0.1
+WARMUP_SHARE = 0.1
 """Share of the steps over which the rate rises; then it falls linearly, to nothing after the last.
 Tuning stops early on the same schedule."""
 _TRACKED = 2  # steps whose memory is followed: in the second the optimizer's state is there
 
 
-class Diverged(ArithmeticError):
+class LossDiverged(ArithmeticError):
     """The training loss is no number any more; holds the step."""
 
 
@@ -124,7 +124,7 @@ def evaluating(model: Any) -> Iterator[None]:
         model.train()
 
 
-class Fit:
+class ArmFit:
     """One arm at one rate and seed, trained as far as it is asked to."""
 
     def __init__(self, study: Study, arm: Arm, rate: float, seed: int) -> None:
@@ -163,7 +163,7 @@ class Fit:
         self.tokens += int(batch["attention_mask"].sum())
         self.step += 1
         if not math.isfinite(float(loss)):
-            raise Diverged(self.step)
+            raise LossDiverged(self.step)
 
     def _clock(self) -> float:
         """Seconds: the processor's, which other processes do not lengthen; on a GPU the wall's."""
@@ -174,7 +174,7 @@ class Fit:
 
     def _share(self) -> float:
         steps = self.study.settings.steps
-        rise = max(1, round(WARMUP * steps))
+        rise = max(1, round(WARMUP_SHARE * steps))
         return min((self.step + 1) / rise, (steps - self.step) / steps)
 
     def _placed(self, batch: Batch) -> Batch:
@@ -261,11 +261,11 @@ def norms_by_role(model: Any, role_of: Any) -> dict[str, float]:
 _BEFORE: dict[tuple[Any, ...], tuple[float, Any]] = {}
 
 
-def fit(study: Study, arm: Arm, rate: float, seed: int, *, follow: bool = False) -> Fitted:
+def fit_arm(study: Study, arm: Arm, rate: float, seed: int, *, follow: bool = False) -> Fitted:
     """Train the arm to the end, with evaluations; a loss that is no number ends it, recorded."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     settings = study.settings
-    one = Fit(study, arm, rate, seed)
+    one = ArmFit(study, arm, rate, seed)
     evaluation = one.material.evaluation
     # Adapters start without effect: what is evaluated at step 0 is the base model, once a seed.
     key = (study.name, study.weights, study.plain.digest, seed, arm.precision, arm.shift)
@@ -282,7 +282,7 @@ def fit(study: Study, arm: Arm, rate: float, seed: int, *, follow: bool = False)
                 one.train_to(step)
                 losses[step] = one.loss_on(evaluation)
         forgetting = drift(before, one.outside())
-    except Diverged as error:
+    except LossDiverged as error:
         diverged = int(error.args[0])
     if not all(map(math.isfinite, losses.values())):
         diverged = diverged or max(losses)

@@ -17,7 +17,7 @@ from bench.learning.arms import Arm
 from bench.learning.records import Shown
 from bench.statistics import Interval, kendall_tau, mean_interval
 
-CONFIDENCE = 0.95
+LOSS_CONFIDENCE = 0.95
 """Of the intervals in the report: a reader compares few arms at a time."""
 BELIEVED = 0.6
 """The mean tau between seeds from which an order is called one: of ten arms in two random orders,
@@ -76,7 +76,7 @@ def interval_of(values: Sequence[float]) -> Interval:
     """The mean with its interval; without one where there is one value alone."""
     if len(values) < 2:
         return Interval(values[0], -math.inf, math.inf)
-    return mean_interval(values, confidence=CONFIDENCE)
+    return mean_interval(values, confidence=LOSS_CONFIDENCE)
 
 
 def common_seeds(shown: Sequence[Shown]) -> list[int]:

@@ -169,7 +169,7 @@ def do(study: Study, job: Job) -> Any:
     arm = study.arm(job.arm)
     if job.do == TUNE:
         return tune(study, arm, job.seed)
-    return fitting.fit(study, arm, job.rate, job.seed, follow=job.follow)
+    return fitting.fit_arm(study, arm, job.rate, job.seed, follow=job.follow)
 
 
 def _prepare_process() -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from bench.learning.texts import Material, Text
 
 FOLDER = FIXTURES / "learning"
-WEIGHTS = {"minilm": packages.minilm, "smollm2": packages.smollm2}
+WEIGHTS_OF = {"minilm": packages.minilm, "smollm2": packages.smollm2}
 CLASSIFICATION, LANGUAGE_MODEL = "classification", "language-model"
 CLASSES = {
     CLASSIFICATION: "AutoModelForSequenceClassification",
@@ -324,9 +324,9 @@ def _names(values: Mapping[str, Any]) -> list[str]:
 
 
 def _weights(name: str) -> Path:
-    if name not in WEIGHTS:
-        raise UnknownName("weights", name, WEIGHTS)
-    return WEIGHTS[name]()
+    if name not in WEIGHTS_OF:
+        raise UnknownName("weights", name, WEIGHTS_OF)
+    return WEIGHTS_OF[name]()
 
 
 def _model(folder: Path, task: str, label: str) -> Model:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from bench.learning.fit import Diverged, Fit
+from bench.learning.fit import ArmFit, LossDiverged
 from bench.learning.records import Tuned
 
 if TYPE_CHECKING:
@@ -25,14 +25,14 @@ def tune(study: Study, arm: Arm, seed: int = FIRST_SEED) -> Tuned:
     """The rate among the arm's own. Of equal ones the smaller; where all diverge the smallest."""
     settings = study.settings
     held_back = study.material(arm).held_back
-    running = {rate: Fit(study, arm, rate, seed) for rate in arm.rates}
+    running = {rate: ArmFit(study, arm, rate, seed) for rate in arm.rates}
     losses: dict[float, dict[int, float]] = {rate: {} for rate in arm.rates}
     for step, kept in zip(settings.rungs, settings.kept, strict=True):
         for rate, one in running.items():
             try:
                 one.train_to(step)
                 loss = one.loss_on(held_back)
-            except Diverged:
+            except LossDiverged:
                 loss = math.inf
             losses[rate][step] = loss if math.isfinite(loss) else math.inf
         best = sorted(running, key=lambda rate: (losses[rate][step], rate))[:kept]

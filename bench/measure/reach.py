@@ -38,7 +38,7 @@ Reached = int | str
 
 
 @dataclass(frozen=True)
-class Reach:
+class StoredReach:
     """What PEFT injected, by model type and scenario, and with which versions."""
 
     transformers: str
@@ -107,7 +107,7 @@ def outcome(names: set[str] | frozenset[str] | None) -> Reached:
     return REFUSED if names is None else len(names)
 
 
-def save_reach(reach: Reach, folder: Path) -> None:
+def save_reach(reach: StoredReach, folder: Path) -> None:
     """Write `reach.json`, one line a type."""
     lines = [f"{json.dumps(t)}: {json.dumps(dict(v))}" for t, v in sorted(reach.types.items())]
     head = f'"transformers": {json.dumps(reach.transformers)}, "peft": {json.dumps(reach.peft)}'
@@ -115,10 +115,10 @@ def save_reach(reach: Reach, folder: Path) -> None:
     (folder / _FILE).write_text(text, encoding="utf-8")
 
 
-def load_reach(folder: Path) -> Reach:
+def load_reach(folder: Path) -> StoredReach:
     """Read `reach.json`. Raises BenchError, naming file and key, on anything not understood."""
     path = folder / _FILE
-    found = parse(read_json(path), Reach, str(path))
+    found = parse(read_json(path), StoredReach, str(path))
     for model_type, outcomes in found.types.items():
         where = f"{path}: {model_type}"
         for name, value in outcomes.items():

@@ -9,7 +9,7 @@ from typing import IO
 
 import pytest
 
-from bench.baselines.kinds import Kind, choose_kinds, kinds_of
+from bench.baselines.kinds import MachineKind, choose_kinds, machine_kinds
 from bench.errors import BenchError, missing_extra
 from bench.models.apart import handed_on
 from bench.plugin.state import CLUSTER, KIND, under_xdist
@@ -29,7 +29,7 @@ def run_by_kind(config: pytest.Config) -> int | None:
     cluster = Cluster(option.cluster)
     try:
         with cluster.kept():
-            kinds = choose_kinds(kinds_of(cluster.nodes), option.machine)
+            kinds = choose_kinds(machine_kinds(cluster.nodes), option.machine)
     except ModuleNotFoundError as error:
         if not (line := missing_extra(error)):
             raise
@@ -50,7 +50,7 @@ def _refused(line: str) -> int:
     return 2
 
 
-def _runs(config: pytest.Config, kinds: list[Kind]) -> int:
+def _runs(config: pytest.Config, kinds: list[MachineKind]) -> int:
     """This very run of each kind; every line of it after the kind's name."""
     arguments = [str(argument) for argument in config.invocation_params.args]
     runs = []

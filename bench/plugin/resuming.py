@@ -12,7 +12,7 @@ from bench.baselines import KEY, parse_run
 from bench.baselines.accepted import is_first
 from bench.baselines.configuration import changes
 from bench.baselines.differences import version_changes
-from bench.baselines.journal import Journal, unfinished
+from bench.baselines.journal import RunJournal, unfinished
 from bench.baselines.machines import other_machine
 from bench.baselines.runs import StoredRun
 from bench.errors import BenchError
@@ -42,7 +42,7 @@ def open_journal(config: pytest.Config) -> None:
     name = config.stash[SAVE]
     if name is None:
         return
-    config.stash[JOURNAL] = journal = Journal(storage_folder(config), name)
+    config.stash[JOURNAL] = journal = RunJournal(storage_folder(config), name)
     config.add_cleanup(lambda: journal.close(done=False))
     config.stash[IS_FIRST] = is_first(storage_folder(config))
     if config.option.resume:

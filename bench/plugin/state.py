@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from bench.baselines import StoredRun, Thresholds, Verdict
-from bench.baselines.journal import Journal
-from bench.baselines.kinds import Kind
+from bench.baselines.journal import RunJournal
+from bench.baselines.kinds import MachineKind
 from bench.baselines.runlog import Pace, RunLog
 from bench.measure.cluster import Cluster
 from bench.scenarios.subjects import Subjects
@@ -30,10 +30,10 @@ THRESHOLDS = pytest.StashKey[Thresholds]()
 VERDICTS = pytest.StashKey[Sequence[Verdict]]()
 MEASURED = pytest.StashKey[list[str]]()  # keys of the measured subjects, in the run's order
 IS_FIRST = pytest.StashKey[bool]()  # when it began, no run of its folder could be a baseline
-JOURNAL = pytest.StashKey[Journal | None]()
+JOURNAL = pytest.StashKey[RunJournal | None]()
 RESUMED = pytest.StashKey[dict[str, Any]]()  # the document of the run to go on with
 CLUSTER = pytest.StashKey[Cluster]()  # with --cluster: where tasks run
-KIND = pytest.StashKey[Kind]()  # ... and the machine that is measured there
+KIND = pytest.StashKey[MachineKind]()  # ... and the machine that is measured there
 LINES = pytest.StashKey[list[str]]()
 WRONG = pytest.StashKey[str]()  # what could not be written at the end, told after the summary
 

@@ -34,7 +34,7 @@ LAYERS = 4
 """Of a `shallower` model: the first, two of the middle that have to agree, and the last."""
 _LEAST = 8
 
-Kind = frozenset[tuple[Any, ...]]
+LayerKind = frozenset[tuple[Any, ...]]
 
 
 def depth_of(case: Case) -> int | None:
@@ -203,7 +203,7 @@ def deeper_names(names: tuple[str, ...], model: Model) -> list[str] | None:
     return found
 
 
-def _layers(table: ModuleTable) -> tuple[dict[str, Kind], Kind]:
+def _layers(table: ModuleTable) -> tuple[dict[str, LayerKind], LayerKind]:
     """(number of a layer -> the modules in it by the rest of their names and their shapes, the
     modules outside)."""
     kinds: dict[str, set[tuple[Any, ...]]] = defaultdict(set)

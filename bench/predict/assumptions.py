@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bench.predict.gpus import Gpu
     from bench.training.cases import Case
 
-LOOPS: Mapping[str, str] = {
+LOOP_WORDS: Mapping[str, str] = {
     PLAIN: "the plain loop, which drops the model's output once it has the loss",
     KEEP_OUTPUT: "a loop that keeps the model's output, logits included, until the step ends",
 }
@@ -26,7 +26,7 @@ def assumptions(case: Case, gpu: Gpu | None, device: str = "cuda") -> tuple[str,
     """What is assumed of this case's step on a "cuda" or "cpu" device, the loop that it holds for
     first."""
     step, kind = case.step, precision(case.precision)
-    said = [f"loop: {LOOPS.get(step.loop, step.loop)}"]
+    said = [f"loop: {LOOP_WORDS.get(step.loop, step.loop)}"]
     kernel = "eager code" if step.attention not in (SDPA, *PINNED) else f"{step.attention} kernel"
     if step.attention == SDPA:
         kernel = "the kernel that PyTorch's rules choose"

@@ -161,7 +161,7 @@ def _step(line: str, where: str) -> MeasuredStep:
     return step
 
 
-def summary(steps: Sequence[MeasuredStep]) -> list[tuple[str, str, int, float, float]]:
+def by_device(steps: Sequence[MeasuredStep]) -> list[tuple[str, str, int, float, float]]:
     """A row a device and precision: how many steps, the mean size of the differences, the largest
     with its sign (shares)."""
     groups: dict[tuple[str, str], list[float]] = {}

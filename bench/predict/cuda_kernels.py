@@ -27,7 +27,7 @@ _SORTED_IN_PLACE = 4096
 
 # bitsandbytes on CUDA, after bitsandbytes/backends/cuda/ops.py and backends/default/ops.py.
 
-PLAIN = frozenset(
+RESULTS_ALONE = frozenset(
     f"bitsandbytes.{name}.default"
     for name in (
         "quantize_4bit",

@@ -19,7 +19,7 @@ from typing import Any
 from bench.errors import BenchError
 from bench.files import FIXTURES, keyed, parse, read_json, read_rows
 from bench.models.precision import precision
-from bench.predict.gpus import Interval
+from bench.predict.gpus import PeakRange
 from bench.training.options import KEEP_OUTPUT, PHASES, PLAIN
 
 FILE = FIXTURES / "measured" / "t4.csv"
@@ -185,7 +185,7 @@ def _seen() -> dict[str, dict[str, list[_Seen]]]:
     return found
 
 
-def interval(precision_name: str, loop: str, gpus: int = 1) -> Interval:
+def interval(precision_name: str, loop: str, gpus: int = 1) -> PeakRange:
     """What the measured rows support for this precision and loop, and which row widens it most.
     Every row is of one GPU.
 
@@ -205,7 +205,7 @@ def interval(precision_name: str, loop: str, gpus: int = 1) -> Interval:
         low, high = (f(1.0, *(row.ratio for row in rows)) for f in (min, max))
         farthest = max(rows, key=lambda row: row.deviation)
         why = f"the {kind} steps measured on {where}, of which {farthest.step} lies farthest off"
-        return Interval(low, high, why)
+        return PeakRange(low, high, why)
     every = [row for kinds in seen.values() for each in kinds.values() for row in each]
     widest = max(every, key=lambda row: row.deviation)
     if random:
@@ -214,4 +214,4 @@ def interval(precision_name: str, loop: str, gpus: int = 1) -> Interval:
         kind = f"in {precision_name} and the {loop} loop" if gpus == 1 else "over several GPUs"
         said = f"no step {kind} was measured"
     why = f"{said}; the largest deviation, of {widest.step}"
-    return Interval(1 - widest.deviation, 1 + widest.deviation, why)
+    return PeakRange(1 - widest.deviation, 1 + widest.deviation, why)

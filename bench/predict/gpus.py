@@ -80,7 +80,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Interval:
+class PeakRange:
     """Within what a step's peak reserved lies, as shares of the predicted one, and why."""
 
     low: float
@@ -185,7 +185,7 @@ def gpu_with_memory(text: str) -> Gpu:
     return Gpu(f"{match[1]} {match[2]}", int(size))
 
 
-def fit(gpu: Gpu, peak_allocated_bytes: int, peak_reserved_bytes: int, within: Interval) -> Fit:
+def fit(gpu: Gpu, peak_allocated_bytes: int, peak_reserved_bytes: int, within: PeakRange) -> Fit:
     """Hold predicted peaks (bytes) against a GPU's memory, the reserved one with its interval."""
     usable = gpu.memory_bytes - CONTEXT_BYTES
     low = max(peak_allocated_bytes, round(peak_reserved_bytes * within.low))

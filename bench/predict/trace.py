@@ -36,7 +36,7 @@ from bench.training.limits import check_length
 from bench.training.loops import run_step
 from bench.training.options import FSDP, check_step
 from bench.training.parallel import check_parallel, spread, unwrapped
-from bench.training.step import Training, counted
+from bench.training.step import Training, counted_tokens
 
 LOAD, FIRST, STEADY = "load", "first-step", "steady-step"
 Progress = Callable[[str], None]
@@ -195,7 +195,7 @@ def _step(journal: Journal, training: Training, name: str) -> None:
 def _tokens(journal: Journal, training: Training) -> int:
     """What counts in the batch as `Training.tokens` has it, from the values that are known."""
     values = {name: journal.values.of(tensor) for name, tensor in training.batch.items()}
-    return int(counted({n: v for n, v in values.items() if v is not None}).sum())
+    return int(counted_tokens({n: v for n, v in values.items() if v is not None}).sum())
 
 
 @contextlib.contextmanager

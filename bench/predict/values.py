@@ -12,7 +12,7 @@ import torch
 
 from bench.training.options import MOST_TOKENS
 
-LARGEST = MOST_TOKENS + 1
+LARGEST_FOLLOWED = MOST_TOKENS + 1
 """Elements of the largest tensor of integers whose values are followed: where a packed row's
 sequences begin is asked of its positions and one more."""
 LARGEST_FLOATS = 1 << 12
@@ -156,6 +156,6 @@ def _on_meta(value: Any) -> Any:
 
 
 def _followed(tensor: torch.Tensor) -> bool:
-    if tensor.requires_grad or tensor.numel() > LARGEST:
+    if tensor.requires_grad or tensor.numel() > LARGEST_FOLLOWED:
         return False
     return tensor.dtype in _DTYPES or tensor.numel() <= LARGEST_FLOATS

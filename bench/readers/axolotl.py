@@ -17,7 +17,7 @@ from bench.readers.recipe import (
     Fields,
     Reader,
     Recipe,
-    Step,
+    RecipeStep,
     given,
     notes_on,
     refuse_whole_model,
@@ -258,7 +258,7 @@ def _precision(document: Document) -> tuple[str, tuple[str, ...]]:
     return ("fp16" if fp16 or values.get("float16") else "fp32"), notes
 
 
-def _step(document: Document, precision: str, notes: tuple[str, ...]) -> Step:
+def _step(document: Document, precision: str, notes: tuple[str, ...]) -> RecipeStep:
     values = document.values
     optimizer, more = trainer.optimizer(values.get("optimizer") or trainer.OPTIMIZER)
     checkpointing = values.get("gradient_checkpointing")
@@ -272,13 +272,13 @@ def _step(document: Document, precision: str, notes: tuple[str, ...]) -> Step:
         more += (_some_of_liger(liger, loaded),)
     length = whole(document, "sequence_len", 512)
     rows = "packed to" if values.get("sample_packing") else "of at most"
-    return Step(
+    return RecipeStep(
         whole(document, "micro_batch_size", 1),
         length,
         optimizer,
         bool(checkpointing),
         precision,
-        "bf16" if values.get("bf16") is True else trainer.autocast(values, "bf16"),
+        "bf16" if values.get("bf16") is True else trainer.autocast_of(values, "bf16"),
         liger=loaded and liger == [*LIGER],
         notes=(f"rows {rows} sequence_len, {length} tokens: all are predicted full", *more, *notes),
     )

@@ -17,7 +17,7 @@ from bench.files import check_readable, read_text
 if TYPE_CHECKING:
     from yaml import Node
 
-LARGEST = 1 << 20
+LARGEST_DOCUMENT = 1 << 20
 """Bytes. A training configuration has a few thousand; more is another kind of file."""
 MOST_VALUES = 100_000
 """Values after every alias is written out: ten aliases of ten aliases make a bomb of a page."""
@@ -55,8 +55,10 @@ def read_document(path: Path) -> Document:
     Raises BenchError, naming the file: missing, too large, not in that format, not a table at its
     top, aliases that multiply beyond measure.
     """
-    if (size := check_readable(path)) > LARGEST:
-        raise BenchError(f"{path}: {size:,} bytes; a configuration has at most {LARGEST:,}")
+    if (size := check_readable(path)) > LARGEST_DOCUMENT:
+        raise BenchError(
+            f"{path}: {size:,} bytes; a configuration has at most {LARGEST_DOCUMENT:,}"
+        )
     text = read_text(path)
     return _json(path, text) if path.suffix == ".json" else _yaml(path, text)
 

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 from bench.errors import BenchError
 from bench.models.roles import DOWN, FUSED, GATE, HEAD, KEY, OUTPUT, QUERY, ROUTER, UP, VALUE
 from bench.readers.document import Document
-from bench.readers.recipe import Fields, Reader, Recipe, Step, notes_on, refuse_whole_model, renamed
+from bench.readers.recipe import (
+    Fields,
+    Reader,
+    Recipe,
+    RecipeStep,
+    notes_on,
+    refuse_whole_model,
+    renamed,
+)
 from bench.readers.values import BOOLEAN, INTEGER, JSONARGPARSE, TABLE, WHOLE, kinds_of, one_of
 
 if TYPE_CHECKING:
@@ -120,7 +128,7 @@ def _names(model: Model, roles: list[str], where: str) -> tuple[Fields, tuple[st
     }, notes
 
 
-def _step(document: Document) -> Step:
+def _step(document: Document) -> RecipeStep:
     values = document.values
     train: Any = values.get("train") or {}
     notes = []
@@ -144,7 +152,7 @@ def _step(document: Document) -> Step:
         notes.append("train.max_seq_length is null: LitGPT takes the longest row of the data; "
                      "give --seq-len")  # fmt: skip
     notes.append("LitGPT's own model, whose kernels are not transformers'")
-    return Step(
+    return RecipeStep(
         train.get("micro_batch_size", 1), train.get("max_seq_length"), kind, False, precision,
         autocast, notes=tuple(notes),
     )  # fmt: skip

@@ -18,7 +18,7 @@ from bench.readers.recipe import (
     Fields,
     Reader,
     Recipe,
-    Step,
+    RecipeStep,
     listed,
     notes_on,
     refuse_whole_model,
@@ -275,19 +275,19 @@ def _precision(document: Document) -> str:
     return "bf16"  # asked for, or else the dtype that the hardware is best at
 
 
-def _step(document: Document, precision: str, notes: tuple[str, ...]) -> Step:
+def _step(document: Document, precision: str, notes: tuple[str, ...]) -> RecipeStep:
     values = document.values
     optimizer, more = trainer.optimizer(values.get("optim") or trainer.OPTIMIZER)
     length = whole(document, "cutoff_len", 2048)
     packed = values.get("packing") or values.get("neat_packing")
     rows = "packed to" if packed else "of at most"
-    return Step(
+    return RecipeStep(
         whole(document, "per_device_train_batch_size", trainer.BATCH_SIZE),
         length,
         optimizer,
         not values.get("disable_gradient_checkpointing"),
         precision,
-        None if values.get("pure_bf16") else trainer.autocast(values),
+        None if values.get("pure_bf16") else trainer.autocast_of(values),
         bool(values.get("use_reentrant_gc", True)),
         liger=trainer.liger(values),
         notes=(f"rows {rows} cutoff_len, {length} tokens: all are predicted full", *more, *notes),

@@ -21,7 +21,7 @@ from bench.readers.recipe import (
     Fields,
     Reader,
     Recipe,
-    Step,
+    RecipeStep,
     given,
     listed,
     notes_on,
@@ -54,8 +54,8 @@ FIELDS = {
     "use_dora": "use_dora",
 }
 DEFAULTS = {"r": 8, "lora_alpha": 32, "lora_dropout": 0.05}
-DTYPES = ("float32", "float16", "bfloat16")
-TASKS = {"causal_lm": "CAUSAL_LM", "seq_cls": "SEQ_CLS"}
+DTYPE_NAMES = ("float32", "float16", "bfloat16")
+TASK_TYPES = {"causal_lm": "CAUSAL_LM", "seq_cls": "SEQ_CLS"}
 # Modules that ms-swift takes off the list on these model types, since PEFT refuses them.
 MAMBA = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
 MAMBA_REFUSED = ("out_proj", "conv1d")
@@ -92,8 +92,8 @@ KINDS = {
         vit_gradient_checkpointing use_galore use_logits_to_keep padding_free"""
     ),
     **dict.fromkeys(("tuner_type", "train_type", "tuner_backend", "target_regex"), TEXT),
-    "task_type": one_of(*TASKS, "embedding", "reranker", "generative_reranker"),
-    "torch_dtype": one_of(*(f"{p}{n}" for p in ("", "torch.") for n in DTYPES), "auto"),
+    "task_type": one_of(*TASK_TYPES, "embedding", "reranker", "generative_reranker"),
+    "torch_dtype": one_of(*(f"{p}{n}" for p in ("", "torch.") for n in DTYPE_NAMES), "auto"),
     "quant_bits": WHOLE,
     "bnb_4bit_quant_type": one_of("nf4", "fp4"),
     "max_length": WHOLE,
@@ -134,11 +134,11 @@ def read(document: Document) -> Recipe:
     fields["modules_to_save"] = listed(fields.get("modules_to_save"))
     if not given(fields.get("target_parameters")):
         fields.pop("target_parameters", None)
-    fields["task_type"] = TASKS.get(str(values.get("task_type") or "causal_lm"))
+    fields["task_type"] = TASK_TYPES.get(str(values.get("task_type") or "causal_lm"))
     init = str(values.get("init_weights", "true")).lower()
     fields["init_lora_weights"] = {"true": True, "false": False}.get(init, init.replace("-", "_"))
     notes, step_notes = notes_on(READER, document)
-    if (task := values.get("task_type") or "causal_lm") not in TASKS:
+    if (task := values.get("task_type") or "causal_lm") not in TASK_TYPES:
         notes = (*notes, f"task_type {task}: what it puts upon the model is not looked into")
     if values.get("quant_bits") and not values.get("quant_method"):
         notes = (*notes, "quant_bits: without quant_method beside it nothing is quantized here")
@@ -247,7 +247,7 @@ def _by_stack(model: Model, document: Document, embeddings: bool) -> tuple[Field
     return {"target_modules": names}, notes
 
 
-def _step(document: Document, notes: tuple[str, ...]) -> Step:
+def _step(document: Document, notes: tuple[str, ...]) -> RecipeStep:
     values = document.values
     optimizer, more = trainer.optimizer(values.get("optim") or trainer.OPTIMIZER)
     length = whole(document, "packing_length", whole(document, "max_length", None))
@@ -256,13 +256,13 @@ def _step(document: Document, notes: tuple[str, ...]) -> Step:
     else:
         rows = "packed to" if values.get("packing") else "of at most"
         more += (f"rows {rows} {length} tokens: all are predicted full",)
-    return Step(
+    return RecipeStep(
         whole(document, "per_device_train_batch_size", 1),
         length,
         optimizer,
         bool(values.get("gradient_checkpointing", True)),
         _precision(document),
-        trainer.autocast(values, "bf16"),
+        trainer.autocast_of(values, "bf16"),
         liger=trainer.liger(values),
         notes=(*more, *notes),
     )

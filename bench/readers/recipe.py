@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError
 from bench.readers.document import Document
-from bench.readers.values import Kind, Parser, repeated_names
+from bench.readers.values import Parser, ValueKind, repeated_names
 
 if TYPE_CHECKING:
     from bench.models.architectures import Model
@@ -23,7 +23,7 @@ Targets = Callable[["Model"], tuple[Fields, tuple[str, ...]]]
 
 
 @dataclass(frozen=True)
-class Step:
+class RecipeStep:
     """The training step that a file describes; None where the file and the tool leave it open.
 
     `optimizer` and `precision` are this project's names; `optimizer` is "" where the file's own
@@ -76,7 +76,7 @@ class Recipe:
     document: Document = field(repr=False)
     model: str | None
     fields: Fields
-    step: Step | None = None
+    step: RecipeStep | None = None
     targets: Targets | None = None
     keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
@@ -154,7 +154,7 @@ class Reader:
     model_key: str
     marks: frozenset[str]
     fields: Mapping[str, str]
-    kinds: Mapping[str, Kind]
+    kinds: Mapping[str, ValueKind]
     parser: Parser
     inert: tuple[str, ...]
     said: Mapping[str, str]

@@ -71,7 +71,7 @@ def liger(values: Mapping[str, object]) -> bool:
     return bool(values.get("use_liger_kernel")) and not values.get("liger_kernel_config")
 
 
-def autocast(values: object, default: str | None = None) -> str | None:
+def autocast_of(values: object, default: str | None = None) -> str | None:
     """The dtype that Trainer's `bf16` or `fp16` runs forward and loss under; `default` where the
     file names neither."""
     table = values if isinstance(values, dict) else {}

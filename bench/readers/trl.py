@@ -9,7 +9,15 @@ from __future__ import annotations
 
 from bench.readers import trainer
 from bench.readers.document import Document
-from bench.readers.recipe import Reader, Recipe, Step, notes_on, refuse_whole_model, renamed, whole
+from bench.readers.recipe import (
+    Reader,
+    Recipe,
+    RecipeStep,
+    notes_on,
+    refuse_whole_model,
+    renamed,
+    whole,
+)
 from bench.readers.values import ARGUMENTS, TEXT, WHOLE, booleans, kinds_of, one_of
 
 FIELDS = {
@@ -24,7 +32,7 @@ FIELDS = {
     "use_dora": "use_dora",
 }
 DEFAULTS = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "task_type": "CAUSAL_LM"}
-DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+PRECISION_OF = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 SAID = {
     "trust_remote_code": "the repository's own code may build another model than transformers has",
@@ -51,8 +59,8 @@ KINDS = {
         activation_offloading use_vllm padding_free"""
     ),
     "bnb_4bit_quant_type": one_of("nf4", "fp4"),
-    "dtype": one_of(*DTYPES, "auto"),
-    "torch_dtype": one_of(*DTYPES, "auto"),
+    "dtype": one_of(*PRECISION_OF, "auto"),
+    "torch_dtype": one_of(*PRECISION_OF, "auto"),
     "max_length": WHOLE,
     "max_seq_length": WHOLE,
 }
@@ -97,7 +105,7 @@ def read(document: Document) -> Recipe:
     )
 
 
-def _step(document: Document, notes: tuple[str, ...]) -> Step:
+def _step(document: Document, notes: tuple[str, ...]) -> RecipeStep:
     values = document.values
     optimizer, more = trainer.optimizer(values.get("optim") or trainer.OPTIMIZER)
     length_key = "max_length" if "max_length" in values else "max_seq_length"
@@ -110,17 +118,17 @@ def _step(document: Document, notes: tuple[str, ...]) -> Step:
     elif values.get("load_in_8bit"):
         precision = "int8"
     else:
-        precision = DTYPES.get(dtype, "bf16")
-        if dtype not in DTYPES:
+        precision = PRECISION_OF.get(dtype, "bf16")
+        if dtype not in PRECISION_OF:
             more += (f"dtype {dtype}: the checkpoint's own, for which bf16 is predicted",)
-    return Step(
+    return RecipeStep(
         whole(document, "per_device_train_batch_size", trainer.BATCH_SIZE),
         length,
         optimizer,
         bool(values.get("gradient_checkpointing", True)),
         precision,
-        trainer.autocast(values, "bf16"),
-        compute_dtype=DTYPES.get(dtype) if values.get("load_in_4bit") else None,
+        trainer.autocast_of(values, "bf16"),
+        compute_dtype=PRECISION_OF.get(dtype) if values.get("load_in_4bit") else None,
         notes=(f"rows {rows} {length} tokens: all are predicted full", *more, *notes),
     )
 

@@ -55,17 +55,17 @@ JSONARGPARSE = Parser(
 
 
 @dataclass(frozen=True)
-class Kind:
+class ValueKind:
     """What belongs to a key: `said` in words, and what `parse` makes of a value. Raises ValueError
     where the value does not belong."""
 
     said: str
     parse: Callable[[Parser, Any], object]
 
-    def beside(self, *texts: str) -> Kind:
+    def beside(self, *texts: str) -> ValueKind:
         """This kind, or one of `texts`."""
         choices = " or ".join((self.said, *texts))
-        return Kind(choices, lambda p, v: v if v in texts else self.parse(p, v))
+        return ValueKind(choices, lambda p, v: v if v in texts else self.parse(p, v))
 
 
 def _boolean(parser: Parser, value: Any) -> bool:
@@ -124,17 +124,17 @@ def _table(_: Parser, value: Any) -> Mapping[str, Any]:
     return value
 
 
-BOOLEAN = Kind("true or false", _boolean)
-NUMBER = Kind("a number", _number)
-INTEGER = Kind("a whole number", _integer)
-WHOLE = Kind("a whole number of at least 1", _whole)
-TEXT = Kind("text", _text)
-ANY = Kind("anything", lambda _, value: value)
-NAMES = Kind("a list of names, or text", _names)
-TABLE = Kind("a table of keys", _table)
+BOOLEAN = ValueKind("true or false", _boolean)
+NUMBER = ValueKind("a number", _number)
+INTEGER = ValueKind("a whole number", _integer)
+WHOLE = ValueKind("a whole number of at least 1", _whole)
+TEXT = ValueKind("text", _text)
+ANY = ValueKind("anything", lambda _, value: value)
+NAMES = ValueKind("a list of names, or text", _names)
+TABLE = ValueKind("a table of keys", _table)
 
 
-def one_of(*texts: str) -> Kind:
+def one_of(*texts: str) -> ValueKind:
     """One of some texts."""
 
     def parse(_: Parser, value: Any) -> str:
@@ -142,7 +142,7 @@ def one_of(*texts: str) -> Kind:
             raise ValueError
         return str(value)
 
-    return Kind(f"one of {', '.join(texts)}", parse)
+    return ValueKind(f"one of {', '.join(texts)}", parse)
 
 
 OF_FIELD = {
@@ -157,17 +157,17 @@ OF_FIELD = {
 """The kind of a field of `peft.LoraConfig`, whatever a tool calls it."""
 
 
-def kinds_of(fields: Mapping[str, str], **more: Kind) -> dict[str, Kind]:
+def kinds_of(fields: Mapping[str, str], **more: ValueKind) -> dict[str, ValueKind]:
     """The kinds of a reader's keys: of those in its table of `fields`, and `more`."""
     return {**{k: OF_FIELD[f] for k, f in fields.items() if f in OF_FIELD}, **more}
 
 
-def booleans(keys: str) -> dict[str, Kind]:
+def booleans(keys: str) -> dict[str, ValueKind]:
     """The kind of every key in a line of them."""
     return dict.fromkeys(keys.split(), BOOLEAN)
 
 
-def parsed(document: Document, kinds: Mapping[str, Kind], parser: Parser) -> Document:
+def parsed(document: Document, kinds: Mapping[str, ValueKind], parser: Parser) -> Document:
     """The document with the values that `parser` makes of them. What does not belong is left out
     as if it were not written, and said in the document's `wrong`. A key within a table is
     `table.key` among the kinds, behind the table's own.
@@ -185,7 +185,7 @@ def parsed(document: Document, kinds: Mapping[str, Kind], parser: Parser) -> Doc
     return replace(document, values=values)
 
 
-def _wrong(document: Document, key: str, value: Any, kind: Kind, parser: Parser) -> str:
+def _wrong(document: Document, key: str, value: Any, kind: ValueKind, parser: Parser) -> str:
     line = document.line(*key.split("."))
     why = f" ({parser.why})" if parser.why and isinstance(value, str) and kind is not TEXT else ""
     return f"line {line}: {key} must be {kind.said}, not {shown(value)}{why}"
@@ -205,7 +205,7 @@ def shown(value: object) -> str:
     return text if len(text) <= 100 else f"{text[:80]}..."
 
 
-def repeated_names(document: Document, kinds: Mapping[str, Kind]) -> list[str]:
+def repeated_names(document: Document, kinds: Mapping[str, ValueKind]) -> list[str]:
     """What to say of names that stand twice in one list."""
     said = []
     for key, kind in kinds.items():

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench.errors import BenchError
 from bench.files import FIXTURES, read_rows
-from bench.predict.contributed import MeasuredStep, summary
+from bench.predict.contributed import MeasuredStep, by_device
 from bench.predict.evidence import (
     Agreement,
     Kept,
@@ -28,8 +28,8 @@ from bench.training.options import PHASES
 from bench.units import counted, format_bytes, one_line
 
 BEGIN, END = "<!-- evidence -->", "<!-- end of evidence -->"
-GOALS = "<!-- goals: begin -->", "<!-- goals: end -->"
-MEASURED = "<!-- measured: begin -->", "<!-- measured: end -->"
+GOAL_MARKS = "<!-- goals: begin -->", "<!-- goals: end -->"
+MEASURED_MARKS = "<!-- measured: begin -->", "<!-- measured: end -->"
 TRAINERS = FIXTURES / "measured" / "trainers.csv"
 CPU = FIXTURES / "measured" / "cpu.csv"
 LIGER = FIXTURES / "measured" / "liger.csv"
@@ -156,7 +156,7 @@ def measured_section(rows: Sequence[Measured], kept: Mapping[str, Kept]) -> str:
             found = agreement(name, of_kind, kept)
             lines.append(_line(f"{words}, {kind}", found.rows, *_said(found)))
     return _section(
-        MEASURED,
+        MEASURED_MARKS,
         f"{len(known)} of the {len(rows)} measured steps; nothing is fitted.",
         "",
         "| figure | rows | mean error | worst |",
@@ -172,7 +172,7 @@ def goals_section() -> str:
     """What predictions were to reach, and what they reach, between the marks."""
     header = ("against", "cases", "goal", "reached: mean, worst", "fitcheck-llm 0.3.1 states")
     return _section(
-        GOALS,
+        GOAL_MARKS,
         _line(*header, "missed"),
         "| :--- | ---: | :--- | :--- | :--- | :--- |",
         *(
@@ -207,7 +207,7 @@ def _goals() -> Iterator[tuple[str, Agreement, str, str, str]]:
     for figure, most in (("peak allocated", 0.02), ("peak reserved", 0.05)):
         yield f"NVIDIA H200, {figure}", *_each(_compared(GPU, figure), most)
     stated = {row.id: row.bytes for row in published.load_published()}
-    errors = [size / stated[id] - 1 for id, size in published.load_kept().items()]
+    errors = [size / stated[id] - 1 for id, size in published.load_predicted().items()]
     far = sum(abs(error) > NEAR for error in errors)
     missed = f"{far} are farther off, each with its reason (below)"
     goal, rival = "within 5 % or the reason named", "states none of them"
@@ -266,7 +266,7 @@ def received_report(steps: Sequence[MeasuredStep]) -> Report:
     notes = tuple(
         f"{device}, {precision}: {counted(count, 'step')}, mean {100 * mean:.2f} %, "
         f"worst {100 * worst:+.2f} %"
-        for device, precision, count, mean, worst in summary(steps)
+        for device, precision, count, mean, worst in by_device(steps)
     )
     notes += ("Both sides are as they were sent; no step was predicted or measured anew.",)
     table = Table("", header, tuple(rows), 1, right)

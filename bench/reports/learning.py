@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError
-from bench.learning.claims import DOES_NOT, HOLDS, Finding, findings
+from bench.learning.claims import DOES_NOT, HOLDS, Ruling, rulings
 from bench.learning.ranking import (
-    CONFIDENCE,
+    LOSS_CONFIDENCE,
     Place,
     Ranking,
     common_seeds,
@@ -63,7 +63,7 @@ def learning_report(run: StoredRun, said: Said, other: StoredRun | None = None) 
         found = ranking(mine)
         tables.append(_table(name, found, mine))
         notes += _order_said(name, found)
-    claimed = findings(said.claims, said.margin, shown)
+    claimed = rulings(said.claims, said.margin, shown)
     if claimed:
         tables.append(_claims_table(claimed))
     notes += [f"{name} is also {', '.join(also)} on this model." for name, also in
@@ -73,8 +73,8 @@ def learning_report(run: StoredRun, said: Said, other: StoredRun | None = None) 
     if other is not None:
         notes.append(agreement_said(run, other))
     notes.append(
-        f"Loss: evaluation, nats, mean over seeds with its {CONFIDENCE:.0%} interval; above the "
-        "best: seed by seed. Drift: what happened to text of another kind (docs/learning.md). "
+        f"Loss: evaluation, nats, mean over seeds with its {LOSS_CONFIDENCE:.0%} interval; above "
+        "the best: seed by seed. Drift: what happened to text of another kind (docs/learning.md). "
         "Step: the processor's time of the median step, one thread, beside other processes. A "
         f"difference counts beyond {said.margin} nats."
     )
@@ -122,7 +122,7 @@ def _order_said(name: str, found: Ranking) -> list[str]:
     return [f"Arms {name}: Kendall's tau between seeds {found.tau:.2f}: {told}."]
 
 
-def _claims_table(claimed: Sequence[Finding]) -> Table:
+def _claims_table(claimed: Sequence[Ruling]) -> Table:
     rows = tuple(
         (one.verdict, one.claim.says, "; ".join(one.evidence), str(one.seeds), one.claim.source)
         for one in claimed
@@ -232,7 +232,7 @@ def cited() -> list[str]:
         if not found.places:
             continue
         order = ", ".join(f"{p.arm.name} {_spread(p.loss)}" for p in found.places)
-        claimed = findings(said_of(name).claims, said_of(name).margin, shown)
+        claimed = rulings(said_of(name).claims, said_of(name).margin, shown)
         verdicts = "; ".join(f"{one.claim.says}: {one.verdict}" for one in claimed)
         lines.append(
             f"Trained here ({name}, {found.places[0].arm.trainable:,} trainable parameters each, "
@@ -254,7 +254,7 @@ def learning_json(run: StoredRun, said: Said) -> Iterator[dict[str, Any]]:
                 "loss": place.loss.mean, "losses": place.shown.losses, "rate": place.shown.rate,
                 "tau_between_seeds": None if math.isnan(found.tau) else found.tau,
             }  # fmt: skip
-    for one in findings(said.claims, said.margin, shown):
+    for one in rulings(said.claims, said.margin, shown):
         yield {"kind": "claim", "claim": one.claim.name, "verdict": one.verdict,
                "evidence": list(one.evidence), "source": one.claim.source}  # fmt: skip
 

@@ -13,11 +13,11 @@ from bench.predict.result import Prediction, limits_of
 from bench.reports.layout import Report, Table, aligned
 from bench.units import format_bytes, format_count, format_flops, format_percent, format_seconds
 
-SIZES = (24, 48, 80)
+GPU_SIZES = (24, 48, 80)
 """GiB of the GPUs that a table of several cases has a column for."""
 UNQUANTIZED_SHARE = 0.1
 """Of the linear and expert weights: a quantized precision that leaves more is worth a note."""
-PARTS = {
+PART_WORDS = {
     "weights": "weights",
     "quantization_state": "quantization state",
     "adapters": "adapters and saved modules",
@@ -142,7 +142,7 @@ def prediction_text(done: Prediction | Solution) -> str:
         if size:
             share = format_percent(100 * size / p.peak_allocated_bytes)
             share = "< 0.01 %" if 1e4 * size < p.peak_allocated_bytes else share
-            parts.append((PARTS[name], format_bytes(size), share))
+            parts.append((PART_WORDS[name], format_bytes(size), share))
     lines += [
         *(f"    {line}" for line in aligned(parts, "lrr")),
         f"  trainable parameters {format_count(p.trainable_parameters)}",
@@ -220,7 +220,7 @@ def _fit_line(p: Prediction) -> str:
 
 
 def _gpus(gpu: Gpu | None) -> list[Gpu]:
-    return [gpu] if gpu else [Gpu(f"{size} GB", size * GIB) for size in SIZES]
+    return [gpu] if gpu else [Gpu(f"{size} GB", size * GIB) for size in GPU_SIZES]
 
 
 def _versions(p: Prediction) -> list[str]:

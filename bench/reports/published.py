@@ -43,7 +43,7 @@ _ROW = keyed((
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedFigure:
     """One published figure, in bytes, and the case that comes closest to its run.
 
     `length` says where the sequence length is from: "stated", "longest sample" (of the data set,
@@ -72,7 +72,7 @@ class Published:
         return p.peak_allocated_bytes if "allocated" in self.metric else p.peak_reserved_bytes
 
 
-def load_published(path: Path = FILE) -> list[Published]:
+def load_published(path: Path = FILE) -> list[PublishedFigure]:
     """Every row. Raises BenchError, naming file and row, for what is missing or wrong."""
     found = []
     with path.open(encoding="utf-8", newline="") as lines:
@@ -88,7 +88,7 @@ def load_published(path: Path = FILE) -> list[Published]:
     return found
 
 
-def _published(row: dict[str, str]) -> Published:
+def _published(row: dict[str, str]) -> PublishedFigure:
     adapter = {
         "r": int(row["r"]),
         "target_modules": row["target_modules"].split(),
@@ -109,7 +109,7 @@ def _published(row: dict[str, str]) -> Published:
         row["model"], json.loads(row["config"]), "AutoModelForCausalLM", row["id"], adapter,
         row["precision"], step,
     )  # fmt: skip
-    return Published(
+    return PublishedFigure(
         id=row["id"],
         case=case,
         bytes=round(float(row["published"]) * _UNITS[row["unit"]]),
@@ -138,7 +138,7 @@ def not_predicted() -> dict[str, str]:
     return reasons
 
 
-def predict_published(row: Published) -> int:
+def predict_published(row: PublishedFigure) -> int:
     """What is predicted of the row's figure, in bytes. A LitGPT run whose longest sample came first
     has its peak there; where any batch may be as long, while the graph of the last is still there.
     """
@@ -151,7 +151,7 @@ def predict_published(row: Published) -> int:
         return row.comparable(predict(row.case))
 
 
-def load_kept(path: Path = KEPT_FILE) -> dict[str, int]:
+def load_predicted(path: Path = KEPT_FILE) -> dict[str, int]:
     """The kept predictions, bytes by the row's id. Raises BenchError for what is missing or
     wrong."""
     kept = parse(read_json(path), keyed(("versions", "rows"), dict[str, Any]), str(path))
@@ -161,7 +161,7 @@ def load_kept(path: Path = KEPT_FILE) -> dict[str, int]:
     return rows
 
 
-def write_kept(kept: Mapping[str, int], versions: Mapping[str, str], path: Path) -> None:
+def write_predicted(kept: Mapping[str, int], versions: Mapping[str, str], path: Path) -> None:
     """Keep these predictions, a row a line."""
     lines = ",\n".join(f"  {json.dumps(name)}: {size}" for name, size in kept.items())
     head = f'{{\n "versions": {json.dumps(dict(versions))},\n "rows": {{\n'
@@ -170,7 +170,7 @@ def write_kept(kept: Mapping[str, int], versions: Mapping[str, str], path: Path)
 
 def published_section() -> str:
     """The table and its notes in Markdown, between their marks, from what is kept."""
-    rows, kept = load_published(), load_kept()
+    rows, kept = load_published(), load_predicted()
     report = published_report(rows, [kept[row.id] for row in rows])
     (table,) = report.tables
     grid = [" ".join(line.split()) for line in markdown_table(table).splitlines()]
@@ -192,7 +192,7 @@ def _inputs_kept() -> Iterator[None]:
         yield
 
 
-def published_report(rows: Sequence[Published], predicted: Sequence[int]) -> Report:
+def published_report(rows: Sequence[PublishedFigure], predicted: Sequence[int]) -> Report:
     """Published and predicted (bytes), with the error of the prediction."""
     cells: list[tuple[str, ...]] = []
     differences: dict[str, int] = {}

@@ -9,14 +9,14 @@ from bench.errors import BenchError
 from bench.files import unreadable
 
 CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
+WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
 STATE = "trainer_state.json"
 _CONFIGS = (".yaml", ".yml")
 
 
 @dataclass(frozen=True)
-class Found:
+class AdapterFound:
     """The configuration in a folder, or the file that was named; `weights` where an adapter is
     trained. `kind` says what it was taken for."""
 
@@ -25,7 +25,7 @@ class Found:
     kind: str = ""
 
 
-def find(path: Path) -> Found:
+def find(path: Path) -> AdapterFound:
     """What there is at `path`.
 
     Raises BenchError, naming what it found, for nothing to check, for two configurations, and for
@@ -46,13 +46,13 @@ def find(path: Path) -> Found:
         if yamls:
             raise _several(path, [CONFIG, *yamls])
         return _adapter(path, names)
-    if WEIGHTS in names or PICKLE in names:
+    if WEIGHTS_FILE in names or PICKLE in names:
         raise BenchError(f"{path}: an adapter without its {CONFIG}, which says what it is")
     configs = [*yamls, *(["args.json"] if "args.json" in names else [])]
     if len(configs) > 1:
         raise _several(path, configs)
     if configs:
-        return Found(path / configs[0])
+        return AdapterFound(path / configs[0])
     inner = sorted(p.parent.name for p in path.glob(f"*/{CONFIG}"))
     if inner:
         raise BenchError(f"{path}: holds {', '.join(inner)}: name the one to check")
@@ -61,7 +61,7 @@ def find(path: Path) -> Found:
     )
 
 
-def _file(path: Path) -> Found:
+def _file(path: Path) -> AdapterFound:
     if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
         raise _pickle(path)
     if path.suffix == ".safetensors":
@@ -69,17 +69,17 @@ def _file(path: Path) -> Found:
         if not beside.exists():
             raise BenchError(f"{path}: weights without {CONFIG} beside them, which says what they "
                              "are")  # fmt: skip
-        return Found(beside, path, "adapter")
-    return Found(path)
+        return AdapterFound(beside, path, "adapter")
+    return AdapterFound(path)
 
 
-def _adapter(path: Path, names: set[str]) -> Found:
-    if WEIGHTS in names:
+def _adapter(path: Path, names: set[str]) -> AdapterFound:
+    if WEIGHTS_FILE in names:
         kind = "Trainer checkpoint" if STATE in names else "adapter"
-        return Found(path / CONFIG, path / WEIGHTS, kind)
+        return AdapterFound(path / CONFIG, path / WEIGHTS_FILE, kind)
     if PICKLE in names:
         raise _pickle(path / PICKLE)
-    return Found(path / CONFIG)
+    return AdapterFound(path / CONFIG)
 
 
 def _several(path: Path, configs: list[str]) -> BenchError:

@@ -17,7 +17,7 @@ from typing import Any
 from bench.errors import BenchError
 from bench.files import unreadable
 
-LARGEST = 32 << 20
+LARGEST_HEADER = 32 << 20
 """Bytes of header. An adapter of ten thousand tensors has one of 2 MB."""
 SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1,
          "BOOL": 1, "U16": 2, "U32": 4, "U64": 8, "F8_E4M3": 1, "F8_E5M2": 1}  # fmt: skip
@@ -49,9 +49,10 @@ def read_header(path: Path) -> dict[str, SavedTensor]:
             if len(first) < 8:
                 raise BenchError(f"{path}: {size} bytes: no safetensors file, or cut off")
             length = int.from_bytes(first, "little")
-            if length > LARGEST:
+            if length > LARGEST_HEADER:
                 raise BenchError(
-                    f"{path}: a header of {length:,} bytes, more than {LARGEST:,}: no adapter"
+                    f"{path}: a header of {length:,} bytes, more than {LARGEST_HEADER:,}: "
+                    "no adapter"
                 )
             if 8 + length > size:
                 raise BenchError(

@@ -48,7 +48,7 @@ class Move:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class KeysFound:
     """An adapter's keys against a model. Keys are as a file of that model would have them.
 
     Attributes:
@@ -74,7 +74,7 @@ class Comparison:
         return not (self.missing or self.ignored or self.mismatches or self.lost)
 
 
-def compare(model: Model, config: Path, tensors: Mapping[str, SavedTensor]) -> Comparison:
+def compare_keys(model: Model, config: Path, tensors: Mapping[str, SavedTensor]) -> KeysFound:
     """Hold the tensors of an adapter against `model`. `config` is its adapter_config.json.
 
     Raises BenchError with PEFT's own words where PEFT refuses the configuration or the file.
@@ -109,7 +109,7 @@ def compare(model: Model, config: Path, tensors: Mapping[str, SavedTensor]) -> C
         if key in held and prefix not in key and not key.startswith(whole)
     ]
     shown = tuple(_as_saved(key) for key in missing)
-    return Comparison(
+    return KeysFound(
         saved=len(tensors),
         missing=shown,
         ignored=tuple(name for name, _ in ignored),

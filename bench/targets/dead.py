@@ -17,7 +17,7 @@ from bench.targets.entries import Filter, ends_in
 from bench.targets.suggestions import (
     common_ending,
     endings_of,
-    moved,
+    moved_names,
     moved_pattern,
     suggest,
     suggest_parameters,
@@ -107,7 +107,7 @@ def _there(table: ModuleTable, entry: str) -> str:
 def _moved(table: ModuleTable, entry: str) -> Found:
     """A path whose beginning is another one here, or was in an earlier transformers."""
     names = table.adaptable
-    hits = moved(names, entry)
+    hits = moved_names(names, entry)
     if len(hits) == 1:
         return f"it is now {hits[0]}", common_ending(hits[0], names)
     if hits:
@@ -124,7 +124,7 @@ def _of_a_parameter(table: ModuleTable, entry: str) -> Found:
         instead = ", ".join(f"{entry}.{leaf}" for leaf in leaves)
         return "it names a module, not a parameter", instead
     names = [p.name for p in table.parameters if len(p.shape) in (2, 3)]
-    if hits := moved(names, entry):
+    if hits := moved_names(names, entry):
         ends = endings_of(hits, names)
         return f"it is now {hits[0]}", ", ".join(ends)
     instead = suggest_parameters(table, entry)

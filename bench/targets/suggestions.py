@@ -135,7 +135,7 @@ def _parameters(table: ModuleTable, roles: Iterable[str], role: RoleOf) -> Itera
 _MOST_SEGMENTS = 12
 
 
-def moved(names: Sequence[str], written: str) -> list[str]:
+def moved_names(names: Sequence[str], written: str) -> list[str]:
     """The modules that a path means whose beginning fits none: those with the longest ending in
     common, of two segments or more, that share most of the other words too."""
     segments = written.split(".")

@@ -1,6 +1,6 @@
 """The loops: what the code around a training step does, and so how long its tensors live.
 
-`LOOPS` is where a loop plugs in: a function of a `Training` and of `mark`, which it calls with
+`STEP_OF` is where a loop plugs in: a function of a `Training` and of `mark`, which it calls with
 "forward", "backward" and "optimizer" as each phase begins (again for every batch that is
 accumulated) and with "end"; it returns the loss, detached. The worker measures that function and
 the predictor traces it, so it must run on `meta` too. What a loop needs beside the step (another
@@ -32,7 +32,7 @@ def _own_step(training: Training, mark: Mark) -> torch.Tensor:
     return training_step(t.model, t.batch, t.optimizer, t.scaler, mark, options=t.options)
 
 
-LOOPS: Mapping[str, Loop] = {
+STEP_OF: Mapping[str, Loop] = {
     PLAIN: _own_step,
     KEEP_OUTPUT: _own_step,
     TRAINER: trainer_step,
@@ -44,7 +44,7 @@ LOOPS: Mapping[str, Loop] = {
 def run_step(training: Training, mark: Mark = unmarked) -> torch.Tensor:
     """One step of the training's loop under its options; the loss, a detached scalar."""
     with pinned_attention(training.options.attention), patched(*training.patches):
-        return LOOPS[training.options.loop](training, mark)
+        return STEP_OF[training.options.loop](training, mark)
 
 
 @contextlib.contextmanager

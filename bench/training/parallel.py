@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from bench.training.cases import Case
 
 MODEL_TYPES = ("llama",)
-PRECISIONS = ("bf16", "nf4", "nf4-dq")
-OPTIMIZERS = ("adamw", "adamw-foreach", "sgd")
-LOOPS = (PLAIN, KEEP_OUTPUT)
+PARALLEL_PRECISIONS = ("bf16", "nf4", "nf4-dq")
+PARALLEL_OPTIMIZERS = ("adamw", "adamw-foreach", "sgd")
+PARALLEL_LOOPS = (PLAIN, KEEP_OUTPUT)
 _ALLOWED = frozenset(
     ("batch_size", "seq_len", "optimizer", "learning_rate", "gradient_checkpointing", "padded",
      "packed", "attention", "seed", "loop", "autocast_adapter_dtype", "parallel", "gpus")
@@ -52,9 +52,9 @@ def check_parallel_step(step: StepOptions, *precisions: str) -> None:
         return
     how = f"--parallel {step.parallel}"
     for each in precisions:
-        _among(how, "--precision", each, PRECISIONS)
-    _among(how, "--loop", step.loop, LOOPS)
-    _among(how, "--optimizer", step.optimizer, OPTIMIZERS)
+        _among(how, "--precision", each, PARALLEL_PRECISIONS)
+    _among(how, "--loop", step.loop, PARALLEL_LOOPS)
+    _among(how, "--optimizer", step.optimizer, PARALLEL_OPTIMIZERS)
     usual = StepOptions()
     for name in StepOptions.__dataclass_fields__:
         if name not in _ALLOWED and getattr(step, name) != getattr(usual, name):

@@ -54,10 +54,10 @@ class Training:
     def tokens(self) -> int:
         """Tokens in the batch, padding left out; images for an image model, clips for one of
         audio; a transcript's tokens for one that writes."""
-        return int(counted(self.batch).sum())
+        return int(counted_tokens(self.batch).sum())
 
 
-def counted(batch: Batch) -> torch.Tensor:
+def counted_tokens(batch: Batch) -> torch.Tensor:
     """A mask of what counts as a token in a batch, of any shape."""
     if "attention_mask" in batch and "input_ids" in batch:
         return torch.cat([m for name, m in batch.items() if name.endswith("attention_mask")])

@@ -16,7 +16,7 @@ from warm import Warm
 
 import bench
 from bench.ab import Environment, Pair, Plan, find_python, measure
-from bench.ab.launches import WARMUP, interleave, take_rounds
+from bench.ab.launches import WARMUP_STEPS, interleave, take_rounds
 from bench.baselines import compare, find_runs, gate, load_run
 from bench.cli import main
 from bench.errors import BenchError
@@ -305,7 +305,7 @@ def test_rounds_go_a_b_b_a() -> None:
     times = iter(range(1, 100)).__next__
     steps = [_steps(name, iter(lambda: float(times()), None), log) for name in "AB"]
     before, after = interleave(*steps, rounds=4)
-    assert "".join(log) == "ABBA" * ((WARMUP + 4) // 2)
+    assert "".join(log) == "ABBA" * ((WARMUP_STEPS + 4) // 2)
     assert len(before) == len(after) == 4
 
 

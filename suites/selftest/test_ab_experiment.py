@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from warm import Warm
 
-from bench.ab.experiment import TARGETS, Comparison, compare_once, summarize
+from bench.ab.experiment import TARGETS, Comparison, compare_once, tally
 from bench.files import RESULTS
 from bench.measure import Session
 
@@ -63,8 +63,8 @@ def test_what_counts_as_right() -> None:
     assert _found(3, forward_seconds="regressed").right
     assert not _found(3, step_seconds="regressed").right
     runs = [_found(0)] * 49 + [_found(0, step_seconds="regressed")]
-    assert summarize(runs)["0 %"]["met"]
-    assert not summarize([*runs[1:], runs[-1]])["0 %"]["met"]
+    assert tally(runs)["0 %"]["met"]
+    assert not tally([*runs[1:], runs[-1]])["0 %"]["met"]
 
 
 @pytest.mark.parametrize("path", STORED, ids=[path.stem for path in STORED])
@@ -74,6 +74,6 @@ def test_stored_results_follow_from_their_comparisons(path) -> None:
         Comparison(**{**each, "interval": tuple(each["interval"])})
         for each in document["comparisons"]
     ]
-    assert json.loads(json.dumps(summarize(found))) == document["summary"]
+    assert json.loads(json.dumps(tally(found))) == document["summary"]
     assert {int(name.split()[0]) for name in document["summary"]} == set(TARGETS)
     assert all(each["comparisons"] >= 50 for each in document["summary"].values())

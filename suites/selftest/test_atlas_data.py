@@ -61,7 +61,7 @@ def test_folded_names_stand_for_exactly_the_names(indices) -> None:
     plain = [f"model.layers.{i}.experts.expert_{j}.fc_1" for i, j in indices]
     folded = names.fold(plain)
     assert sorted(n for f in folded for n in names.expand(f)) == sorted(plain)
-    assert sum(map(names.count, folded)) == len(plain)
+    assert sum(map(names.count_names, folded)) == len(plain)
     assert {names.template(f) for f in folded} == {"model.layers.*.experts.expert_*.fc_1"}
 
 
@@ -78,7 +78,7 @@ def test_names_are_folded_as_people_read_them() -> None:
 @pytest.mark.parametrize("bad", ["a.[3-1].b", "a.[].b", "a.[1,1].b", "a.[x].b", "a.[0-99999999].b"])
 def test_malformed_names_are_refused(bad: str) -> None:
     with pytest.raises(BenchError, match=r"in the file: "):
-        names.check(bad, "in the file")
+        names.check_name(bad, "in the file")
 
 
 # Files

@@ -14,7 +14,7 @@ import yaml
 
 from bench.adapters.config import AdapterConfig
 from bench.choose import code, costs, rows, table
-from bench.choose.published import FILE, load_published
+from bench.choose.published import FILE, load_results
 from bench.choose.report import choice_report
 from bench.cli import main
 from bench.errors import BenchError
@@ -53,7 +53,7 @@ def choice(small: Model, one_process: None, traced_once: None) -> table.Choice:
 
 def test_rows_are_scenarios_by_precision_by_checkpointing(choice: table.Choice) -> None:
     told = {(r.plan.scenario, r.precision, r.checkpointing) for r in choice.rows}
-    assert len(told) == len(choice.rows) == len(rows.SCENARIOS) * 2
+    assert len(told) == len(choice.rows) == len(rows.PROPOSED_SCENARIOS) * 2
     assert not any(r.cost.error for r in choice.rows)
 
 
@@ -83,7 +83,7 @@ def test_what_does_not_fit_is_on_no_front(small: Model, memory: str) -> None:
 def test_wider_scenarios_never_reach_less(choice: table.Choice) -> None:
     by = {r.plan.scenario: r.plan for r in choice.rows}
     assert by["query-value"].reached < by["attention"].reached < by["everything"].reached
-    assert by["everything"].reached < by[rows.WHOLE].reached
+    assert by["everything"].reached < by[rows.EVERYTHING].reached
     assert by["attention"].reached + by["feed-forward"].reached == by["everything"].reached
 
 
@@ -113,7 +113,7 @@ VISION_LANGUAGE = str(FIXTURES / "field" / "qwen2.5-vl-3b-llm-only")
 
 def test_rows_of_a_model_with_towers_reach_its_language_model_alone() -> None:
     plans, missing = rows.plans(load_model(VISION_LANGUAGE))
-    assert [plan.scenario for plan in plans] == list(rows.SCENARIOS)
+    assert [plan.scenario for plan in plans] == list(rows.PROPOSED_SCENARIOS)
     assert not missing
     for plan in plans:
         names = [item.name for item in plan.ledger.adapted]
@@ -188,7 +188,7 @@ def test_the_lines_are_read_back_as_the_row(
 def test_matched_parameters_come_from_the_nearest_rank(small: Model) -> None:
     budget = 40_000
     plans, missing = rows.plans(small, budget=budget)
-    assert rows.WHOLE in missing  # its copies alone are more
+    assert rows.EVERYTHING in missing  # its copies alone are more
     for plan in plans:
 
         def trained(r: int, adapter: AdapterConfig = plan.adapter) -> int:
@@ -228,11 +228,11 @@ def test_a_length_that_nobody_asked_for_is_the_models_own(
 def test_published_results_are_cited_with_source_and_contradiction(choice: table.Choice) -> None:
     """Each claim that is cited stands in the file, and both sides of it are there."""
     results = tomllib.loads(FILE.read_text(encoding="utf-8"))["result"]
-    assert len(load_published()) == len(results)
-    for result in load_published():
+    assert len(load_results()) == len(results)
+    for result in load_results():
         assert result.source in str(result)
         assert result.setting in str(result)
-        known = {*rows.SCENARIOS, "query"}
+        known = {*rows.PROPOSED_SCENARIOS, "query"}
         assert {name for pair in (*result.better, *result.alike) for name in pair} <= known
     assert choice.proposed is not None
     assert choice.proposed.plan.scenario == "everything"
@@ -311,7 +311,7 @@ def test_side_by_side_and_alone_give_the_same(small: Model) -> None:
 
     gpu = gpu_with_memory("2GiB")
     asked = [
-        costs.Asked(Subject(small, "x", plan.adapter, precision="bf16").case(STEP), gpu, None)
+        costs.CostAsked(Subject(small, "x", plan.adapter, precision="bf16").case(STEP), gpu, None)
         for plan in rows.plans(small)[0][:2]
     ]
     heard: list[int] = []

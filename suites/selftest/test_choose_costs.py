@@ -26,7 +26,7 @@ NARROW = {
 @pytest.mark.parametrize(
     ("name", "more", "scenario"),
     [
-        ("llama-3.2-1b", {}, rows.WHOLE),
+        ("llama-3.2-1b", {}, rows.EVERYTHING),
         ("phi-3-mini", {}, "everything"),
         ("mixtral-8x7b", {"num_local_experts": 4}, "attention"),
         ("bert-base-cased", {"max_position_embeddings": 600}, "everything"),
@@ -53,7 +53,7 @@ def test_a_row_says_what_a_prediction_of_whole_traces_says(
     def whole(case: Case) -> Replayed:
         return replay(trace(case, device), device.allocator(), BREAKDOWN)
 
-    told = costs.cost(costs.Asked(case, gpu, 560))
+    told = costs.cost(costs.CostAsked(case, gpu, 560))
     own = whole(case)
     assert told.peak_allocated_bytes == own.peak_allocated_bytes
     assert told.peak_reserved_bytes == own.peak_reserved_bytes

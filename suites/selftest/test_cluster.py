@@ -23,7 +23,7 @@ from test_ab import LLAMA
 from bench.ab import Environment, Plan, measure
 from bench.atlas.build import build_atlas
 from bench.baselines import load_run
-from bench.baselines.kinds import choose_kinds, kinds_of
+from bench.baselines.kinds import choose_kinds, machine_kinds
 from bench.errors import BenchError
 from bench.measure import CaseFailed, Rounds, WorkerClock, cluster
 from bench.measure.cluster import Cluster, ClusterSpread
@@ -86,7 +86,7 @@ def _same_as_here(taken: Any, case: Any) -> None:
 def test_exact_figures_are_those_of_this_machine(two_nodes) -> None:
     """Each case in a worker process of a node, as it would be here."""
     with Cluster(two_nodes.address) as connected:
-        (kind,) = kinds_of(connected.nodes)
+        (kind,) = machine_kinds(connected.nodes)
         assert len(kind.nodes) == 2
         assert kind.machine == machine()
         clock = WorkerClock()
@@ -332,15 +332,15 @@ def test_nodes_are_told_apart_as_comparisons_tell_machines() -> None:
         Node(str(number), "", 2, 0, each)
         for number, each in enumerate([here, with_gpus, slower, a_bit_less, with_gpus])
     ]
-    kinds = {tuple(n.id for n in kind.nodes): kind.name for kind in kinds_of(nodes)}
+    kinds = {tuple(n.id for n in kind.nodes): kind.name for kind in machine_kinds(nodes)}
     assert kinds.keys() == {("0", "3"), ("1", "4"), ("2",)}
     assert kinds["1", "4"] == with_gpus.id
     assert kinds["0", "3"] != kinds["2",]
     assert {kinds["0", "3"].rpartition("-")[0], kinds["2",].rpartition("-")[0]} == {here.id}
-    (chosen,) = choose_kinds(kinds_of(nodes), "*h100*")
+    (chosen,) = choose_kinds(machine_kinds(nodes), "*h100*")
     assert chosen.machine == with_gpus
     with pytest.raises(BenchError, match=r"it has linux.* \(2 nodes\), .* \(1 node\)"):
-        choose_kinds(kinds_of(nodes), "*a100*")
+        choose_kinds(machine_kinds(nodes), "*a100*")
 
 
 def test_nodes_of_a_kind_that_lend_unlike_shares_are_refused() -> None:

@@ -157,7 +157,7 @@ def test_sizes_that_a_configuration_does_not_tell(values: dict, said: str) -> No
     ],
 )
 def test_a_setting_as_it_is_written(name: str, field: str, text: str, value: object) -> None:
-    assert settings.parse(name, field, text) == value
+    assert settings.parse_setting(name, field, text) == value
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_a_setting_as_it_is_written(name: str, field: str, text: str, value: obj
 )
 def test_a_value_that_a_setting_cannot_hold(name: str, field: str, value: Any, said: str) -> None:
     with pytest.raises(BenchError) as error:
-        settings.check(name, {field: value})
+        settings.check_settings(name, {field: value})
     assert str(error.value).startswith(said)
 
 

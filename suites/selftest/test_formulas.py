@@ -306,7 +306,7 @@ def test_every_operation_counts(tmp_path: Path) -> None:
 def test_values_as_a_command_line_writes_them(field: str, text: str, value: object) -> None:
     from bench.formulas import settings
 
-    assert settings.parse("loha", field, text) == value
+    assert settings.parse_setting("loha", field, text) == value
 
 
 @pytest.mark.parametrize(
@@ -322,8 +322,8 @@ def test_one_of_a_few_values(method: str, field: str, good: tuple, bad: tuple) -
     from bench.formulas import settings
 
     for value in good:
-        settings.check(method, {field: value})
+        settings.check_settings(method, {field: value})
     for value in bad:
         with pytest.raises(BenchError, match=f"{method}: {field} must be") as error:
-            settings.check(method, {field: value})
+            settings.check_settings(method, {field: value})
         assert str(error.value).endswith(f", not {json.dumps(value)}")

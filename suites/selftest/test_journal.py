@@ -12,7 +12,7 @@ from test_baselines import QUERY, STEP, sample
 
 from bench.baselines import KEY, find_runs, load_run
 from bench.baselines.accepted import accept, load_baseline, no_baseline
-from bench.baselines.journal import Journal
+from bench.baselines.journal import RunJournal
 from bench.baselines.storage import write_run
 from bench.errors import BenchError
 
@@ -23,7 +23,7 @@ def _killed(folder: Path, *cases: str) -> None:
     records = document[KEY]["records"]
     process = os.fork()
     if process == 0:
-        journal = Journal(folder, "long")
+        journal = RunJournal(folder, "long")
         journal.begin(document)
         for key in cases:
             journal.add(key, records[key])
@@ -35,7 +35,7 @@ def _killed(folder: Path, *cases: str) -> None:
 
 def test_what_a_killed_run_had_finished_is_a_stored_run(tmp_path: Path) -> None:
     _killed(tmp_path, QUERY, STEP)
-    journal = Journal(tmp_path, "long")
+    journal = RunJournal(tmp_path, "long")
     assert journal.left == tmp_path / "0001_long.json"
     run = load_run(journal.left)
     assert run.interrupted
@@ -53,14 +53,14 @@ def test_a_full_disk_leaves_whole_lines_and_lets_the_run_go_on(
 
     document = sample()
     records = document[KEY]["records"]
-    journal = Journal(tmp_path, "full")
+    journal = RunJournal(tmp_path, "full")
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", full)
         with pytest.raises(BenchError, match="No space left"):
             journal.begin(document)
     journal.close(done=False)
     assert not journal.path.exists()
-    journal = Journal(tmp_path, "full")
+    journal = RunJournal(tmp_path, "full")
     journal.begin(document)
     journal.add(QUERY, records[QUERY])
     with monkeypatch.context() as patch:
@@ -68,14 +68,14 @@ def test_a_full_disk_leaves_whole_lines_and_lets_the_run_go_on(
         journal.add(STEP, records[STEP])
     assert "not written: No space left" in journal.trouble
     journal.close(done=False)
-    left = Journal(tmp_path, "full").left
+    left = RunJournal(tmp_path, "full").left
     assert left is not None
     assert load_run(left).records.keys() == {QUERY}
 
 
 def test_a_run_that_was_killed_before_its_first_case_leaves_nothing(tmp_path: Path) -> None:
     _killed(tmp_path)
-    assert Journal(tmp_path, "long").left is None
+    assert RunJournal(tmp_path, "long").left is None
     assert not list(tmp_path.glob("*.json"))
 
 
@@ -93,16 +93,16 @@ def test_a_line_that_was_edited_left_out_or_moved_is_no_case(tmp_path: Path, edi
     left.write_bytes(b"".join(edit(lines)))
     for _ in range(2):
         with pytest.raises(BenchError, match=r"line 2 was edited, .* Remove the file"):
-            Journal(tmp_path, "long")
+            RunJournal(tmp_path, "long")
     left.unlink()
-    assert Journal(tmp_path, "long").left is None
+    assert RunJournal(tmp_path, "long").left is None
 
 
 def test_two_runs_of_one_name_do_not_share_a_journal(tmp_path: Path) -> None:
-    first = Journal(tmp_path, "long")
+    first = RunJournal(tmp_path, "long")
     with pytest.raises(BenchError, match=r"a run 'long' goes on in .*another name"):
-        Journal(tmp_path, "long")
-    other = Journal(tmp_path, "other")
+        RunJournal(tmp_path, "long")
+    other = RunJournal(tmp_path, "other")
     for journal in (first, other):
         journal.close(done=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench.learning.arms import Arm
-from bench.learning.claims import DOES_NOT, HOLDS, NO_DIFFERENCE, findings
+from bench.learning.claims import DOES_NOT, HOLDS, NO_DIFFERENCE, rulings
 from bench.learning.ranking import ranking
 from bench.learning.records import Fitted, Shown, Tuned
 from bench.learning.study import Claim
@@ -22,7 +22,7 @@ def arm_with(name: str, losses: list[float], **more) -> Shown:
 
 
 def verdict(kind: str, shown: list[Shown], **arms) -> str:
-    (found,) = findings([Claim("c", "it is so", "somebody", kind, arms)], 0.02,
+    (found,) = rulings([Claim("c", "it is so", "somebody", kind, arms)], 0.02,
                         {one.arm.name: one for one in shown})  # fmt: skip
     return found.verdict
 

@@ -9,7 +9,7 @@ from documents import script
 
 from bench.baselines import compare, gate
 from bench.files import RESULTS
-from bench.learning.claims import DOES_NOT, HOLDS, NO_DIFFERENCE, findings
+from bench.learning.claims import DOES_NOT, HOLDS, NO_DIFFERENCE, rulings
 from bench.learning.records import shown_in
 from bench.learning.study import said_of
 from bench.reports.learning import cited, learning_figure
@@ -32,7 +32,7 @@ def test_the_page_tells_the_stored_runs(page) -> None:
 def test_every_claim_has_its_verdict(page, study: str) -> None:
     run, _ = page.runs_of(study)
     said = said_of(study)
-    found = findings(said.claims, said.margin, shown_in(run))
+    found = rulings(said.claims, said.margin, shown_in(run))
     assert [one.claim.name for one in found if one.verdict not in VERDICTS] == []
     assert all(one.seeds >= 5 for one in found)
     assert all(one.evidence for one in found)

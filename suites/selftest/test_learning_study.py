@@ -159,7 +159,7 @@ def test_all_arms_start_from_the_same_model(folder: Path) -> None:
     study = small_study(folder, {**arms, "full": {"kind": "full"}})
     losses = set()
     for arm in study.arms:
-        one = fit.Fit(study, arm, 1e-3, 3)
+        one = fit.ArmFit(study, arm, 1e-3, 3)
         losses.add(round(one.loss_on(study.plain.evaluation), 6))
     assert len(losses) == 1
 
@@ -193,12 +193,12 @@ def test_every_case_is_recorded(study, shown) -> None:
 
 
 def test_the_same_again_gives_the_same(study, shown) -> None:
-    again = fit.fit(study, study.arm("query"), shown["query"].rate, 1)
+    again = fit.fit_arm(study, study.arm("query"), shown["query"].rate, 1)
     assert again.losses == shown["query"].fitted[1].losses
 
 
 def test_following_memory_changes_no_loss(study, shown) -> None:
-    plain = fit.fit(study, study.arm("query"), shown["query"].rate, 0)
+    plain = fit.fit_arm(study, study.arm("query"), shown["query"].rate, 0)
     assert plain.losses == shown["query"].fitted[0].losses  # whose memory was followed
     assert plain.peak_allocated_bytes is None
 

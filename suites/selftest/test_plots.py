@@ -88,14 +88,14 @@ def coverage() -> Any:
 
 CHOICE = {
     "bf16": [
-        plots.Point(1, 30 * MIB, "1 narrow"),
-        plots.Point(1.5, 40 * MIB, "3 wide"),
+        plots.CostPoint(1, 30 * MIB, "1 narrow"),
+        plots.CostPoint(1.5, 40 * MIB, "3 wide"),
     ],
     "nf4": [
-        plots.Point(1, 20 * MIB, "5 narrow", filled=True),
-        plots.Point(1.3, 10 * MIB, "6 narrow, ckpt", filled=True),
-        plots.Point(1.4, 22 * MIB, "proposed: 7 wide", filled=True, chosen=True),
-        plots.Point(1.6, 12 * MIB, "8 wide, ckpt", filled=True),
+        plots.CostPoint(1, 20 * MIB, "5 narrow", filled=True),
+        plots.CostPoint(1.3, 10 * MIB, "6 narrow, ckpt", filled=True),
+        plots.CostPoint(1.4, 22 * MIB, "proposed: 7 wide", filled=True, chosen=True),
+        plots.CostPoint(1.6, 12 * MIB, "8 wide, ckpt", filled=True),
     ],
 }
 

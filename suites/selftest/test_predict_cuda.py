@@ -13,7 +13,7 @@ from measure_support import tiny_case
 from bench.errors import BenchError
 from bench.predict import Prediction, Solution, gpu_with_memory, predict, solve
 from bench.predict.evidence import interval
-from bench.predict.gpus import CONTEXT_BYTES, Gpu, Interval, fit, load_gpus, step_seconds
+from bench.predict.gpus import CONTEXT_BYTES, Gpu, PeakRange, fit, load_gpus, step_seconds
 from bench.predict.result import LIMITS
 from bench.training.cases import Case
 
@@ -202,7 +202,7 @@ def test_it_is_the_same_each_time() -> None:
 # GPUs
 
 
-EXACT = Interval(1, 1, "by hand")
+EXACT = PeakRange(1, 1, "by hand")
 
 
 def test_a_fit_has_room_for_the_context() -> None:
@@ -218,7 +218,7 @@ def test_a_fit_has_room_for_the_context() -> None:
 def test_a_fit_says_yes_no_or_uncertain_by_what_was_measured() -> None:
     """Steps measured at 0.95 to 1.05 of the prediction: 19 to 21 GiB for one of 20."""
     gib = 1024**3
-    within = Interval(0.95, 1.05, "measured so")
+    within = PeakRange(0.95, 1.05, "measured so")
 
     def verdict(memory: float) -> str:
         gpu = Gpu("x", round(memory * gib) + CONTEXT_BYTES)

@@ -172,7 +172,7 @@ def test_the_command_of_images_names_no_length() -> None:
 
     (subject, *_) = select(Request(models=("vit-base",))).structural.values()
     step = StepOptions(batch_size=1, seq_len=PREDICTED_LENGTH)
-    words = predicted.command(replace(subject, precision="bf16").case(step)).split()
+    words = predicted.store_command(replace(subject, precision="bf16").case(step)).split()
     assert "--seq-len" not in words
     assert "--batch-size" in words
 
@@ -189,7 +189,7 @@ def test_every_case_has_its_command() -> None:
     assert {s.name for s in subjects} < set(load_scenarios())
     for subject in subjects:
         case = replace(subject, precision="nf4").case(step)
-        words = predicted.command(case).split()
+        words = predicted.store_command(case).split()
         assert words[0] == "bench"
         options = make_parser().parse_args(words[1:])
         (again,) = predicted_subjects(options)

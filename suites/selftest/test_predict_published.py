@@ -11,8 +11,8 @@ from bench.predict import evidence
 from bench.reports.evidence import goals_section, refreshed
 from bench.reports.published import (
     FILE,
-    Published,
-    load_kept,
+    PublishedFigure,
+    load_predicted,
     load_published,
     not_predicted,
     predict_published,
@@ -31,10 +31,10 @@ QUICK = (*(row.id for row in ROWS if row.code), "metamathqa-r32")
         for row in ROWS
     ],
 )
-def test_prediction_is_near_the_published_figure(row: Published) -> None:
+def test_prediction_is_near_the_published_figure(row: PublishedFigure) -> None:
     predicted = predict_published(row)
     assert predicted == pytest.approx(row.bytes, rel=row.within)
-    assert predicted == pytest.approx(load_kept()[row.id], rel=1e-3)  # what the page shows
+    assert predicted == pytest.approx(load_predicted()[row.id], rel=1e-3)  # what the page shows
 
 
 def test_what_is_held_against_is_what_was_measured() -> None:
@@ -57,7 +57,7 @@ def test_the_page_is_what_the_data_say() -> None:
     page = (Path(__file__).parents[2] / "docs" / "prediction.md").read_text(encoding="utf-8")
     assert refreshed(page, published_section()) == page
     assert refreshed(page, goals_section()) == page
-    kept = load_kept()
+    kept = load_predicted()
     for row in load_published():
         (line,) = (line for line in page.splitlines() if line.startswith(f"| {row.id} |"))
         cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -75,7 +75,7 @@ def test_goals_are_counted_from_what_is_stored() -> None:
     worst = max((kept[row.id][name] / row.bytes_of(name) - 1 for row in rows), key=abs)
     assert f"{100 * worst:+.2f} %" in table["Tesla T4, peak allocated"]
     assert table["Tesla T4, peak allocated"].endswith("| no |")
-    far = sum(abs(load_kept()[row.id] / row.bytes - 1) > 0.05 for row in load_published())
+    far = sum(abs(load_predicted()[row.id] / row.bytes - 1) > 0.05 for row in load_published())
     assert f"{far} are farther off" in table["published figures of others"]
     assert "4.6 %" in table["Tesla T4, peak allocated"]
 
@@ -85,7 +85,7 @@ def test_kept_predictions_that_are_not(tmp_path: Path, said: str) -> None:
     file = tmp_path / "predicted.json"
     file.write_text(said, encoding="utf-8")
     with pytest.raises(BenchError, match=r"predicted\.json"):
-        load_kept(file)
+        load_predicted(file)
 
 
 @pytest.mark.parametrize(

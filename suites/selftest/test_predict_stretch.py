@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bench.choose.rows import WHOLE
+from bench.choose.rows import EVERYTHING
 from bench.choose.rows import scenario as scenario_of
 from bench.models.architectures import Model, load_model
 from bench.predict.sizes import with_value
@@ -155,8 +155,8 @@ def test_of_many_accumulated_batches_a_few_are_traced(
 def test_other_values_are_predicted_as_they_are_alone(what: str, values: tuple[int, ...]) -> None:
     """3,100 tokens are more than the backward pass of an embedding takes without sorting."""
     model = _narrow("llama-3.2-1b")
-    adapter = scenario_of(WHOLE).adapter(model, 16)
-    case = Subject(model, WHOLE, adapter, precision="bf16").case(
+    adapter = scenario_of(EVERYTHING).adapter(model, 16)
+    case = Subject(model, EVERYTHING, adapter, precision="bf16").case(
         StepOptions(batch_size=1, seq_len=64)
     )
     stretched = _stretched(case)

@@ -1,7 +1,7 @@
 """Pictures of what runs and predictions hold: figures in, a matplotlib figure out."""
 
-from bench.reports.plots.cost import Point, choice_figure, cost_figure, rank_figure
-from bench.reports.plots.drawing import FORMATS, new_figure, plot_format
+from bench.reports.plots.cost import CostPoint, choice_figure, cost_figure, rank_figure
+from bench.reports.plots.drawing import PICTURES, new_figure, plot_format
 from bench.reports.plots.evidence import evidence_figure
 from bench.reports.plots.history import MOST_SERIES, history_figure
 from bench.reports.plots.learning import LossPoint, loss_figure
@@ -17,11 +17,11 @@ from bench.reports.plots.runs import run_figures
 
 __all__ = [
     "DEAD",
-    "FORMATS",
     "MOST_SERIES",
+    "PICTURES",
+    "CostPoint",
     "LossPoint",
     "MemoryBar",
-    "Point",
     "choice_figure",
     "cost_figure",
     "coverage_figure",

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from bench.errors import BenchError
 from bench.reports.plots.drawing import (
     BLACK,
-    COLOURS,
     HALO,
     LINES,
     MARKERS,
+    PALETTE,
     RED,
     byte_unit,
     new_figure,
@@ -42,10 +42,10 @@ def cost_figure(title: str, rows: Sequence[Row], footer: str) -> Figure:
     axes = figure.add_subplot()
     plain(axes)
     unit, name = byte_unit(max(r.peak_allocated_bytes or 0 for r in shown))
-    groups: dict[str, list[Point]] = {}
+    groups: dict[str, list[CostPoint]] = {}
     for r in shown:
         place = 1e3 * (r.step_median_seconds or 0), (r.peak_allocated_bytes or 0) / unit
-        groups.setdefault(str(r.precision), []).append(Point(*place, _case_name(r)))
+        groups.setdefault(str(r.precision), []).append(CostPoint(*place, _case_name(r)))
     _fronts(axes, groups)
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -58,7 +58,7 @@ def cost_figure(title: str, rows: Sequence[Row], footer: str) -> Figure:
 
 
 @dataclass(frozen=True)
-class Point:
+class CostPoint:
     """One case of a plot of cost. `filled` where it fits; one that is `chosen` has a ring around it
     and is named even where it is not on its front; one that is not named bears its `mark`."""
 
@@ -70,13 +70,13 @@ class Point:
     mark: str = ""
 
 
-def _fronts(axes: Axes, groups: Mapping[str, Sequence[Point]]) -> None:
+def _fronts(axes: Axes, groups: Mapping[str, Sequence[CostPoint]]) -> None:
     """The points, one colour and marker a group; the Pareto front of each (both the less the
     better) joined, its points and the chosen one named."""
     for index, (group, mine) in enumerate(groups.items()):
         places = [(point.x, point.y) for point in mine]
         front = sorted(pareto_front(places), key=lambda i: places[i])
-        colour = COLOURS[index % len(COLOURS)]
+        colour = PALETTE[index % len(PALETTE)]
         axes.scatter(
             [x for x, _ in places], [y for _, y in places], s=34, linewidths=1.2,
             marker=MARKERS[index % len(MARKERS)], edgecolors=colour,
@@ -111,7 +111,7 @@ def _fronts(axes: Axes, groups: Mapping[str, Sequence[Point]]) -> None:
 
 
 def choice_figure(
-    title: str, groups: Mapping[str, Sequence[Point]], footer: str, limit: tuple[str, int]
+    title: str, groups: Mapping[str, Sequence[CostPoint]], footer: str, limit: tuple[str, int]
 ) -> Figure:
     """Predicted peak (bytes) against FLOPs relative to the cheapest, by precision; filled what
     fits, a ring around the row that is proposed. limit: the GPU and its bytes, a line."""
@@ -166,8 +166,8 @@ def rank_figure(title: str, rows: Sequence[Row], footer: str) -> Figure:
         axes.plot(
             [r for r, _ in counts], [n for _, n in counts],
             label=textwrap.fill(" = ".join(scenarios), 38),
-            color=COLOURS[index % len(COLOURS)], marker=MARKERS[index % len(MARKERS)],
-            linestyle=LINES[index // len(COLOURS) % len(LINES)], markersize=4, linewidth=1.2,
+            color=PALETTE[index % len(PALETTE)], marker=MARKERS[index % len(MARKERS)],
+            linestyle=LINES[index // len(PALETTE) % len(LINES)], markersize=4, linewidth=1.2,
         )  # fmt: skip
     every = sorted({r for ranks in lines.values() for r in ranks})
     axes.set_xticks(every, [str(r) for r in every])

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-FORMATS = ("svg", "png")
+PICTURES = ("svg", "png")
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
     "#000000", "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7",
 )  # fmt: skip
 GREY, PALE = "#8c8c8c", "#e8e8e8"
-COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK, YELLOW)
+PALETTE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK, YELLOW)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--")
 LINES = ("-", "--", "-.", ":")
@@ -40,8 +40,8 @@ def plot_format(path: Path) -> str:
     """ "svg" or "png", by the name's ending. Raises BenchError for any other and for
     a file that cannot be written, ModuleNotFoundError where matplotlib is not installed."""
     form = path.suffix.lower().removeprefix(".")
-    if form not in FORMATS:
-        raise BenchError(f"{path}: a plot is written as {' or '.join(f'.{f}' for f in FORMATS)}")
+    if form not in PICTURES:
+        raise BenchError(f"{path}: a plot is written as {' or '.join(f'.{f}' for f in PICTURES)}")
 
     # Told before anything is computed.
     import_module("matplotlib")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError
-from bench.reports.plots.drawing import BLACK, COLOURS, HATCHES, RED, byte_unit, new_figure, plain
-from bench.reports.predicted import PARTS
+from bench.reports.plots.drawing import BLACK, HATCHES, PALETTE, RED, byte_unit, new_figure, plain
+from bench.reports.predicted import PART_WORDS
 from bench.units import format_bytes, one_line
 
 if TYPE_CHECKING:
@@ -96,12 +96,12 @@ def memory_figure(
         places.append(place)
         before = bar.group
     base = [0.0] * len(bars)
-    for index, (part, words) in enumerate(PARTS.items()):
+    for index, (part, words) in enumerate(PART_WORDS.items()):
         sizes = [bar.parts.get(part, 0) / unit for bar in bars]
         if not any(sizes):
             continue
         axes.bar(
-            places, sizes, 0.8, bottom=base, label=words, color=COLOURS[index % len(COLOURS)],
+            places, sizes, 0.8, bottom=base, label=words, color=PALETTE[index % len(PALETTE)],
             hatch=HATCHES[index % len(HATCHES)], edgecolor="white", linewidth=0.5, alpha=0.9,
         )  # fmt: skip
         base = [b + s for b, s in zip(base, sizes, strict=True)]
