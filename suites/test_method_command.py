@@ -140,7 +140,10 @@ def test_lists_on_the_command_line(
         (["--method", "vera", "--scenario", "attention"], "--target-modules"),
         (["--method", "vera", "--target-parameters", "experts.down_proj"], "only LoRA"),
         (["--method", "vera", "--precision", "nf4"], "--precision does not go with --method"),
-        (["--method", "ia3", "--format", "markdown"], "--format does not go with --method"),
+        (
+            ["--method", "ia3", "--format", "markdown"],
+            "--format markdown does not go with --method",
+        ),
         (["--method", "ia3", "--plot", "reach.svg"], "--plot does not go with --method"),
         (["--method", "ia3", "--rank", "4"], "it has no rank"),
         (["--method", "oft", "--rank", "4"], "--set oft_block_size=N"),
