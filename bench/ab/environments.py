@@ -84,6 +84,7 @@ class Environment:
         self.python = python
         self.versions: dict[str, str] = {}
         self.machine: dict[str, Any] = {}
+        self.decided: dict[str, Any] = {}
         self.keys: tuple[str, ...] = ()
         self.broken: dict[str, str] = {}
         self.clock = clock
@@ -141,7 +142,8 @@ class Environment:
     def wait_select(self) -> None:
         """Wait for the cases' keys, the machine, and the models that this side cannot even list."""
         answer = self._receive()
-        self.keys, self.machine = tuple(answer["keys"]), answer["machine"]
+        self.decided, self.machine = answer["decided"], answer["machine"]
+        self.keys = tuple(self.decided["subjects"])
         self.broken = answer["broken"]
 
     def prepare(self, key: str) -> bool:

@@ -22,6 +22,7 @@ from bench.ab.launches import (
     take_rounds,
 )
 from bench.baselines import KEY, StoredRun, seal
+from bench.baselines.configuration import differing, others
 from bench.baselines.journal import Lines
 from bench.baselines.runs import parse_machine, parse_record
 from bench.errors import BenchError
@@ -108,11 +109,16 @@ class PairJournal(Lines):
 
     def begin(self, plan: Sequence[object], sides: Sequence[Environment]) -> None:
         """Write what is compared; what was found has to be of the same."""
-        head = [repr(plan), *([s.label, s.versions, s.machine] for s in sides)]
-        if self.found and self.found[0] != json.loads(json.dumps(head)):
+        head = {
+            "plan": repr(plan),
+            "sides": [
+                {"label": s.label, "versions": s.versions, "machine": s.machine, **s.decided}
+                for s in sides
+            ],
+        }
+        if self.found and self.found[0] != (now := json.loads(json.dumps(head))):
             raise BenchError(
-                f"--resume: {self.path} is of another comparison: other cases, versions, options "
-                "or another machine"
+                f"--resume: {self.path} is of another comparison: {_differing(self.found[0], now)}"
             )
         self.start(head)
         for key, records in self.records.items():
@@ -121,6 +127,18 @@ class PairJournal(Lines):
     def add(self, key: str, records: Sequence[dict[str, Any] | None]) -> None:
         """Keep a finished case."""
         self.keep({"key": key, "records": records})
+
+
+def _differing(before: Any, now: dict[str, Any]) -> str:
+    """What differs between the heads of two journals, in words."""
+    if not isinstance(before, dict):
+        return "it is of another release"
+    found = ["other cases or options"] if before["plan"] != now["plan"] else []
+    for old, new in zip(before["sides"], now["sides"], strict=True):
+        found += others(old, new)
+        found += [f"another {each}" for each in ("label", "machine") if old[each] != new[each]]
+        found += differing(old["versions"], new["versions"])
+    return "; ".join(dict.fromkeys(found)) or "other cases"
 
 
 def measure(

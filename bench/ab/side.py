@@ -20,6 +20,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from bench.baselines.configuration import decided
 from bench.baselines.runlog import Recorder
 from bench.errors import BenchError
 from bench.formulas import lora_parameters
@@ -59,7 +60,8 @@ class Side:
     def do_select(
         self, request: Mapping[str, Any], step: Mapping[str, Any], limits: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """The machine as this environment's torch knows it, and the keys of the cases."""
+        """The machine as this environment's torch knows it, and the cases by their keys, with what
+        decides each."""
         given: dict[str, Any] = {k: tuple(v) if type(v) is list else v for k, v in request.items()}
         given |= {name: Path(given[name]) for name in ("adapter", "weights") if given[name]}
         wanted = Request(**given)
@@ -82,7 +84,11 @@ class Side:
         self._session.memory_limit_bytes = limits["memory_bytes"]
         self._session.time_limit_seconds = limits["seconds"]
         _ = self._session.devices  # waits for the imports, and says so where one fails
-        return {"keys": list(subjects), "machine": machine().to_dict(), "broken": broken}
+        return {
+            "decided": decided(subjects),
+            "machine": machine().to_dict(),
+            "broken": broken,
+        }
 
     def do_prepare(self, key: str) -> bool:
         """What the case adapts, by the ledger and as this environment's PEFT injects it; then

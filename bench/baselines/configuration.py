@@ -1,5 +1,5 @@
-"""What a stored run keeps of its models' config.json and of a user's own adapter, to say what a
-changed figure comes from."""
+"""What a stored run keeps of its models' config.json and of its adapters, to say what a changed
+figure comes from, and whether two runs are about the same."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from bench.baselines.metrics import LOSS, Metric
+from bench.files import digest_of
+from bench.scenarios.subjects import Subject
+from bench.units import one_line
 
 NAMED = ("adapted_layers", "dead_entries", "modules", "ledger_digest")
 """Figures that the names of modules decide, and no width has a part in."""
@@ -65,11 +69,71 @@ def changes(
 ) -> list[str]:
     """`num_hidden_layers 2 -> 3` for every field that differs and can be the cause of a difference
     in `metric` (None: in how a case ended)."""
+    may = {name for name in (*old, *new) if _may_change(name, metric)}
+    return differing(*({k: v for k, v in each.items() if k in may} for each in (old, new)))
+
+
+def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """`num_hidden_layers 2 -> 3` for every field that differs."""
     return [
         f"{name} {old.get(name, ABSENT)} -> {new.get(name, ABSENT)}"
         for name in sorted({*old, *new})
-        if old.get(name, ABSENT) != new.get(name, ABSENT) and _may_change(name, metric)
+        if old.get(name, ABSENT) != new.get(name, ABSENT)
     ]
+
+
+def decided(subjects: Mapping[str, Subject]) -> dict[str, Any]:
+    """What decides how each subject's case comes out, beside the machine, the versions and the
+    step: a digest over all of it by the subject's key, and what there is to name of it.
+
+    The weights are read whole: two trainings of one model differ in nothing else.
+    """
+    folders: dict[tuple[Path, ...], str] = {}
+
+    def of(folder: Path | None, *patterns: str) -> str | None:
+        if folder is None:
+            return None
+        if (key := (folder, *map(Path, patterns))) not in folders:
+            folders[key] = digest_of(folder, *patterns)
+        return folders[key]
+
+    found: dict[str, dict[str, Any]] = {}
+    for key, subject in subjects.items():
+        model, adapter = subject.model, subject.adapter.to_dict()
+        named = {
+            "model": model.label,
+            "ranked": subject.ranked_key,
+            "class": model.auto_class,
+            "weights": of(subject.weights, "*.safetensors", "*.safetensors.index.json"),
+            "code": of(model.own_code, "**/*.py"),
+        }
+        whole = json.dumps([named, model.config, adapter], sort_keys=True, default=str)
+        digest = hashlib.sha256(whole.encode()).hexdigest()
+        found[key] = {**named, "adapter": recorded(adapter), "digest": digest}
+    models = {subject.model.label: recorded(subject.model.config) for subject in subjects.values()}
+    return {"subjects": found, "models": models}
+
+
+def others(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs, subject by subject, between two answers of `decided`, in words; of the subjects
+    that both have."""
+    said: dict[str, None] = {}
+    for key, new in now["subjects"].items():
+        old = before["subjects"].get(key)
+        if old is None or old.get("digest") == new["digest"]:
+            continue
+        label = new["model"]
+        of_model = [
+            *differing(before["models"].get(label, {}), now["models"].get(label, {})),
+            *differing({"class": old.get("class")}, {"class": new["class"]}),
+            *(f"other {what}" for what in ("weights", "code") if old.get(what) != new[what]),
+        ]
+        of_adapter = differing(old.get("adapter", {}), new["adapter"])
+        if of_model or not of_adapter:
+            said[f"{label}: {', '.join(of_model[:3]) or 'another configuration'}"] = None
+        if of_adapter:
+            said[f"{new['ranked']}: {', '.join(of_adapter[:3])}"] = None
+    return [one_line(each) for each in said]
 
 
 def _may_change(name: str, metric: Metric | None) -> bool:

@@ -169,6 +169,8 @@ class RunLog:
     """The one that was measured on, where it is not this one: a cluster's nodes."""
     models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """What is kept of the config.json of every model that may have records, by label."""
+    subjects: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What decides each subject that may be measured, by its key: `configuration.decided`."""
 
     def run(self, name: str, seed: int = 0) -> StoredRun:
         """The run as it stands, called `name`."""
@@ -187,5 +189,7 @@ class RunLog:
             Selection(self.arguments, frozenset(self.deselected), only),
             interrupted=self.interrupted,
             options=self.options,
-            models={label: kept for label, kept in self.models.items() if label in labels},
+            # Before the first case, of all that may come.
+            models={k: kept for k, kept in self.models.items() if not labels or k in labels},
+            subjects=self.subjects,
         )

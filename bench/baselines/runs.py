@@ -125,6 +125,8 @@ class StoredRun:
     options: Mapping[str, Any] = field(default_factory=dict)
     models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """What `configuration.recorded` keeps of each model's config.json, by the model's label."""
+    subjects: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What `configuration.decided` says of each measured subject, by its key."""
 
     @property
     def label(self) -> str:
@@ -141,6 +143,8 @@ class StoredRun:
         detail: dict[str, Any] = {"options": dict(self.options)} if self.options else {}
         if self.models:
             detail["models"] = {key: dict(fields) for key, fields in self.models.items()}
+        if self.subjects:
+            detail["subjects"] = {key: dict(facts) for key, facts in self.subjects.items()}
         if self.interrupted:
             detail["interrupted"] = True
         if self.gate is not None:
@@ -239,11 +243,14 @@ def parse_run(document: Any, where: str, path: Path | None = None) -> StoredRun:
         digest=body.digest,
         datetime=_text(document.get("datetime"), f"{where}: datetime"),
         options=parse(detail.get("options", {}), dict[str, Any], f"{where}: detail: options"),
-        models=parse(
-            detail.get("models", {}), dict[str, dict[str, Any]], f"{where}: detail: models"
-        ),
+        models=_tables(detail, "models", where),
+        subjects=_tables(detail, "subjects", where),
         path=path,
     )
+
+
+def _tables(detail: Mapping[str, Any], name: str, where: str) -> dict[str, dict[str, Any]]:
+    return parse(detail.get(name, {}), dict[str, dict[str, Any]], f"{where}: detail: {name}")
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,14 @@
 # isort: off
 from bench.files.disk import (
     FIXTURES, INSTALLED, OWN_RESULTS, PACKAGE, RESULTS, SUFFIXES, SUITES, check_output,
-    check_readable, check_weights, read_json, read_rows, read_text, read_toml, saving, strict_json,
-    tool_table, unreadable, write_atomically, write_output,
+    check_readable, check_weights, digest_of, read_json, read_rows, read_text, read_toml, saving,
+    strict_json, tool_table, unreadable, write_atomically, write_output,
 )
 from bench.files.tables import fits, in_words, keyed, parse
 
 __all__ = [
     "FIXTURES", "INSTALLED", "OWN_RESULTS", "PACKAGE", "RESULTS", "SUFFIXES", "SUITES",
-    "check_output", "check_readable", "check_weights", "fits", "in_words", "keyed", "parse",
-    "read_json", "read_rows", "read_text", "read_toml", "saving", "strict_json", "tool_table",
-    "unreadable", "write_atomically", "write_output",
+    "check_output", "check_readable", "check_weights", "digest_of", "fits", "in_words", "keyed",
+    "parse", "read_json", "read_rows", "read_text", "read_toml", "saving", "strict_json",
+    "tool_table", "unreadable", "write_atomically", "write_output",
 ]

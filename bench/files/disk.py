@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
+import hashlib
 import json
 import os
 import secrets
@@ -132,6 +133,20 @@ def check_weights(folder: Path) -> None:
         raise BenchError(f"--weights {folder}: there is no such folder")
     if not any(folder.glob("*.safetensors")):
         raise BenchError(f"--weights {folder}: no *.safetensors file is in that folder")
+
+
+def digest_of(folder: Path, *patterns: str) -> str:
+    """SHA-256, in hex, over the names and bytes of the files in `folder` that a pattern finds."""
+    digest = hashlib.sha256()
+    try:
+        for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
+            if path.is_file():
+                digest.update(f"{path.relative_to(folder)}\0".encode(errors="surrogateescape"))
+                with path.open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+    except OSError as error:
+        raise BenchError(f"{folder}: {error.strerror}") from None
+    return digest.hexdigest()
 
 
 SUFFIXES: Mapping[str, tuple[str, ...]] = {

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bench.baselines import seal
+from bench.baselines.configuration import decided
 from bench.baselines.runlog import Pace
 from bench.compat import rename, rewrite_line, width_of
 from bench.errors import BenchError
@@ -24,7 +25,7 @@ from bench.plugin.state import (
     XDIST_REASON,
     under_xdist,
 )
-from bench.plugin.storing import models_of, run_document
+from bench.plugin.storing import run_document
 from bench.training.options import step_from
 from bench.units import harmless
 
@@ -111,7 +112,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             pytest.exit(harmless(f"error: --seq-len: {error}"), returncode=2)
     if config.stash[SAVE]:
         try:
-            begin(config, seal(run_document(config)), models_of(config))
+            config.stash[LOG].subjects = decided(subjects)["subjects"]
+            begin(config, seal(run_document(config)))
         except BenchError as error:
             config.stash[LOG].resumed = {}  # it goes on with nothing, and stores nothing
             pytest.exit(harmless(f"error: {error}"), returncode=2)

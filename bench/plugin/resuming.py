@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 
 from bench.baselines import KEY, parse_run
 from bench.baselines.accepted import is_first
-from bench.baselines.configuration import changes
+from bench.baselines.configuration import others
 from bench.baselines.differences import version_changes
 from bench.baselines.journal import RunJournal, unfinished
 from bench.baselines.machines import other_machine
@@ -49,16 +48,13 @@ def open_journal(config: pytest.Config) -> None:
         config.stash[RESUMED] = unfinished(storage_folder(config), name)
 
 
-def begin(
-    config: pytest.Config, document: dict[str, Any], models: Mapping[str, Mapping[str, Any]]
-) -> None:
+def begin(config: pytest.Config, document: dict[str, Any]) -> None:
     """Write down what this run is; with --resume, refuse to mix it with another's cases."""
     resumed = config.stash[RESUMED]
     if resumed:
         now = parse_run(document, "this run")
         before = parse_run(_sealed(resumed), "the run to resume")
-        _check_same(before, now, resumed, document)
-        check_models(before, models)
+        check_same(before, now)
     journal = config.stash[JOURNAL]
     if journal is not None:
         journal.begin(document)
@@ -71,39 +67,36 @@ def _sealed(resumed: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in resumed.items() if key != "path"}
 
 
-def _check_same(
-    before: StoredRun, now: StoredRun, resumed: dict[str, Any], document: dict[str, Any]
-) -> None:
+def check_same(before: StoredRun, now: StoredRun) -> None:
+    """BenchError, naming what differs, unless the cases of both runs can stand side by side."""
     differing = version_changes(before, now)
     if machine := other_machine(before.machine, now.machine):
         differing.append(machine)
-    old, new = (each[KEY].get("detail", {}).get("options", {}) for each in (resumed, document))
     differing += [
-        f"--{name.replace('_', '-')} {old.get(name)} -> {new.get(name)}"
-        for name in new
-        if old.get(name) != new.get(name)
+        f"--{name.replace('_', '-')} {before.options.get(name)} -> {now.options.get(name)}"
+        for name in now.options
+        if before.options.get(name) != now.options.get(name)
     ]
+    differing += others(vars(before), vars(now))
+    if any(r.precision for r in before.records.values()) and not before.subjects:
+        differing.append("it does not say what its models and adapters were")
     if differing:
-        was = f"the run to go on with was another: {'; '.join(differing)}"
-        raise BenchError(f"--resume: {was}. {_APART}")
-
-
-_APART = "Its cases cannot stand beside these; leave out --resume"
-
-
-def check_models(before: StoredRun, models: Mapping[str, Mapping[str, Any]]) -> None:
-    """Refuse to go on with a model whose config.json has been changed meanwhile."""
-    for label, kept in before.models.items():
-        if (now := models.get(label)) is not None and (changed := changes(kept, now)):
-            was = f"{label} was another model then: {'; '.join(changed[:3])}"
-            raise BenchError(f"--resume: {was}. {_APART}")
+        raise BenchError(
+            f"--resume: the run to go on with was another: {'; '.join(differing)}. Its cases "
+            "cannot stand beside these; leave out --resume"
+        )
 
 
 def finished(config: pytest.Config) -> dict[str, dict[str, Any]]:
-    """The cases of the run to go on with that are not measured again."""
+    """The cases of the run to go on with that are not measured again. What is not measured is
+    looked at anew: it takes no time, and what it holds against may be other files by now."""
     resumed = config.stash[RESUMED]
     records = resumed[KEY]["records"] if resumed else {}
-    return {key: record for key, record in records.items() if record["outcome"] in _ENDING}
+    return {
+        key: record
+        for key, record in records.items()
+        if record["outcome"] in _ENDING and record["precision"] is not None
+    }
 
 
 def leave_out_finished(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -114,10 +107,10 @@ def leave_out_finished(config: pytest.Config, items: list[pytest.Item]) -> None:
         items[:] = [item for item in items if item.nodeid not in done]
         config.hook.pytest_deselected(items=left_out)
     elif done:
-        of = f"the {counted(len(done), 'case')} of {Path(config.stash[RESUMED]['path']).stem}"
+        before = Path(config.stash[RESUMED]["path"]).stem
         raise BenchError(
-            f"--resume: none of {of} is asked for here: give the model and the options that it "
-            "had, or another name without --resume"
+            f"--resume: {before} has {counted(len(done), 'measured case')}, and none is asked for "
+            "here: give the model and the options that it had, or another name without --resume"
         )
     asked = {item.nodeid for item in left_out}
     log = config.stash[LOG]

@@ -79,7 +79,7 @@ def run_document(config: pytest.Config) -> dict[str, Any]:
     log.arguments = tuple(_relative(config, a) for a in config.args)
     log.only = _only(config)
     log.machine = measured_machine(config)
-    log.models = models_of(config)
+    log.models = _models(config)
     hook = config.hook
     machine_info = hook.pytest_benchmark_generate_machine_info(config=config)
     hook.pytest_benchmark_update_machine_info(config=config, machine_info=machine_info)
@@ -96,7 +96,7 @@ def run_document(config: pytest.Config) -> dict[str, Any]:
     return parsed
 
 
-def models_of(config: pytest.Config) -> dict[str, dict[str, Any]]:
+def _models(config: pytest.Config) -> dict[str, dict[str, Any]]:
     """What is kept of the config.json of every model that the run may be about, by label."""
     found = config.stash[SUBJECTS]
     groups = (found.structural, found.ranked, found.measured, found.own)

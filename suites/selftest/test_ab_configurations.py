@@ -60,6 +60,11 @@ def test_two_configurations_are_one_case_and_a_cut_comparison_goes_on(
     assert "not measured: mine-own: nothere reaches nothing" in told
     assert main([*asked, "--rounds", "4"][:-2]) == 2  # without --resume: nothing is overwritten
     assert "go on with it (--resume), or remove the file" in capsys.readouterr().err
+    config = Path(model) / "config.json"
+    config.write_text(json.dumps({**LLAMA, "vocab_size": 30}))
+    assert main([*asked, "--resume"]) == 2
+    assert "is of another comparison: mine: vocab_size 20 -> 30" in capsys.readouterr().err
+    config.write_text(json.dumps(LLAMA))
     assert main([*asked, "--resume"]) == 1  # the figures differ
     verdicts = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [keys[0] for keys in started] == ["mine-own-r4-fp32", "mine-own-r4-bf16",
@@ -120,8 +125,15 @@ def test_wrong_input_is_told_before_anything_is_measured(
     assert said in capsys.readouterr().err
 
 
+def _side(rank: int = 8, hidden: int = 32, torch: str = "1") -> Any:
+    subject = {"model": "mine", "ranked": "mine-own-r8", "class": "A", "weights": None,
+               "code": None, "adapter": {"r": rank}, "digest": f"{rank} {hidden}"}  # fmt: skip
+    decided = {"subjects": {"mine-own-r8-fp32": subject}, "models": {"mine": {"hidden": hidden}}}
+    return SimpleNamespace(label="x", versions={"torch": torch}, machine={}, decided=decided)
+
+
 def test_a_journal_is_of_one_comparison(tmp_path: Path) -> None:
-    sides: list[Any] = [SimpleNamespace(label="x", versions={"torch": "1"}, machine={})]
+    sides: list[Any] = [_side()]
     journal = PairJournal(tmp_path, resume=False)
     journal.begin(["plan"], sides)
     journal.add("one", [{"loss": float("nan")}, None])
@@ -130,8 +142,14 @@ def test_a_journal_is_of_one_comparison(tmp_path: Path) -> None:
         file.write('{"key": "two", "rec')  # it was killed here
     again = PairJournal(tmp_path, resume=True)
     assert again.records == {"one": [{"loss": "nan"}, None]}
-    with pytest.raises(BenchError, match="is of another comparison"):
-        again.begin(["another plan"], sides)
+    for plan, side, said in (
+        ("another plan", _side(), "other cases or options"),
+        ("plan", _side(rank=4), "mine-own-r8: r 8 -> 4"),
+        ("plan", _side(hidden=64), "mine: hidden 32 -> 64"),
+        ("plan", _side(torch="2"), "torch 1 -> 2"),
+    ):
+        with pytest.raises(BenchError, match=f"is of another comparison: {said}$"):
+            again.begin([plan], [side])
     again.begin(["plan"], sides)
     with pytest.raises(BenchError, match="a comparison goes on there"):
         PairJournal(tmp_path, resume=True)
@@ -147,7 +165,7 @@ def test_a_comparison_goes_on_where_the_disk_is_full(
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    sides: list[Any] = [SimpleNamespace(label="x", versions={"torch": "1"}, machine={})]
+    sides: list[Any] = [_side()]
     journal = PairJournal(tmp_path, resume=False)
     journal.begin(["plan"], sides)
     journal.add("one", [{"loss": 1.0}, None])

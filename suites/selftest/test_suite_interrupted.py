@@ -10,12 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from suite_runs import STEPS, results_of
+from suite_runs import LLAMA, STEPS, adapt, results_of
 from test_baselines import run_with
 
-from bench.baselines import KEY, find_runs, load_run, seal
+from bench.adapters.config import AdapterConfig
+from bench.baselines import KEY, StoredRun, find_runs, load_run, seal
+from bench.baselines.configuration import decided
 from bench.errors import BenchError
-from bench.plugin.resuming import check_models
+from bench.models.architectures import Model
+from bench.plugin.resuming import check_same
+from bench.scenarios.subjects import Subject
 
 KILLED = """
 import os, pytest, signal, weakref
@@ -61,12 +65,12 @@ def test_a_killed_run_keeps_its_cases_and_goes_on(
         another = [each.replace("mine", "opt-125m") for each in saved]
         strange = run(*another, "--scenario", "query", "--resume", apart=True)
         assert strange.ret == 2
-        assert "none of the 2 cases of 0001_long is asked for here" in (
+        assert "0001_long has 1 measured case, and none is asked for here" in (
             strange.stdout.str() + strange.stderr.str()
         )
     whole = run(*saved, "--resume", apart=True)
     assert whole.ret == 0, whole.stdout.str()
-    whole.stdout.fnmatch_lines(["2 cases taken over from 0001_long, not measured again"])
+    whole.stdout.fnmatch_lines(["1 case taken over from 0001_long, not measured again"])
     runs = {path.name: load_run(path) for path in find_runs(results_of(pytester), "long")}
     first, last = runs["0001_long.json"], runs["0002_long.json"]
     assert first.interrupted
@@ -153,9 +157,78 @@ def test_a_full_disk_while_saving_loses_no_case(
     assert len(load_run(kept).records) == 2
 
 
-def test_a_run_does_not_go_on_with_a_model_that_has_changed() -> None:
-    config = {"model_type": "llama", "hidden_size": 64}
-    before = replace(run_with(), models={"mine": config})
-    check_models(before, {"mine": dict(config), "another": {}})
-    with pytest.raises(BenchError, match=r"mine was another model then: .*hidden_size 64 -> 32"):
-        check_models(before, {"mine": {**config, "hidden_size": 32}})
+FAILS = """
+import pytest
+
+@pytest.fixture(autouse=True)
+def fails(request):
+    assert request.node.name.startswith("test_step")
+"""
+
+
+def test_a_run_does_not_go_on_with_what_has_changed(run, pytester: pytest.Pytester) -> None:
+    """Figures of one configuration under the name of another would be a gate that lies."""
+    mine, two = pytester.path / "mine", ("--precision", "fp32", "--precision", "bf16", *STEPS[2:])
+    saved = (*two, "--model", "mine", "--benchmark-save", "long", "-p", "no:randomly")
+    pytester.makeconftest(KILLED.format(name="SIGKILL", arrives="get"))
+    assert run(*saved, apart=True).ret == -9
+    pytester.makeconftest("")
+
+    def refused(*options: str) -> str:
+        result = run(*saved, *options, "--resume", apart=True)
+        assert result.ret == 2
+        return " ".join((result.stdout.str() + result.stderr.str()).split())
+
+    adapt(mine, ["gate_proj"])
+    said = "was another: mine-own-r4: target_modules ['q_proj', 'v_proj'] -> ['gate_proj']."
+    assert said in refused()
+    adapt(mine, ["q_proj", "v_proj"])
+    beside = ["q_proj", "v_proj"]
+    given = refused("--target-modules", "q_proj,v_proj,nope", "--rank", "4", "-m", "not measured")
+    assert f"target_modules {beside} -> {[*beside, 'nope']}" in given
+    config = mine / "config.json"
+    config.write_text(json.dumps({**LLAMA, "rms_norm_eps": 0.5}))  # the loss alone knows
+    assert "was another: mine: rms_norm_eps absent -> 0.5." in refused()
+    config.write_text(json.dumps(LLAMA))
+    pytester.makeconftest(FAILS)
+    assert run(*saved, "--resume", apart=True).ret == 1  # what is not measured is not taken over
+
+
+def _subject(folder: Path, targets: tuple[str, ...] = ("q_proj",), **changed: object) -> Subject:
+    model = Model("mine", {**LLAMA, **changed}, "AutoModelForCausalLM", source_folder=folder)
+    model = replace(model, trust_remote_code="auto_map" in changed)
+    return Subject(model, "own", AdapterConfig(targets), precision="fp32", weights=folder)
+
+
+def test_what_decides_a_case_is_told_apart(tmp_path: Path) -> None:
+    """Weights by their bytes, a list by every item, code by its text."""
+    weights, code = tmp_path / "model.safetensors", tmp_path / "sub" / "modeling.py"
+    weights.write_bytes(b"one")
+    code.parent.mkdir()
+    code.write_text("one = 1")
+    many = [f"name{number}" for number in range(20)]
+    own: dict[str, object] = {"auto_map": {"AutoConfig": "modeling.Config"}}
+
+    def now(**changed: object) -> StoredRun:
+        found = decided({"mine-own-r8-fp32": _subject(tmp_path, **changed)})  # type: ignore[arg-type]
+        return replace(run_with(), **found)
+
+    def differs(before: StoredRun, after: StoredRun) -> str:
+        check_same(before, before)
+        with pytest.raises(BenchError) as refused:
+            check_same(before, after)
+        return str(refused.value).partition("was another: ")[2].partition(". Its")[0]
+
+    plain = now()
+    assert "hidden_size 32 -> 64" in differs(plain, now(hidden_size=64))
+    assert differs(plain, now(**own)).startswith("mine: auto_map.AutoConfig absent -> ")
+    assert differs(now(a=[*many, "x"]), now(a=[*many, "y"])).startswith("mine: a 21 items (")
+    assert differs(now(a="x" * 300 + "a"), now(a="x" * 300 + "b")) == "mine: another configuration"
+    assert "target_modules 20 items" in differs(
+        now(targets=(*many,)), now(targets=(*many[1:], "y"))
+    )
+    with_code = now(**own)
+    code.write_text("one = 2")
+    assert differs(with_code, now(**own)) == "mine: other code"
+    weights.write_bytes(b"two")
+    assert differs(plain, now()) == "mine: other weights"
