@@ -6,8 +6,8 @@ saves. A trace is made once, however many sets it is part of.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import TYPE_CHECKING
 
@@ -48,10 +48,12 @@ class Lever:
 @dataclass(frozen=True)
 class Ways:
     """Each change alone, those that save most first; and the smallest sets that fit, each a change
-    or several, none of them holding another."""
+    or several, none of them holding another. `refused` says why the rest that applies, by name, is
+    neither: what the GPU or the libraries say of the changed step."""
 
     single: tuple[Lever, ...]
     sets: tuple[Lever, ...]
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 def _step(case: Case, **changes: object) -> Case:
@@ -133,6 +135,7 @@ def ways_to_fit(
     """Every change that applies, but for those in `without`, and what together fits. `predict` must
     know the GPU."""
     known: dict[str, Prediction] = {}
+    refused: dict[str, str] = {}
 
     def tried(names: Sequence[str]) -> Lever | None:
         changed = case
@@ -145,7 +148,8 @@ def ways_to_fit(
         if key not in known:
             try:
                 known[key] = predict(changed)
-            except BenchError:  # a GPU may refuse the changed step: a pinned kernel in bf16
+            except BenchError as error:  # of the changed step: a pinned kernel in bf16
+                refused[" + ".join(names)] = str(error)
                 return None
         found = known[key]
         saved = now.peak_reserved_bytes - found.peak_reserved_bytes
@@ -163,7 +167,7 @@ def ways_to_fit(
             lever = tried(together)
             if lever is not None and lever.fits:
                 sets.append(lever)
-    return Ways(tuple(single), tuple(sets[:SETS]))
+    return Ways(tuple(single), tuple(sets[:SETS]), refused)
 
 
 def _together(names: Sequence[str], size: int) -> Iterator[tuple[str, ...]]:

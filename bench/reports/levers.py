@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from bench.reports.layout import aligned
-from bench.units import format_bytes
+from bench.units import format_bytes, one_line
 
 if TYPE_CHECKING:
     from bench.predict.levers import Lever, Ways
@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 
 
 def ways_text(ways: Ways, command: Callable[[Case], str]) -> str:
-    """Every change, sorted by what it saves of the peak reserved, and the smallest sets that fit,
-    each as the command that repeats it."""
+    """Every change, sorted by what it saves of the peak reserved, those that were left out, and the
+    smallest sets that fit, each as the command that repeats it."""
     lines = ["  alone, of the peak reserved:"] if ways.single else []
     alone = [(each.names[0], _saved(each), "fits" if each.fits else "") for each in ways.single]
     lines += [f"    {line}" for line in aligned(alone, "lrl")]
+    lines += [f"  left out: {names}: {one_line(why)}" for names, why in ways.refused.items()]
     if not ways.sets:
         lines.append("  no set of these changes that was tried surely fits")
     for lever in ways.sets:
@@ -27,7 +28,7 @@ def ways_text(ways: Ways, command: Callable[[Case], str]) -> str:
     return "\n".join(lines)
 
 
-def ways_json(ways: Ways, command: Callable[[Case], str]) -> dict[str, list[dict[str, Any]]]:
+def ways_json(ways: Ways, command: Callable[[Case], str]) -> dict[str, Any]:
     """The same, JSON-safe."""
 
     def said(lever: Lever) -> dict[str, Any]:
@@ -42,6 +43,7 @@ def ways_json(ways: Ways, command: Callable[[Case], str]) -> dict[str, list[dict
     return {
         "alone": [said(each) for each in ways.single],
         "fit": [said(each) for each in ways.sets],
+        "left_out": dict(ways.refused),
     }
 
 

@@ -76,3 +76,10 @@ def test_a_change_that_the_gpu_refuses_is_left_out(
     changes = {name for each in found["ways_to_fit"]["alone"] for name in each["changes"]}
     assert "gradient checkpointing" in changes
     assert "4-bit weights" not in changes
+    left = found["ways_to_fit"]["left_out"]
+    assert set(left) == {"4-bit weights", "4-bit weights, double quantization"}
+    assert all("efficient" in why for why in left.values())
+    assert main(["memory", model, *STEP[:4], *long, *asked]) == 1
+    said = capsys.readouterr().out
+    for change, why in left.items():
+        assert f"  left out: {change}: {why}\n" in said
