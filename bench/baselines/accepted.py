@@ -108,6 +108,22 @@ def no_baseline(run: StoredRun) -> str:
     return "its gate failed" if run.gate == FAILED else "it was stored without --gate"
 
 
+def unproven(baseline: StoredRun) -> str:
+    """What every answer says that holds something against this stored run, which somebody named:
+    that it has passed no gate. "" where it has or is accepted, and of a run that is not stored."""
+    if baseline.path is None or not (why := no_baseline(baseline)):
+        return ""
+    run = baseline.label
+    if baseline.gate == NARROWER and not baseline.interrupted:
+        return f"{run} may not be a baseline unless it is named: {why}."
+    if baseline.gate == FAILED and not baseline.interrupted:
+        return (
+            f"{run} FAILED its gate, and nobody has accepted it: what is unchanged against it may "
+            "be as wrong as it was."
+        )
+    return f"{run} has never passed a gate, and nobody has accepted it: {why}."
+
+
 def check_gated(baseline: StoredRun) -> None:
     """BenchError for a run that failed or was cut short, and that nobody has accepted: to be named
     makes it something to look at beside this run, and nothing that a gate may pass against."""

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.baselines.accepted import unproven
 from bench.baselines.metrics import ALLOCATED, METRICS, RESERVED, TIME, Thresholds
 from bench.baselines.runs import Record, StoredRun
 from bench.baselines.verdicts import FAILING, NEW, VERDICTS, Verdict, left_out
@@ -136,7 +137,8 @@ def write_verdicts(
 
     Figures are raw, in the unit that stands beside them; a ratio from zero is null. `fails` says
     whether this verdict failed the gate. `not_compared` names the baseline's cases that the run was
-    not asked for. What could not be judged is `unchanged` among the verdicts, and counted apart in
+    not asked for. `unproven` of the baseline says that it has passed no gate, where it has not.
+    What could not be judged is `unchanged` among the verdicts, and counted apart in
     the summary.
     """
     failed = {(verdict.record, verdict.metric) for verdict in failing}
@@ -147,7 +149,7 @@ def write_verdicts(
             **count_verdicts(verdict for verdict in verdicts if not verdict.not_judged),
             "not judged": sum(verdict.not_judged for verdict in verdicts),
         },
-        "baseline": _origin(baseline),
+        "baseline": {**_origin(baseline), "unproven": unproven(baseline)},
         "contender": _origin(contender),
         "not_compared": left_out(baseline, contender),
         "verdicts": [

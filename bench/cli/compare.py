@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from bench.cli.options import FORMATS, Add, add_format, add_gate
-from bench.cli.output import csv_text, json_lines, put, stored_runs, written
+from bench.cli.output import csv_text, json_lines, put, say, stored_runs, written
 
 HELP = "verdicts on two stored runs"
 
@@ -35,6 +35,7 @@ def run(options: argparse.Namespace) -> int:
         require_common,
         write_verdicts,
     )
+    from bench.baselines.accepted import unproven
     from bench.reports import verdict_report, verdict_rows
 
     if options.verdict_file is not None:
@@ -49,6 +50,8 @@ def run(options: argparse.Namespace) -> int:
     failing = gate(verdicts, options.allow)
     if options.verdict_file:
         write_verdicts(options.verdict_file, verdicts, failing, baseline, contender)
+    if options.format in ("csv", "json") and (told := unproven(baseline)):
+        say(told)
     if options.format == "csv":
         rows = verdict_rows(verdicts, failing)
         put(csv_text(rows[0], (row.values() for row in rows)))

@@ -75,11 +75,7 @@ def run(options: argparse.Namespace) -> int:
     say(plan(study, workers))
     if options.plan:
         return 0
-    baseline = None
-    if options.compare is not None:
-        from bench.baselines.accepted import load_baseline
-
-        baseline = load_baseline(_folder(study, options), options.compare or None)
+    baseline = None if options.compare is None else _baseline(study, options)
     journal, done = _journal(study, options)
 
     def ended(shown: Shown) -> None:
@@ -170,6 +166,14 @@ def _folder(study: Study, options: argparse.Namespace) -> Path:
 
     given: Path | None = options.results
     return given or OWN_RESULTS / "learning" / study.name
+
+
+def _baseline(study: Study, options: argparse.Namespace) -> StoredRun:
+    from bench.baselines.accepted import check_gated, load_baseline
+
+    baseline = load_baseline(_folder(study, options), options.compare or None)
+    check_gated(baseline)
+    return baseline
 
 
 def _journal(
@@ -269,9 +273,12 @@ class _Held:
 
     def put(self, run: StoredRun, form: str) -> None:
         from bench.baselines import as_json
+        from bench.baselines.accepted import unproven
         from bench.reports.verdicts import verdict_report
 
         if form == "json":
+            if told := unproven(self.baseline):
+                say(told)
             rows = ({**as_json(item), "fails": item in self.failing} for item in self.verdicts)
             put(json_lines(rows))
         else:

@@ -111,6 +111,11 @@ def _check_name(output: Path | None, format: str | None) -> None:
 def _text(runs: Sequence[StoredRun], baseline: StoredRun | None, format: str, to_file: bool) -> str:
     from bench.reports import HEADERS, comparison_report, comparison_rows
 
+    if format in ("csv", "json") and baseline is not None:
+        from bench.baselines.accepted import unproven
+
+        if told := unproven(baseline):
+            say(told)
     if format == "html":
         return _page(runs, baseline)
     if format == "csv":

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from bench.baselines import StoredRun, Verdict
+from bench.baselines.accepted import unproven
 from bench.baselines.verdicts import UNCHANGED
 from bench.reports.layout import Report, Table, terminal
 from bench.reports.rows import comparison_rows
@@ -46,7 +47,9 @@ def closing(
         text = terminal(report, width, colour).lstrip()
         if len(text.splitlines()) <= room:
             return text + tail
-    return _cut(f"{'FAILED' if failing else 'passed'}: {summary(verdicts)}\n{tail}", most)
+    told = [f"Baseline: {line}" for line in [unproven(baseline)] if line]
+    said = [*told, f"{'FAILED' if failing else 'passed'}: {summary(verdicts)}", tail]
+    return _cut("\n".join(said), most)
 
 
 def _shortened(

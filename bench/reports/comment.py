@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench.baselines import FAILING, StoredRun, Verdict
+from bench.baselines.accepted import unproven
 from bench.baselines.verdicts import UNCHANGED
 from bench.reports.layout import Report, Table, markdown_cell, markdown_table
 from bench.reports.tables import describe
@@ -15,7 +16,7 @@ MARKER = "<!-- lora-target-bench: verdicts -->"
 """The first line: by it the next comment is an edit of this one, and no second comment."""
 
 MOST_LINES = 59
-_MOST_FAILING, _MOST_OTHERS = 20, 12
+_MOST_FAILING, _MOST_OTHERS = 20, 10
 
 
 def comment(
@@ -29,6 +30,8 @@ def comment(
     VERDICT[:ID], which are recorded with what they let pass."""
     mark = "❌ LoRA targets: the gate fails" if failing else "✅ LoRA targets: the gate passes"
     lines = [MARKER, f"### {mark}", "", summary(verdicts), ""]
+    if told := unproven(baseline):
+        lines += [f"**Baseline**: {markdown_cell(told)}", ""]
     others = [v for v in ranked(verdicts) if v.verdict != UNCHANGED and v not in failing]
     if failing:
         lines += _rows(ranked(failing), _MOST_FAILING, failing, baseline, contender)

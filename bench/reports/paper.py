@@ -6,6 +6,7 @@ import string
 from collections.abc import Sequence
 
 from bench.baselines import StoredRun
+from bench.baselines.accepted import unproven
 from bench.errors import BenchError
 from bench.reports.columns import Column, columns_of, model_title, remark
 from bench.reports.layout import latex_text
@@ -29,7 +30,8 @@ def paper(runs: Sequence[StoredRun], baseline: StoredRun | None = None) -> str:
     if not rows:
         raise BenchError(f"{', '.join(run.label for run in runs)}: a run without a case: no table")
     shown = [row for row in rows if row.precision is not None] or rows
-    origin = " ".join(describe(run) for run in runs)
+    told = unproven(baseline) if baseline else ""
+    origin = " ".join(filter(None, (*map(describe, runs), told)))
     titles = dict.fromkeys(map(model_title, shown))
     tables = [
         _table(title, [row for row in shown if model_title(row) == title], len(runs) > 1, origin)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from bench.baselines import Machine, StoredRun
-from bench.baselines.accepted import FAILED
+from bench.baselines.accepted import FAILED, unproven
 from bench.reports.layout import BAD, EMPTY, GOOD, NOTED, Report, Table
 from bench.reports.rows import Row, comparison_rows
 from bench.training.options import PHASES
@@ -57,7 +57,7 @@ def comparison_report(
             f"{counted(further, 'further case')} counted but not measured; the CSV table has them."
         )
     if baseline:
-        notes.append(f"Δ: change against run {describe(baseline)}")
+        notes.append(f"Δ: change against run {against(baseline)}")
     return Report(
         "LoRA target modules",
         tuple(f"Run {describe(run)}" for run in runs),
@@ -113,6 +113,12 @@ def describe(run: StoredRun) -> str:
     elif run.gate == FAILED:
         parts.append("its gate failed when it was stored")
     return one_line(f"{run.label}: {'; '.join(parts)}.")
+
+
+def against(baseline: StoredRun) -> str:
+    """`describe` of a baseline, with what has to be said of it beside every figure held against
+    it."""
+    return " ".join(filter(None, (describe(baseline), unproven(baseline))))
 
 
 def _machine(machine: Machine) -> str:

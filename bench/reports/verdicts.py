@@ -20,12 +20,11 @@ from bench.baselines import (
     left_out,
     unused,
 )
-from bench.baselines.accepted import FAILED, no_baseline
 from bench.baselines.metrics import LOSS, TIME
 from bench.baselines.storage import SAVE_HINT, named
 from bench.baselines.verdicts import INCOMPARABLE, NEW, UNCHANGED
 from bench.reports.layout import BAD, EMPTY, GOOD, NOTED, Report, Table
-from bench.reports.tables import describe
+from bench.reports.tables import against, describe
 from bench.statistics import CONFIDENCE
 from bench.units import counted, format_change, format_quantity, one_line
 
@@ -96,7 +95,7 @@ def verdict_report(
     `gate` was given.
     """
     caption = (
-        f"Baseline {describe(baseline)}",
+        f"Baseline {against(baseline)}",
         f"Contender {describe(contender)}",
         f"{'FAILED' if failing else 'passed'}: {summary(verdicts)}.",
     )
@@ -136,8 +135,6 @@ def verdict_report(
             f"{counted(len(missing), 'case')} of the baseline not compared: this run was not "
             f"asked for {'it' if len(missing) == 1 else 'them'}."
         )
-    if baseline.gate == FAILED and no_baseline(baseline):
-        notes.append(f"The gate of {baseline.label} failed, and nobody has accepted it.")
     if failing and not contender.interrupted:
         notes.append(f"To accept the new figures: {_accepting(contender, save_command)}")
     return Report("Verdicts", caption, (table,) if lines else (), tuple(notes))
