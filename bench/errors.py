@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from types import TracebackType
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class BenchError(Exception):
@@ -29,6 +32,18 @@ class UnknownName(BenchError):
 
 
 _SHOWN = 60
+
+
+def check_known(kind: str, name: str, known: Collection[str], hint: str = "") -> None:
+    """Raise UnknownName where it is none of them."""
+    if name not in known:
+        raise UnknownName(kind, name, known, hint)
+
+
+def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
+    """What the table has under that name; UnknownName where it has none."""
+    check_known(kind, name, table)
+    return table[name]
 
 
 def check_most(what: str, value: float | None, most: int) -> None:

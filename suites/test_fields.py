@@ -17,7 +17,7 @@ from bench.adapters.config import AdapterConfig
 from bench.cli import main
 from bench.errors import BenchError
 from bench.formulas import lora_parameters
-from bench.formulas.totals import base_totals
+from bench.formulas.terms import base_totals
 from bench.measure.counting import Totals, count, inject, totals
 from bench.models.architectures import Model, load_model
 from bench.models.modules import ModuleTable, read_table

@@ -27,7 +27,7 @@ from bench.atlas.reviewed import OWN_MODULE, Override, override_for, role_in
 from bench.atlas.store import entry_from_json, entry_to_json
 from bench.atlas.workers import Run, run_all
 from bench.compat import unreset
-from bench.errors import BenchError, UnknownName
+from bench.errors import BenchError, check_known
 from bench.models.modules import OTHER, ModuleTable, read_table
 from bench.models.roles import ROUTER, role_of
 from bench.process import broken_library
@@ -85,8 +85,7 @@ def entry_as_json(model_type: str) -> dict[str, Any]:
 def check_type_name(name: str, known: Iterable[str], where: str) -> str:
     """`name` itself; UnknownName, with the nearest, if it is none of the known types."""
     known = set(known)
-    if name not in known:
-        raise UnknownName("model type", name, known, f"({where})")
+    check_known("model type", name, known, f"({where})")
     return name
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from bench.errors import BenchError, UnknownName
+from bench.errors import BenchError, UnknownName, lookup
 
 EXACT, ALLOCATED, RESERVED, TIME, LOSS = "exact", "allocated", "reserved", "time", "loss"
 
@@ -67,9 +67,7 @@ METRICS: dict[str, Metric] = {
 
 def metric_named(name: str, where: str = "") -> Metric:
     """The metric of that name; UnknownName, naming `where`, if there is none."""
-    if name not in METRICS:
-        raise UnknownName(f"metric in {where}:" if where else "metric", name, METRICS)
-    return METRICS[name]
+    return lookup(f"metric in {where}:" if where else "metric", name, METRICS)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from bench.baselines.metrics import EXACT, LOSS, TIME, Metric, metric_named
-from bench.errors import BenchError, UnknownName
+from bench.errors import BenchError, UnknownName, check_known
 from bench.files import check_readable, parse, strict_json, unreadable
 from bench.training.machine import INSTRUCTION_SETS, Machine
 
@@ -332,8 +332,7 @@ def parse_record(key: str, data: Any, file: str) -> Record:
     given = {"rank": None, "precision": None, **data} if isinstance(data, dict) else data
     record = parse(given, Record, where, id=key)
     _check_words({k: v for k, v in data.items() if k != "detail"}, where)
-    if record.outcome not in OUTCOMES:
-        raise UnknownName(f"outcome in {where}:", record.outcome, OUTCOMES)
+    check_known(f"outcome in {where}:", record.outcome, OUTCOMES)
     metrics = {
         name: _value(metric_named(name, where), value, f"{where}: {name}")
         for name, value in record.metrics.items()

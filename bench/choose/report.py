@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bench.predict.gpus import bfloat16_note
+from bench.predict.largest import BATCH_SIZE, RANK, SEQ_LEN
 from bench.predict.result import LIMITS
-from bench.predict.sizes import BATCH_SIZE, RANK, SEQ_LEN
 from bench.reports.layout import EMPTY, FADED, GOOD, Report, Table
 from bench.reports.learning import cited
 from bench.training.options import DTYPES

@@ -102,8 +102,7 @@ def run(options: argparse.Namespace) -> int:
     if not cases:
         raise BenchError("no scenario applies to this model: give --target-modules or --adapter")
     from bench.baselines.predicted import store
-    from bench.predict.largest import Solution
-    from bench.predict.sizes import check_has_length
+    from bench.predict.largest import Solution, check_has_length
 
     if options.store and any(subject.scenario is None for subject in subjects):
         raise BenchError("--store keeps predictions of registered scenarios: give --scenario")
@@ -256,8 +255,7 @@ def _text(
     options: argparse.Namespace,
     unreached: Sequence[str],
 ) -> str:
-    from bench.reports.levers import ways_json, ways_text
-    from bench.reports.predicted import prediction_json, prediction_text
+    from bench.reports.predicted import prediction_json, prediction_text, ways_json, ways_text
 
     command = partial(_command, options)
     if options.format == "json":

@@ -82,8 +82,14 @@ def run(options: argparse.Namespace) -> int:
         plot_format(options.plot)
     from bench.check.gate import HazardGate
     from bench.formulas import lora_parameters
-    from bench.reports.ledger import ledger_json, ledger_text
-    from bench.reports.modules import adapted_modules, ledger_report, missed_modules, modules_text
+    from bench.reports.ledger import (
+        adapted_modules,
+        ledger_json,
+        ledger_report,
+        ledger_text,
+        missed_modules,
+        modules_text,
+    )
     from bench.scenarios.subjects import check_optional
     from bench.targets import match
 

@@ -2,7 +2,8 @@
 
 `lora` holds LoRA and its variants, `kinds` the other methods' formulas and `prompts` those that
 train virtual tokens, `methods` puts one on a model, `budgets` all of them side by side;
-`settings` says what values their fields may hold, `totals` how large the base model is. Nothing
+`settings` says what values their fields may hold, `terms` what a count adds up to, and how large
+the base model is. Nothing
 here imports torch or PEFT: what PEFT really creates is counted elsewhere, and the suites hold the
 two against each other.
 """

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bench.adapters.config import BIASES, NO_TARGETS, AdapterConfig
-from bench.errors import BenchError, UnknownName
+from bench.errors import BenchError, UnknownName, lookup
 from bench.formulas import prompts, settings
 from bench.formulas.kinds import METHODS, PARTS, Kind, Settings
 from bench.formulas.lora import (
@@ -61,9 +61,7 @@ def method(name: str, **fields: Any) -> Method:
     hold: none is ignored.
     """
     name = name.replace("_", "-")  # PEFT writes PREFIX_TUNING
-    if name not in METHODS:
-        raise UnknownName("method", name, METHODS)
-    kind = METHODS[name]
+    kind = lookup("method", name, METHODS)
     common = (*kind.common, "bias") if kind.bias else kind.common
     allowed = (*kind.settings, *common)
     for key in fields:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from bench.errors import BenchError, UnknownName
+from bench.errors import BenchError, check_known
 from bench.learning.ranking import common_seeds, interval_of
 from bench.learning.records import Shown
 from bench.learning.study import Claim
@@ -59,8 +59,7 @@ def rulings(claims: Sequence[Claim], margin: float, shown: Mapping[str, Shown]) 
     nats."""
     found = []
     for claim in claims:
-        if claim.kind not in _KINDS:
-            raise UnknownName("kind of claim", claim.kind, _KINDS)
+        check_known("kind of claim", claim.kind, _KINDS)
         try:
             found.append(_KINDS[claim.kind](claim, margin, shown))
         except _Missing as missing:

@@ -1,4 +1,5 @@
-"""One arm in training: deterministic steps, evaluation at fixed ones, and what is recorded.
+"""One arm in training: deterministic steps, evaluation at fixed ones, what is recorded, and the
+rate that it is trained with.
 
 The step is `bench.training.step.training_step`, the same that the project measures. The seed
 decides the head's first weights, the adapters', dropout, and the order of the text; at one seed
@@ -19,7 +20,7 @@ import transformers
 
 from bench.learning import texts
 from bench.learning.arms import FULL, LORA
-from bench.learning.records import Fitted
+from bench.learning.records import Fitted, Tuned
 from bench.training.cases import Case, StepOptions
 from bench.training.cost import CostCounter
 from bench.training.loading import adapt, base_model, quantized_layers, quiet_libraries
@@ -292,3 +293,34 @@ def fit_arm(study: Study, arm: Arm, rate: float, seed: int, *, follow: bool = Fa
         seconds[len(seconds) // 2] if seconds else 0.0,
         one.peak_allocated_bytes, one.flops, diverged,
     )  # fmt: skip
+
+
+FIRST_SEED = 1000
+"""Of tuning: no seed of a compared run."""
+
+
+def tune(study: Study, arm: Arm, seed: int = FIRST_SEED) -> Tuned:
+    """The rate among the arm's own, by successive halving on the held-back part. Of equal ones the
+    smaller; where all diverge the smallest.
+
+    K. Jamieson, A. Talwalkar, "Non-stochastic Best Arm Identification and Hyperparameter
+    Optimization", AISTATS 2016: every rate is trained for a few steps, the better ones go on. The
+    rates are half a decade apart, so that the best is known to within that.
+    """
+    settings = study.settings
+    held_back = study.material(arm).held_back
+    running = {rate: ArmFit(study, arm, rate, seed) for rate in arm.rates}
+    losses: dict[float, dict[int, float]] = {rate: {} for rate in arm.rates}
+    for step, kept in zip(settings.rungs, settings.kept, strict=True):
+        for rate, one in running.items():
+            try:
+                one.train_to(step)
+                loss = one.loss_on(held_back)
+            except LossDiverged:
+                loss = math.inf
+            losses[rate][step] = loss if math.isfinite(loss) else math.inf
+        best = sorted(running, key=lambda rate: (losses[rate][step], rate))[:kept]
+        running = {rate: running[rate] for rate in running if rate in best}
+        if all(math.isinf(losses[rate][step]) for rate in best):
+            return Tuned(min(arm.rates), losses)
+    return Tuned(best[0], losses)

@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from bench.errors import BenchError, UnknownName
+from bench.errors import BenchError, lookup
 from bench.files import FIXTURES, parse, read_toml
 
 FILE = FIXTURES / "learning" / "packages.toml"
@@ -79,10 +79,7 @@ def packages(path: Path = FILE) -> dict[str, Package]:
 
 def package(name: str) -> Package:
     """The package of that name; UnknownName with the nearest."""
-    known = packages()
-    if name not in known:
-        raise UnknownName("package", name, known)
-    return known[name]
+    return lookup("package", name, packages())
 
 
 def missing_packages(*names: str) -> list[str]:

@@ -18,9 +18,9 @@ from typing import Any
 from bench.errors import BenchError
 from bench.learning import fit as fitting
 from bench.learning.arms import TOLERANCE, Arm
+from bench.learning.fit import FIRST_SEED, tune
 from bench.learning.records import Shown
 from bench.learning.study import Origin, Study, load_study
-from bench.learning.tuning import FIRST_SEED, tune
 from bench.process import broken_library
 from bench.training.machine import usable_processors
 from bench.units import counted

@@ -12,7 +12,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from bench.errors import BenchError, UnknownName
+from bench.errors import BenchError, check_known, lookup
 from bench.files import FIXTURES, check_weights, keyed, parse, read_toml
 from bench.learning import packages, texts
 from bench.learning.arms import FULL, HEAD, LORA, Arm, budget_of, lora_arm, whole_arm
@@ -94,8 +94,7 @@ class Settings:
     seeds: int
 
     def __post_init__(self) -> None:
-        if self.task not in CLASSES:
-            raise UnknownName("task", self.task, CLASSES)
+        check_known("task", self.task, CLASSES)
         if len(self.rungs) != len(self.kept) or max(self.rungs) > self.steps:
             raise BenchError("rungs and kept go together, and no rung is beyond the last step")
         if self.evaluate_at[-1] != self.steps:
@@ -165,10 +164,7 @@ class Study:
 
     def arm(self, name: str) -> Arm:
         """The arm of that name; UnknownName with the nearest."""
-        for arm in self.arms:
-            if arm.name == name:
-                return arm
-        raise UnknownName("arm", name, [arm.name for arm in self.arms])
+        return lookup("arm", name, {arm.name: arm for arm in self.arms})
 
     def only(self, names: Sequence[str]) -> Study:
         """With these arms alone, and those whose rates they take."""
@@ -228,8 +224,7 @@ def load_study(origin: Origin) -> Study:
 
 
 def _file(name: str) -> tuple[_File, str]:
-    if name not in studies():
-        raise UnknownName("study", name, studies())
+    check_known("study", name, studies())
     path = FOLDER / f"{name}.toml"
     return parse(read_toml(path), _File, str(path)), str(path)
 
@@ -298,8 +293,7 @@ def _said(file: _File, where: str) -> Said:
         rest = {name: value for name, value in facts.items() if name not in _OF_ARMS}
         told = parse(rest, keyed(_TOLD, str), f"{where}: claim.{key}")
         for arm_name in _names(given):
-            if arm_name not in file.arm:
-                raise UnknownName(f"arm in {where}: claim.{key}:", arm_name, file.arm)
+            check_known(f"arm in {where}: claim.{key}:", arm_name, file.arm)
         claims.append(Claim(key, arms=given, **told))
     stands_for = {k: facts["stands_for"] for k, facts in file.arm.items() if "stands_for" in facts}
     published: Mapping[str, str] = dict(file.published.items())
@@ -324,9 +318,7 @@ def _names(values: Mapping[str, Any]) -> list[str]:
 
 
 def _weights(name: str) -> Path:
-    if name not in WEIGHTS_OF:
-        raise UnknownName("weights", name, WEIGHTS_OF)
-    return WEIGHTS_OF[name]()
+    return lookup("weights", name, WEIGHTS_OF)()
 
 
 def _model(folder: Path, task: str, label: str) -> Model:
@@ -357,8 +349,7 @@ def _arm(study: Study, name: str, facts: _Arm) -> Arm:
     settings = study.settings
     kind = facts.get("kind", LORA)
     grids = {LORA: settings.rates, FULL: settings.full_rates, HEAD: settings.head_rates}
-    if kind not in grids:
-        raise UnknownName("kind of arm", kind, grids)
+    check_known("kind of arm", kind, grids)
     common: dict[str, Any] = {
         "precision": precision(facts.get("precision", "fp32")).name,
         "shift": facts.get("shift", False),

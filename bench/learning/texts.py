@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.errors import BenchError, UnknownName
+from bench.errors import BenchError, lookup
 from bench.files import read_text
 from bench.learning.packages import package
 
@@ -27,7 +27,6 @@ TRAIN, HELD_BACK, EVALUATION = "train", "held-back", "evaluation"
 SHARES = ((EVALUATION, 20), (HELD_BACK, 35), (TRAIN, 100))
 """Below these hundredths of the hash a text is in that split: 20 %, 15 % and 65 %."""
 IGNORED_LABEL = -100
-_SORTED_TOGETHER = 1  # batches whose texts are sorted by length, so that little is padded
 Batch = dict[str, Any]
 
 
@@ -128,9 +127,7 @@ def from_source(values: Mapping[str, Any]) -> list[Text]:
     """The texts of the source that a study names, by its other values. Raises UnknownName."""
     given = dict(values)
     name = given.pop("source")
-    if name not in SOURCES:
-        raise UnknownName("source of text", name, SOURCES)
-    return SOURCES[name](**given)
+    return lookup("source of text", name, SOURCES)(**given)
 
 
 def tokenizer_of(folder: Path) -> Any:
@@ -300,14 +297,8 @@ def batches(examples: Sequence[Example], size: int, count: int, seed: int, pad: 
     order: list[Example] = []
     while len(order) < size * count:
         order += draw.sample(list(examples), len(examples))
-    made = []
-    for start in range(0, count, _SORTED_TOGETHER):
-        here = min(_SORTED_TOGETHER, count - start)
-        group = sorted(order[start * size : (start + here) * size], key=lambda e: len(e.ids))
-        parts = [group[i * size : (i + 1) * size] for i in range(here)]
-        draw.shuffle(parts)
-        made += [collate(part, pad) for part in parts]
-    return made
+    parts = (order[start * size : (start + 1) * size] for start in range(count))
+    return [collate(sorted(part, key=lambda e: len(e.ids)), pad) for part in parts]
 
 
 def in_order(examples: Sequence[Example], size: int, pad: int) -> list[Batch]:

@@ -17,7 +17,7 @@ from typing import Any
 from bench.adapters.config import ALL_LINEAR, AdapterConfig
 from bench.atlas.build import build_model
 from bench.atlas.entries import TypeEntry
-from bench.errors import BenchError, UnknownName
+from bench.errors import BenchError, check_known
 from bench.files import parse, read_json
 from bench.models.modules import ModuleTable, read_table
 from bench.targets import match
@@ -122,8 +122,7 @@ def load_reach(folder: Path) -> StoredReach:
     for model_type, outcomes in found.types.items():
         where = f"{path}: {model_type}"
         for name, value in outcomes.items():
-            if name not in SCENARIOS:
-                raise UnknownName(f"scenario in {where}:", name, SCENARIOS)
+            check_known(f"scenario in {where}:", name, SCENARIOS)
             if value != REFUSED and (type(value) is not int or value < 1):
                 raise BenchError(f"{where}: {name}: {value!r} is neither a count nor {REFUSED!r}")
     return found

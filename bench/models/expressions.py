@@ -11,7 +11,7 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from bench.errors import BenchError, UnknownName
+from bench.errors import BenchError, check_known
 
 _OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: operator.add,
@@ -43,8 +43,7 @@ def _walk(node: ast.expr, fields: Mapping[str, Any], where: str) -> int:
         case ast.Constant(value=int(value)) if not isinstance(value, bool):
             return value
         case ast.Name(id=name):
-            if name not in fields:
-                raise UnknownName(f"configuration field in {where}:", name, fields)
+            check_known(f"configuration field in {where}:", name, fields)
             value = fields[name]
             if isinstance(value, bool) or not isinstance(value, int):
                 raise BenchError(f"{where}: field {name} is {value!r}, not a whole number")

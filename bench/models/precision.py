@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from bench.errors import UnknownName
+from bench.errors import lookup
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,4 @@ def precision(name: str) -> Precision:
     """The precision called `name`; raises UnknownName with the nearest known names."""
     if name in STORED:
         return STORED[name]
-    try:
-        return PRECISIONS[name]
-    except KeyError:
-        raise UnknownName("precision", name, PRECISIONS) from None
+    return lookup("precision", name, PRECISIONS)

@@ -6,7 +6,7 @@ import re
 from functools import lru_cache
 from typing import TypedDict
 
-from bench.errors import UnknownName
+from bench.errors import check_known
 from bench.files import FIXTURES, parse, read_toml
 
 QUERY, KEY, VALUE, OUTPUT = "query", "key", "value", "output"
@@ -61,8 +61,7 @@ def serves(role: str, wanted: str) -> bool:
 
 def check_role(name: str, where: str) -> str:
     """`name` itself; UnknownName, naming `where`, if there is no such role."""
-    if name not in ROLES:
-        raise UnknownName(f"role in {where}:", name, ROLES)
+    check_known(f"role in {where}:", name, ROLES)
     return name
 
 

@@ -9,7 +9,7 @@ from typing import IO
 
 import pytest
 
-from bench.baselines.kinds import MachineKind, choose_kinds, machine_kinds
+from bench.baselines.machines import MachineKind, choose_kinds, machine_kinds
 from bench.errors import BenchError, missing_extra
 from bench.models.apart import handed_on
 from bench.plugin.state import CLUSTER, KIND, under_xdist

@@ -10,7 +10,7 @@ import pytest
 
 from bench.baselines import StoredRun, Thresholds, Verdict
 from bench.baselines.journal import RunJournal
-from bench.baselines.kinds import MachineKind
+from bench.baselines.machines import MachineKind
 from bench.baselines.runlog import Pace, RunLog
 from bench.measure.cluster import Cluster
 from bench.scenarios.subjects import Subjects

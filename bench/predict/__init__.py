@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bench.predict.gpus import Gpu, find_gpu, gpu_with_memory
-    from bench.predict.largest import Solution, solve
+    from bench.predict.largest import SOLVABLE, Solution, solve
     from bench.predict.result import Prediction, predict
-    from bench.predict.sizes import SOLVABLE
 
 __all__ = [
     "SOLVABLE",
@@ -27,7 +26,7 @@ __all__ = [
 _HOMES = {
     "Gpu": "gpus",
     "Prediction": "result",
-    "SOLVABLE": "sizes",
+    "SOLVABLE": "largest",
     "Solution": "largest",
     "find_gpu": "gpus",
     "gpu_with_memory": "gpus",

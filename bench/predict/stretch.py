@@ -18,8 +18,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from bench.predict.alike import layers_alike, shallow
+from bench.predict.largest import SEQ_LEN, value_of, with_value
 from bench.predict.repeats import Piece, pieces_of, stretched_events
-from bench.predict.sizes import SEQ_LEN, value_of, with_value
 
 if TYPE_CHECKING:
     from bench.predict.kernels import Device

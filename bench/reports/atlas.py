@@ -19,7 +19,7 @@ from bench.atlas.diff import change_lines, diff_atlases
 from bench.atlas.entries import Atlas, TypeEntry, linear_rows
 from bench.atlas.reviewed import with_roles
 from bench.atlas.store import find_atlas, load_atlas, stored_versions
-from bench.errors import BenchError, UnknownName
+from bench.errors import BenchError, check_known
 from bench.measure.reach import DEFAULT, SCENARIOS, load_reach, peft_defaults, stored_names
 from bench.models.roles import (
     DOWN,
@@ -49,8 +49,7 @@ def refresh(text: str, where: str) -> str:
     nothing is known of, and for a text without any."""
 
     def block(found: re.Match[str]) -> str:
-        if found["name"] not in BLOCKS:
-            raise UnknownName(f"block of figures in {where}:", found["name"], BLOCKS)
+        check_known(f"block of figures in {where}:", found["name"], BLOCKS)
         return f"{found['start']}{BLOCKS[found['name']]()}\n{found['end']}"
 
     new, number = _BLOCK.subn(block, text)

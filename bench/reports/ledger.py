@@ -1,4 +1,5 @@
-"""The match ledger for people (text) and for programs (JSON)."""
+"""The match ledger for people (text, tables) and for programs (JSON); module by module, too: what
+is adapted, and what is missed."""
 
 from __future__ import annotations
 
@@ -7,7 +8,9 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from bench.formulas.totals import base_totals
+from bench.formulas.terms import base_totals
+from bench.models.modules import CONV1D, LINEAR
+from bench.reports.layout import BAD, EMPTY, Report, Table
 from bench.units import harmless_line
 
 if TYPE_CHECKING:
@@ -206,3 +209,67 @@ def _trained_in(ledger: Ledger, stack: Stack) -> int:
     held = tuple(a for a in ledger.adapted if ledger.table.stack_of(a.name) is stack)
     adapter = replace(ledger.adapter, bias="none", trainable_token_indices=None)
     return lora_parameters(Ledger(ledger.table, adapter, (), held, ())).trainable
+
+
+def adapted_modules(ledger: Ledger) -> list[dict[str, Any]]:
+    """Every module and parameter with an adapter: its name, role and rank."""
+    return [{"name": a.name, "role": a.role, "r": a.r} for a in ledger.adapted]
+
+
+def missed_modules(subject: Subject, ledger: Ledger) -> list[dict[str, Any]]:
+    """Every linear layer without one that is not trained whole either: its name and role."""
+    taken = {a.name for a in ledger.adapted} | set(ledger.saved)
+    return [
+        {"name": m.name, "role": subject.model.role_of(m.name)}
+        for m in ledger.table.modules
+        if m.kind in (LINEAR, CONV1D) and m.name not in taken
+    ]
+
+
+def modules_text(subject: Subject, ledger: Ledger) -> str:
+    """A line for each adapted module, then one for each linear layer that is missed."""
+    adapted, missed = adapted_modules(ledger), missed_modules(subject, ledger)
+    lines = [f"  adapted  {m['name']}  {m['role']}, r {m['r']}" for m in adapted]
+    lines += [f"  trained whole  {name}" for name in ledger.saved]
+    lines += [f"  missed   {m['name']}  {m['role']}" for m in missed]
+    return "\n".join(lines)
+
+
+def ledger_report(
+    subject: Subject, ledger: Ledger, parameters: Parameters | None, *, modules: bool
+) -> Report:
+    """The entries as a table, what they train, and with `modules` every module as another."""
+    rows = [
+        (
+            entry.entry,
+            str(len(entry.reached)),
+            ", ".join(f"{n} {role.replace('_', '-')}" for role, n in entry.roles.items()) or EMPTY,
+            f"reaches nothing{entry.why_dead}" if entry.dead else EMPTY,
+        )
+        for entry in ledger.entries
+    ]
+    styles = tuple(BAD if entry.dead else "" for entry in ledger.entries)
+    header = ("entry", "modules", "roles", "dead")
+    tables = [
+        Table("", header, tuple(rows), 1, frozenset(("modules",)), styles).without_empty_columns()
+    ]
+    if modules:
+        listed = [
+            *((m["name"], m["role"], str(m["r"])) for m in adapted_modules(ledger)),
+            *((name, "trained whole", EMPTY) for name in ledger.saved),
+            *((m["name"], m["role"], "missed") for m in missed_modules(subject, ledger)),
+        ]
+        columns = ("module", "role", "r")
+        tables.append(Table("Modules", columns, tuple(listed), 1, frozenset(("r",))))
+    caption = [
+        f"{ledger.table.class_name}; adapted {ledger.adapted_layers} modules: "
+        f"{ledger.weight_coverage:.1%} of the linear weights."
+    ]
+    if parameters:
+        share = f"{parameters.trainable:,} of {parameters.total:,} ({parameters.share:.4%})"
+        caption.append(f"Trainable {share}.")
+    notes = [str(dead) for dead in ledger.dead_fields]
+    notes += [f"PEFT refuses: {reason}" for reason in ledger.refusals]
+    notes += [f"Hazard {hazard.code}: {hazard.reason}" for hazard in ledger.hazards]
+    title = f"{subject.model.label}, {subject.name}, r {subject.adapter.r}"
+    return Report(title, tuple(caption), tuple(tables), tuple(notes))

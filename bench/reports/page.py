@@ -16,9 +16,8 @@ from typing import Any
 
 from bench.baselines import StoredRun, Verdict
 from bench.errors import BenchError
-from bench.reports.columns import Column, columns_of, model_title
 from bench.reports.reached import ModelTree
-from bench.reports.rows import Row, comparison_rows
+from bench.reports.rows import Column, Row, columns_of, comparison_rows, model_title
 from bench.reports.tables import describe, findings, row_style
 from bench.reports.verdicts import verdict_report
 from bench.statistics import pareto_front

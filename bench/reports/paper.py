@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from bench.baselines import StoredRun
 from bench.baselines.accepted import unproven
 from bench.errors import BenchError
-from bench.reports.columns import Column, columns_of, model_title, remark
 from bench.reports.layout import latex_text
-from bench.reports.rows import Row, comparison_rows
+from bench.reports.rows import Column, Row, columns_of, comparison_rows, model_title, remark
 from bench.reports.tables import describe
 from bench.units import one_line
 

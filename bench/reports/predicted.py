@@ -1,9 +1,10 @@
-"""Predicted steps for people: one in full, several as a table that says which GPU they fit."""
+"""Predicted steps for people: one in full, several as a table that says which GPU they fit;
+and what would make one fit."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from bench.models.precision import precision
 from bench.predict.evidence import interval
@@ -11,7 +12,18 @@ from bench.predict.gpus import GIB, UNCERTAIN, YES, Fit, Gpu, fit
 from bench.predict.largest import Solution
 from bench.predict.result import Prediction, limits_of
 from bench.reports.layout import Report, Table, aligned
-from bench.units import format_bytes, format_count, format_flops, format_percent, format_seconds
+from bench.units import (
+    format_bytes,
+    format_count,
+    format_flops,
+    format_percent,
+    format_seconds,
+    one_line,
+)
+
+if TYPE_CHECKING:
+    from bench.predict.levers import Lever, Ways
+    from bench.training.cases import Case
 
 GPU_SIZES = (24, 48, 80)
 """GiB of the GPUs that a table of several cases has a column for."""
@@ -234,3 +246,42 @@ def _versions(p: Prediction) -> list[str]:
 def _sentence(parts: Sequence[str]) -> str:
     joined = "; ".join(parts)
     return f"{joined[0].upper()}{joined[1:]}."
+
+
+def ways_text(ways: Ways, command: Callable[[Case], str]) -> str:
+    """Every change, sorted by what it saves of the peak reserved, those that were left out, and the
+    smallest sets that fit, each as the command that repeats it."""
+    lines = ["  alone, of the peak reserved:"] if ways.single else []
+    alone = [(each.names[0], _saved(each), "fits" if each.fits else "") for each in ways.single]
+    lines += [f"    {line}" for line in aligned(alone, "lrl")]
+    lines += [f"  left out: {names}: {one_line(why)}" for names, why in ways.refused.items()]
+    if not ways.sets:
+        lines.append("  no set of these changes that was tried surely fits")
+    for lever in ways.sets:
+        lines.append(f"  fits with {' + '.join(lever.names)}:")
+        lines.append(f"    {command(lever.case)}")
+    return "\n".join(lines)
+
+
+def ways_json(ways: Ways, command: Callable[[Case], str]) -> dict[str, Any]:
+    """The same, JSON-safe."""
+
+    def said(lever: Lever) -> dict[str, Any]:
+        return {
+            "changes": list(lever.names),
+            "saves_bytes": lever.saves_bytes,
+            "peak_reserved_bytes": lever.prediction.peak_reserved_bytes,
+            "fits": lever.fits,
+            "command": command(lever.case),
+        }
+
+    return {
+        "alone": [said(each) for each in ways.single],
+        "fit": [said(each) for each in ways.sets],
+        "left_out": dict(ways.refused),
+    }
+
+
+def _saved(lever: Lever) -> str:
+    size = format_bytes(abs(lever.saves_bytes))
+    return size if lever.saves_bytes >= 0 else f"-{size}"

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from bench.baselines import Machine, StoredRun
 from bench.baselines.accepted import FAILED, unproven
 from bench.reports.layout import BAD, EMPTY, GOOD, NOTED, Report, Table
-from bench.reports.rows import Row, comparison_rows
+from bench.reports.rows import OUTCOME_WORDS, Row, comparison_rows
 from bench.training.options import PHASES
 from bench.units import (
     counted,
@@ -21,7 +21,6 @@ from bench.units import (
 )
 
 MEMORY = ("peak_allocated_bytes", "peak_reserved_bytes", "process_bytes", "peak_rss_bytes")
-OUTCOME_WORDS = {"oom": "out of memory", "timed-out": "timed out"}
 STYLES = {
     "regressed": BAD,
     "changed": BAD,

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from bench.adapters.config import AdapterConfig
-from bench.errors import BenchError, UnknownName
+from bench.errors import BenchError, UnknownName, lookup
 from bench.files import FIXTURES, parse, read_toml
 from bench.models.architectures import Model
 from bench.models.declared import Architecture
@@ -189,10 +189,7 @@ def load_scenarios(folder: Path | None = None) -> dict[str, Scenario]:
 
 def find_scenario(name: str) -> Scenario:
     """The scenario called `name`; UnknownName with the nearest known ones."""
-    scenarios = load_scenarios()
-    if name not in scenarios:
-        raise UnknownName("scenario", name, scenarios)
-    return scenarios[name]
+    return lookup("scenario", name, load_scenarios())
 
 
 def matching_scenarios(patterns: Sequence[str], architecture: Architecture | None) -> list[str]:

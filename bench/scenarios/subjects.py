@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bench.adapters.config import AdapterConfig
-from bench.errors import BenchError, UnknownName
+from bench.errors import BenchError, check_known
 from bench.files import check_weights
 from bench.models.architectures import Model, load_model
 from bench.models.declared import registered
@@ -124,8 +124,7 @@ def check_optional(optional: Iterable[str], subjects: Iterable[Subject]) -> None
         if subject.adapter.target_modules is None:
             known |= _defaults(subject.model.model_type)
     for name in optional:
-        if name not in known:
-            raise UnknownName("entry in --optional:", name, known)
+        check_known("entry in --optional:", name, known)
 
 
 def _defaults(model_type: str) -> set[str]:

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from bench.errors import UnknownName
+from bench.errors import check_known
 from bench.models.modules import CONV1D, CONVOLUTIONS, LINEAR, ModuleTable, Parameter
 from bench.models.roles import DOWN, FUSED, GATE, HEAD, KEY, OUTPUT, QUERY, ROUTER, UP, VALUE
 from bench.models.stacks import Stack
@@ -58,8 +58,7 @@ def check_hazards(codes: Iterable[str], where: str) -> tuple[str, ...]:
     """`codes` themselves. UnknownName, naming `where`, for one that is none."""
     codes = tuple(codes)
     for code in codes:
-        if code not in HAZARDS:
-            raise UnknownName(f"hazard in {where}:", code, HAZARDS)
+        check_known(f"hazard in {where}:", code, HAZARDS)
     return codes
 
 

@@ -22,8 +22,8 @@ from bench.files import FIXTURES
 from bench.measure.counting import count, inject
 from bench.models.architectures import Model, load_model
 from bench.predict.gpus import gpu_with_memory
+from bench.predict.largest import with_value
 from bench.predict.result import predict
-from bench.predict.sizes import with_value
 from bench.targets import match
 from bench.training.cases import StepOptions
 

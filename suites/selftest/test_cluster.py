@@ -23,7 +23,7 @@ from test_ab import LLAMA
 from bench.ab import Environment, Plan, measure
 from bench.atlas.build import build_atlas
 from bench.baselines import load_run
-from bench.baselines.kinds import choose_kinds, machine_kinds
+from bench.baselines.machines import choose_kinds, machine_kinds
 from bench.errors import BenchError
 from bench.measure import CaseFailed, Rounds, WorkerClock, cluster
 from bench.measure.cluster import Cluster, ClusterSpread

@@ -24,8 +24,7 @@ from bench.formulas.lora import (
     parameter_matrices,
 )
 from bench.formulas.methods import method, method_parameters
-from bench.formulas.terms import Parameters, Term
-from bench.formulas.totals import BaseTotals, base_totals
+from bench.formulas.terms import BaseTotals, Parameters, Term, base_totals
 from bench.models.modules import Module, ModuleTable, Parameter
 from bench.targets import Adapted
 

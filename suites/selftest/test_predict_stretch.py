@@ -11,7 +11,7 @@ import pytest
 from bench.choose.rows import EVERYTHING
 from bench.choose.rows import scenario as scenario_of
 from bench.models.architectures import Model, load_model
-from bench.predict.sizes import with_value
+from bench.predict.largest import with_value
 from bench.scenarios.scenario import find_scenario
 from bench.scenarios.subjects import Subject
 from bench.training.cases import Case, StepOptions
