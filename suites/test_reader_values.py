@@ -6,26 +6,32 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import yaml
 
 from bench.check.answer import Checked, Question, check
 from bench.check.gate import HazardGate
 from bench.cli import main
 from bench.errors import BenchError
+from bench.files import FIXTURES
+from bench.readers import axolotl, litgpt, llama_factory, ms_swift, trl
 from bench.readers.values import (
     ARGUMENTS,
     BOOLEAN,
     DATACLASSES,
     INTEGER,
+    JSONARGPARSE,
     NUMBER,
     PYDANTIC,
+    TEXT,
     ValueKind,
 )
 
 TEXTS = ("true", "True", "false", "FALSE", "yes", "no", "on", "off", "y", "n", "t", "f", "1", "0",
          "maybe", "yes please", "", " false", "2", "none")  # fmt: skip
-NUMBERS = ("16", " 16 ", "+16", "16.0", "16.5", "1e3", "sixteen", "", "0x10")
+NUMBERS = ("16", " 16 ", "+16", "16.0", "16.", "16.5", "1e3", "sixteen", "", "0x10", "1_6")
 
 PHI = {"model_type": "phi3", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
        "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 64,
@@ -100,6 +106,53 @@ def test_values_of_axolotl_are_those_of_pydantic(value: object) -> None:
         if isinstance(value, bool) and kind is not BOOLEAN:
             expected = None
         assert made(kind, PYDANTIC, value) == expected, kind.said
+
+
+IN_YAML = ("true", "True", "yes", "on", "off", "no", "y", "t", "'true'", "'Yes'", "'ON'", "'off'",
+           "'No'", "'FALSE'", "'t'", "'y'", "'n'", "'f'", "'1'", "'0'", "1", "0", "1.0", "2", "16",
+           "'16'", "' 16 '", "16.0", "'16.0'", "16.", "'16.'", "16.5", "'16.5'", "1e3", "'1e3'",
+           "'1E-3'", "'1_6'", "0x10", "'0x10'", "017", "'017'", "'-4'", "'+4'", ".5", "'.5'",
+           "'nan'", ".inf", "'inf'", "text", "''", "[1]", "{a: 1}", "'1,000'", "'[1]'")  # fmt: skip
+JSONARGPARSED = FIXTURES / "readers" / "jsonargparse.json"
+
+
+def by_jsonargparse() -> dict[str, dict[str, object]]:
+    """What the library makes of each text of a YAML file, null where it refuses it. The fixture is
+    this, as JSON with an indent of 1."""
+    from jsonargparse import ArgumentParser
+
+    def value(python: type, text: str) -> object:
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_argument("--key", type=python)
+        try:
+            return parser.parse_string(f"key: {text}").key
+        except Exception:
+            return None
+
+    kinds = {"boolean": bool, "integer": int, "number": float, "text": str}
+    return {kind: {t: value(python, t) for t in IN_YAML} for kind, python in kinds.items()}
+
+
+def test_values_of_litgpt_are_those_of_jsonargparse() -> None:
+    """But for 1e3 as a text: its YAML has a number there, and YAML 1.1 has none."""
+    expected = json.loads(JSONARGPARSED.read_text())
+    kinds = {"boolean": BOOLEAN, "integer": INTEGER, "number": NUMBER, "text": TEXT}
+    for name, kind in kinds.items():
+        for text in IN_YAML:
+            if (name, text) != ("text", "1e3"):
+                value = yaml.safe_load(f"key: {text}")["key"]
+                assert made(kind, JSONARGPARSE, value) == expected[name][text], (name, text)
+
+
+def test_the_stored_values_are_the_librarys() -> None:
+    pytest.importorskip("jsonargparse")
+    assert json.loads(JSONARGPARSED.read_text()) == by_jsonargparse()
+
+
+@pytest.mark.parametrize("tool", [axolotl, litgpt, llama_factory, ms_swift, trl])
+def test_what_is_said_of_a_key_is_said_of_values_that_belong_there(tool: ModuleType) -> None:
+    reader = tool.READER
+    assert {*reader.said, *reader.said_of_step} <= reader.kinds.keys()
 
 
 def reached(found: Checked) -> set[str]:
@@ -179,6 +232,20 @@ def test_switches_of_litgpt_and_ms_swift_are_read_alike(tmp_path: Path) -> None:
         (f"{LITGPT}train:\n  micro_batch_size: none\n",
          "line 7: train.micro_batch_size must be a whole number of at least 1, not 'none'"),
         (f"{LITGPT}quantize: bnb.nf5\n", "line 6: quantize must be one of bnb.nf4"),
+        (f"{LITGPT}precision: 16\n", "line 6: precision must be text, not 16"),
+        (f"{LITGPT}devices: [1]\n", "line 6: devices must be a whole number, or text, not [1]"),
+        (f"{LITGPT}lora_r: 16.\n", "line 6: lora_r must be a whole number of at least 1"),
+        (f"{AXOLOTL}fp8: perhaps\n", "line 6: fp8 must be true or false, not 'perhaps'"),
+        (f"{AXOLOTL}lora_model_dir: 5\n", "line 6: lora_model_dir must be text, not 5"),
+        (f"{AXOLOTL}tensor_parallel_size: two\n",
+         "line 6: tensor_parallel_size must be a whole number, not 'two'"),
+        (f"{AXOLOTL}deepspeed: [a]\n", "line 6: deepspeed must be a table of keys, or text, not"),
+        (f"{FACTORY}adapter_name_or_path: [a]\n", "line 5: adapter_name_or_path must be text"),
+        (f"{FACTORY}deepspeed: 3\n", "line 5: deepspeed must be a table of keys, or text, not 3"),
+        (f"{TRL}model_init_kwargs: [5]\n", "line 5: model_init_kwargs must be a table of keys"),
+        (f"{TRL}num_generations: many\n", "line 5: num_generations must be a whole number"),
+        (f"{SWIFT}adapters: {{a: b}}\n", "line 5: adapters must be a list of names, or text"),
+        (f"{SWIFT}init_weights: [pissa]\n", "line 5: init_weights must be text, or true or"),
     ],
 )  # fmt: skip
 def test_a_value_of_another_kind_is_refused_at_its_line(
@@ -347,7 +414,7 @@ def test_litgpt_says_which_precision_it_predicts_instead(tmp_path: Path) -> None
         ("16", "fp32", "fp16", False),
         ("bf16-mixed", "fp32", "bf16", False),
     ):
-        step = asked(tmp_path, f"{LITGPT}precision: {asked_for}\n").recipe.step
+        step = asked(tmp_path, f"{LITGPT}precision: '{asked_for}'\n").recipe.step
         assert step is not None
         assert (step.precision, step.autocast) == (precision, autocast)
         assert any("is not predicted: bf16 is" in note for note in step.notes) == said

@@ -28,11 +28,13 @@ from bench.readers.values import (
     ANY,
     BOOLEAN,
     INTEGER,
+    NAMES,
     PYDANTIC,
     TABLE,
     TEXT,
     WHOLE,
     booleans,
+    each,
     kinds_of,
     one_of,
 )
@@ -127,6 +129,21 @@ KINDS = {
         liger_cross_entropy cut_cross_entropy"""
     ),
     **dict.fromkeys(LIGER, BOOLEAN),
+    **trainer.SAID_KINDS,
+    **each("auto_find_batch_size use_liger_kernel fp8", BOOLEAN),
+    **each(
+        "base_model_config lora_model_dir model_quantization_config model_type rl type_of_model",
+        TEXT,
+    ),
+    **each("added_tokens_overrides overrides_of_model_config overrides_of_model_kwargs qat", TABLE),
+    **each(
+        "context_parallel_size sequence_parallel_degree tensor_parallel_size dp_shard_size "
+        "fsdp_version",
+        INTEGER,
+    ),
+    **each("tokens plugins unfrozen_parameters", NAMES),
+    "activation_offloading": BOOLEAN.either(TEXT),
+    "torch_compile": BOOLEAN.beside("auto"),
     "bf16": BOOLEAN.beside("auto"),
     "gradient_checkpointing": BOOLEAN.beside("offload", "offload_disk"),
     "micro_batch_size": WHOLE,
@@ -302,7 +319,6 @@ READER = Reader(
         sample_packing datasets load_in_4bit load_in_8bit num_epochs optimizer""".split()
     ),
     fields=FIELDS,
-    more=frozenset(("type_of_model", "model_type")),
     kinds=KINDS,
     parser=PYDANTIC,
     inert=INERT,

@@ -22,7 +22,17 @@ from bench.readers.recipe import (
     refuse_whole_model,
     renamed,
 )
-from bench.readers.values import BOOLEAN, INTEGER, JSONARGPARSE, TABLE, WHOLE, kinds_of, one_of
+from bench.readers.values import (
+    BOOLEAN,
+    INTEGER,
+    JSONARGPARSE,
+    TABLE,
+    TABLE_OR_TEXT,
+    TEXT,
+    WHOLE,
+    kinds_of,
+    one_of,
+)
 
 if TYPE_CHECKING:
     from bench.models.architectures import Model
@@ -47,6 +57,10 @@ QUANTIZED = {"bnb.nf4": "nf4", "bnb.nf4-dq": "nf4-dq", "bnb.fp4": "fp4", "bnb.fp
 KINDS = {
     **kinds_of(FIELDS, lora_alpha=INTEGER),
     **dict.fromkeys(SWITCHES, BOOLEAN),
+    "devices": INTEGER.either(TEXT),
+    "num_nodes": INTEGER,
+    "optimizer": TABLE_OR_TEXT,
+    "precision": TEXT,
     "train": TABLE,
     "train.micro_batch_size": WHOLE,
     "train.max_seq_length": WHOLE,
@@ -165,7 +179,6 @@ READER = Reader(
     model_key="checkpoint_dir",
     marks=frozenset(("lora_r", "quantize", "train", "data", "out_dir", *SWITCHES)),
     fields=FIELDS,
-    more=frozenset(("precision", "devices", "num_nodes", "optimizer")),
     kinds=KINDS,
     parser=JSONARGPARSE,
     inert=INERT,

@@ -31,6 +31,7 @@ from bench.readers.values import (
     TEXT,
     WHOLE,
     booleans,
+    each,
     kinds_of,
     one_of,
 )
@@ -87,6 +88,11 @@ KINDS = {
         disable_gradient_checkpointing use_reentrant_gc pure_bf16 use_unsloth use_llama_pro
         shift_attn trust_remote_code use_mca enable_liger_kernel use_unsloth_gc fp8 use_galore
         use_apollo use_badam use_adam_mini use_muon upcast_layernorm upcast_lmhead_output"""
+    ),
+    **each(
+        """adapter_name_or_path add_tokens add_special_tokens new_special_tokens_config ref_model
+        reward_model rope_scaling mixture_of_depths""",
+        TEXT,
     ),
     "pissa_iter": INTEGER,
     "quantization_bit": WHOLE,

@@ -31,9 +31,13 @@ from bench.readers.recipe import (
 )
 from bench.readers.values import (
     ARGUMENTS,
+    BOOLEAN,
+    INTEGER,
+    NAMES,
     TEXT,
     WHOLE,
     booleans,
+    each,
     kinds_of,
     one_of,
 )
@@ -91,7 +95,19 @@ KINDS = {
         """freeze_llm freeze_vit freeze_aligner bnb_4bit_use_double_quant packing lazy_tokenize
         vit_gradient_checkpointing use_galore use_logits_to_keep padding_free"""
     ),
-    **dict.fromkeys(("tuner_type", "train_type", "tuner_backend", "target_regex"), TEXT),
+    **each(
+        """tuner_type train_type tuner_backend target_regex freeze_parameters_regex lora_bias
+        lora_dtype model_type optimizer rlhf_type trainable_parameters_regex""",
+        TEXT,
+    ),
+    **each(
+        """adapters custom_register_path external_plugins freeze_parameters new_special_tokens
+        trainable_parameters""",
+        NAMES,
+    ),
+    **each("lisa_activated_layers sequence_parallel_size", INTEGER),
+    **each("init_weights resume_from_checkpoint", TEXT.either(BOOLEAN)),
+    "quant_method": TEXT,
     "task_type": one_of(*TASK_TYPES, "embedding", "reranker", "generative_reranker"),
     "torch_dtype": one_of(*(f"{p}{n}" for p in ("", "torch.") for n in DTYPE_NAMES), "auto"),
     "quant_bits": WHOLE,
@@ -295,7 +311,6 @@ READER = Reader(
         tuner_backend quant_bits""".split()
     ),
     fields=FIELDS,
-    more=frozenset(("init_weights", "quant_method", "model_type")),
     kinds=KINDS,
     parser=ARGUMENTS,
     inert=INERT,

@@ -140,8 +140,8 @@ class Reader:
         model_key: the key that names the base model.
         marks: keys that only this tool has; a file with `model_key` and one of them is its.
         fields: their key → the field of `peft.LoraConfig`, values as they are.
-        kinds: what belongs to each key that `read` handles beside those above, and `parser` what
-            is made of a text; `more` are such keys that may hold anything.
+        kinds: what belongs to each key that `read` handles beside those above, and to each of
+            which something is said; `parser`: what is made of a text.
         inert: patterns of keys that change neither what is adapted nor what a step takes.
         said: key → what it changes that is not computed here.
         said_of_step: the same, for what only the memory of a step depends on.
@@ -161,13 +161,12 @@ class Reader:
     said_of_step: Mapping[str, str]
     read: Callable[[Document], Recipe]
     excluding: tuple[tuple[str, str, str], ...] = ()
-    more: frozenset[str] = frozenset()
 
     @property
     def known(self) -> set[str]:
         """The keys that are read, but for those of which something is said instead."""
         keys = {key for key in self.kinds if "." not in key}
-        keys |= {*self.fields, *self.more, self.model_key}
+        keys |= {*self.fields, self.model_key}
         return keys - self.said.keys() - self.said_of_step.keys()
 
     def fits(self, values: Mapping[str, Any]) -> int:

@@ -8,7 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bench.errors import BenchError
-from bench.readers.values import TEXT, WHOLE, booleans
+from bench.readers.values import (
+    ANY,
+    BOOLEAN,
+    NAMES,
+    TABLE_OR_TEXT,
+    TEXT,
+    WHOLE,
+    booleans,
+    each,
+)
 from bench.training.options import optimizer_name
 
 VERSION = "5.23"
@@ -16,11 +25,20 @@ BATCH_SIZE = 8
 """`per_device_train_batch_size` where a file is silent."""
 OPTIMIZER = "adamw_torch_fused"
 
+SAID_KINDS = {
+    **booleans("auto_find_batch_size torch_compile"),
+    **each("torch_compile_backend torch_compile_mode", TEXT),
+    **each("deepspeed fsdp_config parallelism_config liger_kernel_config", TABLE_OR_TEXT),
+    **each("activation_checkpointing activation_checkpointing_kwargs", ANY),
+    "fsdp": BOOLEAN.either(NAMES),
+    "optim_target_modules": NAMES,
+}
+"""Of the keys in `SAID_OF_STEP`: what is told of one has to be what the tool would take."""
 KINDS = {
+    **SAID_KINDS,
     "per_device_train_batch_size": WHOLE,
     "optim": TEXT,
-    **booleans("gradient_checkpointing bf16 fp16 use_liger_kernel auto_find_batch_size "
-               "torch_compile"),
+    **booleans("gradient_checkpointing bf16 fp16 use_liger_kernel"),
 }  # fmt: skip
 HALVES = ("bf16", "fp16", "transformers refuses both; name the one that the hardware has")
 

@@ -18,7 +18,18 @@ from bench.readers.recipe import (
     renamed,
     whole,
 )
-from bench.readers.values import ARGUMENTS, TEXT, WHOLE, booleans, kinds_of, one_of
+from bench.readers.values import (
+    ARGUMENTS,
+    INTEGER,
+    NAMES,
+    TABLE_OR_TEXT,
+    TEXT,
+    WHOLE,
+    booleans,
+    each,
+    kinds_of,
+    one_of,
+)
 
 FIELDS = {
     "lora_r": "r",
@@ -58,6 +69,10 @@ KINDS = {
         """use_peft load_in_4bit load_in_8bit use_bnb_nested_quant packing trust_remote_code
         activation_offloading use_vllm padding_free"""
     ),
+    **each("bnb_4bit_quant_storage chat_template_path eos_token", TEXT),
+    "loss_type": NAMES,
+    "model_init_kwargs": TABLE_OR_TEXT,
+    "num_generations": INTEGER,
     "bnb_4bit_quant_type": one_of("nf4", "fp4"),
     "dtype": one_of(*PRECISION_OF, "auto"),
     "torch_dtype": one_of(*PRECISION_OF, "auto"),

@@ -7,8 +7,10 @@ say, is wrong at its line.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +24,7 @@ class Parser:
     Attributes:
         true, false: the texts, in lower case, that it takes for a boolean.
         digits: whether it takes the numbers 0 and 1 for one.
-        numbers: whether it makes a number of a text.
+        numbers: how it makes a number of a text; None where it makes none.
         fractions: whether it makes a whole number of 16.0.
         why: what to say where it makes nothing of any text.
     """
@@ -30,9 +32,26 @@ class Parser:
     true: frozenset[str] = frozenset()
     false: frozenset[str] = frozenset()
     digits: bool = True
-    numbers: bool = True
+    numbers: Callable[[str], float] | None = float
     fractions: bool = False
     why: str = ""
+
+
+def _in_yaml(text: str) -> float:
+    """The number that a text is to `int` or in YAML 1.1, and 1e3, which that leaves out."""
+    import yaml
+
+    with suppress(ValueError):
+        return int(text)
+    if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)e[-+]?\d+", text, re.IGNORECASE):
+        return float(text)
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):
+        raise ValueError from None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError
+    return value
 
 
 PYDANTIC = Parser(
@@ -45,12 +64,13 @@ ARGUMENTS = Parser(
     frozenset(("yes", "true", "t", "y", "1")), frozenset(("no", "false", "f", "n", "0"))
 )
 """transformers' HfArgumentParser on a command line, and on the defaults that a file sets."""
-DATACLASSES = Parser(numbers=False, why="a text stays a text there: write it without quotes")
+DATACLASSES = Parser(numbers=None, why="a text stays a text there: write it without quotes")
 """HfArgumentParser.parse_dict, by which LLaMA-Factory reads: every value as it stands, so that
 any text, 'false' too, is true."""
 JSONARGPARSE = Parser(
-    frozenset(("true", "yes", "on")), frozenset(("false", "no", "off")), digits=False
-)
+    frozenset(("true", "yes", "on")), frozenset(("false", "no", "off")), digits=False,
+    numbers=_in_yaml,
+)  # fmt: skip
 """By which LitGPT reads: a text as its YAML has it."""
 
 
@@ -67,6 +87,17 @@ class ValueKind:
         choices = " or ".join((self.said, *texts))
         return ValueKind(choices, lambda p, v: v if v in texts else self.parse(p, v))
 
+    def either(self, other: ValueKind) -> ValueKind:
+        """This kind, or else the other."""
+
+        def parse(parser: Parser, value: Any) -> object:
+            try:
+                return self.parse(parser, value)
+            except (ValueError, TypeError, OverflowError):
+                return other.parse(parser, value)
+
+        return ValueKind(f"{self.said}, or {other.said}", parse)
+
 
 def _boolean(parser: Parser, value: Any) -> bool:
     if isinstance(value, bool):
@@ -80,20 +111,20 @@ def _boolean(parser: Parser, value: Any) -> bool:
 
 def _number(parser: Parser, value: Any) -> float:
     if isinstance(value, str) and parser.numbers:
-        return float(value)
+        return parser.numbers(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError
     return value
 
 
 def _integer(parser: Parser, value: Any) -> int:
-    if isinstance(value, str) and parser.numbers:
-        digits, _, zeros = value.partition(".")
-        if zeros.strip("0 ") or (zeros and not parser.fractions):
+    if isinstance(value, str) and parser.numbers is float:
+        digits, dot, zeros = value.partition(".")
+        if dot and (not parser.fractions or not zeros.strip() or zeros.strip("0 ")):
             raise ValueError
         return int(digits)
     number = _number(parser, value)
-    if number % 1 != 0 or (isinstance(value, float) and not parser.fractions):
+    if number % 1 != 0 or (isinstance(number, float) and not parser.fractions):
         raise ValueError
     return int(number)
 
@@ -132,6 +163,8 @@ TEXT = ValueKind("text", _text)
 ANY = ValueKind("anything", lambda _, value: value)
 NAMES = ValueKind("a list of names, or text", _names)
 TABLE = ValueKind("a table of keys", _table)
+TABLE_OR_TEXT = TABLE.either(TEXT)
+"""As a table, as JSON or as the file that holds it."""
 
 
 def one_of(*texts: str) -> ValueKind:
@@ -162,9 +195,14 @@ def kinds_of(fields: Mapping[str, str], **more: ValueKind) -> dict[str, ValueKin
     return {**{k: OF_FIELD[f] for k, f in fields.items() if f in OF_FIELD}, **more}
 
 
-def booleans(keys: str) -> dict[str, ValueKind]:
+def each(keys: str, kind: ValueKind) -> dict[str, ValueKind]:
     """The kind of every key in a line of them."""
-    return dict.fromkeys(keys.split(), BOOLEAN)
+    return dict.fromkeys(keys.split(), kind)
+
+
+def booleans(keys: str) -> dict[str, ValueKind]:
+    """Every key in a line of them is a switch."""
+    return each(keys, BOOLEAN)
 
 
 def parsed(document: Document, kinds: Mapping[str, ValueKind], parser: Parser) -> Document:
