@@ -16,12 +16,27 @@ from pathlib import Path
 import pytest
 from tiny_models import MODELS, built, tiny
 
+from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError
 from bench.saved.header import read_header
 from bench.saved.keys import KeysFound, compare_keys
 from bench.saved.values import read_values
 
 Tensors = dict[str, "object"]
+
+
+TYPES_AND_PARTS = (
+    ("llama-CausalLM", ".*mlp.*"),
+    ("mixtral-CausalLM", ".*self_attn.*"),
+    ("qwen2_moe-CausalLM", ".*shared_expert.*"),
+    ("qwen2_vl-ImageTextToText", ".*visual.*"),
+    ("gemma3-ImageTextToText", ".*vision_tower.*"),
+    ("whisper-SpeechSeq2Seq", r".*fc1"),
+    ("bert-SequenceClassification", ".*attention.*"),
+    ("gpt2-CausalLM", ".*mlp.*"),
+    ("t5-Seq2SeqLM", ".*DenseReluDense.*"),
+)
+"""Small types, and an expression for a part that each has."""
 
 
 def saved(name: str, folder: Path) -> Path:
@@ -333,17 +348,60 @@ def test_an_adapter_that_repeats_layers_spoils_no_later_answer(
     assert main([*check, str(first), str(sound)]) == 0
 
 
+@pytest.mark.parametrize("exclude", [["down_proj"], ".*(mlp).*"])
+@pytest.mark.parametrize("layers", [2, 3])
 def test_all_linear_but_some_is_a_sound_adapter(
-    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], exclude: list[str] | str, layers: int
 ) -> None:
-    """PEFT saves "all-linear" as every layer's name, what exclude_modules leaves alone included."""
+    """PEFT saves "all-linear" as every layer's name, what exclude_modules leaves alone included, or
+    twenty names and more as their endings; the same list is a fault where a person wrote it, and so
+    is another one."""
     from bench.cli import main
 
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text(json.dumps({**LLAMA, "num_hidden_layers": layers}))
+
+    def answers(folder: Path) -> tuple[int, int]:
+        check = main(["check", "--no-gradients", "--weights", str(folder), "--model", str(base)])
+        return check, main(["targets", str(base), "--adapter", str(folder), "--strict"])
+
     folder = trained_llama(
-        tmp_path / "but", llama, target_modules="all-linear", exclude_modules=["q_proj"]
+        tmp_path / "but", base, layers, target_modules="all-linear", exclude_modules=exclude
     )
-    named = json.loads((folder / "adapter_config.json").read_text())["target_modules"]
-    assert any(name.endswith("q_proj") for name in named)
-    assert main(["check", "--no-gradients", str(folder)]) == 0
+    file = folder / "adapter_config.json"
+    written = json.loads(file.read_text())
+    assert len(written["target_modules"]) == (7 if layers == 3 else 14)
+    assert answers(folder) == (0, 0)
     said = " ".join(capsys.readouterr().out.split())
-    assert "2 full names of target_modules held out by exclude_modules" in said
+    assert said.count("left out of all-linear: ") >= 2
+    assert "reaches nothing" not in said
+    file.write_text(json.dumps({**written, "inference_mode": False}))
+    assert answers(folder) == (1, 1)
+    given = ["k_proj", "q_proj", "down_proj"]
+    few = trained_llama(
+        tmp_path / "few", base, layers, target_modules=given, exclude_modules=exclude
+    )
+    assert answers(few) == (1, 1)
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"down_proj reaches nothing: {layers} modules held out by exclude_modules" in said
+
+
+@pytest.mark.parametrize("label", [t[0] for t in TYPES_AND_PARTS])
+def test_what_peft_saves_of_all_linear_has_no_dead_entry(label: str) -> None:
+    """Held out: a part that each type has; the list is as PEFT itself leaves it to be saved."""
+    from small_types import small
+
+    from bench.measure.counting import inject
+    from bench.targets import match
+
+    model, part = small(label), dict(TYPES_AND_PARTS)[label]
+    asked = AdapterConfig("all-linear", exclude_modules=part)
+    before = match(model.table, asked)
+    config = inject(model.build(), asked).peft_config["default"].to_dict()
+    names = sorted(config["target_modules"])
+    values = {**config, "target_modules": names, "inference_mode": True}
+    after = match(model.table, AdapterConfig.from_dict(values))
+    assert [a.name for a in after.adapted] == [a.name for a in before.adapted]
+    assert [e for e in after.entries if e.left_out]  # the part was there
+    assert after.dead_entries == ()

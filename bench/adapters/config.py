@@ -86,6 +86,8 @@ class AdapterConfig:
     alora_invocation_tokens: tuple[int, ...] | None = None
     # No field of PEFT's: those of the file that PEFT ignores, each with the reason.
     ignored: tuple[tuple[str, str], ...] = field(default=(), compare=False, repr=False)
+    # Likewise: whether PEFT saved it with a trained adapter, its lists rewritten.
+    saved: bool = field(default=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         check_fields(vars(self))
@@ -171,7 +173,7 @@ class AdapterConfig:
         changed = {
             key: value
             for key, value in asdict(self).items()
-            if (value != getattr(_DEFAULTS, key) or key == "r") and key != "ignored"
+            if (value != getattr(_DEFAULTS, key) or key == "r") and key not in _OURS
         }
         return {key: _to_lists(value) for key, value in changed.items()}
 
@@ -216,7 +218,7 @@ class AdapterConfig:
         method = data.get("peft_type")
         if method not in (None, "LORA"):
             raise BenchError(f"{where}: peft_type is {method!r}; only 'LORA' is understood")
-        known = {f.name for f in fields(cls)} - {"ignored"}
+        known = {f.name for f in fields(cls)} - _OURS
         wrong: list[BenchError] = []
         for key, value in data.items():
             if value in (None, False, {}, [], ""):
@@ -234,7 +236,7 @@ class AdapterConfig:
             if key in known and value is not None and not (key in NESTED and value is False)
         }
         try:
-            made = cls(**given, ignored=_ignored(data))
+            made = cls(**given, ignored=_ignored(data), saved=data.get("inference_mode") is True)
         except (TypeError, BenchError) as error:
             wrong.append(BenchError(f"{where}: {error}"))
         if len(wrong) > 1:
@@ -298,6 +300,7 @@ def _to_lists(value: Any) -> Any:
     return value
 
 
+_OURS = {"ignored", "saved"}
 _DEFAULTS = AdapterConfig()
 
 _ONLY_IN_PATTERNS = re.compile(r"[\\^$()\[\]{}|*+?]")

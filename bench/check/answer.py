@@ -19,11 +19,8 @@ from bench.saved.keys import KeysFound, Mismatch, compare_keys
 from bench.saved.values import Values, read_values
 from bench.scenarios.subjects import Subject
 from bench.targets import Hazard, Ledger, match
-from bench.targets.entries import Filter
-from bench.units import counted
 
 if TYPE_CHECKING:
-    from bench.adapters.config import AdapterConfig
     from bench.predict.gpus import Gpu
     from bench.predict.result import Prediction
     from bench.training.options import StepOptions
@@ -113,12 +110,7 @@ def check(path: Path, question: Question) -> Checked:
         model = model.for_task(recipe.fields.get("task_type"))
     adapter, notes = recipe.adapter(model)
     file = found.config if found.config.name == CONFIG else None
-    optional = question.optional
-    if file and (held_out := _held_out(model, adapter)):
-        optional = (*optional, *held_out)
-        notes = (*notes, f"{counted(len(held_out), 'full name')} of target_modules held out by "
-                 "exclude_modules: so PEFT writes all-linear")  # fmt: skip
-    subject = Subject(model, "own", adapter, None, optional, adapter_file=file)
+    subject = Subject(model, "own", adapter, None, question.optional, adapter_file=file)
     try:
         ledger = match(model.table, adapter, model.role_of)
     except BenchError as error:
@@ -277,17 +269,6 @@ def _with_liger(options: StepOptions, checked: Checked) -> tuple[StepOptions, Ch
     return with_kernels, checked
 
 
-def _held_out(model: Model, adapter: AdapterConfig) -> tuple[str, ...]:
-    """The full names of a saved list that `exclude_modules` holds out: of "all-linear" PEFT writes
-    every layer's name, those that it then leaves alone too."""
-    names = adapter.target_modules
-    if adapter.exclude_modules is None or not isinstance(names, tuple):
-        return ()
-    inside = Filter(adapter)
-    known = {module.name for module in model.table.modules}
-    return tuple(name for name in names if name in known and inside.excluded(name))
-
-
 _PAGED = "paged-"
 """bitsandbytes' optimizers whose state lies in managed memory, which no trace sees."""
 _LEFT_OUT = ((), ("autocast",), ("autocast", "reentrant", "compute_dtype"))
@@ -302,7 +283,7 @@ def _findings(checked: Checked, failing: Collection[str]) -> list[Finding]:
     for entry in ledger.entries:
         if entry.dead and entry.entry not in optional:
             line = recipe.line(entry.field, entry.entry)
-            text = f"{entry.entry} reaches nothing{entry.why_dead}"
+            text = f"{entry.entry} {entry.nothing}"
             found.append(Finding("dead-entry", text, recipe.path, line))
     for dead in ledger.dead_fields:
         if dead.entry not in optional:

@@ -153,7 +153,7 @@ def _groups(ledger: Ledger) -> Iterator[tuple[str, list[Entry]]]:
         return
     alike: dict[tuple[str, bool, str], list[Entry]] = {}
     for entry in ledger.entries:
-        key = (_without_numbers(entry.entry), entry.dead, _without_numbers(entry.why_dead))
+        key = (_without_numbers(entry.entry), entry.dead, _without_numbers(entry.nothing))
         alike.setdefault(key, []).append(entry)
     for (_, *_), entries in alike.items():
         first = entries[0].entry
@@ -165,8 +165,8 @@ def _without_numbers(text: str) -> str:
 
 
 def _reach(ledger: Ledger, entries: Sequence[Entry]) -> str:
-    if entries[0].dead:
-        return f"reaches nothing{entries[0].why_dead}"
+    if nothing := entries[0].nothing:
+        return nothing
     found = list(dict.fromkeys(name for entry in entries for name in entry.reached))
     roles: dict[str, int] = {}
     for entry in entries:
@@ -244,7 +244,7 @@ def ledger_report(
             entry.entry,
             str(len(entry.reached)),
             ", ".join(f"{n} {role.replace('_', '-')}" for role, n in entry.roles.items()) or EMPTY,
-            f"reaches nothing{entry.why_dead}" if entry.dead else EMPTY,
+            entry.nothing or EMPTY,
         )
         for entry in ledger.entries
     ]

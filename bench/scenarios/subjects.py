@@ -85,7 +85,7 @@ class Subject:
         """What of the configuration has no effect on the model and is not optional: the entry, or
         the field and its entry, and a sentence on it."""
         ledger = self.ledger
-        said = {e.entry: f"{e.entry} reaches nothing{e.why_dead}" for e in ledger.entries if e.dead}
+        said = {e.entry: f"{e.entry} {e.nothing}" for e in ledger.entries if e.dead}
         said |= {f"{f.field} {f.entry}": str(f) for f in ledger.dead_fields}
         optional = {*self.optional, *(f"{f.field} {f.entry}" for f in ledger.dead_fields
                                       if f.entry in self.optional)}  # fmt: skip

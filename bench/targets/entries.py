@@ -366,6 +366,22 @@ def condense(table: ModuleTable, targets: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(sorted(kept)) if kept and len(kept) < len(given) else targets
 
 
+def is_all_linear(table: ModuleTable, adapter: AdapterConfig) -> bool:
+    """Whether the list of targets is what PEFT has made, and saved, of "all-linear": the names of
+    every linear layer, those too that other fields then hold out, in full or condensed.
+
+    Source: peft 0.21 `tuners/tuners_utils.py` (`_maybe_include_all_linear_layers`).
+    """
+    if not adapter.saved or not isinstance(adapter.target_modules, tuple):
+        return False
+    written = replace(adapter, target_modules=ALL_LINEAR, target_parameters=())
+    made = translate_experts(table, written, []).targets
+    if isinstance(made, str):
+        made = tuple(matching_pattern(table, written, ALL_LINEAR))
+    given = set(adapter.target_modules)
+    return given in (set(made or ()), set(condense(table, made or ())))
+
+
 def match_parameters(
     table: ModuleTable, wanted: tuple[str, ...]
 ) -> tuple[list[Parameter], dict[str, list[str]]]:

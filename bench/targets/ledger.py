@@ -19,7 +19,9 @@ RoleOf = Callable[[str], str]
 class Entry:
     """One entry as the user wrote it, and the modules (or parameters) that it reaches.
 
-    `cause` says why a dead entry is dead where the model does have what it names.
+    `cause` says why a dead entry is dead where the model does have what it names. One that is
+    `left_out` reaches nothing and is not dead: it is one of the names that PEFT saves in the place
+    of "all-linear", and other fields hold its modules out, as was asked.
     """
 
     entry: str
@@ -29,16 +31,24 @@ class Entry:
     suggestion: str = ""
     field: str = "target_modules"
     cause: str = ""
+    left_out: bool = False
 
     @property
     def dead(self) -> bool:
-        return not self.reached
+        return not self.reached and not self.left_out
 
     @property
     def why_dead(self) -> str:
         """The cause and what to write instead, to follow on "dead"; "" where neither is known."""
         cause = f": {self.cause}" if self.cause else ""
         return cause + (f"; write instead: {self.suggestion}" if self.suggestion else "")
+
+    @property
+    def nothing(self) -> str:
+        """That it reaches nothing, and why; "" where it reaches something."""
+        if self.left_out:
+            return f"left out of all-linear: {self.cause}"
+        return f"reaches nothing{self.why_dead}" if self.dead else ""
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ from bench.targets.entries import (
     around,
     condense,
     endings,
+    is_all_linear,
     match_parameters,
     matching_pattern,
     replicate,
@@ -188,7 +189,7 @@ def _describe(
     """The ledger with an entry for each of the user's, hazards and dead fields."""
     table, asked = ledger.table, ledger.adapter
     roles = {item.name: item.role for item in ledger.adapted}
-    entries = []
+    entries: list[Entry] = []
     written_entries = _user_entries(asked, targets)
     listed = [entry for entry, _ in written_entries]
     for entry, where in written_entries:
@@ -214,6 +215,10 @@ def _describe(
             )
         )
     ledger = replace(ledger, entries=tuple(entries))
+    held = [e for e in entries if e.dead and e.field == "target_modules"]
+    if held and is_all_linear(table, asked):
+        entries = [replace(e, suggestion="", left_out=True) if e in held else e for e in entries]
+        ledger = replace(ledger, entries=tuple(entries))
     ranks = translated.ranks
     doubled = [a for a in ledger.adapted if ranks and a.r != _rank(asked, {}, a.name)]
     return replace(
