@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from bench.adapters.config import AdapterConfig
 from bench.cli import main
 from bench.cli.explain import read_line, share_notes
 from bench.errors import BenchError
-from bench.explain import Search, explain
+from bench.explain import SEARCHED_RANK, Search, explain
 from bench.files import FIXTURES
 from bench.formulas import lora_parameters
 from bench.measure.counting import count, inject
@@ -116,6 +117,38 @@ def test_no_configuration_gives_it() -> None:
     distances = [abs(found.trainable - 12_345_677) for found in answer.nearest]
     assert distances == sorted(distances)
     assert distances[0] > 0
+
+
+SIDES = {"q_proj": 128, "k_proj": 96, "v_proj": 96, "o_proj": 128, "gate_proj": 192,
+         "up_proj": 192, "down_proj": 192}  # fmt: skip
+"""in + out of a layer's, hidden 64, intermediate 128, two of four heads for keys and values."""
+
+
+@pytest.mark.parametrize("trainable", [1, 289, 290, 1_000, 3_071, 100_003, 10**9])
+def test_the_nearest_is_the_nearest_of_all_that_is_tried(tmp_path: Path, trainable: int) -> None:
+    """Of every set in k of three layers at every rank, r · k · Σ (in + out), and with DoRA of all
+    of them: none is nearer than the first, and what is said of each is what it trains."""
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64,
+              "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
+              "num_key_value_heads": 2, "vocab_size": 500}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    table = load_model(str(tmp_path)).table
+    answer = explain(table, trainable)
+    sets = {sum(s) for n in range(1, 8) for s in combinations(SIDES.values(), n)}
+    ranks = range(1, SEARCHED_RANK + 1)
+    least = min(abs(r * k * s - trainable) for s in sets for k in (1, 2, 3) for r in ranks)
+    assert not answer.exact
+    assert abs(answer.nearest[0].trainable - trainable) <= least
+    for found in (*answer.nearest, *answer.nearest_popular):
+        assert lora_parameters(match(table, found.adapter)).trainable == found.trainable
+    if trainable == 289:
+        assert answer.nearest[0].adapter.target_modules == ("k_proj",)
+        assert answer.nearest[0].trainable == 3 * 96
+        said = explanation_text("x", answer)
+        assert "r 1; k_proj: 288 (-1)" in said
+        assert (
+            "the nearest of the popular sets:\n  r 1; q_proj, v_proj (query and value): 672" in said
+        )
 
 
 def test_some_of_the_layers() -> None:

@@ -14,12 +14,14 @@ computed again by the match ledger and the formulas.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import product
 from typing import Any
 
 from bench.adapters.config import NO_TARGETS, AdapterConfig
 from bench.errors import BenchError
 from bench.explain.candidates import EntrySets, Extra, extras_of, model_entries, unusual
+from bench.explain.found import Explanation, Found
 from bench.explain.popular import Popular, popular
 from bench.formulas.lora import lora_parameters
 from bench.models.modules import CONV1D, LINEAR, ModuleTable
@@ -48,65 +50,6 @@ def check_counts(trainable: int, total: int | None) -> None:
         raise BenchError(f"--trainable must be at least 1, not {trainable}")
     if total is not None and total < trainable:
         raise BenchError(f"--total {total} is smaller than --trainable {trainable}")
-
-
-@dataclass(frozen=True)
-class Found:
-    """A configuration, what it trains, and the total that PEFT prints with it.
-
-    `score` orders by plausibility, the lowest first; `note` tells what it is, or what is special.
-    """
-
-    adapter: AdapterConfig
-    trainable: int
-    total: int
-    score: float
-    note: str = ""
-
-    def describe(self) -> str:
-        adapter = self.adapter
-        parts = [f"r {adapter.r}"]
-        targets = adapter.target_modules
-        if targets is None:
-            parts.append("no target_modules")
-        elif isinstance(targets, str) and targets != NO_TARGETS:
-            parts.append(targets)
-        elif targets and targets != NO_TARGETS:
-            parts.append(", ".join(targets))
-        if adapter.exclude_modules:
-            parts.append(f"exclude_modules {adapter.exclude_modules}")
-        if adapter.target_parameters:
-            parts.append("target_parameters " + ", ".join(adapter.target_parameters))
-        if isinstance(adapter.layers_to_transform, tuple):
-            parts.append(f"layers_to_transform 0 to {adapter.layers_to_transform[-1]}")
-        if adapter.use_dora:
-            parts.append("DoRA")
-        if adapter.bias != "none":
-            parts.append(f"bias {adapter.bias}")
-        if adapter.modules_to_save:
-            parts.append("modules_to_save " + ", ".join(adapter.modules_to_save))
-        if adapter.ensure_weight_tying:
-            parts.append("ensure_weight_tying")
-        if adapter.task_type:
-            parts.append(f"task type {adapter.task_type}")
-        return "; ".join(parts)
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """The exact configurations, the most plausible first; the nearest ones where there are none.
-
-    `remark` says what a total that was given tells; `full`, that the number is the model's own;
-    `tried` is how many configurations were tried, each at every rank.
-    """
-
-    trainable: int
-    base: int
-    exact: tuple[Found, ...]
-    nearest: tuple[Found, ...]
-    remark: str = ""
-    full: bool = False
-    tried: int = 0
 
 
 def explain(table: ModuleTable, trainable: int, total: int | None = None) -> Explanation:
@@ -139,10 +82,12 @@ class Search:
         if not (full or any(f.score < _UNLIKELY for f in shown)):
             some = self._best(self._layers(trainable), trainable, total)
             shown = sorted((*shown, *some), key=lambda f: f.score)
-        nearest = () if shown or full else self._nearest(trainable)
+        missed = not (shown or full)
+        usual = (f for f in self._near_popular(trainable) if f.score < _UNLIKELY)
         return Explanation(
-            trainable, base, tuple(shown[:_SHOWN]), nearest,
+            trainable, base, tuple(shown[:_SHOWN]), self._nearest(trainable) if missed else (),
             _remark(self.table, trainable, total, shown), full, self.tried,
+            self._verified_nearest(usual, trainable, 3) if missed else (),
         )  # fmt: skip
 
     @property
@@ -236,22 +181,81 @@ class Search:
                     yield self._found(adapter, trainable, 0, score, note)
 
     def _nearest(self, trainable: int) -> tuple[Found, ...]:
-        near: list[Found] = []
-        for extra in (e for e in self.extras if e.score < 1):
-            left = trainable - extra.elements
-            for s in self.popular:
-                r = max(1, min(SEARCHED_RANK, round(left / s.per_rank)))
-                if form := self._form(s):
-                    count = extra.elements + r * s.per_rank
-                    near.append(self._found(_with(extra, form, r), count, 0, s.score, s.note))
-        near = sorted(
-            (f for f in near if f.score < 4), key=lambda f: (abs(f.trainable - trainable), f.score)
-        )
+        """The five nearest of all that was tried, the likelier of two as near."""
+        found = [*self._near_sets(trainable), *self._near_layers(trainable)]
+        return self._verified_nearest((*found, *self._near_popular(trainable)), trainable, 5)
+
+    def _verified_nearest(
+        self, found: Iterable[Found], trainable: int, most: int
+    ) -> tuple[Found, ...]:
         kept: dict[object, Found] = {}
-        for candidate in near[: 4 * _SHOWN]:
-            if (verified := _verified(self.table, candidate)) and len(kept) < 5:
+        for candidate in sorted(found, key=lambda f: (abs(f.trainable - trainable), f.score)):
+            if verified := _verified(self.table, candidate):
                 kept.setdefault(verified[1], verified[0])
+            if len(kept) == most:
+                break
         return tuple(sorted(kept.values(), key=lambda f: abs(f.trainable - trainable)))
+
+    def _near_popular(self, trainable: int) -> Iterator[Found]:
+        for extra, s in product(self.extras, self.popular):
+            if s.names.isdisjoint(extra.saved):
+                for bias, biases, dora, score in _variants(extra, s.bias, s.experts):
+                    beside = extra.elements + biases + dora * s.features
+                    r = max(1, min(SEARCHED_RANK, round((trainable - beside) / s.per_rank)))
+                    if form := self._form(s):
+                        yield self._found(
+                            _with(extra, form, r, bias, dora),
+                            beside + r * s.per_rank,
+                            biases,
+                            s.score + extra.score + score,
+                            s.note,
+                        )
+
+    def _near_sets(self, trainable: int) -> Iterator[Found]:
+        """The nearest sets with each of what may be trained beside them."""
+        sets = self.sets
+        for extra in self.extras:
+            for bias, _, dora, score in _variants(extra, 1, False):
+                biases = {"none": 0, "all": extra.all_biases}.get(bias, sets.bias)
+                beside = extra.elements + biases + dora * sets.features
+                asked = (sets.modules_only | (not dora)) & ((sets.bias > 0) | (bias != "lora_only"))
+                for index, r, off in _near(trainable - beside, sets.per_rank, asked):
+                    picked = sets.picked(index)
+                    if any(m.name in extra.saved for e in picked for m in e.modules):
+                        continue
+                    of_bias = int(biases if isinstance(biases, int) else biases[index])
+                    adapter = _with(extra, _of_entries(picked), r, bias, dora)
+                    likely = unusual(picked) + extra.score + score
+                    yield self._found(adapter, trainable + off, of_bias, likely)
+
+    def _near_layers(self, trainable: int) -> Iterator[Found]:
+        """The nearest sets in some of the layers."""
+        sets = self.sets
+        one = sets.per_rank // sets.layers.clip(1)
+        for extra in self.extras:
+            for k in range(1, int(sets.layers.max(initial=0))):
+                left = trainable - extra.elements + 0 * one
+                for index, r, off in _near(left, one * k, sets.layers > max(k, 1)):
+                    picked = sets.picked(index)
+                    adapter = replace(
+                        _with(extra, _of_entries(picked), r), layers_to_transform=tuple(range(k))
+                    )
+                    note = f"any {k} of {int(sets.layers[index])} layers"
+                    likely = unusual(picked) + extra.score + _UNLIKELY
+                    yield self._found(adapter, trainable + off, 0, likely, note)
+
+
+_NEAR = 8
+"""So many sets are looked at of those that are nearest with the same beside them."""
+
+
+def _near(left: Any, per_rank: Any, asked: Any) -> Iterator[tuple[int, int, int]]:
+    """(index, rank, how far off) of the sets of `asked` whose multiple of `per_rank` is nearest."""
+    ranks = (left / per_rank.clip(1)).round().clip(1, SEARCHED_RANK).astype(int)
+    off = ranks * per_rank - left
+    known = (asked & (per_rank > 0)).nonzero()[0]
+    for index in known[abs(off[known]).argsort(kind="stable")[:_NEAR]]:
+        yield int(index), int(ranks[index]), int(off[index])
 
 
 def _fits(left: Any, per_rank: Any) -> Any:

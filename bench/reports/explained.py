@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 
 from bench.explain import SEARCHED, Explanation, Found
@@ -24,6 +24,7 @@ def explanation_json(label: str, answer: Explanation) -> dict[str, object]:
         "tried": answer.tried,
         "exact": [row(f) for f in answer.exact],
         "nearest": [row(f) for f in answer.nearest],
+        "nearest_popular": [row(f) for f in answer.nearest_popular],
     }
 
 
@@ -42,15 +43,22 @@ def explanation_text(label: str, answer: Explanation) -> str:
     elif not answer.full:
         lines.append(
             f"{answer.trainable:,} trainable parameters on {label}: not found among "
-            f"{answer.tried:,} configurations, each at every rank; the nearest:"
+            f"{answer.tried:,} configurations, each at every rank; the nearest of them:"
         )
-        for found in answer.nearest:
-            off = f": {found.trainable:,} ({found.trainable - answer.trainable:+,})"
-            lines.append(f"  {found.describe()}{_note(found)}{off}")
+        lines += _rows(answer.nearest, answer.trainable)
+        if popular := [f for f in answer.nearest_popular if f not in answer.nearest]:
+            lines.append("the nearest of the popular sets:")
+            lines += _rows(popular, answer.trainable)
         lines.append(f"tried: {SEARCHED}")
     if answer.remark:
         lines.append(answer.remark)
     return "\n".join(lines)
+
+
+def _rows(nearest: Iterable[Found], trainable: int) -> Iterator[str]:
+    for found in nearest:
+        off = f"{found.trainable:,} ({found.trainable - trainable:+,})"
+        yield f"  {found.describe()}{_note(found)}: {off}"
 
 
 def _common(rows: Sequence[Found]) -> tuple[str, list[str]]:
