@@ -19,6 +19,7 @@ import pytest
 from atlas_types import stored_atlas
 from measure_support import shared_session, tiny_case
 from test_ab import LLAMA
+from warm import Warm
 
 from bench.ab import Environment, Plan, measure
 from bench.atlas.build import build_atlas
@@ -44,8 +45,9 @@ CASES = [
 
 
 @contextlib.contextmanager
-def ray_of(*nodes: dict[str, Any]) -> Iterator[Any]:
-    """A head that lends nothing, and the nodes; each lends one processor."""
+def ray_of(*nodes: dict[str, Any], warm: Warm | None = None) -> Iterator[Any]:
+    """A head that lends nothing, and the nodes; each lends one processor. With `warm` what runs on
+    them is forked."""
     pytest.importorskip("ray", reason="needs the extra [cluster]")
     from ray.cluster_utils import Cluster as LocalCluster
 
@@ -54,26 +56,31 @@ def ray_of(*nodes: dict[str, Any]) -> Iterator[Any]:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.delenv("RAY_ADDRESS", raising=False)
         patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where cluster_tasks lies
-        local = LocalCluster(
-            initialize_head=True,
-            head_node_args={
-                **small,
-                "num_cpus": 0,
-                # A node that does not answer is given up within seconds.
-                "_system_config": {"health_check_period_ms": 500, "health_check_timeout_ms": 2000},
-            },
-        )
+        with warm.in_place() if warm else contextlib.nullcontext():
+            local = LocalCluster(
+                initialize_head=True,
+                head_node_args={
+                    **small,
+                    "num_cpus": 0,
+                    # A node that does not answer is given up within seconds.
+                    "_system_config": {
+                        "health_check_period_ms": 500,
+                        "health_check_timeout_ms": 2000,
+                    },
+                },
+            )
         try:
-            for node in nodes:
-                local.add_node(**{**small, "num_cpus": 1, **node})
+            with warm.in_place() if warm else contextlib.nullcontext():
+                for node in nodes:
+                    local.add_node(**{**small, "num_cpus": 1, **node})
             yield local
         finally:
             local.shutdown()
 
 
 @pytest.fixture(scope="module")
-def two_nodes() -> Iterator[Any]:
-    with ray_of({}, {}) as local:
+def two_nodes(warm_process: Warm) -> Iterator[Any]:
+    with ray_of({}, {}, warm=warm_process) as local:
         yield local
 
 
