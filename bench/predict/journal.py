@@ -13,6 +13,7 @@ from bench.predict.cuda_kernels import LAST_FIRST, PRODUCTS, has_epilogue
 from bench.predict.dependent import DEPENDENT
 from bench.predict.shapes import KnownShapes
 from bench.predict.values import KnownValues, tensors_in
+from bench.training.cost import name_of
 from bench.training.memory import Observer
 from bench.training.storages import CATEGORIES, StorageLedger, spread_over_ranks
 from bench.training.summing import as_autograd_sums, sole_holders
@@ -34,7 +35,7 @@ def breakdown_of(step: StepOptions) -> tuple[str, ...]:
 
 
 _NAMESPACES = ("aten", "prim", "prims", "profiler")
-_ELEMENTWISE = {torch.ops.aten.mul.Tensor, torch.ops.aten.add.Tensor}
+_MUL, _ADD = torch.ops.aten.mul.Tensor, torch.ops.aten.add.Tensor
 _DispatchMode = private("dispatch mode")
 _AUTOGRAD_NODE = private("node of autograd")
 _SHAPES = KnownShapes()
@@ -99,16 +100,16 @@ class Journal(_DispatchMode):  # type: ignore[misc, valid-type]  # torch is seen
         func = as_autograd_sums(func, args, kwargs)
         if func is _READ and args[0].device.type == "meta":
             return self._read(args[0])
-        name = str(func)
+        name = name_of(func)
         nested = self._within > 0
         if not nested and func.namespace != "profiler":  # marks a place in a profile, and is none
             self._operation = name
         size = self._device.workspace(name, func, args)
         workspace = self._write(size, WORKSPACE) if size else 0
         out = self._run(name, func, args, kwargs)
-        results = list(tensors_in(out))
+        results = tensors_in(out)
         for tensor in reversed(results) if name in LAST_FIRST else results:
-            if tensor.device.type in self._device.followed:
+            if tensor.is_meta or tensor.device.type in self._device.followed:
                 self.storages.meet(tensor)
         size = self._device.temporaries(name, args)
         temporary = self._write(size, WORKSPACE) if size else 0
@@ -224,13 +225,13 @@ def _alike(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Te
 
     A third of all operations are; meta's own functions take ten times as long for them.
     """
-    if func not in _ELEMENTWISE or kwargs or len(args) != 2:
+    if (func is not _MUL and func is not _ADD) or kwargs or len(args) != 2:
         return None
     a, b = args
     if not (isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor)):
         return None
     whole, other = (a, b) if a.dim() >= b.dim() else (b, a)
-    if whole.device.type != "meta" or not (whole.is_contiguous() and other.is_contiguous()):
+    if not whole.is_meta or not (whole.is_contiguous() and other.is_contiguous()):
         return None
     scalar = other.dim() == 0 < whole.dim() and whole.is_floating_point() and not other.is_complex()
     if not scalar:

@@ -28,18 +28,19 @@ class KnownShapes:
 
     def __init__(self) -> None:
         self._known: dict[Any, Any] = {}
-        self._kinds: dict[Any, str] = {}
+        self._kinds: dict[int, tuple[Any, str]] = {}  # by id; what is kept keeps its own
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """`func(*args, **kwargs)`, or what has the same shapes."""
-        kind = self._kinds.get(func)
-        if kind is None:
-            kind = self._kinds[func] = _kind(func)
-        if kind == _OTHER:
+        asked = self._kinds.get(id(func))
+        if asked is None:
+            asked = self._kinds[id(func)] = func, _kind(func)
+        kind = asked[1]
+        if kind is _OTHER:
             return func(*args, **kwargs)
         try:
             key = (
-                func,
+                id(func),
                 _key(args),
                 torch.get_default_dtype(),
                 *((name, _key(v)) for name, v in kwargs.items()),
@@ -52,7 +53,7 @@ class KnownShapes:
         out = func(*args, **kwargs)
         if key not in self._known and len(self._known) < MOST:
             self._known[key] = (
-                _again(out, (args, kwargs)) if kind == _FRESH else _nothing(func, out, key, args)
+                _again(out, (args, kwargs)) if kind is _FRESH else _nothing(func, out, key, args)
             )
         return out
 
@@ -77,9 +78,10 @@ def _key(value: Any) -> Any:
     """What of an argument decides a result's shape. Numbers go with their type: 1, 1.0 and True
     are equal and give other dtypes."""
     if isinstance(value, torch.Tensor):
-        if value.device.type != "meta" or value.layout != torch.strided or value.is_complex():
+        dtype = value.dtype
+        if not value.is_meta or value.layout is not torch.strided or dtype.is_complex:
             raise _Unknown
-        return value.shape, value.stride(), value.dtype
+        return value.shape, value.stride(), dtype
     kind = type(value)
     if kind in (int, float, bool):
         return kind, value

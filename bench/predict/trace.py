@@ -30,7 +30,7 @@ from bench.predict.values import tensors_in
 from bench.tasks import TASKS
 from bench.training import loading, storages
 from bench.training.cases import Case
-from bench.training.cost import CostCounter
+from bench.training.cost import CostCounter, name_of
 from bench.training.liger import check_liger
 from bench.training.limits import check_length
 from bench.training.loops import run_step
@@ -244,8 +244,8 @@ class _Cost:
         self.counter(func, args, kwargs, out, nested)
         if nested:
             return
-        given = [t for t in tensors_in((args, kwargs)) if t.device.type == "meta"]
-        made = [t for t in tensors_in(out) if t.device.type == "meta"]
+        given = [t for t in tensors_in((args, kwargs) if kwargs else args) if t.is_meta]
+        made = [t for t in tensors_in(out) if t.is_meta]
         storages = {t.untyped_storage()._cdata for t in given}
         fresh = [t for t in made if t.untyped_storage()._cdata not in storages]
         if not fresh and not (given and func._schema.is_mutable):
@@ -256,13 +256,15 @@ class _Cost:
             self.moved_bytes += size
             return
         dtype = str(given[0].dtype if given else fresh[0].dtype).removeprefix("torch.")
-        if ".int8_" in str(func):
+        if ".int8_" in name_of(func):
             dtype = "int8"
         self.work[Work(flops, size, dtype)] += 1
 
 
 def _bytes(tensor: torch.Tensor) -> int:
     """What is read or written of a tensor: its elements, expanded ones once."""
+    if tensor.is_contiguous():
+        return int(tensor.numel() * tensor.element_size())
     shape = (n for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride)
     size: int = prod(shape) * tensor.element_size()
     return size

@@ -21,10 +21,10 @@ _DTYPES = {torch.bool, torch.int64, torch.int32, torch.int16, torch.int8, torch.
 _CHECK_OF_GRADIENTS = torch.ops.aten._amp_foreach_non_finite_check_and_unscale_.default
 
 _FILLS = {
-    torch.ops.aten.ones_like.default: 1,
-    torch.ops.aten.zeros_like.default: 0,
-    torch.ops.aten.new_ones.default: 1,
-    torch.ops.aten.new_zeros.default: 0,
+    id(torch.ops.aten.ones_like.default): 1,
+    id(torch.ops.aten.zeros_like.default): 0,
+    id(torch.ops.aten.new_ones.default): 1,
+    id(torch.ops.aten.new_zeros.default): 0,
 }
 """What these give does not depend on the values that they are given."""
 
@@ -53,13 +53,19 @@ class KnownValues:
         An operation that writes to known values from unknown ones ends that knowledge; but for the
         check of gradients under loss scaling, which finds nothing wrong here.
         """
-        if func in _FILLS and _followed(out):
-            self._know(out, torch.full(out.shape, _FILLS[func], dtype=out.dtype))
+        fill = _FILLS.get(id(func))
+        if fill is not None and _followed(out):
+            self._know(out, torch.full(out.shape, fill, dtype=out.dtype))
             return
+        real = self._real
+        for first in args:  # most operations read what is not known, and only that
+            if isinstance(first, torch.Tensor) and first.is_meta:
+                if first.untyped_storage()._cdata not in real and not func._schema.is_mutable:
+                    return
+                break
         given = tensors_in(args)
         if kwargs:
             given += tensors_in(kwargs)
-        real = self._real
         unknown = any(t.untyped_storage()._cdata not in real for t in given if t.is_meta)
         if unknown and not func._schema.is_mutable:
             return
@@ -131,6 +137,8 @@ class KnownValues:
 
 def tensors_in(value: Any) -> list[torch.Tensor]:
     """Every tensor in nested lists, tuples and dicts, in order."""
+    if isinstance(value, torch.Tensor):
+        return [value]
     found: list[torch.Tensor] = []
     _gather(value, found)
     return found

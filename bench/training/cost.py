@@ -16,6 +16,18 @@ _ATTENTION_ON_CUDA = ("flash_attention", "efficient_attention", "cudnn_attention
 """torch 2.11's own formulas of these refuse fewer heads of keys than of queries."""
 
 
+_named: dict[int, tuple[Any, str]] = {}
+
+
+def name_of(func: Any) -> str:
+    """An operation's name, such as "aten.mm.default": torch puts it together anew at every asking,
+    and asks Python for an operation's hash. The operation is kept: no other has its id."""
+    known = _named.get(id(func))
+    if known is None:
+        known = _named[id(func)] = func, str(func)
+    return known[1]
+
+
 class CostCounter:
     """Counts operations by kind and FLOPs; give it to a MemoryTracker as its observer.
 
@@ -32,7 +44,7 @@ class CostCounter:
     def __call__(
         self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, nested: bool
     ) -> None:
-        self.operations[str(func)] += 1
+        self.operations[name_of(func)] += 1
         # A kernel's inner products are already in the formula of the operation around them.
         if not nested and (formula := self._formulas.get(func._overloadpacket)) is not None:
             self.flops += int(formula(*args, **kwargs, out_val=out))
