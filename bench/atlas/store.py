@@ -15,9 +15,9 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from bench.atlas import names
 from bench.atlas.entries import Atlas, Bare, Folded, TypeEntry
@@ -129,23 +129,8 @@ def _version_key(version: str) -> tuple[tuple[bool, int, str], ...]:
 
 FORMAT = 1
 _KINDS = (LINEAR, CONV1D, EMBEDDING, MULTIHEAD, *CONVOLUTIONS)
-_Required = TypedDict(
-    "_Required", {"auto_class": str, "class": str, "layers": int, "parameters": int}
-)
-
-
-class _Entry(_Required, total=False):
-    """A type as it is stored."""
-
-    causal_lm: bool
-    input_embedding: str
-    output_embedding: str
-    tied: list[str]
-    moe_conversion: str
-    ties_unknown: bool
-    projections: dict[str, Any]
-    bare: dict[str, Any]
-    other: str
+_REQUIRED = ("auto_class", "class", "layers", "parameters")
+"""Keys of a type that are written even where they hold nothing."""
 
 
 @dataclass(frozen=True)
@@ -163,46 +148,36 @@ class _File:
 def entry_to_json(entry: TypeEntry) -> dict[str, Any]:
     """One type as JSON; what is empty or false is left out."""
     data: dict[str, Any] = {
-        "auto_class": entry.auto_class,
-        "class": entry.class_name,
-        "causal_lm": entry.causal_lm,
-        "layers": entry.layers,
-        "parameters": entry.parameters,
-        "input_embedding": entry.input_embedding,
-        "output_embedding": entry.output_embedding,
+        **{"class" if name == "class_name" else name: value for name, value in vars(entry).items()},
         "tied": list(entry.tied),
-        "moe_conversion": entry.moe_conversion,
-        "ties_unknown": entry.ties_unknown,
         "projections": {p.name: _projection_to_json(p) for p in entry.projections},
         "bare": {e.name: [e.role, *e.shape] for e in entry.bare},
         "other": " ".join(entry.other),
     }
-    return {key: value for key, value in data.items() if value or key in _Required.__annotations__}
+    return {key: value for key, value in data.items() if value or key in _REQUIRED}
 
 
 def entry_from_json(data: Any, where: str) -> TypeEntry:
     """One type from JSON; BenchError, naming `where` and the key, on anything not understood."""
-    data = parse(data, _Entry, where)
-    return TypeEntry(
-        auto_class=data["auto_class"],
-        class_name=data["class"],
-        causal_lm=data.get("causal_lm", False),
-        layers=data["layers"],
-        parameters=data["parameters"],
-        input_embedding=data.get("input_embedding", ""),
-        output_embedding=data.get("output_embedding", ""),
-        tied=tuple(data.get("tied", ())),
-        moe_conversion=data.get("moe_conversion", ""),
-        ties_unknown=data.get("ties_unknown", False),
+    held = {"causal_lm": False, **parse(data, dict[str, Any], where)}
+    rows = {
+        key: parse(held.pop(key, {}), dict[str, Any], f"{where}: {key}")
+        for key in ("projections", "bare")
+    }
+    other = parse(held.pop("other", ""), str, f"{where}: other")
+    if "class" in held:
+        held["class_name"] = held.pop("class")
+    return replace(
+        parse(held, TypeEntry, where),
         projections=tuple(
             _projection_from_json(name, row, f"{where}: projections: {name}")
-            for name, row in data.get("projections", {}).items()
+            for name, row in rows["projections"].items()
         ),
         bare=tuple(
             _bare_from_json(name, row, f"{where}: bare: {name}")
-            for name, row in data.get("bare", {}).items()
+            for name, row in rows["bare"].items()
         ),
-        other=tuple(data.get("other", "").split()),
+        other=tuple(other.split()),
     )
 
 
