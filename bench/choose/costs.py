@@ -14,16 +14,9 @@ from typing import TYPE_CHECKING
 
 from bench.errors import BenchError
 from bench.predict.gpus import Fit, Gpu, fit
-from bench.predict.largest import (
-    BATCH_SIZE,
-    LARGEST,
-    RANK,
-    SEQ_LEN,
-    largest_fitting,
-    settled,
-    value_of,
-)
+from bench.predict.largest import LARGEST, largest_fitting, settled
 from bench.process import STOPPING
+from bench.training.cases import BATCH_SIZE, RANK, SEQ_LEN, value_of
 from bench.training.machine import usable_processors
 
 if TYPE_CHECKING:

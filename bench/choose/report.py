@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bench.predict.gpus import bfloat16_note
-from bench.predict.largest import BATCH_SIZE, RANK, SEQ_LEN
 from bench.predict.result import LIMITS
 from bench.reports.layout import EMPTY, FADED, GOOD, Report, Table
 from bench.reports.learning import cited
+from bench.training.cases import BATCH_SIZE, RANK, SEQ_LEN
 from bench.training.options import DTYPES
 from bench.units import counted, format_bytes, format_count, format_percent
 

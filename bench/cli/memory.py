@@ -102,7 +102,8 @@ def run(options: argparse.Namespace) -> int:
     if not cases:
         raise BenchError("no scenario applies to this model: give --target-modules or --adapter")
     from bench.baselines.predicted import store
-    from bench.predict.largest import Solution, check_has_length
+    from bench.predict.largest import Solution
+    from bench.training.cases import check_has_length
 
     if options.store and any(subject.scenario is None for subject in subjects):
         raise BenchError("--store keeps predictions of registered scenarios: give --scenario")

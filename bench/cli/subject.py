@@ -46,12 +46,12 @@ def check_asked(options: argparse.Namespace) -> None:
 
 
 def asked_subject(options: argparse.Namespace, name: str) -> Subject:
-    """The model called `name` with the configuration that the options give."""
+    """The model called `name` with the configuration that the options give, as `check_asked` let
+    pass."""
     from bench.models.architectures import load_model
     from bench.scenarios.scenario import find_scenario
     from bench.scenarios.subjects import Subject
 
-    check_asked(options)
     model = load_model(name, options.auto_class, options.trust_remote_code)
     if isinstance(options.precision, str):
         model = model.loaded_in(options.precision)

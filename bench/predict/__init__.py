@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bench.predict.gpus import Gpu, find_gpu, gpu_with_memory
-    from bench.predict.largest import SOLVABLE, Solution, solve
+    from bench.predict.largest import Solution, solve
     from bench.predict.result import Prediction, predict
 
 __all__ = [
-    "SOLVABLE",
     "Gpu",
     "Prediction",
     "Solution",
@@ -26,7 +25,6 @@ __all__ = [
 _HOMES = {
     "Gpu": "gpus",
     "Prediction": "result",
-    "SOLVABLE": "largest",
     "Solution": "largest",
     "find_gpu": "gpus",
     "gpu_with_memory": "gpus",

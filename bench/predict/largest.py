@@ -1,51 +1,18 @@
-"""The batch size, sequence length and rank of a case, and the largest whose predicted step fits."""
+"""The largest batch, length or rank whose predicted step fits a GPU."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bench.errors import BenchError, UnknownName
+from bench.errors import BenchError
+from bench.training.cases import BATCH_SIZE, RANK, SEQ_LEN, value_of, with_value
 from bench.training.options import MOST_TOKENS
 
 if TYPE_CHECKING:
     from bench.predict.result import Prediction
     from bench.training.cases import Case
-
-BATCH_SIZE, SEQ_LEN, RANK = "batch-size", "seq-len", "rank"
-SOLVABLE = (BATCH_SIZE, SEQ_LEN, RANK)
-
-
-def check_has_length(case: Case) -> None:
-    """Raise BenchError for images: the model's config fixes their size, there is no length."""
-    if not case.task.has_length:
-        raise BenchError(f"sequence length: {case.model} takes images, which have none")
-
-
-def with_value(case: Case, what: str, value: int) -> Case:
-    """The case with another batch size, sequence length or rank.
-
-    Raises UnknownName for anything else, and BenchError for the length of images.
-    """
-    if what == BATCH_SIZE:
-        return replace(case, step=replace(case.step, batch_size=value))
-    if what == SEQ_LEN:
-        check_has_length(case)
-        return replace(case, step=replace(case.step, seq_len=value))
-    if what == RANK:
-        return replace(case, adapter={**case.adapter, "r": value})
-    raise UnknownName("value to solve for:", what, SOLVABLE)
-
-
-def value_of(case: Case, what: str) -> int:
-    """The case's own value of `what`."""
-    return {
-        BATCH_SIZE: case.step.batch_size,
-        SEQ_LEN: case.step.seq_len,
-        RANK: int(case.adapter.get("r", 8)),
-    }.get(what, 1)
-
 
 LARGEST = {BATCH_SIZE: 1 << 16, SEQ_LEN: 1 << 20, RANK: 1 << 12}
 """Where the search ends, if the memory does not end it before."""

@@ -18,8 +18,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from bench.predict.alike import layers_alike, shallow
-from bench.predict.largest import SEQ_LEN, value_of, with_value
 from bench.predict.repeats import Piece, pieces_of, stretched_events
+from bench.training.cases import SEQ_LEN, value_of, with_value
 
 if TYPE_CHECKING:
     from bench.predict.kernels import Device
@@ -92,7 +92,7 @@ class Stretched:
 
     def replayed(self, what: str = "", value: int = 0) -> Replayed:
         """Peaks of the step: as the case says, or traced at another value of `what`
-        (`largest.SOLVABLE`)."""
+        (`cases.SOLVABLE`)."""
         if not what or value == value_of(self.case, what):
             what, value = "", 0
         if (what, value) not in self._replays:

@@ -1,12 +1,13 @@
-"""A case: everything that decides what one measurement costs, and the id it is stored under."""
+"""A case: everything that decides what one measurement costs, and the id it is stored under; the
+same at another batch size, length or rank."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from bench.errors import BenchError, check_most
+from bench.errors import BenchError, UnknownName, check_most
 from bench.files import parse
 from bench.models.precision import precision
 from bench.tasks import TRAINED, Task
@@ -121,3 +122,37 @@ class Case:
     def from_dict(cls, data: Mapping[str, Any]) -> Case:
         """The case that `to_dict` wrote; raises BenchError on an unknown or missing key."""
         return parse(data, cls, "case")
+
+
+BATCH_SIZE, SEQ_LEN, RANK = "batch-size", "seq-len", "rank"
+SOLVABLE = (BATCH_SIZE, SEQ_LEN, RANK)
+
+
+def check_has_length(case: Case) -> None:
+    """Raise BenchError for images: the model's config fixes their size, there is no length."""
+    if not case.task.has_length:
+        raise BenchError(f"sequence length: {case.model} takes images, which have none")
+
+
+def with_value(case: Case, what: str, value: int) -> Case:
+    """The case with another batch size, sequence length or rank.
+
+    Raises UnknownName for anything else, and BenchError for the length of images.
+    """
+    if what == BATCH_SIZE:
+        return replace(case, step=replace(case.step, batch_size=value))
+    if what == SEQ_LEN:
+        check_has_length(case)
+        return replace(case, step=replace(case.step, seq_len=value))
+    if what == RANK:
+        return replace(case, adapter={**case.adapter, "r": value})
+    raise UnknownName("value to solve for:", what, SOLVABLE)
+
+
+def value_of(case: Case, what: str) -> int:
+    """The case's own value of `what`."""
+    return {
+        BATCH_SIZE: case.step.batch_size,
+        SEQ_LEN: case.step.seq_len,
+        RANK: int(case.adapter.get("r", 8)),
+    }.get(what, 1)

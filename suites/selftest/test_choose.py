@@ -22,10 +22,9 @@ from bench.files import FIXTURES
 from bench.measure.counting import count, inject
 from bench.models.architectures import Model, load_model
 from bench.predict.gpus import gpu_with_memory
-from bench.predict.largest import with_value
 from bench.predict.result import predict
 from bench.targets import match
-from bench.training.cases import StepOptions
+from bench.training.cases import StepOptions, with_value
 
 STEP = StepOptions(batch_size=1, seq_len=64)
 pytestmark = pytest.mark.usefixtures("one_process", "traced_once")

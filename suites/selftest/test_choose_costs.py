@@ -12,8 +12,7 @@ from bench.choose import costs, rows
 from bench.errors import BenchError
 from bench.models.architectures import Model, load_model
 from bench.predict.gpus import fit, gpu_with_memory
-from bench.predict.largest import with_value
-from bench.training.cases import Case, StepOptions
+from bench.training.cases import Case, StepOptions, with_value
 
 pytestmark = pytest.mark.usefixtures("traced_once")
 

@@ -319,7 +319,7 @@ def test_a_gpu_that_is_too_small_for_anything() -> None:
 )
 def test_solved_is_the_largest_for_real(what: str) -> None:
     """One more of it, predicted anew, does not fit."""
-    from bench.predict.largest import with_value
+    from bench.training.cases import with_value
 
     case = tiny_case("phi3", "bf16")
     needed = predict(with_value(case, what, 21)).peak_reserved_bytes

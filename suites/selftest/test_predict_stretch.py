@@ -11,10 +11,9 @@ import pytest
 from bench.choose.rows import EVERYTHING
 from bench.choose.rows import scenario as scenario_of
 from bench.models.architectures import Model, load_model
-from bench.predict.largest import with_value
 from bench.scenarios.scenario import find_scenario
 from bench.scenarios.subjects import Subject
-from bench.training.cases import Case, StepOptions
+from bench.training.cases import Case, StepOptions, with_value
 
 if TYPE_CHECKING:
     from bench.predict.replay import Replayed
