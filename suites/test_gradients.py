@@ -27,7 +27,7 @@ def _lazily(name: str, module: str = "bench.predict.gradients") -> Any:
     return call
 
 
-_first_that_runs = _lazily("_first_that_runs")
+trace_whole = _lazily("trace_whole")
 trace_gradients = _lazily("trace_gradients")
 weights_handed_over = _lazily("weights_handed_over")
 shallower = _lazily("shallower", "bench.predict.alike")
@@ -163,7 +163,7 @@ def test_a_module_that_is_only_called_is_handed_to_nobody() -> None:
 def test_fewer_layers_say_the_same_as_all_of_them(name: str) -> None:
     model, adapter = find_model(name), AdapterConfig("all-linear", r=2)
     assert shallower(model, adapter) is not None
-    found, whole = trace_gradients(model, adapter), _first_that_runs(model, adapter)
+    found, whole = trace_gradients(model, adapter), trace_whole(model, adapter)
     assert set(found.adapted) == set(whole.adapted)
     assert set(found.without) == set(whole.without) == set()
 
@@ -172,7 +172,7 @@ def test_layers_are_left_out_only_where_all_are_alike() -> None:
     mamba = replace(other("mamba"), config={**other("mamba").config, "num_hidden_layers": 12})
     adapter = AdapterConfig(("x_proj", "dt_proj"), r=2)
     assert shallower(mamba, adapter) is not None
-    found, whole = trace_gradients(mamba, adapter), _first_that_runs(mamba, adapter)
+    found, whole = trace_gradients(mamba, adapter), trace_whole(mamba, adapter)
     assert set(found.without) == set(whole.without)
     assert len(found.without) == 12
     assert set(found.fused) == set(whole.fused)

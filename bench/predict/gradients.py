@@ -72,10 +72,10 @@ def trace_gradients(model: Model, adapter: AdapterConfig) -> Gradients:
     quiet_libraries()
     shallow = shallower(model, adapter)
     if shallow is not None:
-        found = deepened(_first_that_runs(shallow, adapter), model)
+        found = deepened(trace_whole(shallow, adapter), model)
         if found is not None:
             return found
-    return _first_that_runs(model, adapter)
+    return trace_whole(model, adapter)
 
 
 def deepened(found: Gradients, model: Model) -> Gradients | None:
@@ -87,7 +87,8 @@ def deepened(found: Gradients, model: Model) -> Gradients | None:
     return Gradients(found.fed, adapted, without, fused)
 
 
-def _first_that_runs(model: Model, adapter: AdapterConfig) -> Gradients:
+def trace_whole(model: Model, adapter: AdapterConfig) -> Gradients:
+    """As `trace_gradients`, with every layer traced: by the first batch that runs."""
     reasons = []
     for kinds in _batches(model):
         try:

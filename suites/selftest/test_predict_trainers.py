@@ -142,12 +142,11 @@ def test_what_a_loop_takes_for_granted_is_said() -> None:
 
 def test_accelerates_state_is_left_alone() -> None:
     from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
 
     alive = Accelerator(cpu=True)
-    before = dict(AcceleratorState._shared_state)
+    before = dict(vars(alive.state))
     predicted(trainer_case("trainer", "bf16"))
-    assert AcceleratorState._shared_state == before
+    assert vars(alive.state) == before
     assert alive.device.type == "cpu"
 
 

@@ -175,9 +175,7 @@ def test_what_a_fork_cannot_be_is_started(
 
 def test_without_the_warm_process_it_is_the_interpreter() -> None:
     with Warm() as gone:
-        gone._process.kill()
-        gone._process.wait()
-        gone._listener.close()
+        gone.kill()
         done, _ = both(gone, "-c", "print(__name__)")
     assert (done.returncode, done.stdout) == (0, "__main__\n")
 
