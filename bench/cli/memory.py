@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 HELP = "predict a step's GPU memory, without a GPU"
 EPILOG = (
     "Limits: eager mode (no compilation or offloading); one GPU, or one of several (--parallel: "
-    "copies and sharding of Llama in bf16 and nf4 alone); the CUDA context is outside, and assumed "
+    "DDP, or FSDP2 in the plain loops); the CUDA context is outside, and assumed "
     "to take 0.5 GiB where a GPU is asked for; the allocator has its default settings and room. "
     "docs/prediction.md says more. Exit status: 1 where a GPU (or --gpu-memory) was asked for and "
     "a step does not fit it."

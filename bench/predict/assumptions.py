@@ -10,6 +10,7 @@ from bench.models.stored import AWQ, COMPRESSED, GPTQ, HQQ, read_stored
 from bench.predict.gpus import HOPPER, bfloat16_note
 from bench.training.liger import fused_loss
 from bench.training.options import DDP, DTYPES, FSDP, KEEP_OUTPUT, PINNED, PLAIN, SDPA, SFT, TRAINER
+from bench.training.parallel import COMPARED
 
 if TYPE_CHECKING:
     from bench.predict.gpus import Gpu
@@ -101,16 +102,17 @@ _DDP = (
 )
 _FSDP = (
     "fsdp: torch's FSDP2 with its defaults: no policy of precision, no offloading, gathered again "
-    "for the backward pass; units as accelerate makes them of a PEFT model: each layer, the "
-    "embedding, the head, and the rest",
+    "for the backward pass; its units are accelerate's own (fsdp2_prepare_model)",
     "loading: on the CPU; only shards reach the GPU",
     "streams: FSDP2 frees when Python does, so that what is allocated is the same on CUDA; what is "
     "reserved is of one pool, where CUDA has one for each stream, which may take more",
 )
 _EVIDENCE = (
     "evidence: the real {} in two processes on a CPU, whose peaks allocated agree within 0.1 % "
-    "(gloo's copies left out: NCCL makes none); no GPU has confirmed it"
+    "(gloo's copies left out: NCCL makes none){}; no GPU has confirmed it"
 )
+_ACCUMULATED = "accumulation: gradients are sent after each of the {} batches (no no_sync)"
+_DEFERRED = "accumulation: gradients are sent after the last of {} batches, as the trainer does"
 
 
 def parallel_assumptions(case: Case) -> tuple[str, ...]:
@@ -118,16 +120,19 @@ def parallel_assumptions(case: Case) -> tuple[str, ...]:
     step = case.step
     if step.parallel is None:
         return ()
-    size = f"{step.batch_size} × {step.seq_len} tokens on each"
-    if step.parallel == DDP:
-        return (f"gpus: {step.gpus}, {size}", *_DDP, _EVIDENCE.format("DDP"))
-    shards = list(_FSDP)
-    if precision(case.precision).bits == 4:
-        shards.append(
+    said = [f"gpus: {step.gpus}, {step.batch_size} × {step.seq_len} tokens on each"]
+    said += _DDP if step.parallel == DDP else _FSDP
+    if step.parallel == FSDP and precision(case.precision).bits == 4:
+        said.append(
             f"4-bit weights: packed as {case.compute} (bnb_4bit_quant_storage), without which "
             "accelerate leaves them whole; their scales are no parameters and are whole on each GPU"
         )
-    return (f"gpus: {step.gpus}, {size}", *shards, _EVIDENCE.format("FSDP2"))
+    if step.accumulation > 1:
+        how = _DEFERRED if step.loop in (TRAINER, SFT) else _ACCUMULATED
+        said.append(how.format(step.accumulation))
+    kind = case.config.get("model_type")
+    other = "" if kind in COMPARED else f", for other models than {kind}"
+    return (*said, _EVIDENCE.format("DDP" if step.parallel == DDP else "FSDP2", other))
 
 
 def trainer_assumptions(case: Case) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ tensor that it was given, at once; and rank 0's own values stand for those that 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -19,12 +20,13 @@ import torch
 from bench.compat import patched, private
 from bench.errors import BenchError
 from bench.predict.journal import COMMUNICATION, Journal
-from bench.training.options import DDP
+from bench.training.options import DDP, SFT, TRAINER
 from bench.training.storages import followed_shards
 
 if TYPE_CHECKING:
     from bench.predict.kernels import Device
     from bench.training.cases import Case
+    from bench.training.options import StepOptions
 
 _DispatchMode = private("dispatch mode")
 _COPY = torch.ops.aten.copy_.default
@@ -38,15 +40,36 @@ def _collective(tensors: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
     return tensors, private("ended work")(future).boxed()
 
 
-COLLECTIVES: dict[str, Callable[..., Any]] = dict.fromkeys(
-    (
-        "c10d.allreduce_.default",
-        "c10d.broadcast_.default",
-        "c10d._allgather_base_.default",
-        "c10d._reduce_scatter_base_.default",
+def _gathered(received: Any, sent: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
+    """What every rank counted, by rank 0's own: a trainer asks whether there is anything."""
+    for parts, own in zip(received, sent, strict=True):
+        for part in parts:
+            part.copy_(own)
+    return _collective(received)
+
+
+def _reduced(tensor: torch.Tensor, *_: Any) -> torch.Tensor:
+    """DTensor's collectives leave what they were given: a norm's sum is a tensor of its own."""
+    return torch.empty_like(tensor)
+
+
+COLLECTIVES: dict[str, Callable[..., Any]] = {
+    **dict.fromkeys(
+        (
+            "c10d.allreduce_.default",
+            "c10d.broadcast_.default",
+            "c10d._allgather_base_.default",
+            "c10d._reduce_scatter_base_.default",
+        ),
+        _collective,
     ),
-    _collective,
-)
+    "c10d.allgather_.default": _gathered,
+    "_c10d_functional.all_reduce.default": _reduced,
+    **dict.fromkeys(
+        ("_c10d_functional.wait_tensor.default", "_c10d_functional._wrap_tensor_autograd.default"),
+        lambda tensor: tensor,
+    ),
+}
 """NCCL sends from and to the tensors that it is given; its own buffers are outside torch's
 allocator, as the CUDA context is."""
 WRITING = frozenset(
@@ -85,10 +108,31 @@ def as_rank(case: Case, journal: Journal) -> Iterator[None]:
         "fake", rank=0, world_size=case.step.gpus, store=private("fake store")()
     )
     try:
-        with patched(*replacements), followed_shards(journal.storages):
+        with (
+            patched(*replacements),
+            followed_shards(journal.storages),
+            _launched(case.step),
+        ):
             yield
     finally:
         distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _launched(step: StepOptions) -> Iterator[None]:
+    """The environment in which torchrun starts rank 0, which accelerate reads for a trainer."""
+    ranks = str(step.gpus)
+    said = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+    before = {name: os.environ.get(name) for name in (*said, "MASTER_PORT")}
+    if step.loop in (TRAINER, SFT):
+        os.environ.update(said)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _fsdp(journal: Journal) -> list[tuple[Any, str, Any]]:

@@ -100,8 +100,11 @@ def trace(case: Case, device: Device, progress: Progress = lambda phase: None) -
     except BenchError as error:
         raise Untraceable(f"{name}: {error}") from error
     except Exception as error:
+        what = "the step cannot be traced"
+        if case.step.parallel:
+            what = f"--parallel {case.step.parallel}: torch's own code, a real step's too, fails"
         raise Untraceable(
-            f"{name}: the step cannot be traced: {type(error).__name__}: {_first_line(error)}"
+            f"{name}: {what}: {type(error).__name__}: {_first_line(error)}"
         ) from error
 
 
@@ -132,7 +135,9 @@ def _traced(  # noqa: PLR0917  # one call
         left_bytes = {kind: sum(p.nbytes for p in held) for kind, held in left.items()}
         del left
         if case.step.parallel == FSDP:  # whole on the CPU, and each rank's shards on its GPU
+            journal.logging = True  # accelerate packs 4-bit weights' states, whatever is in them
             base = spread(case, loading.adapt(case, base))
+            journal.logging = False
             storages.tag_model(journal.storages, base)
             journal.begin_here()
             training = loading.ready(case, config, base, "meta")

@@ -20,6 +20,7 @@ LARGEST_FLOATS = 1 << 12
 _DTYPES = {torch.bool, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
 _CHECK_OF_GRADIENTS = torch.ops.aten._amp_foreach_non_finite_check_and_unscale_.default
 
+_COPY = torch.ops.aten.copy_.default
 _FILLS = {
     id(torch.ops.aten.ones_like.default): 1,
     id(torch.ops.aten.zeros_like.default): 0,
@@ -56,6 +57,9 @@ class KnownValues:
         fill = _FILLS.get(id(func))
         if fill is not None and _followed(out):
             self._know(out, torch.full(out.shape, fill, dtype=out.dtype))
+            return
+        if func is _COPY and out.is_meta and _whole(out) and _followed(out) and self._has(args[1]):
+            self._know(out, self._values(args[1]))  # whatever was there before
             return
         real = self._real
         for first in args:  # most operations read what is not known, and only that
@@ -161,6 +165,10 @@ def _on_meta(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return torch.empty_like(value, device="meta")
     return type(value)(_on_meta(item) for item in value)
+
+
+def _whole(tensor: torch.Tensor) -> bool:
+    return bool(tensor.nbytes == tensor.untyped_storage().nbytes())
 
 
 def _followed(tensor: torch.Tensor) -> bool:

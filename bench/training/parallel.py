@@ -6,44 +6,48 @@ joined, or the fake one in which `bench.predict.ranks` traces what one of them d
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError
 from bench.models.precision import precision
-from bench.training.options import DDP, FSDP, KEEP_OUTPUT, PLAIN, StepOptions, flag_of
+from bench.training.options import DDP, FSDP, KEEP_OUTPUT, PLAIN, SFT, TRAINER, StepOptions, flag_of
 
 if TYPE_CHECKING:
     from bench.training.cases import Case
 
-MODEL_TYPES = ("llama",)
-PARALLEL_PRECISIONS = ("bf16", "nf4", "nf4-dq")
-PARALLEL_OPTIMIZERS = ("adamw", "adamw-foreach", "sgd")
-PARALLEL_LOOPS = (PLAIN, KEEP_OUTPUT)
+COMPARED = (
+    "distilbert", "gemma2", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "opt", "phi3",
+    "qwen2", "qwen3", "qwen3_moe", "roberta", "t5", "vit",
+)  # fmt: skip
+"""The types of models whose predicted steps were held against real ones of two processes."""
+PARALLEL_LOOPS = {DDP: (PLAIN, KEEP_OUTPUT, TRAINER, SFT), FSDP: (PLAIN, KEEP_OUTPUT)}
+"""The loops that are predicted, by how the step is spread."""
 _ALLOWED = frozenset(
-    ("batch_size", "seq_len", "optimizer", "learning_rate", "gradient_checkpointing", "padded",
-     "packed", "attention", "seed", "loop", "autocast_adapter_dtype", "parallel", "gpus")
+    ("batch_size", "seq_len", "optimizer", "learning_rate", "gradient_checkpointing", "reentrant",
+     "padded", "packed", "attention", "seed", "loop", "kbit_preparation", "autocast",
+     "compute_dtype", "loss_scaling", "fused_head", "accumulation", "max_grad_norm",
+     "autocast_adapter_dtype", "parallel", "gpus")
 )  # fmt: skip
 """The fields of a step that may differ from their defaults; every other is refused by its name."""
+_UNSHARDED = (
+    "bitsandbytes keeps an int8 weight's scales beside the weight, where a shard loses them"
+)
+_UNRULED = "FSDP2's tensors have no rule for bitsandbytes' optimizers, and the real step fails too"
+_POLICY = "accelerate gives FSDP2 a policy of precision in its place, which is not predicted"
 
 
 def check_parallel(case: Case) -> None:
-    """Raise BenchError, naming it, for what no prediction over several GPUs has been held to."""
+    """Raise BenchError, naming it, for what is not predicted over several GPUs."""
     step = case.step
     if step.parallel is None:
         return
     how = f"--parallel {step.parallel}"
-    kind = case.config.get("model_type")
-    if kind not in MODEL_TYPES:
-        raise BenchError(
-            f"{how}: {case.model} is of type {kind}, and this is held to real steps for "
-            f"{', '.join(MODEL_TYPES)} alone"
-        )
     check_parallel_step(step, case.precision)
-    for name in ("use_dora", "modules_to_save", "target_parameters", "trainable_token_indices"):
-        if case.adapter.get(name):
-            raise BenchError(f"{how} is not predicted with an adapter that has {name}")
-    if case.adapter.get("bias", "none") != "none":
-        raise BenchError(f"{how} is not predicted with an adapter that trains biases")
+    if precision(case.precision).stored:
+        raise BenchError(
+            f"{how} is not predicted for {case.precision} weights, as a checkpoint stores them"
+        )
 
 
 def check_parallel_step(step: StepOptions, *precisions: str) -> None:
@@ -51,19 +55,21 @@ def check_parallel_step(step: StepOptions, *precisions: str) -> None:
     if step.parallel is None:
         return
     how = f"--parallel {step.parallel}"
-    for each in precisions:
-        _among(how, "--precision", each, PARALLEL_PRECISIONS)
-    _among(how, "--loop", step.loop, PARALLEL_LOOPS)
-    _among(how, "--optimizer", step.optimizer, PARALLEL_OPTIMIZERS)
+    if step.loop not in (loops := PARALLEL_LOOPS[step.parallel]):
+        raise BenchError(f"{how} is not predicted with --loop {step.loop}: {', '.join(loops)}")
     usual = StepOptions()
     for name in StepOptions.__dataclass_fields__:
         if name not in _ALLOWED and getattr(step, name) != getattr(usual, name):
             raise BenchError(f"{how} is not predicted with {flag_of(name)}")
-
-
-def _among(how: str, option: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise BenchError(f"{how} is not predicted with {option} {value}: {', '.join(known)}")
+    if step.parallel != FSDP:
+        return
+    for each in precisions:
+        if precision(each).bits == 8:
+            raise BenchError(f"{how} is not predicted with --precision {each}: {_UNSHARDED}")
+    if step.optimizer.endswith("bit"):
+        raise BenchError(f"{how} is not predicted with --optimizer {step.optimizer}: {_UNRULED}")
+    if step.autocast is not None:
+        raise BenchError(f"{how} is not predicted with --autocast: {_POLICY}")
 
 
 def storage_dtype(case: Case) -> str | None:
@@ -90,30 +96,36 @@ def spread(case: Case, model: Any) -> Any:
             "processes have to join a process group first"
         )
     if step.parallel == DDP:
-        return DistributedDataParallel(model)
+        trains_itself = step.loop in (TRAINER, SFT)  # and is wrapped by accelerate, for its trainer
+        return model if trains_itself else DistributedDataParallel(model)
     return _sharded(model, step.gpus)
 
 
 def _sharded(model: Any, gpus: int) -> Any:
-    """FSDP2 with the units that accelerate 1.15 makes of a PEFT model (`fsdp2_prepare_model`): each
-    layer, the input embedding, the head (which stays gathered until the backward pass has begun),
-    and a root that holds the rest. A tied head and embedding are one unit, the head's."""
+    """FSDP2 as accelerate shards an adapted model, by its own `fsdp2_prepare_model`: it decides the
+    units (since 1.15 each layer, the input embedding, the head, which stays gathered until the
+    backward pass has begun, and a root that holds the rest). It is given what it asks an
+    Accelerator for."""
+    try:
+        from accelerate.utils import FullyShardedDataParallelPlugin, fsdp2_prepare_model
+    except ImportError:
+        raise BenchError(
+            f"--parallel {FSDP}: this accelerate does not know FSDP2: pip install -U accelerate"
+        ) from None
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
 
-    kind = next(model.parameters()).device.type
-    mesh = init_device_mesh("cpu" if kind == "meta" else kind, (gpus,))
-    names = set(model._no_split_modules)
-    for module in [m for m in model.modules() if type(m).__name__ in names]:
-        fully_shard(module, mesh=mesh, reshard_after_forward=True)
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    tail = [head]
-    if embedding.weight is head.weight:
-        tail = [embedding, head]
-    else:
-        fully_shard(embedding, mesh=mesh, reshard_after_forward=True)
-    fully_shard(tail, mesh=mesh, reshard_after_forward=False)
-    return fully_shard(model, mesh=mesh)
+    device = next(model.parameters()).device
+    mesh = init_device_mesh("cpu" if device.type == "meta" else device.type, (gpus,))
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", reshard_after_forward=True,
+        cpu_ram_efficient_loading=False,
+    )  # fmt: skip
+    accelerator = SimpleNamespace(
+        state=SimpleNamespace(fsdp_plugin=plugin), torch_device_mesh={("shards",): mesh},
+        parallelism_config=SimpleNamespace(fsdp_dim_names=("shards",)), mixed_precision="no",
+        is_main_process=False, device=device,
+    )  # fmt: skip
+    return fsdp2_prepare_model(accelerator, model)
 
 
 def unwrapped(model: Any) -> Any:

@@ -185,9 +185,11 @@ def trainer_step(training: Training, mark: Mark) -> torch.Tensor:
     accelerator.backward = marked
     try:
         for number, batch in enumerate(batches, 1):
-            accelerator.gradient_state._set_sync_gradients(number == len(batches))
+            last = number == len(batches)
+            accelerator.gradient_state._set_sync_gradients(last)
             mark("forward")
-            loss = trainer.training_step(model, batch, items)
+            with contextlib.nullcontext() if last else accelerator.no_sync(model=model):
+                loss = trainer.training_step(model, batch, items)
             trainer._tr_loss += loss
     finally:
         accelerator.backward = backward

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -126,6 +127,9 @@ def main() -> None:
         backend, store, measure = "fake", FakeStore(), profiled
     else:
         backend, store, measure = "gloo", distributed.FileStore(file, int(ranks)), tracked
+        # As torchrun says it, which a trainer's accelerate reads.
+        os.environ |= dict.fromkeys(("RANK", "LOCAL_RANK"), rank)
+        os.environ |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), ranks)
     distributed.init_process_group(backend, rank=int(rank), world_size=int(ranks), store=store)
     for line in sys.stdin:
         print(json.dumps(measure(Case.from_dict(json.loads(line)))))

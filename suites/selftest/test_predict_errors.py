@@ -175,7 +175,7 @@ def test_a_prediction_after_an_error_is_right(monkeypatch: pytest.MonkeyPatch) -
     [
         ("opt-125m", ["--liger"]),
         (None, ["--liger", "--parallel", "fsdp", "--gpus", "2"]),
-        (None, ["--precision", "int8", "--parallel", "ddp", "--gpus", "2"]),
+        (None, ["--precision", "int8", "--parallel", "fsdp", "--gpus", "2"]),
     ],
 )
 def test_what_a_name_decides_is_refused_before_torch_is_loaded(
