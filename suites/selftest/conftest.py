@@ -79,25 +79,27 @@ def run(
     pytester: pytest.Pytester, warm: Warm, imported: None, alone: None
 ) -> Callable[..., pytest.RunResult]:
     """Run `pytest suites/` with options, in a project that holds a tiny model `mine`; in this
-    process, which the test may have patched, or `apart`, where a run that is killed must be."""
+    process, which the test may have patched, or `apart`, where one that is killed must be. `bare`:
+    with no model but those of the options, and it may end before it collects anything."""
     suites = pytester.mkdir("suites")
-    for suite in ("counts", "measurement"):
-        shutil.copy(SUITES / f"test_{suite}.py", suites)
+    for module in ("test_counts", "test_measurement", "expectations"):
+        shutil.copy(SUITES / f"{module}.py", suites)
     folder = pytester.mkdir("mine")
     (folder / "config.json").write_text(json.dumps(LLAMA))
     adapt(folder, ["q_proj", "v_proj"])
     pytester.makepyprojecttoml(
-        "[tool.pytest.ini_options]\naddopts = ["
+        "[tool.pytest.ini_options]\npythonpath = ['suites']\naddopts = ["
         "'--benchmark-quiet', '--strict-markers', '--import-mode=importlib']"
     )
 
     def run_pytest(
-        *arguments: str, suites: str = "suites/", apart: bool = False
+        *arguments: str, suites: str = "suites/", apart: bool = False, bare: bool = False
     ) -> pytest.RunResult:
         if apart:
             return pytester.runpytest_subprocess("-p", "bench.plugin.suite", suites, *arguments)
+        mine = () if bare else ("--model", "mine")
         return pytester.runpytest_inprocess(
-            "-p", "bench.plugin.suite", suites, "--model", "mine", *arguments
+            "-p", "bench.plugin.suite", suites, *mine, *arguments, no_reraise_ctrlc=bare
         )
 
     return run_pytest
