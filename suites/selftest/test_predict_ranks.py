@@ -8,7 +8,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +28,7 @@ from ranks_support import (
 from warm import Warm
 
 from bench.cli import main
-from bench.training.cases import Case, StepOptions
+from bench.training.cases import StepOptions
 
 if TYPE_CHECKING:
     from bench.predict.result import Prediction
@@ -54,7 +53,6 @@ CASES = [
     spread_case("ddp", "int8", config=GEMMA2, autocast="bf16"),
     classifier("ddp", "nf4", ROBERTA, "query value", optimizer="adagrad"),
     classifier("ddp", "fp32", ROBERTA, "query value", loop="trainer", accumulation=2),
-    spread_case("ddp", "nf4", loop="sft", autocast="bf16", gradient_checkpointing=True),
 ]  # fmt: skip
 
 
@@ -67,15 +65,9 @@ def imported() -> Iterator[None]:
 def real(
     tmp_path_factory: pytest.TempPathFactory, warm_process: Warm
 ) -> list[tuple[dict[str, int], ...]]:
-    """For each case every rank's peaks; none for one whose libraries are not there."""
+    """For each case every rank's peaks."""
     file = str(tmp_path_factory.mktemp("group") / "store")
-    cases = [case for case in CASES if not _lacks(case)]
-    seen = iter(list(zip(*processes(warm_process, cases, range(RANKS), file), strict=True)))
-    return [() if _lacks(case) else next(seen) for case in CASES]
-
-
-def _lacks(case: Case) -> bool:
-    return case.step.loop == "sft" and find_spec("trl") is None
+    return list(zip(*processes(warm_process, CASES, range(RANKS), file), strict=True))
 
 
 @cache
@@ -85,8 +77,6 @@ def _predicted(number: int) -> Prediction:
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=lambda number: CASES[number].id)
 def test_peaks_are_those_of_the_real_ranks(number: int, real: Any) -> None:
-    if _lacks(CASES[number]):
-        pytest.skip("trl is not installed")
     found = _predicted(number)
     for rank, seen in enumerate(real[number]):
         assert peaks(found) == pytest.approx(seen, rel=WITHIN), f"rank {rank}"

@@ -58,10 +58,27 @@ def test_the_kinds_that_an_answer_calls_compared_are_compared() -> None:
     assert {case.config["model_type"] for case in KINDS} == set(COMPARED)
 
 
+SFT = [
+    spread_case("ddp", "nf4", loop="sft", autocast="bf16", gradient_checkpointing=True),
+    spread_case("ddp", "bf16", loop="sft", accumulation=3),
+    spread_case("ddp", "bf16", loop="sft", packed=True, batch_size=2, fused_head=False),
+]
+
+
 @pytest.mark.slow
 def test_every_kind_of_model_is_predicted(warm_process: Warm, tmp_path: Path) -> None:
-    seen = processes(warm_process, KINDS, range(RANKS), str(tmp_path / "store"))
-    for case, ranks in zip(KINDS, zip(*seen, strict=True), strict=True):
+    _held(warm_process, KINDS, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_trainer_of_language_models_is_predicted(warm_process: Warm, tmp_path: Path) -> None:
+    pytest.importorskip("trl")
+    _held(warm_process, SFT, tmp_path)
+
+
+def _held(warm: Warm, cases: list[Case], folder: Path) -> None:
+    seen = processes(warm, cases, range(RANKS), str(folder / "store"))
+    for case, ranks in zip(cases, zip(*seen, strict=True), strict=True):
         for each in ranks:
             assert peaks(predicted(case)) == pytest.approx(each, rel=2e-3), case.id
 
