@@ -210,6 +210,16 @@ def test_what_the_cause_offers_works() -> None:
         assert len(count(inject(model(LLAMA).build(), ledger.adapter)).adapted) == adapted
 
 
+def test_a_layer_counted_from_the_end_has_no_effect() -> None:
+    """PEFT takes it, and passes over it."""
+    ledger = ledger_of({"target_modules": ["q_proj"], "layers_to_transform": [0, -1]})
+    adapted = count(inject(model(LLAMA).build(), ledger.adapter)).adapted
+    assert [item.name for item in ledger.adapted] == list(adapted)
+    assert len(adapted) == 1
+    (field,) = ledger.dead_fields
+    assert str(field) == "layers_to_transform -1: no effect, the model's layers are 0 to 3"
+
+
 def dead(ledger: Ledger) -> list[Entry]:
     return [entry for entry in ledger.entries if entry.dead]
 

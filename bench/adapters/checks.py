@@ -58,7 +58,7 @@ _TYPES: dict[str, Any] = {
     "lora_alpha": float,
     "lora_dropout": Share,
     "layers_to_transform": Annotated[
-        Index | tuple[Index, ...], Meta(description="a layer's index, or a list of them")
+        int | tuple[int, ...], Meta(description="a layer's index, or a list of them")
     ] | None,
     "trainable_token_indices": Annotated[
         tuple[Index, ...] | dict[str, tuple[Index, ...]],

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from bench.adapters.patterns import check_pattern
+from bench.adapters.patterns import check_compiles, check_pattern, compiled
 from bench.errors import BenchError
 from bench.formulas import prompts
 from bench.models.modules import CONV1D, CONVOLUTIONS, EMBEDDING, LINEAR, OTHER, Module, ModuleTable
@@ -43,6 +43,7 @@ Elements = tuple[int, int]
 _MATCHING = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
              "modules_to_save", "task_type")  # fmt: skip
 _UNLAYERED = ("target_modules", "exclude_modules", "modules_to_save", "task_type")
+_PATTERNED = (*_MATCHING, "rank_pattern", "alpha_pattern")
 _PROMPTED = ("modules_to_save", "task_type")
 
 
@@ -54,7 +55,9 @@ class Kind:
     of PEFT's table of default targets. `bias` is what PEFT calls training the adapted biases.
     `lora_like`: what PEFT keeps LoRA off (Mamba's output projections) it keeps this off too.
     `turns`: the sizes after which the count on a layer falls; None where it only grows.
-    `common` names the fields that it shares with other methods.
+    `common` names the fields that it shares with other methods. `listed`: PEFT wants a list of
+    target_modules beside layers_to_transform. `uncounted`: fields of PEFT's class that are none
+    here.
     """
 
     name: str
@@ -69,6 +72,8 @@ class Kind:
     lora_like: bool = False
     turns: Callable[[Module, Settings], tuple[int, ...]] | None = None
     common: tuple[str, ...] = _MATCHING
+    listed: bool = False
+    uncounted: tuple[str, ...] = ()
 
 
 def _adalora(table: ModuleTable, module: Module, settings: Settings) -> Elements:
@@ -178,10 +183,27 @@ def _boft(table: ModuleTable, module: Module, settings: Settings) -> Elements:
 
 
 def _fourierft(table: ModuleTable, module: Module, settings: Settings) -> Elements:
-    n = int(settings["n_frequency"])
+    keys = (key for key in settings["n_frequency_pattern"] if in_pattern(key, module.name))
+    n = int(settings["n_frequency_pattern"].get(next(keys, ""), settings["n_frequency"]))
     if n > module.in_features * module.out_features:
         raise BenchError(f"fourierft: {module.name} has fewer than n_frequency={n} elements")
     return n, n
+
+
+def in_pattern(key: str, name: str) -> bool:
+    """Whether a key of n_frequency_pattern is of the module: PEFT looks for it behind a dot."""
+    return compiled(rf".*\.{key}$").match(name) is not None
+
+
+def check_frequency_key(key: str, table: ModuleTable) -> None:
+    """BenchError for a key that is no expression, or does not come to an end on these names."""
+    try:
+        check_compiles(rf".*\.{key}$")
+    except BenchError as error:
+        raise BenchError(
+            f"fourierft: n_frequency_pattern {key!r:.80} is not a regular expression: {error}"
+        ) from None
+    check_pattern(rf".*\.{key}$", tuple(table.by_name), f"fourierft: n_frequency_pattern {key!r}")
 
 
 def _ia3(table: ModuleTable, module: Module, settings: Settings) -> Elements:
@@ -205,44 +227,46 @@ _LYCORIS = {"r": 8, "alpha": 8, "rank_dropout": 0.0, "module_dropout": 0.0,
 _CONVOLVED = (LINEAR, *CONVOLUTIONS[:2])
 _KINDS = (
     Kind("lora", "LoraConfig", {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "use_rslora": False},
-         "https://arxiv.org/abs/2106.09685", "r", bias="lora_only"),
+         "https://arxiv.org/abs/2106.09685", "r", bias="lora_only", listed=True),
     Kind("lora-fa", "LoraConfig", {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0,
                                    "use_rslora": False},
-         "https://arxiv.org/abs/2308.03303", "r", bias="lora_only"),
+         "https://arxiv.org/abs/2308.03303", "r", bias="lora_only", listed=True),
     Kind("adalora", "AdaLoraConfig",
          {"init_r": 12, "target_r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "tinit": 0,
           "tfinal": 0, "deltaT": 1, "beta1": 0.85, "beta2": 0.85, "orth_reg_weight": 0.5,
           "total_step": 1000},
          "https://arxiv.org/abs/2303.10512", "init_r", elements=_adalora, mapping="ADALORA",
-         bias="lora_only", lora_like=True),
+         bias="lora_only", lora_like=True, listed=True),
     Kind("loha", "LoHaConfig", _LYCORIS, "https://arxiv.org/abs/2108.06098", "r", _CONVOLVED,
-         _loha, "LOHA"),
+         _loha, "LOHA", common=_PATTERNED),
     Kind("lokr", "LoKrConfig",
          {**_LYCORIS, "decompose_both": False, "decompose_factor": -1,
           "rank_dropout_scale": False},
          "https://arxiv.org/abs/2309.14859", "r", _CONVOLVED, _lokr, "LOKR",
-         turns=_lokr_turns),
+         turns=_lokr_turns, common=_PATTERNED),
     Kind("vera", "VeraConfig",
          {"r": 256, "vera_dropout": 0.0, "d_initial": 0.1, "projection_prng_key": 0,
-          "save_projection": True, "init_weights": True},
+          "save_projection": True, "fan_in_fan_out": False, "init_weights": True},
          "https://arxiv.org/abs/2310.11454", "r", elements=_vera, mapping="VERA",
          bias="vera_only", common=tuple(c for c in _MATCHING if c != "exclude_modules")),
     Kind("oft", "OFTConfig",
          {"r": 0, "oft_block_size": 32, "block_share": False, "module_dropout": 0.0, "coft": False,
           "eps": 6e-5, "use_cayley_neumann": True, "num_cayley_neumann_terms": 5,
-          "init_weights": True},
+          "fan_in_fan_out": False, "init_weights": True},
          "https://arxiv.org/abs/2306.07280", "oft_block_size", (LINEAR, EMBEDDING), _oft,
          "OFT", "oft_only"),
     Kind("boft", "BOFTConfig",
          {"boft_block_size": 4, "boft_block_num": 0, "boft_n_butterfly_factor": 1,
-          "boft_dropout": 0.0, "init_weights": True},
+          "boft_dropout": 0.0, "fan_in_fan_out": False, "init_weights": True},
          "https://arxiv.org/abs/2311.06243", "boft_block_size", (LINEAR,), _boft, "BOFT",
          "boft_only"),
     Kind("fourierft", "FourierFTConfig",
-         {"n_frequency": 1000, "scaling": 150.0, "random_loc_seed": 777, "init_weights": False},
+         {"n_frequency": 1000, "n_frequency_pattern": {}, "scaling": 150.0, "random_loc_seed": 777,
+          "fan_in_fan_out": False, "init_weights": False},
          "https://arxiv.org/abs/2405.03003", "n_frequency", elements=_fourierft,
-         mapping="FOURIERFT", bias="fourier_only"),
-    Kind("ia3", "IA3Config", {"feedforward_modules": None, "init_ia3_weights": True},
+         mapping="FOURIERFT", bias="fourier_only", listed=True),
+    Kind("ia3", "IA3Config",
+         {"feedforward_modules": None, "fan_in_fan_out": False, "init_ia3_weights": True},
          "https://arxiv.org/abs/2205.05638", "", (LINEAR, CONV1D, *CONVOLUTIONS[1:]), _ia3, "IA3",
          common=_UNLAYERED),
     Kind("ln-tuning", "LNTuningConfig", {}, "https://arxiv.org/abs/2312.11420", "",
@@ -253,7 +277,8 @@ _KINDS = (
     Kind("prefix-tuning", "PrefixTuningConfig", prompts.METHODS["prefix-tuning"],
          "https://arxiv.org/abs/2101.00190", "num_virtual_tokens", common=_PROMPTED),
     Kind("prompt-tuning", "PromptTuningConfig", prompts.METHODS["prompt-tuning"],
-         "https://arxiv.org/abs/2104.08691", "num_virtual_tokens", common=_PROMPTED),
+         "https://arxiv.org/abs/2104.08691", "num_virtual_tokens", common=_PROMPTED,
+         uncounted=("prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs")),
     Kind("p-tuning", "PromptEncoderConfig", prompts.METHODS["p-tuning"],
          "https://arxiv.org/abs/2103.10385", "num_virtual_tokens", common=_PROMPTED),
     Kind("full", "", {}, "every parameter of the base model", common=()),
@@ -276,3 +301,9 @@ PARTS = {
 """The modules within a layer that a method wraps, which PEFT's search for modules to save meets."""
 METHODS: Mapping[str, Kind] = MappingProxyType({kind.name: kind for kind in _KINDS})
 """Method names as `--method` takes them."""
+UNCOUNTED = frozenset(
+    """adamss adaption-prompt beft c3a cartridge cpt deft delora frod glora gralora hira hra lily
+    miss multitask-prompt-tuning osf peanut poly psoft pvera randlora road shadow shira supertuning
+    tinylora unilora vblora waveft xlora""".split()
+)
+"""The methods of PEFT 0.21 that have no closed form here."""

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
+from dataclasses import fields as fields_of
 from typing import Any
 
-from bench.adapters.config import BIASES, NO_TARGETS, AdapterConfig
+from bench.adapters.config import (
+    ALL_LINEAR,
+    BIASES,
+    INERT,
+    NO_TARGETS,
+    NOT_UNDERSTOOD,
+    AdapterConfig,
+)
 from bench.errors import BenchError, UnknownName, lookup
 from bench.formulas import prompts, settings
-from bench.formulas.kinds import METHODS, PARTS, Kind, Settings
+from bench.formulas.kinds import (
+    METHODS,
+    PARTS,
+    UNCOUNTED,
+    Kind,
+    Settings,
+    check_frequency_key,
+    in_pattern,
+)
 from bench.formulas.lora import (
     adapted_matrices,
     bias_term,
@@ -17,9 +34,10 @@ from bench.formulas.lora import (
     saved_term,
 )
 from bench.formulas.terms import Parameters, Term
-from bench.models.modules import CONV1D, EMBEDDING, LINEAR, Module, ModuleTable
+from bench.models.modules import CONV1D, EMBEDDING, LINEAR, Module, ModuleTable, layer_of
 from bench.targets import Ledger, match
-from bench.targets.ledger import RoleOf, adapter_of
+from bench.targets.entries import Filter, matching_pattern
+from bench.targets.ledger import DeadField, Entry, RoleOf, adapter_of
 from bench.targets.matching import unsupported
 
 _WITHOUT_DEFAULT = ("total_step", "num_virtual_tokens")
@@ -61,6 +79,8 @@ def method(name: str, **fields: Any) -> Method:
     hold: none is ignored.
     """
     name = name.replace("_", "-")  # PEFT writes PREFIX_TUNING
+    if name in UNCOUNTED:
+        raise BenchError(f"{name}: PEFT has this method, and no closed form is known here")
     kind = lookup("method", name, METHODS)
     common = (*kind.common, "bias") if kind.bias else kind.common
     allowed = (*kind.settings, *common)
@@ -70,6 +90,7 @@ def method(name: str, **fields: Any) -> Method:
                 raise BenchError(
                     f"lora: {key} goes into an adapter_config.json: --adapter, without --method"
                 )
+            _check_uncounted(kind, key)
             raise UnknownName(f"field of {name}:", key, allowed)
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
     if given.get("bias", "none") not in (*BIASES[:2], kind.bias):
@@ -80,9 +101,39 @@ def method(name: str, **fields: Any) -> Method:
         {k: v for k, v in given.items() if k in common and v is not None},
     )
     settings.check_settings(name, asked.settings)
-    AdapterConfig(**{k: v for k, v in asked.common.items() if k != "bias"})
+    shared = {k: v for k, v in asked.common.items() if k != "bias"}
+    if _layers_of_a_string(kind, shared.get("target_modules"), shared):
+        AdapterConfig(shared.pop("target_modules"))
+    AdapterConfig(**shared)
     _check_together(asked)
     return asked
+
+
+def uncounted_fields(kind: Kind) -> frozenset[str]:
+    """Fields of PEFT's class that are none here: what they change has no closed form, or nothing
+    depends on them."""
+    if kind.name == "adalora":  # its class is a LoraConfig
+        loras = {f.name for f in fields_of(AdapterConfig)} | set(NOT_UNDERSTOOD)
+        return frozenset({*INERT, *loras} - {*kind.settings, *kind.common, "bias"})
+    return INERT.union(kind.uncounted)
+
+
+def _check_uncounted(kind: Kind, key: str) -> None:
+    if key in uncounted_fields(kind):
+        why = "no closed form is known here of what it changes"
+        if key in INERT:
+            why = "no count depends on it"
+        raise BenchError(f"{kind.name}: PEFT has {key}, and {why}: leave it out")
+
+
+_LAYERS = ("layers_to_transform", "layers_pattern")
+
+
+def _layers_of_a_string(kind: Kind, targets: Any, common: Settings) -> bool:
+    """Whether layers are named beside one string of target_modules, which LoRA refuses, and which
+    PEFT takes for this method."""
+    named = any(common.get(name) is not None for name in _LAYERS)
+    return isinstance(targets, str) and named and not kind.listed
 
 
 def _check_together(asked: Method) -> None:
@@ -118,13 +169,53 @@ def method_ledger(table: ModuleTable, method: Method, role: RoleOf = lambda name
         targets = (table.input_embedding or "embed_tokens",)
     elif targets is None:
         targets = _default(table, kind, "target_modules")
-    ledger = match(table, _adapter(method, targets), role)
+    ledger = _matched(table, method, targets, role)
     # LoRA alone reaches parameters: no advice for the others.
     entries = tuple(
         replace(e, suggestion="") if e.suggestion.startswith("target_parameters") else e
         for e in ledger.entries
     )
     return replace(ledger, entries=entries)
+
+
+def _matched(table: ModuleTable, method: Method, targets: Any, role: RoleOf) -> Ledger:
+    """What the targets reach. PEFT has made a list of "all-linear" by the time that it looks for
+    layers, and compares no layer with what an expression fits."""
+    dead: list[DeadField] = []
+    layered = {name: method.common[name] for name in _LAYERS if method.common.get(name)}
+    bare = replace(method, common={k: v for k, v in method.common.items() if k not in _LAYERS})
+    if not _layers_of_a_string(method.kind, targets, method.common):
+        ledger = match(table, _adapter(method, targets), role)
+    elif targets.lower() == ALL_LINEAR:
+        names = tuple(matching_pattern(table, _adapter(bare, ALL_LINEAR), ALL_LINEAR))
+        ledger = _as_one(match(table, _adapter(method, names), role), ALL_LINEAR)
+        inside = Filter(ledger.adapter)
+        if any(inside.layer_index(a.name) not in (inside.indices or ()) for a in ledger.adapted):
+            dead += [DeadField(name, "", _IN_FULL) for name in layered]
+    else:
+        ledger = match(table, _adapter(bare, targets), role)
+        dead += [DeadField(name, "", _BESIDE) for name in layered]
+    keys = {**method.kind.settings, **method.settings}.get("n_frequency_pattern", ())
+    for key in keys:
+        check_frequency_key(key, table)
+        if not any(in_pattern(key, item.name) for item in ledger.adapted):
+            dead.append(DeadField("n_frequency_pattern", key, "no adapted module is called so"))
+    return replace(ledger, dead_fields=(*ledger.dead_fields, *dead))
+
+
+_IN_FULL = (
+    "PEFT makes the full names of all-linear on a model of fewer than 20 linear layers, and looks "
+    "at no layer of a module that is named in full"
+)
+_BESIDE = "PEFT looks at no layers where target_modules is a regular expression"
+
+
+def _as_one(ledger: Ledger, written: str) -> Ledger:
+    """The ledger with one entry, as the user wrote it."""
+    reached = tuple(item.name for item in ledger.adapted)
+    layers = len({layer_of(name) for name in reached} - {""})
+    entry = Entry(written, reached, dict(Counter(item.role for item in ledger.adapted)), layers)
+    return replace(ledger, entries=(entry,))
 
 
 def method_parameters(table: ModuleTable, method: Method, config: Any = None) -> Parameters:
@@ -156,8 +247,11 @@ def method_parameters(table: ModuleTable, method: Method, config: Any = None) ->
         values = {**values, "feedforward_modules": _default(table, kind, "feedforward_modules")}
     assert kind.elements is not None
     trained = added = 0
+    ranks = {item.name: item.r for item in ledger.adapted}
+    patterned = "rank_pattern" in method.common
     for module in _supported(ledger, kind):
-        one = kind.elements(ledger.table, module, values)
+        own = {**values, "r": ranks[module.name]} if patterned else values
+        one = kind.elements(ledger.table, module, own)
         trained, added = trained + one[0], added + one[1]
     return _with_common(ledger, Term(kind.name, trained, added, len(ledger.adapted)))
 
@@ -168,6 +262,9 @@ def _adapter(method: Method, targets: Any = None) -> AdapterConfig:
         common.pop("task_type", None)  # PEFT has nowhere to put the task's heads
     if targets is not None:
         common["target_modules"] = targets
+    if common.keys() & {"rank_pattern", "alpha_pattern"}:
+        values = {**method.kind.settings, **method.settings}
+        common |= {"r": values["r"], "lora_alpha": values["alpha"]}
     bias = method.common.get("bias", "none")
     return AdapterConfig(bias="lora_only" if bias == method.kind.bias else bias, **common)
 

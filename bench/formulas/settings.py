@@ -69,6 +69,8 @@ _INDICES = Type(
     _json,
 )
 
+_INDICES_OF_LAYERS = Type(tuple[int, ...], _json)
+
 # By field; "method.field" where a method means something else by the name.
 _TYPES: dict[str, Type] = {
     **dict.fromkeys(
@@ -101,8 +103,13 @@ _TYPES: dict[str, Type] = {
     **dict.fromkeys(
         ("use_rslora", "use_effective_conv2d", "decompose_both", "rank_dropout_scale",
          "save_projection", "block_share", "coft", "use_cayley_neumann", "init_weights",
-         "init_ia3_weights", "prefix_projection"),
+         "init_ia3_weights", "prefix_projection", "fan_in_fan_out"),
         Type(bool),
+    ),
+    "n_frequency_pattern": Type(
+        Annotated[
+            dict[Name, Rank], Meta(description="names with whole numbers of at least 1")
+        ]
     ),
     "lokr.init_weights": Type(bool | Literal["lycoris"]),
     "prefix-tuning.init_weights": Type(_NULL_OR_ZERO),
@@ -116,7 +123,7 @@ _TYPES: dict[str, Type] = {
     "exclude_modules": _NAMES,
     "layers_pattern": _NAME_LIST,
     "modules_to_save": _NAME_LIST,
-    "layers_to_transform": _INDICES,
+    "layers_to_transform": _INDICES_OF_LAYERS,
 }  # fmt: skip
 
 

@@ -40,7 +40,12 @@ def read(document: Document) -> Recipe:
 
 def other_method(method: str) -> str:
     """What an adapter of another PEFT method is, and what can be said of it."""
+    from bench.formulas.kinds import METHODS
+
+    said = f"an adapter of {method}, no LoRA: its target modules are not checked here"
+    if method.lower().replace("_", "-") not in METHODS:
+        return f"{said}, and no closed form is known of that method"
     return (
-        f"an adapter of {method}, no LoRA: its target modules are not checked here; `bench targets "
-        f"MODEL --method {method.lower()}` says what that method reaches and trains"
+        f"{said}; `bench targets MODEL --method {method.lower()}` says what that method reaches "
+        "and trains"
     )

@@ -294,7 +294,7 @@ def test_wrong_adapter(llama: Path, refused, adapter: dict, said: str) -> None:
         ("rank_pattern", [1], "names with whole numbers"),
         ("alpha_pattern", {"q_proj": "x"}, "names with numbers"),
         ("layers_to_transform", ["a"], "a layer's index"),
-        ("layers_to_transform", -1, "a layer's index"),
+        ("layers_to_transform", [0.5], "a layer's index"),
         ("trainable_token_indices", [-1], "token indices"),
         ("trainable_token_indices", {"x": "y"}, "token indices"),
         ("layer_replication", [["a", 1]], "start < end"),
