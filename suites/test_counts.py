@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from expectations import expect
 
 from bench.check.gate import HazardGate
 from bench.cli.options import split
 from bench.formulas import lora_parameters
 from bench.measure.counting import count, inject
 from bench.reports.ledger import ledger_text
+from bench.scenarios.expectations import expect
 from bench.scenarios.scenario import load_scenarios
 from bench.scenarios.subjects import Subject
 from bench.targets import match

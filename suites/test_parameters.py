@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 from agreement import Unknown, disagreement
-from expectations import expect
 from fuzz_counts import fuzz
 from hypothesis import HealthCheck, event, given, settings
 from random_models import Example, examples
@@ -16,6 +15,7 @@ from bench.files import FIXTURES, read_toml
 from bench.formulas import lora_parameters
 from bench.measure.counting import count, inject
 from bench.models.modules import read_table
+from bench.scenarios.expectations import expect
 from bench.scenarios.subjects import Subject
 from bench.targets import match
 

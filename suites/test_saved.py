@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from model_folders import LLAMA, write_model
 from tiny_models import MODELS, built, tiny
 
 from bench.adapters.config import AdapterConfig
@@ -294,11 +295,6 @@ def test_values_in_other_dtypes_and_shapes_are_read_or_told(tmp_path: Path) -> N
     assert read_values(tmp_path / "a.safetensors").updates == ()
 
 
-LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 16,
-         "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-         "num_key_value_heads": 2, "vocab_size": 32}  # fmt: skip
-
-
 def trained_llama(folder: Path, base: Path, layers: int = 2, **fields: object) -> Path:
     """An adapter of a tiny Llama as PEFT saves it, its base model named as the one at `base`."""
     import torch
@@ -322,10 +318,7 @@ def trained_llama(folder: Path, base: Path, layers: int = 2, **fields: object) -
 
 @pytest.fixture
 def llama(tmp_path: Path) -> Path:
-    base = tmp_path / "base"
-    base.mkdir()
-    (base / "config.json").write_text(json.dumps(LLAMA))
-    return base
+    return write_model(tmp_path / "base")
 
 
 def test_an_adapter_that_repeats_layers_spoils_no_later_answer(
@@ -358,9 +351,7 @@ def test_all_linear_but_some_is_a_sound_adapter(
     is another one."""
     from bench.cli import main
 
-    base = tmp_path / "base"
-    base.mkdir()
-    (base / "config.json").write_text(json.dumps({**LLAMA, "num_hidden_layers": layers}))
+    base = write_model(tmp_path / "base", num_hidden_layers=layers)
 
     def answers(folder: Path) -> tuple[int, int]:
         check = main(["check", "--no-gradients", "--weights", str(folder), "--model", str(base)])

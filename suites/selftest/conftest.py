@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from suite_runs import LLAMA, SUITES, adapt
+from model_folders import write_adapter, write_model
+from suite_runs import SUITES
 from warm import Warm, ask_the_processor_once, our_own
 
 
@@ -61,9 +61,8 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> None:
     from bench.measure.counting import count, inject
     from bench.models.architectures import find_model
 
-    file = tmp_path_factory.mktemp("imported") / "config.json"
-    file.write_text(json.dumps(LLAMA))
-    count(inject(find_model(str(file)).build(), AdapterConfig(("q_proj",))))
+    folder = write_model(tmp_path_factory.mktemp("imported"))
+    count(inject(find_model(str(folder)).build(), AdapterConfig(("q_proj",))))
     ask_the_processor_once()
 
 
@@ -85,8 +84,8 @@ def run(
     for module in ("test_counts", "test_measurement", "expectations"):
         shutil.copy(SUITES / f"{module}.py", suites)
     folder = pytester.mkdir("mine")
-    (folder / "config.json").write_text(json.dumps(LLAMA))
-    adapt(folder, ["q_proj", "v_proj"])
+    write_model(folder)
+    write_adapter(folder, ["q_proj", "v_proj"])
     pytester.makepyprojecttoml(
         "[tool.pytest.ini_options]\npythonpath = ['suites']\naddopts = ["
         "'--benchmark-quiet', '--strict-markers', '--import-mode=importlib']"

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from model_folders import LLAMA, write_adapter, write_model
 from test_baselines import STEP, run_with
 from warm import Warm
 
@@ -25,9 +26,6 @@ from bench.measure import StepTime
 from bench.scenarios.subjects import Request
 from bench.training.cases import StepOptions
 
-LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "vocab_size": 20,
-         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-         "architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
 OPT = {"model_type": "opt", "hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 1,
        "num_attention_heads": 2, "vocab_size": 50, "word_embed_proj_dim": 32,
        "architectures": ["OPTForCausalLM"]}  # fmt: skip
@@ -100,10 +98,8 @@ def upgraded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _model(folder: Path, config: dict[str, object], targets: list[str]) -> str:
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config))
-    adapter = {"peft_type": "LORA", "r": 4, "target_modules": targets, "task_type": "CAUSAL_LM"}
-    (folder / "adapter_config.json").write_text(json.dumps(adapter))
+    write_model(folder, config)
+    write_adapter(folder, targets)
     return str(folder)
 
 

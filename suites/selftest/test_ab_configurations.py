@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from model_folders import write_model
 from warm import Warm
 
 from bench.ab import pair
@@ -18,18 +19,12 @@ from bench.baselines import find_runs, load_run
 from bench.cli import main
 from bench.errors import BenchError
 
-LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "vocab_size": 20,
-         "num_hidden_layers": 1, "num_attention_heads": 4,
-         "architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
 FEW = ("--rounds", "2", "--launches", "1", "1", "--seq-len", "8")
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> str:
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(LLAMA))
-    return str(folder)
+    return str(write_model(tmp_path / "mine", num_hidden_layers=1))
 
 
 def test_two_configurations_are_one_case_and_a_cut_comparison_goes_on(
@@ -60,11 +55,10 @@ def test_two_configurations_are_one_case_and_a_cut_comparison_goes_on(
     assert "not measured: mine-own: nothere reaches nothing" in told
     assert main([*asked, "--rounds", "4"][:-2]) == 2  # without --resume: nothing is overwritten
     assert "go on with it (--resume), or remove the file" in capsys.readouterr().err
-    config = Path(model) / "config.json"
-    config.write_text(json.dumps({**LLAMA, "vocab_size": 30}))
+    write_model(Path(model), num_hidden_layers=1, vocab_size=30)
     assert main([*asked, "--resume"]) == 2
     assert "is of another comparison: mine: vocab_size 20 -> 30" in capsys.readouterr().err
-    config.write_text(json.dumps(LLAMA))
+    write_model(Path(model), num_hidden_layers=1)
     assert main([*asked, "--resume"]) == 1  # the figures differ
     verdicts = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [keys[0] for keys in started] == ["mine-own-r4-fp32", "mine-own-r4-bf16",
@@ -72,7 +66,7 @@ def test_two_configurations_are_one_case_and_a_cut_comparison_goes_on(
     found = {(v["record"], v["metric"]): v for v in verdicts}
     for precision in ("fp32", "bf16"):
         trained = found[f"mine-own-{precision}", "trainable_parameters"]
-        assert (trained["baseline"], trained["contender"]) == (4 * 64, 8 * (64 + 64))
+        assert (trained["baseline"], trained["contender"]) == (4 * 64, 8 * (64 + 48))
         assert "rank 4 -> 8" in trained["explanation"]
     assert not {v["verdict"] for v in verdicts} & {"vanished", "new"}
     assert not (tmp_path / "runs" / FILE).exists()
@@ -186,8 +180,7 @@ def test_a_side_refuses_sequences_that_the_model_has_no_positions_for(model: str
     from bench.scenarios.subjects import Request
     from bench.training.cases import StepOptions
 
-    config = Path(model) / "config.json"
-    config.write_text(json.dumps({**LLAMA, "max_position_embeddings": 16}))
+    write_model(Path(model), num_hidden_layers=1, max_position_embeddings=16)
     request = asdict(Request(models=(model,), target_modules=("q_proj",), precisions=("fp32",)))
     limits = {"memory_bytes": None, "seconds": None}
     with pytest.raises(BenchError, match="--seq-len 17: mine has positions for 16 tokens"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 import socket
 import subprocess
@@ -18,7 +17,7 @@ import cluster_tasks
 import pytest
 from atlas_types import stored_atlas
 from measure_support import shared_session, tiny_case
-from test_ab import LLAMA
+from model_folders import write_model
 from warm import Warm
 
 from bench.ab import Environment, Plan, measure
@@ -256,7 +255,7 @@ def test_each_kind_of_machine_has_a_run_of_its_own(tmp_path) -> None:
 @pytest.mark.slow
 def test_launches_are_spread_and_a_pair_stays_together(two_nodes, tmp_path) -> None:
     """`bench ab` on both nodes: a launch is one task, and its steps are told as they were taken."""
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    write_model(tmp_path)
     request = Request((str(tmp_path),), target_modules=("q_proj",), r=4, precisions=("fp32",))
     plan = Plan(request, StepOptions(seq_len=8), rounds=2, launches=(3, 3))
     python = Path(sys.executable)

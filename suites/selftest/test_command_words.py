@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from model_folders import write_model
 from test_baselines import QUERY, run_with, sample
 from verdict_edits import metric
 
@@ -26,10 +27,6 @@ from bench.predict.gpus import gpu_with_memory
 from bench.reports.layout import markdown
 from bench.reports.verdicts import verdict_report
 from bench.training.options import StepOptions
-
-LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "vocab_size": 20,
-         "num_hidden_layers": 1, "num_attention_heads": 4,
-         "architectures": ["LlamaForCausalLM"]}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -77,7 +74,7 @@ def test_help_lists_its_choices_and_the_exit_status(capsys: pytest.CaptureFixtur
 def test_every_module_adapted_and_missed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    write_model(tmp_path, num_hidden_layers=1)
     asked = ["targets", str(tmp_path), "--target-modules", r".*\.(q|v)_proj", "--modules"]
     assert main([*asked, "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)

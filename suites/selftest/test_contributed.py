@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_predict_command import CONFIG
+from model_folders import write_model
 from warm import Warm
 
 from bench.cli import main
@@ -20,8 +20,7 @@ from bench.predict.contributed import MOST_BYTES, append_step, load_steps
 @pytest.fixture(scope="module")
 def sent(tmp_path_factory: pytest.TempPathFactory, warm_process: Warm) -> Path:
     """What `bench memory --measure --record` wrote, of a real step."""
-    folder = tmp_path_factory.mktemp("model")
-    (folder / "config.json").write_text(json.dumps(CONFIG))
+    folder = write_model(tmp_path_factory.mktemp("model"))
     file = folder / "measured.jsonl"
     asked = ["memory", str(folder), "--target-modules", "q_proj", "--seq-len", "8", "--measure"]
     for precision in ("fp32", "bf16"):

@@ -10,11 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from model_folders import write_model
 from warm import Warm
 
-LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "vocab_size": 20,
-         "num_hidden_layers": 2, "num_attention_heads": 4, "architectures": ["LlamaForCausalLM"],
-         "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
 PROJECT = Path(__file__).resolve().parents[2]
 PLUGIN = "lora_target_bench.pytest_plugin"
 
@@ -60,8 +58,7 @@ def repository(tmp_path: Path) -> Path:
     package.mkdir()
     (package / "__init__.py").write_text("WHOSE = 'theirs'\n")
     (package / "units.py").write_text("WHOSE = 'theirs'\n")
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "config.json").write_text(json.dumps(LLAMA))
+    write_model(tmp_path / "mine")
     (tmp_path / "conftest.py").write_text(THEIR_CONFTEST)
     (tmp_path / "test_theirs.py").write_text(THEIR_TESTS)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")

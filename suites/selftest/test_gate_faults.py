@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from gate_support import CONFTEST
-from suite_runs import LLAMA, SUITES, adapt
+from model_folders import LLAMA, write_adapter, write_model
+from suite_runs import SUITES
 from warm import Warm
 
 from bench.baselines import KEY, seal
@@ -47,10 +48,10 @@ class Project:
         self.adapt(["q_proj", "v_proj"])
 
     def configure(self, **changes: Any) -> None:
-        (self.model / "config.json").write_text(json.dumps({**LLAMA, **changes}))
+        write_model(self.model, **changes)
 
     def adapt(self, targets: list[str] | str, r: int = 4) -> None:
-        adapt(self.model, targets, r)
+        write_adapter(self.model, targets, r)
 
     def run(self, *arguments: str, apart: bool = False) -> int:
         """In this process, which has everything imported; what refuses its input, apart, with

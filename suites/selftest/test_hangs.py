@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
 
 import pytest
+from model_folders import write_model
 
 from bench.adapters.config import AdapterConfig
 from bench.adapters.patterns import check_patterns, fitting
@@ -16,9 +16,6 @@ from bench.errors import BenchError
 from bench.models.architectures import find_model
 from bench.targets import match
 
-LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "vocab_size": 20,
-         "num_hidden_layers": 2, "num_attention_heads": 4,
-         "architectures": ["LlamaForCausalLM"]}  # fmt: skip
 NAMES = ["model.layers.0.self_attn.q_proj", "model.layers.10.mlp.down_proj"]
 
 
@@ -81,7 +78,7 @@ def test_expressions_that_people_write_pass(pattern: str) -> None:
 
 
 def test_a_users_check_does_not_hang(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    write_model(tmp_path)
     with pytest.raises(BenchError, match="PEFT would hang on it too"):
         check_targets(str(tmp_path), {"target_modules": BOMBS["a repeat in a repeat"]})
 
@@ -97,7 +94,7 @@ def test_a_users_check_does_not_hang(tmp_path: Path) -> None:
 def test_more_layers_than_anybody_has(
     tmp_path: Path, changes: dict[str, object], said: str
 ) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({**LLAMA, **changes}))
+    write_model(tmp_path, **changes)
     with pytest.raises(BenchError, match=said):
         find_model(str(tmp_path))
 
@@ -150,7 +147,7 @@ def test_a_pipe_is_no_page_and_no_weights(tmp_path: Path) -> None:
 
 def test_no_repeat_of_a_repeat_is_offered_back(tmp_path: Path) -> None:
     """It fits no name as it stands, and would fit wrapped: what it is offered in is no better."""
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    write_model(tmp_path)
     table = find_model(str(tmp_path)).table
     bare = match(table, AdapterConfig(r"(q_proj|v_proj)"))
     assert bare.entries[0].suggestion == r".*\.(q_proj|v_proj)"

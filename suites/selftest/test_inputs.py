@@ -9,22 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from model_folders import write_model
 
 from bench.cli import main
 from bench.errors import BenchError
 from bench.scenarios.subjects import Request, select
 from bench.training.cases import StepOptions
 
-LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "vocab_size": 20,
-         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
-
 
 @pytest.fixture
 def llama(tmp_path: Path) -> Path:
     folder = tmp_path / "my-llama"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(LLAMA))
-    return folder
+    return write_model(folder)
 
 
 @pytest.fixture
@@ -201,19 +197,18 @@ def test_a_misspelt_optional_entry_makes_nothing_optional(llama: Path, refused, 
     ],
 )
 def test_an_impossible_model(llama: Path, refused, changes: dict[str, object], said: str) -> None:
-    (llama / "config.json").write_text(json.dumps({**LLAMA, **changes}))
+    write_model(llama, **changes)
     assert said in refused("targets", llama, "--target-modules", "q_proj")
 
 
 def test_which_layers_are_not_how_many(llama: Path, capsys) -> None:
     """Three layers by their numbers, of a model that could have them."""
-    listed = {**LLAMA, "mlp_only_layers": [900, 901, 902], "num_local_experts": 4096}
-    (llama / "config.json").write_text(json.dumps(listed))
+    write_model(llama, mlp_only_layers=[900, 901, 902], num_local_experts=4096)
     assert main(["targets", str(llama), "--target-modules", "q_proj"]) == 0
 
 
 def test_a_refusal_of_transformers_is_one_line(llama: Path, refused) -> None:
-    (llama / "config.json").write_text(json.dumps({**LLAMA, "hidden_size": "x"}))
+    write_model(llama, hidden_size="x")
     assert refused("targets", llama, "--target-modules", "q_proj").count("\n") == 1
 
 

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from model_folders import write_model
 from warm import Warm
 
 CONFIGURATION = """
@@ -231,16 +232,8 @@ def test_own_code_trains_in_a_worker(own: Path, warm: Warm) -> None:
 
 
 def test_another_class_than_the_config_names_is_said(tmp_path: Path, warm: Warm) -> None:
-    llama = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "vocab_size": 20,
-             "num_hidden_layers": 1, "num_attention_heads": 4}  # fmt: skip
-    (tmp_path / "foo").mkdir()
-    (tmp_path / "foo" / "config.json").write_text(
-        json.dumps({**llama, "architectures": ["FooForBar"]})
-    )
-    (tmp_path / "own").mkdir()
-    (tmp_path / "own" / "config.json").write_text(
-        json.dumps({**llama, "auto_map": {"AutoModelForCausalLM": "modeling_foo.Foo"}})
-    )
+    write_model(tmp_path / "foo", architectures=["FooForBar"])
+    write_model(tmp_path / "own", auto_map={"AutoModelForCausalLM": "modeling_foo.Foo"})
     done = _run(tmp_path, "-m", "bench", "targets", "foo", "own", "--target-modules", "q_proj")
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stdout.split())

@@ -5,18 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from model_folders import LLAMA, write_model
 
 from bench.cli import main
 from bench.predict.result import LIMITS
 
-CONFIG = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "vocab_size": 50,
-          "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-          "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
 FALCON = {"model_type": "falcon", "hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 50,
           "num_attention_heads": 4, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
 
@@ -25,8 +23,8 @@ FALCON = {"model_type": "falcon", "hidden_size": 32, "num_hidden_layers": 2, "vo
 def said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
     """Status and output of `bench memory` on a tiny model."""
 
-    def run(*options: str, config: object = CONFIG) -> tuple[int, str]:
-        (tmp_path / "config.json").write_text(json.dumps(config))
+    def run(*options: str, config: Mapping[str, object] = LLAMA) -> tuple[int, str]:
+        write_model(tmp_path, config)
         status = main(["memory", str(tmp_path), "--seq-len", "8", *options])
         return status, capsys.readouterr().out
 
@@ -124,7 +122,7 @@ def test_what_reaches_nothing_is_said_beside_the_figures(said, more: tuple[str, 
 def test_what_peft_refuses_is_told_as_that_and_not_traced(
     tmp_path, capsys, own: tuple[str, ...], why: str
 ) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    write_model(tmp_path)
     for more in ((), ("--measure",)):
         assert main(["memory", str(tmp_path), "--seq-len", "8", *own, *more]) == 2
         said = capsys.readouterr().err
@@ -134,7 +132,7 @@ def test_what_peft_refuses_is_told_as_that_and_not_traced(
 
 
 def test_what_reaches_nothing_is_said_beside_a_table_of_rows_alone(tmp_path, capsys) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    write_model(tmp_path)
     own = ["--target-modules", "q_proj,nothere", "--format", "csv", "--seq-len", "8"]
     assert main(["memory", str(tmp_path), *own]) == 0
     found = capsys.readouterr()
@@ -191,7 +189,8 @@ def test_a_model_that_stays_unquantized_is_named(said) -> None:
 def test_experts_that_stay_unquantized_are_named(said) -> None:
     """transformers 5 fuses experts into 3-D parameters, which bitsandbytes does not quantize."""
     mixture = {
-        **CONFIG, "model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2,
+        **LLAMA, "model_type": "mixtral", "architectures": ["MixtralForCausalLM"],
+        "num_local_experts": 4, "num_experts_per_tok": 2,
     }  # fmt: skip
     asked = ("--target-modules", "q_proj")
     experts = 2 * 4 * (2 * 48 + 48) * 32  # layers, experts, gate and up, down, width

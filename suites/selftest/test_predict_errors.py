@@ -11,19 +11,15 @@ from typing import Any
 
 import pytest
 from measure_support import tiny_case
+from model_folders import write_model
 
 from bench.cli import main
 from bench.errors import BenchError
 
-LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "vocab_size": 50,
-         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-         "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
-
 
 @pytest.fixture
 def llama(tmp_path: Path) -> str:
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
-    return str(tmp_path)
+    return str(write_model(tmp_path, max_position_embeddings=64))
 
 
 @pytest.fixture

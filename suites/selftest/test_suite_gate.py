@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from suite_runs import STEPS, adapt, results_of
+from model_folders import write_adapter
+from suite_runs import STEPS, results_of
 
 from bench.baselines import find_runs, load_run, seal, write_run
 from bench.baselines.accepted import no_baseline
@@ -50,7 +51,7 @@ def test_a_failed_run_is_no_baseline_until_it_is_accepted(
     compared = ("--benchmark-compare", "--gate")
     first = run("--benchmark-save", "good", **counts)
     first.stdout.fnmatch_lines(["accepted as the first baseline here: recorded in *accepted.json"])
-    adapt(pytester.path / "mine", ["q_proj"])
+    write_adapter(pytester.path / "mine", ["q_proj"])
     for attempt in ("second", "third"):
         result = run(*compared, "--benchmark-save", attempt, **counts)
         assert result.ret == pytest.ExitCode.TESTS_FAILED
@@ -109,7 +110,7 @@ def test_a_broken_record_of_baselines_is_told_before_anything_runs(
 
 def test_a_run_with_a_failed_test_is_no_baseline(run, pytester: pytest.Pytester) -> None:
     counts = {"suites": "suites/test_counts.py"}
-    adapt(pytester.path / "mine", ["q_proj", "fc1"])
+    write_adapter(pytester.path / "mine", ["q_proj", "fc1"])
     assert run("--benchmark-save", "dead", **counts).ret == pytest.ExitCode.TESTS_FAILED
     refused = run("--benchmark-compare", apart=True, **counts)
     assert refused.ret == 2
@@ -186,7 +187,7 @@ def test_a_gate_that_compared_no_step_does_not_pass(run) -> None:
 def test_the_command_that_accepts_figures_is_this_run_again(run, pytester: pytest.Pytester) -> None:
     counts = {"suites": "suites/test_counts.py"}
     run("--benchmark-save", "base", **counts)
-    adapt(pytester.path / "mine", ["q_proj"])
+    write_adapter(pytester.path / "mine", ["q_proj"])
     result = run("--benchmark-compare", "--gate", "--allow", "new", "--rank", "4", **counts)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     said = " ".join(result.stdout.str().split())

@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from suite_runs import LLAMA, STEPS, adapt, results_of
+from model_folders import LLAMA, write_adapter, write_model
+from suite_runs import STEPS, results_of
 from test_baselines import run_with
 
 from bench.adapters.config import AdapterConfig
@@ -179,17 +180,16 @@ def test_a_run_does_not_go_on_with_what_has_changed(run, pytester: pytest.Pytest
         assert result.ret == 2
         return " ".join((result.stdout.str() + result.stderr.str()).split())
 
-    adapt(mine, ["gate_proj"])
+    write_adapter(mine, ["gate_proj"])
     said = "was another: mine-own-r4: target_modules ['q_proj', 'v_proj'] -> ['gate_proj']."
     assert said in refused()
-    adapt(mine, ["q_proj", "v_proj"])
+    write_adapter(mine, ["q_proj", "v_proj"])
     beside = ["q_proj", "v_proj"]
     given = refused("--target-modules", "q_proj,v_proj,nope", "--rank", "4", "-m", "not measured")
     assert f"target_modules {beside} -> {[*beside, 'nope']}" in given
-    config = mine / "config.json"
-    config.write_text(json.dumps({**LLAMA, "rms_norm_eps": 0.5}))  # the loss alone knows
+    write_model(mine, rms_norm_eps=0.5)  # the loss alone knows
     assert "was another: mine: rms_norm_eps absent -> 0.5." in refused()
-    config.write_text(json.dumps(LLAMA))
+    write_model(mine)
     pytester.makeconftest(FAILS)
     assert run(*saved, "--resume", apart=True).ret == 1  # what is not measured is not taken over
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from suite_runs import LLAMA, STEPS, results_of
+from model_folders import write_model
+from suite_runs import STEPS, results_of
 
 from bench.baselines import load_run
 
@@ -81,8 +82,7 @@ def test_sequences_beyond_the_models_positions_are_refused_before_anything_is_me
     run, pytester: pytest.Pytester
 ) -> None:
     """By the config's own figure; the other suites do not look at the length."""
-    config = pytester.path / "mine" / "config.json"
-    config.write_text(json.dumps({**LLAMA, "max_position_embeddings": 16}))
+    write_model(pytester.path / "mine", max_position_embeddings=16)
     refused = run("--precision", "fp32", "--seq-len", "17")
     assert refused.ret == 2
     output = refused.stdout.str() + refused.stderr.str()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
 
 import pytest
-from suite_runs import LLAMA, STEPS, SUITES, adapt, results_of
+from model_folders import write_adapter, write_model
+from suite_runs import STEPS, SUITES, results_of
 
 from bench.baselines import find_runs, load_run
 
@@ -19,7 +19,7 @@ def test_own_model(run) -> None:
 
 
 def test_dead_entry_fails_and_tells_what_to_write(run, pytester: pytest.Pytester) -> None:
-    adapt(pytester.path / "mine", ["q_proj", "qkv_proj", "fc1"])
+    write_adapter(pytester.path / "mine", ["q_proj", "qkv_proj", "fc1"])
     result = run(suites="suites/test_counts.py")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(
@@ -37,7 +37,7 @@ def test_two_models_of_one_name_are_two(run, pytester: pytest.Pytester) -> None:
     """The one that fails is not the one that is dropped."""
     other = pytester.mkdir("other") / "mine"
     shutil.copytree(pytester.path / "mine", other)
-    adapt(other, ["q_proj", "fc1"])
+    write_adapter(other, ["q_proj", "fc1"])
     suites = "suites/test_counts.py"
     result = run("--model", "other/mine", suites=suites)
     result.assert_outcomes(passed=1, failed=1, deselected=result.parseoutcomes()["deselected"])
@@ -48,8 +48,7 @@ def test_two_models_of_one_name_are_two(run, pytester: pytest.Pytester) -> None:
 
 
 def test_running_out_of_memory_is_an_outcome(run, pytester: pytest.Pytester) -> None:
-    config = pytester.path / "mine" / "config.json"
-    config.write_text(json.dumps({**LLAMA, "vocab_size": 4_000_000, "hidden_size": 64}))
+    write_model(pytester.path / "mine", vocab_size=4_000_000, hidden_size=64)
     result = run(*STEPS, "--memory-limit", "0.2", "--benchmark-save", "oom")
     assert result.ret == pytest.ExitCode.OK
     result.assert_outcomes(passed=1, xfailed=1)

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from model_folders import write_model
 from test_baselines import sample
 
 from bench.baselines import write_run
@@ -21,9 +22,6 @@ from bench.reports.layout import COLOURS, Report, Table, terminal
 from bench.units import harmless
 
 ESCAPE = "\x1b]0;owned\x07"
-LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "vocab_size": 20,
-         "num_hidden_layers": 2, "num_attention_heads": 4,
-         "architectures": ["LlamaForCausalLM"]}  # fmt: skip
 
 
 def test_control_characters_are_shown_and_not_sent() -> None:
@@ -34,8 +32,7 @@ def test_names_of_models_targets_and_folders_reach_no_terminal_raw(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / f"mine{ESCAPE}"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(LLAMA))
+    write_model(folder)
     targets = ("--target-modules", f"q_proj,fc1{ESCAPE}")
     main(["targets", str(folder), *targets])
     main(["targets", str(folder), *targets, "--strict"])

@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from suite_runs import LLAMA
+from model_folders import write_model
 from warm import Warm
 
 from bench.errors import EXTRAS
@@ -66,10 +66,7 @@ class Installed:
         (self.project / "tests" / "test_lora.py").write_text(USER_TEST)
         config = (FIXTURES / "architectures" / "phi-3-mini" / "config.json").read_text()
         (self.project / "config.json").write_text(config)
-        (self.project / "small").mkdir()
-        (self.project / "small" / "config.json").write_text(
-            json.dumps({**LLAMA, "num_hidden_layers": 1})
-        )
+        write_model(self.project / "small", num_hidden_layers=1)
         adapter = {"peft_type": "LORA", "r": 8, "target_modules": ["qkv_proj"]}
         (self.project / "adapter_config.json").write_text(json.dumps(adapter))
         venv.create(folder / "env")
