@@ -22,6 +22,7 @@ from bench.errors import BenchError
 from bench.saved.header import read_header
 from bench.saved.keys import KeysFound, compare_keys
 from bench.saved.values import read_values
+from bench.targets import match
 
 Tensors = dict[str, "object"]
 
@@ -384,7 +385,6 @@ def test_what_peft_saves_of_all_linear_has_no_dead_entry(label: str) -> None:
     from small_types import small
 
     from bench.measure.counting import inject
-    from bench.targets import match
 
     model, part = small(label), dict(TYPES_AND_PARTS)[label]
     asked = AdapterConfig("all-linear", exclude_modules=part)
@@ -396,3 +396,55 @@ def test_what_peft_saves_of_all_linear_has_no_dead_entry(label: str) -> None:
     assert [a.name for a in after.adapted] == [a.name for a in before.adapted]
     assert [e for e in after.entries if e.left_out]  # the part was there
     assert after.dead_entries == ()
+
+
+def test_what_was_not_trained_is_said_and_no_more(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A head that is trained whole changes something though every B is zero."""
+    from safetensors.torch import load_file, save_file
+
+    from bench.cli import main
+
+    for beside in ([], ["lm_head"]):
+        folder = trained_llama(
+            tmp_path / f"a{len(beside)}", llama, target_modules=["q_proj"], modules_to_save=beside
+        )
+        file = folder / "adapter_model.safetensors"
+        tensors = load_file(file)
+        save_file({k: t * 0 if "lora_B" in k else t for k, t in tensors.items()}, file)
+        assert main(["check", "--no-gradients", "--weights", str(folder)]) == 1
+        said = " ".join(capsys.readouterr().out.split())
+        assert ("this adapter was never trained, and changes nothing" in said) == (not beside)
+    assert "the adapters of 2 modules were never trained, and change nothing; not looked" in said
+    assert "beside them, 1 tensors: base_model.model.lm_head.weight" in said
+
+
+def test_the_updates_of_experts_are_called_by_their_parameters() -> None:
+    """As PEFT's own wrappers name the parameter that each of them adapts."""
+    from peft.tuners.lora.layer import ParamWrapper
+    from small_types import small
+
+    from bench.measure.counting import inject
+    from bench.models.roles import role_in_table
+    from bench.saved.values import parameter_of
+
+    model = small("mixtral-CausalLM")
+    adapter = AdapterConfig(
+        ("q_proj",), target_parameters=("gate.weight", "gate_up_proj", "down_proj")
+    )
+    network = inject(model.build(), adapter).get_base_model()
+    nested: dict[str, list[str]] = {}
+    wrapped = {n: m for n, m in network.named_modules() if isinstance(m, ParamWrapper)}
+    for item in match(model.table, adapter).adapted:
+        if item.parameter is not None:
+            nested.setdefault(item.owner, []).append(item.name)
+    assert len(wrapped) == 9
+    roles = set()
+    for name, module in wrapped.items():
+        found = parameter_of(name, nested)
+        owner = name.replace(".base_layer", "")
+        assert found == f"{owner}.{module.parameter_name}"
+        roles.add(role_in_table(model.table, found))
+    assert roles == {"router", "gate_up", "down"}
+    assert parameter_of("model.layers.0.self_attn.q_proj", nested).endswith("q_proj")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench.atlas.build import build_model
+from bench.models.architectures import Model
 from bench.models.modules import read_table
 
 # Model type → its stacks by hand: kind, module, and where its configuration holds the depth.
@@ -131,3 +132,21 @@ def test_a_batch_of_text_feeds_what_says_so(model_type: str) -> None:
     for name in weights:
         fed = by_name[f"{name}.weight"].grad is not None
         assert fed == table.stack_of(name).text, name
+
+
+def test_the_output_embedding_is_a_head_whatever_its_name() -> None:
+    """Whisper calls it proj_out: a scenario that adapts or saves the head has it there."""
+    from small_types import small, small_types
+
+    from bench.models.roles import HEAD, role_in_table
+    from bench.scenarios.scenario import Scenario
+
+    for each in small_types():
+        if name := each.table.output_embedding:
+            assert role_in_table(each.table, name) == HEAD, each.label
+    assert small("whisper-SpeechSeq2Seq").table.output_embedding == "proj_out"
+    config = {"model_type": "whisper", "d_model": 48, "encoder_layers": 1, "decoder_layers": 1}
+    model = Model("mine", config, "AutoModelForSpeechSeq2Seq")
+    assert model.role_of("proj_out") == HEAD
+    saved = Scenario("it", roles=("query",), saved_roles=("head",)).adapter(model)
+    assert saved.modules_to_save == ("proj_out",)

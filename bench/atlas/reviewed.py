@@ -13,9 +13,7 @@ from typing import Any, Literal
 from bench.atlas import names
 from bench.atlas.entries import Atlas, TypeEntry
 from bench.files import FIXTURES, parse, read_toml
-from bench.models.modules import CONVOLUTIONS, EMBEDDING
-from bench.models.roles import EMBEDDING as EMBEDDING_ROLE
-from bench.models.roles import HEAD, UNKNOWN, check_role, role_of
+from bench.models.roles import check_role, role_in_place
 
 OWN_MODULE = "own"  # as auto_class: the class in the type's own module
 _OVERRIDES = FIXTURES / "atlas" / "overrides.toml"
@@ -89,16 +87,7 @@ def role_in(model_type: str, name: str, kind: str, entry: TypeEntry) -> str:
     for pattern, role in load_roles().get(model_type, ()):
         if pattern.fullmatch(name):
             return role
-    if name == entry.output_embedding:
-        return HEAD
-    if name == entry.input_embedding and kind == EMBEDDING:
-        return EMBEDDING_ROLE
-    role = role_of(name)
-    if role == UNKNOWN and kind in CONVOLUTIONS:
-        return "convolution"
-    if role == UNKNOWN and kind == EMBEDDING:
-        return EMBEDDING_ROLE
-    return role
+    return role_in_place(name, kind, entry.input_embedding, entry.output_embedding)
 
 
 def with_roles(atlas: Atlas) -> Atlas:

@@ -19,6 +19,7 @@ from bench.saved.keys import KeysFound, Mismatch, compare_keys
 from bench.saved.values import Values, read_values
 from bench.scenarios.subjects import Subject
 from bench.targets import Hazard, Ledger, match
+from bench.units import counted
 
 if TYPE_CHECKING:
     from bench.predict.gpus import Gpu
@@ -331,6 +332,12 @@ def _saved_findings(checked: Checked, file: Path) -> list[Finding]:
             found.append(Finding("not-finite", _some("hold NaN or infinity", values.broken), file))
         if values.never_trained:
             text = "every B is zero: this adapter was never trained, and changes nothing"
+            if values.beside:
+                text = (
+                    f"every B is zero: the adapters of {counted(len(values.updates), 'module')} "
+                    "were never trained, and change nothing; not looked at is what stands beside "
+                    f"them, {_some('tensors', values.beside)}"
+                )
             found.append(Finding("never-trained", text, file))
         if values.unchanged:
             text = _some("changed nothing", values.unchanged)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from bench.reports.layout import aligned
 from bench.reports.ledger import ledger_json, ledger_text
+from bench.saved.values import parameter_of
 from bench.units import one_line
 
 if TYPE_CHECKING:
@@ -70,13 +72,23 @@ def _keys(keys: KeysFound, name: str) -> list[str]:
 def _values(checked: Checked, values: Values) -> list[str]:
     if not values.updates:
         return []
-    norms = values.norms_by(checked.subject.model.role_of)
+    norms = values.norms_by(_role_of(checked))
     rows = [
         (role.replace("_", "-"), f"{count} modules", f"{least:.3g} to {most:.3g}")
         for role, (count, least, most) in norms.items()
     ]
     head = "  norm of B·A by role (smallest to largest):"
     return [head, *(f"    {line}" for line in aligned(rows, "lrl"))]
+
+
+def _role_of(checked: Checked) -> Callable[[str], str]:
+    """The role of what the file calls a module: PEFT nests the parameters of one."""
+    nested: dict[str, list[str]] = {}
+    for item in checked.ledger.adapted:
+        if item.parameter is not None:
+            nested.setdefault(item.owner, []).append(item.name)
+    role_of = checked.subject.model.role_of
+    return lambda module: role_of(parameter_of(module, nested))
 
 
 def _memory(checked: Checked) -> list[str]:
@@ -120,7 +132,7 @@ def _values_json(checked: Checked) -> dict[str, Any]:
         "unchanged": list(values.unchanged),
         "norms": {
             role: {"modules": n, "smallest": least, "largest": most}
-            for role, (n, least, most) in values.norms_by(checked.subject.model.role_of).items()
+            for role, (n, least, most) in values.norms_by(_role_of(checked)).items()
         },
     }
 

@@ -37,7 +37,7 @@ from bench.models.quantization import (
     quantization_notes,
     quantize_on_meta,
 )
-from bench.models.roles import role_of
+from bench.models.roles import role_in_table
 from bench.tasks import BY_CLASS
 from bench.units import one_line
 
@@ -241,8 +241,9 @@ class Model:
         return {name: p.role for p in projections for name in self.matching(p)}
 
     def role_of(self, name: str) -> str:
-        """The declared role of a module; what its name tells where nobody declared it."""
-        return self._declared_roles.get(name) or role_of(name)
+        """The declared role of a module; what its place, name and kind tell where nobody declared
+        it."""
+        return self._declared_roles.get(name) or role_in_table(self.table, name)
 
 
 def find_model(

@@ -8,6 +8,7 @@ from typing import TypedDict
 
 from bench.errors import check_known
 from bench.files import FIXTURES, parse, read_toml
+from bench.models import modules
 
 QUERY, KEY, VALUE, OUTPUT = "query", "key", "value", "output"
 QUERY_KEY_VALUE, KEY_VALUE = "query_key_value", "key_value"
@@ -52,6 +53,26 @@ def role_of(name: str) -> str:
 def _role_at_end(*end: str) -> str:
     name = ".".join(filter(None, end))
     return next((role for pattern, role in _COMPILED if pattern.fullmatch(name)), UNKNOWN)
+
+
+def role_in_place(name: str, kind: str, input_embedding: str, output_embedding: str) -> str:
+    """The role of a module of `kind` ("" for a bare parameter) by its place in the model, else by
+    its name, else by its kind; UNKNOWN where none of them tells."""
+    if name == output_embedding:
+        return HEAD
+    if name == input_embedding and kind == modules.EMBEDDING:
+        return EMBEDDING
+    role = role_of(name)
+    if role == UNKNOWN and kind in modules.CONVOLUTIONS:
+        return "convolution"
+    return EMBEDDING if role == UNKNOWN and kind == modules.EMBEDDING else role
+
+
+def role_in_table(table: modules.ModuleTable, name: str) -> str:
+    """`role_in_place` of a module, or of a parameter, of the model that the table describes."""
+    module = table.by_name.get(name)
+    kind = module.kind if module is not None else ""
+    return role_in_place(name, kind, table.input_embedding, table.output_embedding)
 
 
 def serves(role: str, wanted: str) -> bool:

@@ -6,7 +6,7 @@ r × r products: ‖BA‖² = tr(BᵀB · AAᵀ).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,12 @@ class Values:
     Attributes:
         updates: one for each adapted module.
         broken: tensors that hold NaN or infinity.
+        beside: tensors that are no part of an adapter: what is trained whole, biases, tokens.
     """
 
     updates: tuple[Update, ...]
     broken: tuple[str, ...]
+    beside: tuple[str, ...] = ()
 
     @property
     def never_trained(self) -> bool:
@@ -51,11 +53,25 @@ class Values:
         return tuple(u.module for u in self.updates if u.norm == 0)
 
     def norms_by(self, role_of: Callable[[str], str]) -> dict[str, tuple[int, float, float]]:
-        """Role → (modules, smallest, largest norm of B·A), in the order of the file."""
+        """Role → (modules, smallest, largest norm of B·A), in the order of the file. An update of
+        experts is called as PEFT nests them: see `parameter_of`."""
         found: dict[str, list[float]] = {}
         for update in self.updates:
             found.setdefault(role_of(update.module), []).append(update.norm)
         return {role: (len(norms), min(norms), max(norms)) for role, norms in found.items()}
+
+
+def parameter_of(module: str, adapted: Mapping[str, Sequence[str]]) -> str:
+    """The parameter that an update is of, its own name where it is of none.
+
+    PEFT wraps a module once for each of its parameters, in their order: the last of them lies
+    outermost, and each `base_layer` leads one further in. `adapted` has them by their module.
+    """
+    owner, depth = module, 0
+    while owner.endswith(".base_layer"):
+        owner, depth = owner.removesuffix(".base_layer"), depth + 1
+    names = adapted.get(owner, ())
+    return names[-1 - depth] if depth < len(names) else module
 
 
 def read_values(path: Path) -> Values:
@@ -81,7 +97,8 @@ def read_values(path: Path) -> Values:
             ]
     except (SafetensorError, OSError, RuntimeError) as error:  # of torch: no arithmetic in a dtype
         raise unreadable(path, error) from None
-    return Values(tuple(updates), tuple(broken))
+    beside = tuple(name for name in names if ".lora_" not in name)
+    return Values(tuple(updates), tuple(broken), beside)
 
 
 def _finite(tensor: Any) -> bool:

@@ -20,7 +20,7 @@ from bench.files import FIXTURES, parse, read_toml
 from bench.models.architectures import Model
 from bench.models.declared import Architecture
 from bench.models.modules import OTHER, ModuleTable
-from bench.models.roles import FUSED, check_role, role_of, serves
+from bench.models.roles import FUSED, check_role, role_in_table, role_of, serves
 from bench.tasks import BY_CLASS
 
 Rank = Annotated[int, Meta(ge=1)]
@@ -163,7 +163,7 @@ def _places(model: Model) -> list[_Place]:
 
 def _places_in(table: ModuleTable) -> list[_Place]:
     """Roles by rule, for a model that nobody declared: bare names where they are unambiguous."""
-    roles = {m.name: role_of(m.name) for m in table.modules if m.kind != OTHER}
+    roles = {m.name: role_in_table(table, m.name) for m in table.modules if m.kind != OTHER}
     places = []
     for name, role in roles.items():
         leaf = name.rpartition(".")[2]
