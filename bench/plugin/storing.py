@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import tempfile
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,16 @@ def pytest_benchmark_update_machine_info(
 ) -> None:
     """pytest-benchmark's own machine info knows no accelerator."""
     machine_info["bench"] = measured_machine(config).to_dict()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_benchmark_compare_machine_info() -> Generator[None, Any, Any]:
+    """pytest-benchmark 5.3 warns that the machine is another with the folder's name as seen from
+    here, which one outside of the current folder has not: ValueError. Verdicts say it anyway."""
+    try:
+        return (yield)
+    except ValueError:
+        return []
 
 
 def run_document(config: pytest.Config) -> dict[str, Any]:

@@ -31,7 +31,11 @@ from bench.plugin.fixtures import (
     user_subject,
 )
 from bench.plugin.options import pytest_addoption, pytest_configure, pytest_sessionstart
-from bench.plugin.storing import pytest_benchmark_update_machine_info, pytest_sessionfinish
+from bench.plugin.storing import (
+    pytest_benchmark_compare_machine_info,
+    pytest_benchmark_update_machine_info,
+    pytest_sessionfinish,
+)
 from bench.plugin.summary import pytest_last_word, pytest_terminal_summary
 
 __all__ = [
@@ -41,6 +45,7 @@ __all__ = [
     "model_of",
     "peft_count",
     "pytest_addoption",
+    "pytest_benchmark_compare_machine_info",
     "pytest_benchmark_update_machine_info",
     "pytest_cmdline_main",
     "pytest_collection_finish",

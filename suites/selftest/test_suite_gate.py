@@ -195,3 +195,21 @@ def test_the_command_that_accepts_figures_is_this_run_again(run, pytester: pytes
         "accept the new figures: pytest -p bench.plugin.suite suites/test_counts.py --model mine "
         "--rank 4 --benchmark-save=NAME, then bench accept NAME --reason WHY"
     ) in said
+
+
+def test_a_baseline_elsewhere_may_be_of_another_machine(
+    run, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """pytest-benchmark's own warning fails on a folder outside of the current one."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    stored = (*STEPS, "--benchmark-storage", str(elsewhere))
+    run("--benchmark-save", "base", *stored)
+    (path,) = find_runs(elsewhere)
+    document = json.loads(path.read_text())
+    document["machine_info"]["node"] = "another"
+    document["lora_bench"]["detail"]["gate"] = "passed"
+    write_run(path.parent, "there", seal(document))
+    loose = ("--threshold", "time=1000%", "--threshold", "reserved=1000%")
+    result = run("--benchmark-compare", "--gate", *stored, *loose)
+    assert result.ret == pytest.ExitCode.OK
+    result.stdout.fnmatch_lines(["Baseline 0002_there: *"])
