@@ -7,6 +7,7 @@ machine. `results/predicted/` has them, a case a line, so that a change is a rea
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
 
+from bench.errors import BenchError
 from bench.files import OWN_RESULTS, RESULTS, keyed, parse, unreadable, write_atomically
 from bench.training.machine import versions
 from bench.training.options import StepOptions
@@ -73,6 +75,15 @@ def load_predictions(path: Path) -> dict[str, Figures]:
         raise unreadable(path, error) from None
     kept = parse(data, _File, str(path)).predictions
     return {case: parse(kept[case], _FIGURES, f"{path}: {case}") for case in kept}
+
+
+def check_store() -> None:
+    """BenchError where `store` could not keep anything."""
+    folder = OWN_FOLDER
+    while not folder.exists():
+        folder = folder.parent
+    if not os.access(folder, os.W_OK):
+        raise BenchError(f"--store: {OWN_FOLDER} cannot be written to")
 
 
 def store(predictions: Iterable[Prediction], folder: Path | None = None) -> Path:

@@ -101,6 +101,7 @@ def choose(
     long, a row that is not there (all before anything is predicted), and where no row can be.
     """
     from bench.scenarios.subjects import Subject
+    from bench.training.cases import check_has_length
     from bench.training.limits import case_limit
 
     for name in precisions:
@@ -110,6 +111,8 @@ def choose(
     if show is not None and not 1 <= show <= rows_there:
         raise BenchError(f"--show {show}: the rows are 1 to {rows_there}")
     first = Subject(model, "own", planned[0].adapter, precision=precisions[0]).case(step)
+    if not shorten:
+        check_has_length(first)
     limit, has_length = case_limit(first), first.task.has_length
     asked_length = None
     if limit is not None and step.seq_len > limit:

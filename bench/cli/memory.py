@@ -101,12 +101,17 @@ def run(options: argparse.Namespace) -> int:
     subjects, cases = cases_of(options)
     if not cases:
         raise BenchError("no scenario applies to this model: give --target-modules or --adapter")
-    from bench.baselines.predicted import store
+    from bench.baselines.predicted import check_store, store
     from bench.predict.largest import Solution
     from bench.training.cases import check_has_length
 
-    if options.store and any(subject.scenario is None for subject in subjects):
-        raise BenchError("--store keeps predictions of registered scenarios: give --scenario")
+    if options.store:
+        if any(s.scenario is None or s.model.architecture is None for s in subjects):
+            raise BenchError(
+                "--store keeps predictions of registered scenarios on registered models: give "
+                "--scenario, and a model of bench list models"
+            )
+        check_store()
     if options.seq_len is not None or options.solve == "seq-len":
         for case in cases:
             check_has_length(case)

@@ -250,6 +250,7 @@ def test_published_results_are_cited_with_source_and_contradiction(choice: table
         (["opt-350m", "--gpu-memory", "24GiB", "--precision", "fp3"], "unknown precision"),
         (["opt-350m", "--gpu-memory", "24GiB", "--seq-len", "4096"], "positions for"),
         (["opt-350m", "--gpu-memory", "24GiB", "--show", "1", "--json"], "--show"),
+        (["vit-base", "--gpu-memory", "24GiB", "--seq-len", "5"], "takes images, which have none"),
     ],
 )
 def test_wrong_input_is_one_line(

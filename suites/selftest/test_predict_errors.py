@@ -86,6 +86,20 @@ def test_wrong_input(refused, options: tuple[str, ...], said: str) -> None:
     assert said in refused(*options)
 
 
+def test_what_cannot_be_stored_is_told_before_anything_is_predicted(
+    llama: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model of one's own would stand under its folder's name among the project's; and the folder
+    may be read-only."""
+    monkeypatch.setattr("bench.predict.result.predict", lambda *_, **__: pytest.fail("predicted"))
+    asked = ["--scenario", "query", "--seq-len", "8", "--store"]
+    assert main(["memory", llama, *asked]) == 2
+    assert "on registered models" in capsys.readouterr().err
+    monkeypatch.setattr("bench.baselines.predicted.os.access", lambda *_: False)
+    assert main(["memory", "distilbert-base-uncased", *asked]) == 2
+    assert "predicted cannot be written to" in capsys.readouterr().err
+
+
 VIT = ["memory", "vit-base", "--scenario", "query-value"]
 
 
