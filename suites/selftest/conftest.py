@@ -81,7 +81,7 @@ def run(
     process, which the test may have patched, or `apart`, where one that is killed must be. `bare`:
     with no model but those of the options, and it may end before it collects anything."""
     suites = pytester.mkdir("suites")
-    for module in ("test_counts", "test_measurement", "expectations"):
+    for module in ("test_counts", "test_measurement"):
         shutil.copy(SUITES / f"{module}.py", suites)
     folder = pytester.mkdir("mine")
     write_model(folder)
