@@ -112,7 +112,7 @@ def method(name: str, **fields: Any) -> Method:
 def uncounted_fields(kind: Kind) -> frozenset[str]:
     """Fields of PEFT's class that are none here: what they change has no closed form, or nothing
     depends on them."""
-    if kind.name == "adalora":  # its class is a LoraConfig
+    if kind.name in ("lora", "lora-fa", "adalora"):  # its class is a LoraConfig
         loras = {f.name for f in fields_of(AdapterConfig)} | set(NOT_UNDERSTOOD)
         return frozenset({*INERT, *loras} - {*kind.settings, *kind.common, "bias"})
     return INERT.union(kind.uncounted)

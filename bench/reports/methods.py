@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def method_json(model: Model, asked: Method, counted: Parameters, ledger: Ledger) -> dict[str, Any]:
-    """One JSON object: the method's config, its parameters by term, its dead entries."""
+    """One JSON object: the method's config, its parameters by term, what has no effect."""
     return {
         "model": model.label,
         "method": asked.name,
@@ -27,6 +27,7 @@ def method_json(model: Model, asked: Method, counted: Parameters, ledger: Ledger
         "total_parameters": counted.total,
         "terms": [asdict(term) for term in counted.terms],
         "dead_entries": list(ledger.dead_entries),
+        "dead_fields": [asdict(dead) for dead in ledger.dead_fields],
         "source": asked.kind.source,
     }
 
