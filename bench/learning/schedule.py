@@ -193,6 +193,6 @@ def resumed(study: Study, records: Mapping[str, Any], described: Mapping[str, An
     for record in records.values():
         if record.detail.get("step_options") != described:
             raise BenchError(
-                f"--resume: {record.id} was made with other settings or another text than "
+                f"--resume: {record.id} was made with other settings, weights or another text than "
                 f"{study.name} has now; leave out --resume"
             )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from bench.errors import BenchError, check_known, lookup
-from bench.files import FIXTURES, check_weights, keyed, parse, read_toml
+from bench.files import FIXTURES, check_weights, digest_of, keyed, parse, read_toml
 from bench.learning import packages, texts
 from bench.learning.arms import FULL, HEAD, LORA, Arm, budget_of, lora_arm, whole_arm
 from bench.models.architectures import Model, find_model
@@ -153,6 +153,8 @@ class Study:
     """Arms that the model has not the roles for, and why."""
     whole: bool = True
     """Whether it has all its arms."""
+    own_weights: bool = False
+    """Whether the weights are a user's, which no package's version holds fast."""
 
     def material(self, arm: Arm) -> Material:
         """What an arm sees."""
@@ -179,7 +181,10 @@ class Study:
         values = json.loads(json.dumps(asdict(self.settings)))
         for name in ("margin", "seeds"):
             del values[name]
-        return {**values, "text_digest": self.plain.digest, "shifted_digest": self.shifted.digest}
+        found = {**values, "text_digest": self.plain.digest, "shifted_digest": self.shifted.digest}
+        if self.own_weights:
+            found["weights_digest"] = digest_of(self.weights, "*.safetensors*", "config.json")
+        return found
 
 
 def studies() -> list[str]:
@@ -267,7 +272,10 @@ def _study(origin: Origin, file: _File, where: str) -> Study:
     vocabulary = int(model.config["vocab_size"])
     shifted = texts.shifted(plain, vocabulary, settings.new_tokens)
     grown = replace(model, config={**model.config, "vocab_size": vocabulary + shifted.new_tokens})
-    study = Study(name, settings, folder, model, grown, plain, shifted, (), device=origin.device)
+    study = Study(
+        name, settings, folder, model, grown, plain, shifted, (), device=origin.device,
+        own_weights=weights is not None,
+    )  # fmt: skip
     arms: list[Arm] = []
     quick: list[str] = []
     left_out: dict[str, str] = {}

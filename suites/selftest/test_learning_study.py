@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -234,6 +235,24 @@ def test_an_interrupted_run_goes_on_without_repeating(study, shown) -> None:
     again = run_study(study, None, done=kept, say=more.append)
     assert (len(done), len(more)) == (3, cases(study) - 3)
     assert {n: s.losses for n, s in again.items()} == {n: s.losses for n, s in shown.items()}
+
+
+def test_a_run_on_ones_own_weights_does_not_go_on_with_others(
+    study, shown, folder: Path, tmp_path: Path
+) -> None:
+    """Two trainings of one model differ in nothing but the bytes."""
+    from bench.learning.schedule import resumed
+
+    records = run_of(study, shown, "cut", interrupted=True).records
+    resumed(study, records, study.described)
+    other = shutil.copytree(folder / "weights", tmp_path / "weights")
+    moved = replace(study, weights=other)
+    resumed(moved, records, moved.described)
+    file = other / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+    changed = replace(study, weights=other)
+    with pytest.raises(BenchError, match="was made with other settings, weights or another text"):
+        resumed(changed, records, changed.described)
 
 
 def test_a_loss_that_is_no_number_is_recorded_and_the_run_goes_on(
