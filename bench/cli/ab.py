@@ -10,18 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.cli.gating import add_gate, check_gate, judge, verdict_lines
 from bench.cli.options import (
     PRINTED,
     REPEATABLE,
     Add,
     add_format,
-    add_gate,
     add_rank,
     add_step,
     count,
     entries,
 )
-from bench.cli.output import json_lines, put, say, written
+from bench.cli.output import put, say, written
 from bench.errors import BenchError, check_most
 from bench.training.cases import MEASURED_LENGTH
 
@@ -81,21 +81,10 @@ def run(options: argparse.Namespace) -> int:
     if options.experiment is not None:
         return _experiment(options)
     from bench.ab.pair import PairJournal, measure
-    from bench.baselines import (
-        all_thresholds,
-        as_json,
-        check_verdict_file,
-        compare,
-        gate,
-        write_run,
-        write_verdicts,
-    )
+    from bench.baselines import write_run
     from bench.reports.sides import sides_report
 
-    if options.verdict_file is not None:
-        check_verdict_file(options.verdict_file)
-    thresholds = all_thresholds(options.threshold)
-    gate([], options.allow)
+    check_gate(options)
     plan = _plan(options)
     if plan.contender is None and options.contender_env is None:
         _check_named(options)
@@ -131,12 +120,9 @@ def run(options: argparse.Namespace) -> int:
                 say(f"not every case was kept as it ended: {journal.trouble}")
     before, after = pair.runs
     _check_measured(pair)
-    verdicts = compare(before, after, thresholds)
-    failing = gate(verdicts, options.allow)
-    if options.verdict_file is not None:
-        write_verdicts(options.verdict_file, verdicts, failing, before, after)
+    verdicts, failing = judge(before, after, options)
     if options.format == "json":
-        put(json_lines({**as_json(item), "fails": item in failing} for item in verdicts))
+        put(verdict_lines(verdicts, failing))
     else:
         report = sides_report(verdicts, failing, before, after)
         said = (f"not measured: {each}" for each in unreached)

@@ -16,7 +16,7 @@ from bench.cli.options import (
     add_model,
     add_step,
 )
-from bench.cli.output import progress, put, save_figure, written
+from bench.cli.output import check_plot, progress, put, save_figure, written
 from bench.errors import BenchError, check_most
 from bench.models.precision import precision
 
@@ -151,10 +151,7 @@ def _check(options: argparse.Namespace) -> None:
         most = len(PROPOSED_SCENARIOS) * len(set(options.precision) or PROPOSED_PRECISIONS) * 2
         if options.show > most:
             raise BenchError(f"--show {options.show}: there are at most {most} rows")
-    if options.plot:
-        from bench.reports.plots import plot_format
-
-        plot_format(options.plot)
+    check_plot(options.plot)
 
 
 def _progress(done: int, of: int) -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bench.cli.options import PRINTED, Add, add_format
-from bench.cli.output import put, save_figure, say, stored_runs, written
+from bench.cli.output import check_plot, put, save_figure, say, stored_runs, written
 from bench.errors import BenchError
 from bench.units import counted
 
@@ -34,10 +34,7 @@ def run(options: argparse.Namespace) -> int:
     from bench.reports.history import history_report
     from bench.reports.tables import describe
 
-    if options.plot:
-        from bench.reports.plots import plot_format
-
-        plot_format(options.plot)
+    check_plot(options.plot)
     folders: dict[Path, list[Path]] = {}
     for path in find_runs(stored_runs(), f"{options.machine}/*" if options.machine else "*"):
         folders.setdefault(path.parent, []).append(path)

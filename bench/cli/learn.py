@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.cli.options import PRINTED, REPEATABLE, Add, add_format, add_gate, count
-from bench.cli.output import json_lines, put, save_figure, say, written
+from bench.cli.gating import add_gate, check_gate, judge, verdict_lines
+from bench.cli.options import PRINTED, REPEATABLE, Add, add_format, count
+from bench.cli.output import check_plot, json_lines, put, save_figure, say, written
 from bench.errors import BenchError
 from bench.training.options import MOST
 
 if TYPE_CHECKING:
-    from bench.baselines import StoredRun, Verdict
+    from bench.baselines import StoredRun
     from bench.baselines.journal import RunJournal
     from bench.learning.records import Shown
     from bench.learning.study import Said, Study
@@ -101,10 +100,7 @@ _GATING = ("threshold", "allow", "verdict_file")
 
 def _check(options: argparse.Namespace) -> None:
     """Raise BenchError for options that do not go together, or that would only fail after hours."""
-    if options.plot:
-        from bench.reports.plots import plot_format
-
-        plot_format(options.plot)
+    check_plot(options.plot)
     given = [
         name for name in (*_TRAINING, *_GATING) if getattr(options, name) not in (None, [], False)
     ]
@@ -120,12 +116,7 @@ def _check(options: argparse.Namespace) -> None:
 
         check_name(options.save)
     if options.compare is not None:
-        from bench.baselines import all_thresholds, check_verdict_file, gate
-
-        all_thresholds(options.threshold)
-        gate([], options.allow)
-        if options.verdict_file is not None:
-            check_verdict_file(options.verdict_file)
+        check_gate(options)
 
 
 def _read(options: argparse.Namespace) -> int:
@@ -225,17 +216,18 @@ def _report(
     from dataclasses import replace
 
     from bench.baselines import load_run, write_run
-    from bench.baselines.accepted import FAILED, PASSED
+    from bench.baselines.accepted import FAILED, PASSED, unproven
     from bench.learning.records import document_of, run_of
     from bench.learning.signal import probe
     from bench.reports.learning import PROBE
+    from bench.reports.verdicts import verdict_report
 
     folder = _folder(study, options)
     run = run_of(study, shown, options.save or "run", interrupted=False)
     run = replace(run, options={**run.options, PROBE: probe(study)})
-    held = None if baseline is None else _held(run, options, baseline)
-    if held is not None:
-        run = replace(run, gate=FAILED if held.failing else PASSED)
+    verdicts, failing = ([], []) if baseline is None else judge(baseline, run, options)
+    if baseline is not None:
+        run = replace(run, gate=FAILED if failing else PASSED)
     if journal is not None:
         path = write_run(folder, options.save, document_of(run))
         journal.close(done=True)
@@ -243,10 +235,15 @@ def _report(
         run = load_run(path)
     assert study.said is not None
     _put(run, study.said, options)
-    if held is None:
+    if baseline is None:
         return 0
-    held.put(run, options.format)
-    return 1 if held.failing else 0
+    if options.format == "json":
+        if told := unproven(baseline):
+            say(told)
+        put(verdict_lines(verdicts, failing))
+    else:
+        put(written(verdict_report(verdicts, failing, baseline, run), options.format))
+    return 1 if failing else 0
 
 
 def _put(
@@ -261,38 +258,3 @@ def _put(
         put(written(learning_report(run, said, other), options.format))
     if options.plot:
         save_figure(learning_figure(run), options.plot)
-
-
-@dataclass(frozen=True)
-class _Held:
-    """A run held against a baseline."""
-
-    baseline: StoredRun
-    verdicts: Sequence[Verdict]
-    failing: Sequence[Verdict]
-
-    def put(self, run: StoredRun, form: str) -> None:
-        from bench.baselines import as_json
-        from bench.baselines.accepted import unproven
-        from bench.reports.verdicts import verdict_report
-
-        if form == "json":
-            if told := unproven(self.baseline):
-                say(told)
-            rows = ({**as_json(item), "fails": item in self.failing} for item in self.verdicts)
-            put(json_lines(rows))
-        else:
-            report = verdict_report(self.verdicts, self.failing, self.baseline, run)
-            put(written(report, form))
-
-
-def _held(run: StoredRun, options: argparse.Namespace, baseline: StoredRun) -> _Held:
-    """The verdicts on a run: its losses, and what it trains, against those of the baseline."""
-    from bench.baselines import all_thresholds, compare, gate, require_common, write_verdicts
-
-    verdicts = compare(baseline, run, all_thresholds(options.threshold))
-    require_common(baseline, run, verdicts)
-    failing = gate(verdicts, options.allow)
-    if options.verdict_file is not None:
-        write_verdicts(options.verdict_file, verdicts, failing, baseline, run)
-    return _Held(baseline, verdicts, failing)

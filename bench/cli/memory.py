@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.cli.options import REPEATABLE, TEXT, Add, add_adapter, add_format, add_model, as_written
-from bench.cli.output import csv_text, fitted, progress, put, save_figure, say, written
+from bench.cli.output import check_plot, csv_text, fitted, progress, put, save_figure, say, written
 from bench.cli.subject import card_of, cases_of, check_asked, predicted_step
 from bench.errors import BenchError
 from bench.models.precision import PRECISIONS, precision
@@ -300,10 +300,7 @@ def _command(options: argparse.Namespace, case: Case) -> str:
 
 def _check(options: argparse.Namespace) -> None:
     """Raise BenchError for options that do not go together."""
-    if options.plot:
-        from bench.reports.plots import plot_format
-
-        plot_format(options.plot)
+    check_plot(options.plot)
     for name in options.precision:
         precision(name)
     check_asked(options)

@@ -85,13 +85,6 @@ def add_step(add: Add, batch_size: int, seq_len: int) -> None:
     # fmt: on
 
 
-def add_gate(add: Add) -> None:
-    """What a verdict tolerates, and where it is written."""
-    add("--threshold", **REPEATABLE, metavar="METRIC=X%", help="tolerated change; repeatable")
-    add("--allow", **REPEATABLE, metavar="VERDICT[:ID]", help="may pass the gate; repeatable")
-    add("--verdict-file", type=Path, metavar="FILE", help="write the verdicts there as JSON")
-
-
 def add_format(
     add: Add, default: str | None, formats: tuple[str, ...] = FORMATS, help: str | None = None
 ) -> None:

@@ -178,6 +178,14 @@ def quiet_libraries() -> Iterator[None]:
         yield
 
 
+def check_plot(path: Path | None) -> None:
+    """BenchError where a plot cannot be in a file of this name, before anything is worked out."""
+    if path is not None:
+        from bench.reports.plots import plot_format
+
+        plot_format(path)
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """A plot into its file, whole or not at all; BenchError where that cannot be."""
     import io

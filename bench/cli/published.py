@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.cli.options import Add
-from bench.cli.output import format_for, put, save_figure, say, written
+from bench.cli.output import check_plot, format_for, put, save_figure, say, written
 from bench.errors import BenchError
 from bench.files import read_text, write_output
 
@@ -48,10 +48,7 @@ def run(options: argparse.Namespace) -> int:
         raise BenchError(f"--{alone[0]} stands alone: give it without --{(alone + others)[1]}")
     if options.record and options.measure is None:
         raise BenchError("--record keeps what --measure N measured: give both")
-    if options.plot:
-        from bench.reports.plots import plot_format
-
-        plot_format(options.plot)
+    check_plot(options.plot)
     if options.received:
         return _received(options.received)
     if options.measure is not None:

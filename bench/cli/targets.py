@@ -22,7 +22,7 @@ from bench.cli.options import (
     names,
     split,
 )
-from bench.cli.output import fitted, in_colour, put, save_figure, written
+from bench.cli.output import check_plot, fitted, in_colour, put, save_figure, written
 from bench.cli.subject import asked_subject, check_asked, with_head
 from bench.errors import BenchError, UnknownName
 
@@ -74,12 +74,9 @@ def run(options: argparse.Namespace) -> int:
             "--set goes with --method; LoRA's own fields go into an adapter_config.json (--adapter)"
         )
     check_asked(options)
-    if options.plot:
-        from bench.reports.plots import plot_format
-
-        if len(options.models) > 1:
-            raise BenchError("--plot draws one model: give one MODEL")
-        plot_format(options.plot)
+    if options.plot and len(options.models) > 1:
+        raise BenchError("--plot draws one model: give one MODEL")
+    check_plot(options.plot)
     from bench.check.gate import HazardGate
     from bench.formulas import lora_parameters
     from bench.reports.ledger import (

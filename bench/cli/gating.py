@@ -1,0 +1,53 @@
+"""One run held against another, by several commands: the options, the verdicts, their file."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.cli.options import REPEATABLE, Add
+from bench.cli.output import json_lines
+
+if TYPE_CHECKING:
+    from bench.baselines import StoredRun, Verdict
+
+
+def add_gate(add: Add) -> None:
+    """What a verdict tolerates, and where it is written."""
+    add("--threshold", **REPEATABLE, metavar="METRIC=X%", help="tolerated change; repeatable")
+    add("--allow", **REPEATABLE, metavar="VERDICT[:ID]", help="may pass the gate; repeatable")
+    add("--verdict-file", type=Path, metavar="FILE", help="write the verdicts there as JSON")
+
+
+def check_gate(options: argparse.Namespace) -> None:
+    """BenchError, before anything is measured, for what `judge` would refuse of the options."""
+    from bench.baselines import all_thresholds, check_verdict_file, gate
+
+    all_thresholds(options.threshold)
+    gate([], options.allow)
+    if options.verdict_file is not None:
+        check_verdict_file(options.verdict_file)
+
+
+def judge(
+    baseline: StoredRun, contender: StoredRun, options: argparse.Namespace
+) -> tuple[list[Verdict], list[Verdict]]:
+    """The verdicts, and those that fail the gate. The verdict file is written whole or not at all,
+    before anything is printed."""
+    from bench.baselines import all_thresholds, compare, gate, require_common, write_verdicts
+
+    verdicts = compare(baseline, contender, all_thresholds(options.threshold))
+    require_common(baseline, contender, verdicts)
+    failing = gate(verdicts, options.allow)
+    if options.verdict_file is not None:
+        write_verdicts(options.verdict_file, verdicts, failing, baseline, contender)
+    return verdicts, failing
+
+
+def verdict_lines(verdicts: Sequence[Verdict], failing: Sequence[Verdict]) -> str:
+    """Every verdict as JSON, a line each."""
+    from bench.baselines import as_json
+
+    return json_lines({**as_json(item), "fails": item in failing} for item in verdicts)
