@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.baselines.runs import StoredRun, load_run
-from bench.baselines.storage import SAVE_HINT, alone, find_runs, named, stored_files
+from bench.baselines.storage import SAVE_HINT, alone, find_runs, named, names_run, stored_files
 from bench.errors import BenchError
 from bench.files import parse, read_json, write_atomically
 from bench.units import one_line
@@ -141,7 +141,7 @@ def check_gated(baseline: StoredRun) -> None:
 def load_baseline(storage: Path | str, selector: str | None = None) -> StoredRun:
     """The newest run that may be a baseline, of those that `selector` means (`find_runs`).
 
-    A selector that means such a run by its whole name or number, and no other, means it all the
+    A selector that means another run by its whole name or number, and no other, means it all the
     same: it is named. BenchError where there is none, with how to make one.
     """
     found = find_runs(storage, "*" if selector is None else selector)
@@ -153,7 +153,7 @@ def load_baseline(storage: Path | str, selector: str | None = None) -> StoredRun
         run = load_run(path)
         if why := no_baseline(run):
             refused.append(f"{path.stem} ({why})")
-            if selector is None or len(found) > 1:
+            if selector is None or len(found) > 1 or not names_run(selector, path):
                 continue
         newest[path.parent] = run
     if selector and len(newest) > 1:

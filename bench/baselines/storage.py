@@ -64,6 +64,19 @@ def is_path(selector: str) -> bool:
     return path.is_absolute() or (os.path.lexists(path) and not path.is_dir())
 
 
+def names_run(selector: str, path: Path) -> bool:
+    """Whether a selector that means this run says its whole name or number, or is its file's path:
+    not a pattern, and not the start of a name."""
+    number, _, name = path.stem.partition("_")
+    wanted = selector.rpartition("/")[2].removesuffix(".json")
+    first, _, rest = wanted.partition("_")
+    return (
+        is_path(selector)
+        or wanted in (path.stem, name)
+        or (first.isdecimal() and int(first[:20]) == int(number) and rest in ("", name))
+    )
+
+
 def stored_files(storage: Path) -> list[Path]:
     """Every stored run in the folder and those within it, oldest number first."""
     found = (path for pattern in ("*.json", "*/*.json") for path in storage.glob(pattern))

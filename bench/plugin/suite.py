@@ -36,7 +36,11 @@ from bench.plugin.storing import (
     pytest_benchmark_update_machine_info,
     pytest_sessionfinish,
 )
-from bench.plugin.summary import pytest_last_word, pytest_terminal_summary
+from bench.plugin.summary import (
+    pytest_internalerror,
+    pytest_last_word,
+    pytest_terminal_summary,
+)
 
 __all__ = [
     "cluster",
@@ -54,6 +58,7 @@ __all__ = [
     "pytest_deselected",
     "pytest_generate_tests",
     "pytest_ignore_collect",
+    "pytest_internalerror",
     "pytest_itemcollected",
     "pytest_last_word",
     "pytest_report_teststatus",

@@ -9,9 +9,10 @@ import pytest
 
 from bench.baselines.storage import named
 from bench.compat import width_of
+from bench.errors import unimportable
 from bench.plugin.state import BASELINE, FAILING, LINES, LOG, RUN, SAVE, VERDICTS, WRONG
 from bench.plugin.storing import save_command
-from bench.units import one_line
+from bench.units import harmless, one_line
 
 MOST_DEAD = 5
 """So many dead entries of one's own are told here; each failed its test at length."""
@@ -23,6 +24,14 @@ def pytest_last_word(session: pytest.Session) -> Generator[None]:
     yield
     if text := session.config.stash.get(WRONG, None):
         pytest.exit(text, returncode=2)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_internalerror(excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+    """A library that cannot be imported is one line, and no traceback of pytest's own."""
+    if line := unimportable(excinfo.value):
+        # Not 2: that is a run which somebody stopped, of which pytest would tell where.
+        pytest.exit(harmless(f"error: {line}"), returncode=pytest.ExitCode.INTERNAL_ERROR)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

@@ -177,3 +177,17 @@ def test_who_comes_to_a_warm_process_without_libraries_is_served_and_its_owner_t
         )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "ImportError: torn"
+
+
+def test_a_run_of_the_suites_names_it_without_a_traceback(broken: Broken) -> None:
+    broken("torch", "raise OSError('torn')")
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "suites/test_measurement.py", "-q", "-p",
+         "no:cacheprovider"],
+        capture_output=True, text=True, check=False, cwd=root,
+    )  # fmt: skip
+    assert done.returncode == pytest.ExitCode.INTERNAL_ERROR
+    assert "error: torch cannot be imported: OSError: torn\n" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "INTERNALERROR" not in done.stdout + done.stderr

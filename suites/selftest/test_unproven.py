@@ -11,7 +11,7 @@ import pytest
 from test_baselines import QUERY, sample
 
 from bench.baselines import compare, gate, load_run, write_run, write_verdicts
-from bench.baselines.accepted import unproven
+from bench.baselines.accepted import load_baseline, unproven
 from bench.cli import learn, main
 from bench.errors import BenchError
 from bench.reports.closing import closing
@@ -101,3 +101,15 @@ def test_learning_is_gated_against_no_failed_run(stored: Stored, tmp_path: Path)
     options = argparse.Namespace(results=tmp_path / "results", compare="0001")
     with pytest.raises(BenchError, match="0001_base may not be a baseline: its gate failed"):
         learn._baseline(None, options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("stored", [None], indirect=True)
+def test_a_pattern_and_the_start_of_a_name_name_no_run(stored: Stored) -> None:
+    stored[1].unlink()
+    storage = stored[0].parents[1]
+    for name in ("0001", "1", "base", "0001_base", "1_base", "linux-x86_64-cpu/base",
+                 "0001_base.json", str(stored[0])):  # fmt: skip
+        assert load_baseline(storage, name).label == "0001_base"
+    for pattern in ("*", "b*", "0001_*", "0001_b", "000", "?ase", "linux-*/*"):
+        with pytest.raises(BenchError, match=r"no run in .* may be a baseline: 0001_base"):
+            load_baseline(storage, pattern)
