@@ -168,6 +168,13 @@ class AdapterConfig:
     def with_rank(self, r: int) -> AdapterConfig:
         return replace(self, r=r)
 
+    def but(self, **values: Any) -> AdapterConfig:
+        """This one with other values, which have to be right, as those of a model's own modules
+        are: they are not looked at."""
+        made = object.__new__(type(self))
+        vars(made).update(vars(self), **values)
+        return made
+
     def to_dict(self) -> dict[str, Any]:
         """Keyword arguments for `peft.LoraConfig`: lists for sequences, defaults left out."""
         changed = {

@@ -171,9 +171,8 @@ class Search:
                 for index in (fits & alike & (sets.layers > k)).nonzero()[0]:
                     picked = sets.picked(int(index))
                     r = (trainable - extra.elements) // int(one[index] * k)
-                    adapter = replace(
-                        _with(extra, _of_entries(picked), r), layers_to_transform=tuple(range(k))
-                    )
+                    whole = _with(extra, _of_entries(picked), r)
+                    adapter = whole.but(layers_to_transform=tuple(range(k)))
                     known = self._known.get(frozenset(m.name for e in picked for m in e.modules))
                     score = (known.score if known else unusual(picked)) + extra.score
                     note = f"any {k} of {int(sets.layers[index])} layers"
@@ -237,9 +236,8 @@ class Search:
                 left = trainable - extra.elements + 0 * one
                 for index, r, off in _near(left, one * k, sets.layers > max(k, 1)):
                     picked = sets.picked(index)
-                    adapter = replace(
-                        _with(extra, _of_entries(picked), r), layers_to_transform=tuple(range(k))
-                    )
+                    whole = _with(extra, _of_entries(picked), r)
+                    adapter = whole.but(layers_to_transform=tuple(range(k)))
                     note = f"any {k} of {int(sets.layers[index])} layers"
                     likely = unusual(picked) + extra.score + _UNLIKELY
                     yield self._found(adapter, trainable + off, 0, likely, note)
@@ -275,8 +273,7 @@ def _variants(extra: Extra, bias: int, experts: bool) -> Iterator[tuple[str, int
 def _with(
     extra: Extra, form: AdapterConfig, r: int, bias: str = "none", dora: bool = False
 ) -> AdapterConfig:
-    return replace(
-        extra.adapter,
+    return extra.adapter.but(
         r=r,
         bias=bias,
         use_dora=dora,
@@ -286,10 +283,13 @@ def _with(
     )
 
 
+_NOTHING = AdapterConfig(NO_TARGETS)
+
+
 def _of_entries(picked: Iterable[Any]) -> AdapterConfig:
     entries = list(picked)
-    return AdapterConfig(
-        tuple(e.name for e in entries if e.modules) or NO_TARGETS,
+    return _NOTHING.but(
+        target_modules=tuple(e.name for e in entries if e.modules) or NO_TARGETS,
         target_parameters=tuple(e.name for e in entries if e.parameters),
     )
 

@@ -26,6 +26,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from bench.adapters.config import ALL_LINEAR, AdapterConfig
 from bench.errors import BenchError
@@ -300,18 +301,18 @@ class Filter:
 
     def reaches(self, name: str) -> bool:
         """Whether one of the entries of a list adapts the module called `name`."""
-        fits = any(ending in self.entries for ending in endings(name))
+        fits = not self.entries.isdisjoint(endings(name))
         return fits and self.keeps(name) and self.in_layers(name)
 
 
-def endings(name: str) -> Iterator[str]:
+@lru_cache(maxsize=1 << 16)  # a model's names are asked again for each configuration
+def endings(name: str) -> tuple[str, ...]:
     """The name's last segment, its last two, … and the whole name."""
-    at = len(name)
+    found, at = [], len(name)
     while at >= 0:
         at = name.rfind(".", 0, at)
-        yield name[at + 1 :]
-        if at < 0:
-            return
+        found.append(name[at + 1 :])
+    return tuple(found)
 
 
 def around(name: str) -> Iterator[str]:
@@ -358,8 +359,8 @@ def condense(table: ModuleTable, targets: tuple[str, ...]) -> tuple[str, ...]:
     others = [m.name for m in table.modules if given.isdisjoint(endings(m.name))]
     taken = {ending for name in others for ending in endings(name)}
     kept: set[str] = set()
-    for name in sorted(given, key=lambda name: list(endings(name))):
-        covered = kept & set(list(endings(name))[:-1])
+    for name in sorted(given, key=endings):
+        covered = kept & set(endings(name)[:-1])
         free = (e for e in endings(name) if e not in kept and e not in taken)
         if not covered and (shortest := next(free, None)):
             kept.add(shortest)
