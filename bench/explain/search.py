@@ -13,9 +13,11 @@ computed again by the match ledger and the formulas.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import heapq
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from itertools import product
+from itertools import groupby, product
+from operator import itemgetter
 from typing import Any
 
 from bench.adapters.config import NO_TARGETS, AdapterConfig
@@ -83,11 +85,10 @@ class Search:
             some = self._best(self._layers(trainable), trainable, total)
             shown = sorted((*shown, *some), key=lambda f: f.score)
         missed = not (shown or full)
-        usual = (f for f in self._near_popular(trainable) if f.score < _UNLIKELY)
         return Explanation(
             trainable, base, tuple(shown[:_SHOWN]), self._nearest(trainable) if missed else (),
             _remark(self.table, trainable, total, shown), full, self.tried,
-            self._verified_nearest(usual, trainable, 3) if missed else (),
+            self._nearest_usual(trainable) if missed else (),
         )  # fmt: skip
 
     @property
@@ -181,14 +182,26 @@ class Search:
 
     def _nearest(self, trainable: int) -> tuple[Found, ...]:
         """The five nearest of all that was tried, the likelier of two as near."""
-        found = [*self._near_sets(trainable), *self._near_layers(trainable)]
-        return self._verified_nearest((*found, *self._near_popular(trainable)), trainable, 5)
+        order = _nearest_first(trainable)
+        found = heapq.merge(
+            sorted(self._near_sets(trainable), key=order),
+            self._near_layers(trainable),
+            sorted(self._near_popular(trainable), key=order),
+            key=order,
+        )
+        return self._verified_nearest(found, trainable, 5)
+
+    def _nearest_usual(self, trainable: int) -> tuple[Found, ...]:
+        """The three nearest of what somebody is likely to have written."""
+        found = sorted(self._near_popular(trainable), key=_nearest_first(trainable))
+        return self._verified_nearest((f for f in found if f.score < _UNLIKELY), trainable, 3)
 
     def _verified_nearest(
         self, found: Iterable[Found], trainable: int, most: int
     ) -> tuple[Found, ...]:
+        """The first of `found`, which come in their order, that adapt different things."""
         kept: dict[object, Found] = {}
-        for candidate in sorted(found, key=lambda f: (abs(f.trainable - trainable), f.score)):
+        for candidate in found:
             if verified := _verified(self.table, candidate):
                 kept.setdefault(verified[1], verified[0])
             if len(kept) == most:
@@ -228,19 +241,34 @@ class Search:
                     yield self._found(adapter, trainable + off, of_bias, likely)
 
     def _near_layers(self, trainable: int) -> Iterator[Found]:
-        """The nearest sets in some of the layers."""
+        """The nearest sets in some of the layers, the nearest first: of thousands a few are asked
+        for, and only those are made."""
         sets = self.sets
         one = sets.per_rank // sets.layers.clip(1)
-        for extra in self.extras:
-            for k in range(1, int(sets.layers.max(initial=0))):
-                left = trainable - extra.elements + 0 * one
-                for index, r, off in _near(left, one * k, sets.layers > max(k, 1)):
-                    picked = sets.picked(index)
-                    whole = _with(extra, _of_entries(picked), r)
-                    adapter = whole.but(layers_to_transform=tuple(range(k)))
-                    note = f"any {k} of {int(sets.layers[index])} layers"
-                    likely = unusual(picked) + extra.score + _UNLIKELY
-                    yield self._found(adapter, trainable + off, 0, likely, note)
+        near = [
+            (abs(off), extra, k, index, r, off)
+            for extra in self.extras
+            for k in range(1, int(sets.layers.max(initial=0)))
+            for index, r, off in _near(
+                trainable - extra.elements + 0 * one, one * k, sets.layers > max(k, 1)
+            )
+        ]
+        near.sort(key=itemgetter(0))
+        for _, as_near in groupby(near, itemgetter(0)):
+            found = []
+            for _, extra, k, index, r, off in as_near:
+                picked = sets.picked(index)
+                whole = _with(extra, _of_entries(picked), r)
+                adapter = whole.but(layers_to_transform=tuple(range(k)))
+                note = f"any {k} of {int(sets.layers[index])} layers"
+                likely = unusual(picked) + extra.score + _UNLIKELY
+                found.append(self._found(adapter, trainable + off, 0, likely, note))
+            yield from sorted(found, key=lambda f: f.score)
+
+
+def _nearest_first(trainable: int) -> Callable[[Found], tuple[int, float]]:
+    """The order of what is near a count: the likelier of two as near before the other."""
+    return lambda f: (abs(f.trainable - trainable), f.score)
 
 
 _NEAR = 8
