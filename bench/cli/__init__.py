@@ -1,6 +1,7 @@
 """`python -m bench`: what is adapted, what it costs, what changed, from the command line.
 
-Exit status: 0 all holds, 1 a check failed, 2 the input was wrong.
+Exit status: 0 all holds, 1 a check failed, 2 the input was wrong. It is the same whether anybody
+reads what is printed to its end or not.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from bench.cli.output import harmless_output, quiet_libraries
+from bench.cli.output import Output, harmless_output, quiet_libraries
 from bench.cli.parser import make_parser
 from bench.errors import BenchError, missing_extra, unimportable
 from bench.models.apart import run_apart, say_status, worker_pipe
@@ -66,15 +67,12 @@ def _main(arguments: Sequence[str] | None, *, in_worker: bool) -> int:
         if not (lines := what_moved(error) or unimportable(error)):
             raise
         return _refuse(lines)
-    except BrokenPipeError:  # the reader went away: `bench ... | head`
-        _discard_output()
-        return 0
     except OSError as error:
         if error.errno in _NAMED and error.filename is not None:
             named = str(error.filename)
             shown = named if len(named) <= 200 else f"{named[:80]}..."
             return _refuse(f"{shown}: {error.strerror}")
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF):
+        if error.errno not in _UNWRITTEN:
             if not (line := unimportable(error)):
                 raise
             return _refuse(line)
@@ -90,6 +88,8 @@ def _main(arguments: Sequence[str] | None, *, in_worker: bool) -> int:
 
 _NAMED = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR)
 """What is wrong with a path that somebody named."""
+_UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF, errno.EPIPE)
+"""Why what was written is lost. EPIPE is no reader's of ours, without whom `Output` goes on."""
 
 
 def _refuse(line: str) -> int:
@@ -99,6 +99,5 @@ def _refuse(line: str) -> int:
 
 
 def _discard_output() -> None:
-    """What is still in the buffer would fail again when the interpreter ends."""
-    with contextlib.suppress(OSError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(sys.stdout, Output):
+        sys.stdout.discard()

@@ -57,11 +57,8 @@ def put(text: str, output: Path | None = None) -> None:
     if output is not None:
         write_output(output, text)
         return
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise BenchError("the reader of the output went away") from None
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def fitted(text: str) -> str:
@@ -121,7 +118,11 @@ _NOTHING = re.compile(r"(?!)")
 
 class Output:
     """A standard stream that shows control characters instead of sending them, writes what its
-    encoding cannot hold as `?`, and says so where it is closed (`>&-`): BenchError."""
+    encoding cannot hold as `?`, and says so where it is closed (`>&-`): BenchError.
+
+    Where the reader of a pipe goes away (`bench ... | head -1`) the rest is dropped in silence, and
+    the command goes on to its end: its verdict alone decides the exit status.
+    """
 
     def __init__(self, stream: TextIO | None, name: str) -> None:
         self._stream = stream
@@ -136,13 +137,31 @@ class Output:
         parts = [harmless(part) for part in marks.split(text)]
         safe = "".join(part + mark for part, mark in zip(parts, [*ours, ""], strict=True))
         encoding = self._stream.encoding or "utf-8"
-        self._stream.write(safe.encode(encoding, "replace").decode(encoding))
+        with self._until_unread():
+            self._stream.write(safe.encode(encoding, "replace").decode(encoding))
         return len(text)
 
     def flush(self) -> None:
         """Flush it, if it is open."""
         if self._stream is not None:
-            self._stream.flush()
+            with self._until_unread():
+                self._stream.flush()
+
+    def discard(self) -> None:
+        """Drop what is still in the buffer, which would fail again when the interpreter ends, and
+        all that follows."""
+        if self._stream is not None:
+            with contextlib.suppress(OSError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self._stream.fileno())
+                os.close(nowhere)
+
+    @contextlib.contextmanager
+    def _until_unread(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            self.discard()
 
     def isatty(self) -> bool:
         """Whether it is a terminal."""
@@ -156,11 +175,16 @@ class Output:
 def harmless_output() -> Iterator[None]:
     """Standard output and error as `Output`, until the end."""
     given = sys.stdout, sys.stderr
-    sys.stdout = Output(sys.stdout, "standard output")
-    sys.stderr = Output(sys.stderr, "standard error")
+    ours = Output(sys.stdout, "standard output"), Output(sys.stderr, "standard error")
+    sys.stdout, sys.stderr = ours
     try:
         yield
     finally:
+        for stream in ours:
+            with contextlib.suppress(
+                OSError, ValueError
+            ):  # said already, or by the interpreter as it ends
+                stream.flush()
         sys.stdout, sys.stderr = given
 
 

@@ -16,6 +16,7 @@ import sys
 import sysconfig
 import tomllib
 import venv
+import zipfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -119,12 +120,27 @@ def _path_entries() -> list[str]:
     return [str(p) for p in found if not ROOT.is_relative_to(p)]
 
 
+def _followed() -> list[str]:
+    """The files that git follows, and those that it has not been told to ignore; none where this
+    is no checkout."""
+    if not (ROOT / ".git").exists():
+        return []
+    asked = ["git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    said = subprocess.run(asked, check=True, capture_output=True, text=True).stdout
+    return [name for name in said.split("\0") if name and (ROOT / name).is_file()]
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy of what git follows: an earlier build's folder would fill its gaps."""
     folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source" if (files := _followed()) else ROOT
+    for name in files:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, source / name)
     isolated = [] if find_spec("setuptools") is None else ["--no-build-isolation"]
     subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", *isolated, "-w", folder, ROOT],
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", *isolated, "-w", folder, source],
         check=True,
     )
     return next(folder.glob("*.whl"))
@@ -135,6 +151,20 @@ def installed(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Iterator
     made = Installed(tmp_path_factory.mktemp("user"), wheel)
     with made.warm:
         yield made
+
+
+def test_every_file_of_the_package_is_in_the_wheel(wheel: Path) -> None:
+    """Pages, snapshots and data among them: whatever git follows, but the tool's own tests."""
+    packages, mapped = ("bench/", "lora_target_bench/"), ("suites/", "fixtures/", "results/")
+    expected = {
+        name if name.startswith(packages) else f"bench/{name}"
+        for name in _followed()
+        if name.startswith((*packages, *mapped)) and not name.startswith("suites/selftest/")
+    }
+    if not expected:
+        pytest.skip("not a git checkout")
+    with zipfile.ZipFile(wheel) as held:
+        assert expected - set(held.namelist()) == set()
 
 
 def test_nothing_is_read_from_the_repository(installed: Installed) -> None:
@@ -161,6 +191,7 @@ def test_nothing_is_read_from_the_repository(installed: Installed) -> None:
         ("memory opt-350m --target-modules q_proj --gpu A100-80GB --seq-len 64", r"fits"),
         ("atlas --diff 4.57.6 5.23.0 --types llama", r""),
         ("report", r"\| scenario"),
+        ("report structure/1 --format html", r"<html"),
         ("compare structure/1 linux-x86_64-cpu-2cores/1", r"unchanged"),
         ("choose ./small --gpu-memory 4GiB --seq-len 64 --precision nf4", r"Proposed: row"),
         ("check adapter_config.json --model ./config.json", r"32 of 32 layers"),
