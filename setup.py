@@ -13,7 +13,10 @@ from setuptools.command.build_py import build_py
 # Folder or file → where it lies in the package. The tool's own tests stay in the repository.
 MAPPED = ("suites", "fixtures", "results", "conftest.py")
 LEFT_OUT = ("__pycache__", "selftest")
-SUFFIXES = {".py", ".toml", ".json", ".csv", ".md", ".txt", ".yaml", ".yml", ".safetensors"}
+SUFFIXES = {
+    ".py", ".toml", ".json", ".jsonl", ".csv", ".gz", ".md", ".txt", ".yaml", ".yml", ".ambr",
+    ".safetensors",
+}  # fmt: skip
 
 
 def mapped_files():
@@ -21,7 +24,9 @@ def mapped_files():
     for name in MAPPED:
         found = [Path(name)] if Path(name).is_file() else sorted(Path(name).rglob("*"))
         for path in found:
-            if path.is_file() and path.suffix in SUFFIXES and not set(path.parts) & {*LEFT_OUT}:
+            if set(path.parts) & {*LEFT_OUT} or path.name.startswith("."):
+                continue
+            if path.is_file() and path.suffix in SUFFIXES:
                 yield path
 
 
