@@ -145,6 +145,48 @@ def test_a_poor_terminal_ends_in_no_traceback(
         assert output.count("\n") == 1
 
 
+DEAD = ("opt-125m", "--target-modules", "q_proj,nope")
+UNREAD = {
+    "check": (1, ("check", "adapter_config.json", "--model", "opt-125m", "--no-gradients")),
+    "targets": (1, ("targets", *DEAD, "--strict")),
+    "compare": (1, ("compare", "before", "after")),
+    "list": (0, ("list", "models")),
+    "help": (0, ("--help",)),
+    "wrong": (2, ("targets", "none")),
+}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes as POSIX has them")
+@pytest.mark.parametrize(
+    ("name", "both"), [*((name, False) for name in UNREAD), ("check", True), ("wrong", True)]
+)
+def test_the_verdict_decides_where_nobody_reads_it(name: str, both: bool, tmp_path: Path) -> None:
+    """As in `bench ... | head -1`, the reader gone before the first character: what failed fails,
+    what holds holds, and nothing is said of it."""
+    status, arguments = UNREAD[name]
+    adapter = {"peft_type": "LORA", "r": 8, "target_modules": ["q_proj", "nope"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(adapter))
+    worse = sample("after")
+    for record in worse["lora_bench"]["records"].values():
+        if "trainable_parameters" in record["metrics"]:
+            record["metrics"]["trainable_parameters"] += 1
+    for run_name, document in (("before", sample("before")), ("after", worse)):
+        write_run(tmp_path / "results", run_name, document)
+    reader, writer = os.pipe()
+    os.close(reader)
+    path = os.pathsep.join([str(Path(__file__).resolve().parents[2]), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", *arguments], cwd=tmp_path, check=False, text=True,
+        env={**os.environ, "PYTHONPATH": path}, stdout=writer,
+        stderr=writer if both else subprocess.PIPE,
+    )  # fmt: skip
+    os.close(writer)
+    assert done.returncode == status, done.stderr
+    if not both:
+        assert (done.stderr == "") == (status < 2), done.stderr
+        assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("command", ["targets", "check"])
 def test_colours_in_a_name_are_shown_not_sent(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
