@@ -124,7 +124,7 @@ def run(options: argparse.Namespace) -> int:
     if options.format == "json":
         put(verdict_lines(verdicts, failing))
     else:
-        report = sides_report(verdicts, failing, before, after)
+        report = sides_report(verdicts, failing, before, after, options.allow)
         said = (f"not measured: {each}" for each in unreached)
         put(written(replace(report, notes=(*report.notes, *said)), options.format))
     return 1 if failing else 0

@@ -6,7 +6,7 @@ import argparse
 
 from bench.cli.gating import add_gate, check_gate, judge, verdict_lines
 from bench.cli.options import FORMATS, Add, add_format
-from bench.cli.output import csv_text, put, say, stored_runs, written
+from bench.cli.output import csv_text, put, stored_runs, written
 
 HELP = "verdicts on two stored runs"
 
@@ -23,7 +23,6 @@ def run(options: argparse.Namespace) -> int:
     """Print the verdicts; 1 if any fails, else 0. BenchError for a run that cannot be read and for
     a wrong threshold or allowance."""
     from bench.baselines import check_apart, load_stored
-    from bench.baselines.accepted import unproven
     from bench.reports import verdict_report, verdict_rows
 
     check_gate(options)
@@ -32,8 +31,6 @@ def run(options: argparse.Namespace) -> int:
     contender = load_stored(storage, options.contender)
     check_apart(baseline, [contender])
     verdicts, failing = judge(baseline, contender, options)
-    if options.format in ("csv", "json") and (told := unproven(baseline)):
-        say(told)
     if options.format == "csv":
         rows = verdict_rows(verdicts, failing)
         put(csv_text(rows[0], (row.values() for row in rows)))

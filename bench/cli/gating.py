@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.cli.options import REPEATABLE, Add
-from bench.cli.output import json_lines
+from bench.cli.output import json_lines, say
 
 if TYPE_CHECKING:
     from bench.baselines import StoredRun, Verdict
@@ -35,14 +35,18 @@ def judge(
     baseline: StoredRun, contender: StoredRun, options: argparse.Namespace
 ) -> tuple[list[Verdict], list[Verdict]]:
     """The verdicts, and those that fail the gate. The verdict file is written whole or not at all,
-    before anything is printed."""
+    before anything is printed. What a report says besides is said where data alone is printed."""
     from bench.baselines import all_thresholds, compare, gate, require_common, write_verdicts
+    from bench.reports.verdicts import beside_data
 
     verdicts = compare(baseline, contender, all_thresholds(options.threshold))
     require_common(baseline, contender, verdicts)
     failing = gate(verdicts, options.allow)
     if options.verdict_file is not None:
         write_verdicts(options.verdict_file, verdicts, failing, baseline, contender)
+    if options.format in ("csv", "json"):
+        for line in beside_data(verdicts, baseline, options.allow):
+            say(line)
     return verdicts, failing
 
 

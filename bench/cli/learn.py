@@ -216,7 +216,7 @@ def _report(
     from dataclasses import replace
 
     from bench.baselines import load_run, write_run
-    from bench.baselines.accepted import FAILED, PASSED, unproven
+    from bench.baselines.accepted import FAILED, PASSED
     from bench.learning.records import document_of, run_of
     from bench.learning.signal import probe
     from bench.reports.learning import PROBE
@@ -238,11 +238,10 @@ def _report(
     if baseline is None:
         return 0
     if options.format == "json":
-        if told := unproven(baseline):
-            say(told)
         put(verdict_lines(verdicts, failing))
     else:
-        put(written(verdict_report(verdicts, failing, baseline, run), options.format))
+        report = verdict_report(verdicts, failing, baseline, run, allow=options.allow)
+        put(written(report, options.format))
     return 1 if failing else 0
 
 

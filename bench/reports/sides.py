@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from bench.baselines import METRICS, VERDICTS, StoredRun, Verdict
@@ -12,10 +13,14 @@ from bench.units import format_bytes, format_change, format_seconds
 
 
 def sides_report(
-    verdicts: list[Verdict], failing: list[Verdict], baseline: StoredRun, contender: StoredRun
+    verdicts: list[Verdict],
+    failing: list[Verdict],
+    baseline: StoredRun,
+    contender: StoredRun,
+    allow: Sequence[str] = (),
 ) -> Report:
     """What the upgrade is, what it changed, and every case's time and memory on both sides."""
-    report = verdict_report(verdicts, failing, baseline, contender)
+    report = verdict_report(verdicts, failing, baseline, contender, allow=allow)
     versions = "; ".join(version_changes(baseline, contender)) or "no library: the same versions"
     return replace(
         report,

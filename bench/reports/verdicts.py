@@ -20,6 +20,7 @@ from bench.baselines import (
     left_out,
     unused,
 )
+from bench.baselines.accepted import unproven
 from bench.baselines.metrics import LOSS, TIME
 from bench.baselines.storage import SAVE_HINT, named
 from bench.baselines.verdicts import INCOMPARABLE, NEW, UNCHANGED
@@ -128,8 +129,7 @@ def verdict_report(
         else f"{count:,} unchanged with a remark: {text}."
         for (kind, text), count in remarks.items()
     ]
-    notes += [f"--allow {text} let nothing pass: no failing verdict is like that." for text in
-              unused(verdicts, allow)]  # fmt: skip
+    notes += _unused(verdicts, allow)
     if missing := left_out(baseline, contender):
         notes.append(
             f"{counted(len(missing), 'case')} of the baseline not compared: this run was not "
@@ -138,6 +138,20 @@ def verdict_report(
     if failing and not contender.interrupted:
         notes.append(f"To accept the new figures: {_accepting(contender, save_command)}")
     return Report("Verdicts", caption, (table,) if lines else (), tuple(notes))
+
+
+def beside_data(
+    verdicts: Sequence[Verdict], baseline: StoredRun, allow: Iterable[str] = ()
+) -> list[str]:
+    """What is to be said beside verdicts in a format that holds verdicts alone."""
+    return [*filter(None, [unproven(baseline)]), *_unused(verdicts, allow)]
+
+
+def _unused(verdicts: Sequence[Verdict], allow: Iterable[str]) -> list[str]:
+    return [
+        f"--allow {text} let nothing pass: no failing verdict is like that."
+        for text in unused(verdicts, allow)
+    ]
 
 
 def _accepting(contender: StoredRun, save_command: str) -> str:

@@ -18,6 +18,7 @@ from bench.reports.closing import closing
 from bench.reports.comment import comment
 from bench.reports.page import page
 from bench.reports.paper import paper
+from bench.reports.sides import sides_report
 
 SAID = {
     None: "0001_base has never passed a gate, and nobody has accepted it: it was stored without "
@@ -113,3 +114,18 @@ def test_a_pattern_and_the_start_of_a_name_name_no_run(stored: Stored) -> None:
     for pattern in ("*", "b*", "0001_*", "0001_b", "000", "?ase", "linux-*/*"):
         with pytest.raises(BenchError, match=r"no run in .* may be a baseline: 0001_base"):
             load_baseline(storage, pattern)
+
+
+@pytest.mark.parametrize("stored", ["passed"], indirect=True)
+def test_what_let_nothing_pass_is_said_beside_data_and_of_two_sides_too(
+    stored: Stored, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "--allow vanished:none let nothing pass: no failing verdict is like that."
+    for form in ("csv", "json"):
+        asked = ["compare", "0001", "0002", "--allow", "changed", "--allow", "vanished:none"]
+        assert main([*asked, "--format", form]) == 0
+        assert capsys.readouterr().err == f"{said}\n"
+    base, new = map(load_run, stored)
+    verdicts = compare(base, new)
+    allow = ["changed", "vanished:none"]
+    assert said in sides_report(verdicts, gate(verdicts, allow), base, new, allow).notes
