@@ -14,31 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from model_folders import LLAMA, write_model
 from tiny_models import MODELS, built, tiny
 
-from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError
 from bench.saved.header import read_header
 from bench.saved.keys import KeysFound, compare_keys
 from bench.saved.values import read_values
-from bench.targets import match
 
 Tensors = dict[str, "object"]
-
-
-TYPES_AND_PARTS = (
-    ("llama-CausalLM", ".*mlp.*"),
-    ("mixtral-CausalLM", ".*self_attn.*"),
-    ("qwen2_moe-CausalLM", ".*shared_expert.*"),
-    ("qwen2_vl-ImageTextToText", ".*visual.*"),
-    ("gemma3-ImageTextToText", ".*vision_tower.*"),
-    ("whisper-SpeechSeq2Seq", r".*fc1"),
-    ("bert-SequenceClassification", ".*attention.*"),
-    ("gpt2-CausalLM", ".*mlp.*"),
-    ("t5-Seq2SeqLM", ".*DenseReluDense.*"),
-)
-"""Small types, and an expression for a part that each has."""
 
 
 def saved(name: str, folder: Path) -> Path:
@@ -294,157 +277,3 @@ def test_values_in_other_dtypes_and_shapes_are_read_or_told(tmp_path: Path) -> N
         assert update.norm == pytest.approx((64 * 64 * 8.0**2) ** 0.5)
     save_file({"x.lora_A.weight": a[0], "x.lora_B.weight": b}, tmp_path / "a.safetensors")
     assert read_values(tmp_path / "a.safetensors").updates == ()
-
-
-def trained_llama(folder: Path, base: Path, layers: int = 2, **fields: object) -> Path:
-    """An adapter of a tiny Llama as PEFT saves it, its base model named as the one at `base`."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    values = {**LLAMA, "num_hidden_layers": layers}
-    del values["model_type"], values["architectures"]
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **values))
-    adapted = get_peft_model(model, LoraConfig(r=4, task_type="CAUSAL_LM", **fields))
-    for key, parameter in adapted.named_parameters():
-        if "lora_B" in key:
-            torch.nn.init.normal_(parameter)
-    adapted.save_pretrained(folder)
-    config = json.loads((folder / "adapter_config.json").read_text())
-    config["base_model_name_or_path"] = str(base)
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    return folder
-
-
-@pytest.fixture
-def llama(tmp_path: Path) -> Path:
-    return write_model(tmp_path / "base")
-
-
-def test_an_adapter_that_repeats_layers_spoils_no_later_answer(
-    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """PEFT writes the number of layers that layer_replication makes into the model's config."""
-    from bench.cli import main
-
-    repeated = [[0, 2], [1, 2], [0, 1]]
-    first = trained_llama(
-        tmp_path / "repeated", llama, target_modules=["q_proj"], layer_replication=repeated
-    )
-    four = trained_llama(tmp_path / "four", llama, layers=4, target_modules=["q_proj"])
-    sound = trained_llama(tmp_path / "sound", llama, target_modules=["q_proj"])
-    check = ["check", "--no-gradients"]
-    alone = main([*check, str(four)])
-    assert "PEFT finds no place for 4" in capsys.readouterr().out
-    assert alone == main([*check, str(first), str(four)]) == 1
-    assert "PEFT finds no place for 4" in capsys.readouterr().out
-    assert main([*check, str(first), str(sound)]) == 0
-
-
-@pytest.mark.parametrize("exclude", [["down_proj"], ".*(mlp).*"])
-@pytest.mark.parametrize("layers", [2, 3])
-def test_all_linear_but_some_is_a_sound_adapter(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], exclude: list[str] | str, layers: int
-) -> None:
-    """PEFT saves "all-linear" as every layer's name, what exclude_modules leaves alone included, or
-    twenty names and more as their endings; the same list is a fault where a person wrote it, and so
-    is another one."""
-    from bench.cli import main
-
-    base = write_model(tmp_path / "base", num_hidden_layers=layers)
-
-    def answers(folder: Path) -> tuple[int, int]:
-        check = main(["check", "--no-gradients", "--weights", str(folder), "--model", str(base)])
-        return check, main(["targets", str(base), "--adapter", str(folder), "--strict"])
-
-    folder = trained_llama(
-        tmp_path / "but", base, layers, target_modules="all-linear", exclude_modules=exclude
-    )
-    file = folder / "adapter_config.json"
-    written = json.loads(file.read_text())
-    assert len(written["target_modules"]) == (7 if layers == 3 else 14)
-    assert answers(folder) == (0, 0)
-    said = " ".join(capsys.readouterr().out.split())
-    assert said.count("left out of all-linear: ") >= 2
-    assert "reaches nothing" not in said
-    file.write_text(json.dumps({**written, "inference_mode": False}))
-    assert answers(folder) == (1, 1)
-    given = ["k_proj", "q_proj", "down_proj"]
-    few = trained_llama(
-        tmp_path / "few", base, layers, target_modules=given, exclude_modules=exclude
-    )
-    assert answers(few) == (1, 1)
-    said = " ".join(capsys.readouterr().out.split())
-    assert f"down_proj reaches nothing: {layers} modules held out by exclude_modules" in said
-
-
-@pytest.mark.parametrize("label", [t[0] for t in TYPES_AND_PARTS])
-def test_what_peft_saves_of_all_linear_has_no_dead_entry(label: str) -> None:
-    """Held out: a part that each type has; the list is as PEFT itself leaves it to be saved."""
-    from small_types import small
-
-    from bench.measure.counting import inject
-
-    model, part = small(label), dict(TYPES_AND_PARTS)[label]
-    asked = AdapterConfig("all-linear", exclude_modules=part)
-    before = match(model.table, asked)
-    config = inject(model.build(), asked).peft_config["default"].to_dict()
-    names = sorted(config["target_modules"])
-    values = {**config, "target_modules": names, "inference_mode": True}
-    after = match(model.table, AdapterConfig.from_dict(values))
-    assert [a.name for a in after.adapted] == [a.name for a in before.adapted]
-    assert [e for e in after.entries if e.left_out]  # the part was there
-    assert after.dead_entries == ()
-
-
-def test_what_was_not_trained_is_said_and_no_more(
-    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A head that is trained whole changes something though every B is zero."""
-    from safetensors.torch import load_file, save_file
-
-    from bench.cli import main
-
-    for beside in ([], ["lm_head"]):
-        folder = trained_llama(
-            tmp_path / f"a{len(beside)}", llama, target_modules=["q_proj"], modules_to_save=beside
-        )
-        file = folder / "adapter_model.safetensors"
-        tensors = load_file(file)
-        save_file({k: t * 0 if "lora_B" in k else t for k, t in tensors.items()}, file)
-        assert main(["check", "--no-gradients", "--weights", str(folder)]) == 1
-        said = " ".join(capsys.readouterr().out.split())
-        assert ("this adapter was never trained, and changes nothing" in said) == (not beside)
-    assert "the adapters of 2 modules were never trained, and change nothing; not looked" in said
-    assert "beside them, 1 tensors: base_model.model.lm_head.weight" in said
-
-
-def test_the_updates_of_experts_are_called_by_their_parameters() -> None:
-    """As PEFT's own wrappers name the parameter that each of them adapts."""
-    from peft.tuners.lora.layer import ParamWrapper
-    from small_types import small
-
-    from bench.measure.counting import inject
-    from bench.models.roles import role_in_table
-    from bench.saved.values import parameter_of
-
-    model = small("mixtral-CausalLM")
-    adapter = AdapterConfig(
-        ("q_proj",), target_parameters=("gate.weight", "gate_up_proj", "down_proj")
-    )
-    network = inject(model.build(), adapter).get_base_model()
-    nested: dict[str, list[str]] = {}
-    wrapped = {n: m for n, m in network.named_modules() if isinstance(m, ParamWrapper)}
-    for item in match(model.table, adapter).adapted:
-        if item.parameter is not None:
-            nested.setdefault(item.owner, []).append(item.name)
-    assert len(wrapped) == 9
-    roles = set()
-    for name, module in wrapped.items():
-        found = parameter_of(name, nested)
-        owner = name.replace(".base_layer", "")
-        assert found == f"{owner}.{module.parameter_name}"
-        roles.add(role_in_table(model.table, found))
-    assert roles == {"router", "gate_up", "down"}
-    assert parameter_of("model.layers.0.self_attn.q_proj", nested).endswith("q_proj")
