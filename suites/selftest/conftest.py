@@ -87,7 +87,7 @@ def run(
     write_model(folder)
     write_adapter(folder, ["q_proj", "v_proj"])
     pytester.makepyprojecttoml(
-        "[tool.pytest.ini_options]\npythonpath = ['suites']\naddopts = ["
+        "[tool.pytest.ini_options]\naddopts = ["
         "'--benchmark-quiet', '--strict-markers', '--import-mode=importlib']"
     )
 
