@@ -1,4 +1,5 @@
-"""The action that comments on pull requests, run as it stands, GitHub's program recorded."""
+"""The action that comments on pull requests and the workflow around it, run as they stand, GitHub's
+program recorded."""
 
 from __future__ import annotations
 
@@ -11,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from test_baselines import sample
 
 from bench.baselines import KEY, write_run
 from bench.reports.comment import MARKER
 
-ACTION = Path(__file__).resolve().parents[2] / ".github" / "actions" / "report" / "report.sh"
+ROOT = Path(__file__).resolve().parents[2]
+ACTION = ROOT / ".github" / "actions" / "report" / "report.sh"
+WORKFLOW = ROOT / ".github" / "workflows" / "lora-targets.yml"
 pytestmark = [
     pytest.mark.skipif(not ACTION.is_file(), reason="an installation has no action"),
     pytest.mark.skipif(not shutil.which("jq"), reason="jq is not installed: the action needs it"),
@@ -95,4 +99,96 @@ def test_a_label_is_no_code(tmp_path: Path) -> None:
     run = Run(tmp_path, worse=True, labels=("allow-lora: $(touch pwned); `touch pwned`",))
     assert run.status == 2
     assert not list(tmp_path.rglob("pwned"))
-    assert run.posted.read_text() == ""
+    assert "    bench: error: unknown verdict to allow '$(touch pwned);" in run.posted.read_text()
+
+
+def test_a_mistyped_label_is_named_in_the_comment_and_fails(tmp_path: Path) -> None:
+    labels = ("allow-lora: changed:trainable_parameters", "allow-lora: bogus")
+    run = Run(tmp_path, worse=True, labels=labels)
+    assert run.status == 2
+    posted = run.posted.read_text()
+    assert posted.startswith(f"{MARKER}\n### ❌ LoRA targets: no verdict\n")
+    assert "unknown verdict to allow 'bogus'" in posted
+    assert posted == run.summary.read_text()
+
+
+# --- the workflow ---------------------------------------------------------------------------------
+
+
+def scripts_of(job: str) -> dict[str, str]:
+    """By its name, what each step of a job runs."""
+    steps = yaml.safe_load(WORKFLOW.read_text())["jobs"][job]["steps"]
+    return {step["name"]: step["run"] for step in steps if "run" in step}
+
+
+def shell(script: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """As GitHub runs a step: `bash -e`."""
+    tools = folder / "bin"
+    tools.mkdir(exist_ok=True)
+    (tools / "python").unlink(missing_ok=True)
+    (tools / "python").symlink_to(sys.executable)
+    return subprocess.run(
+        ["bash", "-e", "-c", script], capture_output=True, text=True, check=False, cwd=folder,
+        env={**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
+             "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]), **variables},
+    )  # fmt: skip
+
+
+def test_the_workflow_holds_a_run_against_the_baseline_of_its_verdicts(tmp_path: Path) -> None:
+    """Its own steps, on the stored runs of this repository, for a few of its cases; then a change
+    that the gate refuses, and the label that lets it pass."""
+    shutil.copytree(ROOT / "results" / "structure", tmp_path / "results" / "structure")
+    steps = scripts_of("structure")
+    few = f"{ROOT}/suites/test_counts.py -k 'test_counts and opt-125m and attention'"
+    verdicts = steps["Verdicts"].replace("pytest suites", f"pytest {few} -p no:cacheprovider")
+    done = shell(verdicts, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    base, new = runs_of(steps["Runs"], tmp_path)
+    assert (base, new) == (
+        "results/structure/0001_first.json", "results/structure/0002_contender.json"
+    )  # fmt: skip
+    event = tmp_path / "event.json"
+    event.write_text(json.dumps({"pull_request": {"number": 7, "labels": []}}))
+    given = {"GITHUB_EVENT_PATH": str(event), "GITHUB_STEP_SUMMARY": str(tmp_path / "summary"),
+             "BASELINE": base, "CONTENDER": new}  # fmt: skip
+    report = f"bash {ACTION}"
+    done = shell(report, tmp_path, **given)
+    assert done.returncode == 0, done.stderr
+
+    document = json.loads((tmp_path / new).read_text())
+    for record in document[KEY]["records"].values():
+        record["metrics"]["adapted_layers"] += 1
+    write_run(tmp_path / "results" / "structure", "contender", document)
+    _, given["CONTENDER"] = runs_of(steps["Runs"], tmp_path)
+    assert given["CONTENDER"].endswith("0003_contender.json")
+    assert shell(report, tmp_path, **given).returncode == 1
+    label = {"name": "allow-lora: changed:adapted_layers"}
+    event.write_text(json.dumps({"pull_request": {"number": 7, "labels": [label]}}))
+    done = shell(report, tmp_path, **given)
+    assert done.returncode == 0, done.stderr
+
+
+def runs_of(script: str, folder: Path) -> tuple[str, str]:
+    """The baseline and the contender that the step "Runs" names."""
+    output = folder / "output"
+    output.write_text("")
+    done = shell(script, folder, GITHUB_OUTPUT=str(output))
+    assert done.returncode == 0, done.stderr
+    said = dict(line.split("=", 1) for line in output.read_text().splitlines())
+    return said["base"], said["new"]
+
+
+def test_a_gate_before_the_labels_would_let_none_pass() -> None:
+    assert "--gate" not in scripts_of("structure")["Verdicts"]
+
+
+def test_the_table_of_a_measured_run_is_of_the_baseline_of_its_gate(tmp_path: Path) -> None:
+    folder = tmp_path / "results" / "machine"
+    base = write_run(folder, "first", sample("first"))
+    (folder / "accepted.json").write_text("{}")
+    write_run(folder, "contender", sample("contender"))
+    (tmp_path / "verdicts.json").write_text(json.dumps({"baseline": {"path": str(base)}}))
+    script = scripts_of("measured")["Verdict table"].replace(".venv/bin/python", "python")
+    done = shell(script, tmp_path, GITHUB_STEP_SUMMARY=str(tmp_path / "summary"))
+    assert done.returncode == 0, done.stderr
+    assert "Baseline 0001\\_first" in (tmp_path / "summary").read_text()

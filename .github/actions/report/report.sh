@@ -10,8 +10,19 @@ if [ -s "${GITHUB_EVENT_PATH:-}" ]; then
   done < <(jq -r '.pull_request.labels[]?.name | select(startswith("allow-lora: ")) | ltrimstr("allow-lora: ")' "$GITHUB_EVENT_PATH")
 fi
 status=0
-python -m lora_target_bench compare "$BASELINE" "$CONTENDER" --format comment "${options[@]}" > "$body" || status=$?
-[ "$status" -le 1 ] || exit "$status"  # wrong input: said on standard error, nothing is posted
+said=$(mktemp)
+python -m lora_target_bench compare "$BASELINE" "$CONTENDER" --format comment "${options[@]}" > "$body" 2> "$said" || status=$?
+cat "$said" >&2
+if [ "$status" -gt 1 ] || ! [ -s "$body" ]; then  # no verdict, for a mistyped label for example
+  [ "$status" -gt 1 ] || status=2
+  {
+    echo "<!-- lora-target-bench: verdicts -->"
+    echo "### ❌ LoRA targets: no verdict"
+    echo
+    # Indented it is text, whatever it says: no Markdown, no mention.
+    tail -n 5 "$said" | sed 's/^/    /'
+  } > "$body"
+fi
 cat "$body" >> "${GITHUB_STEP_SUMMARY:-/dev/null}"
 number=$(jq -r '.pull_request.number // empty' "${GITHUB_EVENT_PATH:-/dev/null}" 2>/dev/null || true)
 if [ -n "${GH_TOKEN:-}" ] && [ -n "$number" ]; then
