@@ -7,9 +7,13 @@ marker, no option that is not called `--lora-...`. The suite's own options belon
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
+from inspect import signature
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -30,18 +34,134 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     # fmt: on
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest looks for the conftest.py of what is to be run
-def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) -> None:
+@pytest.hookimpl(wrapper=True)  # before pytest looks for the conftest.py of what is to be run
+def pytest_load_initial_conftests(
+    early_config: pytest.Config, args: list[str]
+) -> Generator[None, Any, Any]:
     """`--pyargs bench.suites` means this package's suites: their folder, whose conftest.py brings
-    their options, stands in the place of the name."""
-    for asked in (args, early_config.known_args_namespace.file_or_dir):
+    their options, stands in the place of the name.
+
+    Where nothing else is asked for, no other conftest.py is read: that of a repository which has
+    its environment inside would be, and may have options of the same names. Where the suites cannot
+    run, one line says why, and the status is 2.
+    """
+    known = early_config.known_args_namespace
+    for asked in (args, known.file_or_dir):
         for index, argument in enumerate(asked):
             name, dot, rest = argument.partition("::")[0].partition(".suites")
-            if dot and early_config.known_args_namespace.pyargs and _is_ours(name):
+            if dot and known.pyargs and _is_ours(name):
                 from lora_target_bench.files import SUITES
 
                 file = f"/{rest[1:].replace('.', '/')}.py" if rest else ""
                 asked[index] = f"{SUITES}{file}{''.join(argument.partition('::')[1:])}"
+    if not any(map(_in_suites, known.file_or_dir)):
+        return (yield)
+    _check_extra()
+    values = _values(args)
+    known.file_or_dir[:] = [each for each in known.file_or_dir if each not in values]
+    if all(map(_in_suites, known.file_or_dir)) and not any(
+        argument.startswith("--confcutdir") for argument in args
+    ):
+        from lora_target_bench.files import SUITES
+
+        known.confcutdir = str(SUITES.parent)
+    try:
+        found = yield
+    except ValueError:  # "option dest 'rank' already used"
+        if text := _taken(early_config):
+            _refuse(text)
+        raise
+    if pytest.version_tuple < (9,) and (text := _taken(early_config)):
+        _refuse(text)  # these find it later, when they parse
+    return found
+
+
+def _in_suites(argument: str) -> bool:
+    """Whether a path, or a node id, is of this package's suites."""
+    path = Path(argument.partition("::")[0])
+    if "suites" not in path.absolute().parts:
+        return False
+    from lora_target_bench.files import SUITES
+
+    return path.resolve().is_relative_to(SUITES)
+
+
+_NEEDED = ("pytest_benchmark", "hypothesis", "pandas")
+"""What every run of the suites imports, and `check_targets` does not."""
+
+
+def _check_extra() -> None:
+    """End the run where a package is missing that the suites need."""
+    from importlib.util import find_spec
+
+    from lora_target_bench.errors import missing_extra
+
+    for module in _NEEDED:
+        if find_spec(module) is None:
+            _refuse(missing_extra(ModuleNotFoundError(name=module)))
+
+
+class _Names:
+    """What a plugin adds to pytest's parser: the names of its options, and whether they take a
+    value."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, bool] = {}
+
+    def addoption(self, *names: str, **how: Any) -> None:
+        self.names.update(dict.fromkeys(names, how.get("action", "store") in ("store", "append")))
+
+    def getgroup(self, *_: Any, **__: Any) -> _Names:
+        return self
+
+    def addini(self, *_: Any, **__: Any) -> None:
+        pass
+
+
+def _of_suites() -> _Names:
+    """The options of the suites, which pytest knows once it has read their conftest.py."""
+    from lora_target_bench.plugin.options import pytest_addoption as of_suites
+
+    own = _Names()
+    of_suites(own)
+    return own
+
+
+def _values(args: Sequence[str]) -> set[str]:
+    """Values of the suites' options, such as the folder after --model: pytest does not know these
+    yet, and takes what follows for a path to test."""
+    taking = {name for name, value in _of_suites().names.items() if value}
+    return {value for name, value in pairwise(args) if name in taking}
+
+
+def _taken(config: pytest.Config) -> str:
+    """Which options of the suites somebody else has too, whose they are, and the way out; "" where
+    nobody has one."""
+    own, manager = _of_suites(), config.pluginmanager
+    for plugin in manager.get_plugins():  # the one that was refused its options has no hook yet
+        adds: Any = getattr(plugin, "pytest_addoption", None)
+        theirs = _Names()
+        given = {"parser": theirs, "pluginmanager": manager}
+        with suppress(Exception):  # a plugin without options, or that asks the parser for more
+            adds(**{name: given[name] for name in signature(adds).parameters})
+        both = ", ".join(sorted(theirs.names.keys() & own.names))
+        if both and theirs.names != own.names:
+            name = manager.get_name(plugin) or ""
+            way = f"leave that plugin out of this run: -p no:{name}"
+            if name.endswith("conftest.py"):
+                way = "run the suites by themselves, without that folder and without --confcutdir"
+            elif name in config.invocation_params.args:
+                way = f"leave out -p {name}"
+            elif any(name == word.removeprefix("-p") for word in config.getini("addopts")):
+                way = "leave out the addopts that bring that plugin: -o addopts="
+            return f"{name} defines {both}, and so do these suites: {way} (docs/ci.md)"
+    return ""
+
+
+def _refuse(text: str) -> NoReturn:
+    """End before anything is collected, in one line, with status 2."""
+    print(f"error: {text}", file=sys.stderr)
+    raise SystemExit(2)
 
 
 def _is_ours(name: str) -> bool:

@@ -5,11 +5,16 @@ from __future__ import annotations
 
 import gc
 import sys
+from pathlib import Path
 
 import pytest
 
 from bench.models.precision import precision
 from bench.process import collect_seldom
+
+# What test modules share lies beside them: with --import-mode=importlib no folder is on the path.
+if (_HERE := str(Path(__file__).resolve().parent)) not in sys.path:
+    sys.path.insert(0, _HERE)
 
 # What the default run predicts: enough to hear of a change in half a minute.
 PREDICTED_IN = ("fp16", "int8", "nf4")

@@ -34,7 +34,7 @@ class Lines:
         self.path = path
         self.trouble = ""
         self._digest = ""
-        self._begun = False
+        self._kept = False
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Unbuffered: what a full disk refused is not tried again when the file is closed.
@@ -55,20 +55,20 @@ class Lines:
         self._file.truncate(0)
         self._digest = ""
         self._write(head)
-        self._begun = True
 
     def keep(self, value: Any) -> None:
         """Write a line. Where it cannot be, `trouble` says why, and the work goes on: it is stored
         whole at its end."""
         try:
             self._write(value)
+            self._kept = True
         except BenchError as error:
             self.trouble = str(error)
 
     def close(self, *, done: bool) -> None:
-        """Let the file go, and remove it if all is stored, or nothing has begun."""
+        """Let the file go, and remove it if all is stored, or nothing is kept in it."""
         if not self._file.closed:
-            if done or not (self._begun or self.found):
+            if done or not (self._kept or self.found):
                 self.path.unlink(missing_ok=True)
             self._file.close()
 

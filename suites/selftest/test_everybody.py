@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from model_folders import write_model
+from model_folders import write_adapter, write_model
 from warm import Warm
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -256,3 +257,88 @@ def test_wrong_input_shows_the_line_of_the_test_and_none_of_ours(theirs: Path) -
     assert "unknown architecture 'no-such-model'" in done.stdout
     assert "found int" in done.stdout
     assert "qq_proj: dead; write instead: q_proj" in done.stdout
+
+
+GATE = (
+    "-m", "pytest", "-p", PLUGIN, "--pyargs", "lora_target_bench.suites.test_parameters",
+    "-m", "not measured", "--model", "mine", "--benchmark-storage=kept", "--benchmark-save=first",
+)  # fmt: skip
+TIMED = ("-p", "pytest_benchmark.plugin")
+
+
+@pytest.fixture
+def gated(theirs: Path) -> Path:
+    """The repository without a `bench/`, and with an adapter beside its model."""
+    shutil.rmtree(theirs / "bench")
+    write_adapter(theirs / "mine", ["q_proj", "v_proj"])
+    return theirs
+
+
+def _stored(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("kept/*"))
+
+
+def test_the_gate_names_the_extra_that_it_needs(gated: Path) -> None:
+    (gated / "without.py").write_text("import sys\nsys.modules['pytest_benchmark'] = None\n")
+    done = _run(gated, *GATE, "-p", "without")
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: pytest_benchmark is not installed: "
+        "pip install 'lora-target-bench[suites]' brings it\n"
+    )
+
+
+def test_the_gate_runs_beside_a_conftest_with_options_of_the_same_names(gated: Path) -> None:
+    """The folder after --model is no path to test, whose conftest.py would be read."""
+    done = _run(gated, *GATE, *TIMED)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    assert _stored(gated) == ["0001_first.json", "accepted.json"]
+
+
+@pytest.mark.parametrize("place", ["addopts", "plugin"])
+def test_a_plugin_with_options_of_the_same_names_is_told_with_a_way_out(
+    gated: Path, place: str
+) -> None:
+    (gated / "ranking.py").write_text(
+        "def pytest_addoption(parser):\n    parser.addoption('--rank')\n"
+    )
+    if place == "addopts":
+        (gated / "pytest.ini").write_text("[pytest]\naddopts = -p ranking\n")
+        way = ("-o", "addopts=")
+    else:
+        way = ("-p", "no:ranking")
+    brought = () if place == "addopts" else ("-p", "bringing")
+    (gated / "bringing.py").write_text("pytest_plugins = ['ranking']\n")
+    refused = _run(gated, *GATE, *TIMED, *brought)
+    assert refused.returncode == 2, refused.stdout
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith("error: ranking defines --rank, and so do these suites: ")
+    assert line.endswith(f"{' '.join(way)} (docs/ci.md)")
+    assert _run(gated, *GATE, *TIMED, *brought, *way).returncode == 0
+
+
+@pytest.mark.parametrize("first", ["theirs", "ours"])
+def test_a_folder_with_options_of_the_same_names_is_told(gated: Path, first: str) -> None:
+    tests = gated / "tests"
+    tests.mkdir()
+    (gated / "conftest.py").rename(tests / "conftest.py")
+    before, after = (("tests",), ()) if first == "theirs" else ((), ("tests",))
+    done = _run(gated, "-m", "pytest", *before, *GATE[2:], *TIMED, *after)
+    assert done.returncode == 2
+    assert "conftest.py defines --model, --precision, --rounds, and so do" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_gate_runs_in_importlib_mode(gated: Path) -> None:
+    (gated / "pytest.ini").write_text("[pytest]\naddopts = --import-mode=importlib\n")
+    done = _run(gated, *GATE, *TIMED)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+
+
+def test_a_run_that_cannot_be_collected_leaves_nothing_behind(gated: Path) -> None:
+    (gated / "conftest.py").unlink()
+    (gated / "test_broken.py").write_text("import no_such_module\n")
+    done = _run(gated, *GATE, *TIMED, "test_broken.py")
+    assert done.returncode == 2
+    assert "1 error during collection" in done.stdout
+    assert _stored(gated) == []
