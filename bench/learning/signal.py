@@ -29,11 +29,12 @@ BATCHES = 4
 @dataclass(frozen=True)
 class Signal:
     """Kendall's tau between an arm's gradient norm and how low its loss became: over all `arms`,
-    and over those of one role alone; NaN for fewer than two."""
+    and over those of one role alone, `singles` of them; NaN for fewer than two."""
 
     arms: tuple[str, ...]
     tau: float
     single_tau: float
+    singles: int
 
 
 def probe_weights(weights: Path, data: Path | None = None, device: str = "cpu") -> dict[str, float]:
@@ -73,4 +74,5 @@ def against(norms: Mapping[str, float], shown: Sequence[Shown]) -> Signal:
         return kendall_tau([foretold[i] for i in chosen], [losses[i] for i in chosen])
 
     single = [i for i, one in enumerate(arms) if len(one.arm.reached) == 1]
-    return Signal(tuple(one.arm.name for one in arms), tau(range(len(arms))), tau(single))
+    names = tuple(one.arm.name for one in arms)
+    return Signal(names, tau(range(len(arms))), tau(single), len(single))

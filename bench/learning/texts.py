@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from bench.errors import BenchError, lookup
 from bench.files import read_text
 from bench.learning.packages import package
+from bench.units import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -172,8 +173,11 @@ def _json(line: str, path: Path, number: int) -> Any:
 
 def _of(row: Any, path: Path, number: int) -> Text:
     text = row.get("text") if isinstance(row, dict) else None
-    if not isinstance(text, str) or not text.strip():
+    if text is None:
         raise BenchError(f'--data {path}: line {number} has no "text"')
+    if not isinstance(text, str) or not text.strip():
+        shown = one_line(json.dumps(text))[:40]
+        raise BenchError(f'--data {path}: line {number}: "text" is {shown}, and no text')
     label = row.get("label")
     return Text(text, None if label in (None, "") else str(label))
 
@@ -226,6 +230,11 @@ def continued(
 ) -> Material:
     """Texts for a language model: those of a split behind one another, cut in equal pieces."""
     length, end = sizes.length, tokenizer.eos_token_id
+    if end is None:
+        raise BenchError(
+            f"{tokenizer.name_or_path}: its tokenizer has no eos token, which ends each text of a "
+            "language model: name one (eos_token in tokenizer_config.json)"
+        )
 
     def pieces(chosen: Iterable[Text], most: int | None = None) -> tuple[Example, ...]:
         stream: list[int] = []

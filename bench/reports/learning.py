@@ -23,7 +23,7 @@ from bench.learning.signal import against
 from bench.reports.layout import BAD, EMPTY, GOOD, NOTED, Report, Table
 from bench.reports.plots.learning import LossPoint
 from bench.reports.tables import describe
-from bench.units import format_bytes, format_count, format_seconds
+from bench.units import counted, format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -157,12 +157,29 @@ def _signal_said(run: StoredRun, shown: Mapping[str, Shown]) -> list[str]:
             and one.arm.precision == "fp32"]  # fmt: skip
     if not isinstance(norms, Mapping) or len(mine) < 2:
         return []
-    found = against(norms, mine)
-    return [
-        f"Early signal: the gradient's norm before training by role is {_norms_said(norms)}. "
-        f"Kendall's tau with the ranking at one budget: {found.tau:.2f} over {len(found.arms)} "
-        f"arms, {found.single_tau:.2f} over those of one role alone."
-    ]
+    return [early_said(norms, mine)]
+
+
+def early_said(norms: Mapping[str, float], arms: Sequence[Shown]) -> str:
+    """How well the norms foretell the ranking of arms at one budget: two arms are in order or
+    reversed, whatever foretells them, and say nothing."""
+    found = against(norms, arms)
+    told = f"Early signal: the gradient's norm before training by role is {_norms_said(norms)}. "
+    if len(found.arms) < _FEWEST or math.isnan(found.tau):
+        return (
+            f"{told}Whether the ranking at one budget follows it cannot be said of "
+            f"{counted(len(found.arms), 'arm')}."
+        )
+    alone = f"{found.single_tau:.2f} over those of one role alone"
+    if found.singles < _FEWEST or math.isnan(found.single_tau):
+        alone = f"and it cannot be said of the {found.singles} of one role alone"
+    return (
+        f"{told}Kendall's tau with the ranking at one budget: {found.tau:.2f} over "
+        f"{len(found.arms)} arms, {alone}."
+    )
+
+
+_FEWEST = 3
 
 
 def published_said(said: Said, shown: Mapping[str, Shown]) -> list[str]:
@@ -204,9 +221,12 @@ def agreement_said(run: StoredRun, other: StoredRun) -> str:
     largest = max((abs(a - b) for a, b in means.values()), default=math.nan)
     rates = sum(ones[n].rate != others[n].rate for n in means)
     what = "A second run, cut short," if other.interrupted else "A second complete run,"
+    if not means:
+        return f"{what} {other.label}, has no arm and seed in common with {run.label}."
+    told = "cannot be said" if len(means) < _FEWEST or math.isnan(tau) else f"is {tau:.3f}"
     return (
         f"{what} {other.label}, against {run.label}: Kendall's tau of the mean losses of "
-        f"{len(means)} arms is {tau:.3f}, the largest difference {largest:.2g} nats; "
+        f"{counted(len(means), 'arm')} {told}, the largest difference {largest:.2g} nats; "
         f"{rates or 'no'} rates differ."
     )
 

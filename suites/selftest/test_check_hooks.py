@@ -39,8 +39,31 @@ def test_the_action_annotates_and_fails(tmp_path: Path, warm: Warm) -> None:
     assert done.returncode == 2, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith("::error file=train.yaml,line=8,title=bench%3A dead-entry::q_proj")
-    assert lines[-1].startswith("::error file=list.yaml::bench: error: list.yaml: a list at the")
+    wrong = [line for line in lines if "list.yaml" in line]
+    assert len(wrong) == 1
+    assert wrong[0].startswith(
+        "::error file=list.yaml,line=1,title=bench%3A input::list.yaml: a list at the"
+    )
     assert "2 errors" in summary.read_text()
+
+
+@needs_checkout
+def test_the_action_takes_an_option_and_its_value_on_one_line(tmp_path: Path, warm: Warm) -> None:
+    """And escapes the name of a file; what is wrong with an option is said once, of no file."""
+    name = "x:y,z%.yaml"
+    (tmp_path / name).write_text("- a\n")
+    (tmp_path / "list.yaml").write_text("- a\n")
+    given = {"PATHS": f"{name}\nlist.yaml", "MODEL": ""}
+    done = run(["bash", str(SCRIPT)], tmp_path, OPTIONS=" --fail-on  unknown-key ", **given)
+    assert done.returncode == 2, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first.startswith("::error file=x%3Ay%2Cz%25.yaml,line=1,title=bench%3A input::x:y,z%25")
+    assert second.startswith("::error file=list.yaml,line=1,")
+    done = run(["bash", str(SCRIPT)], tmp_path, OPTIONS="--fail-on none-such", **given)
+    assert done.returncode == 2, done.stderr
+    (only,) = done.stdout.splitlines()
+    assert only.startswith("::error title=bench check::bench: error: ")
+    assert "none-such" in only
 
 
 @needs_checkout

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from bench.learning.arms import Arm
@@ -94,3 +96,20 @@ def test_a_ranking_tells_how_far_it_comes_again() -> None:
     assert same.believed
     drawn = ranking([arm_with("a", NOISE), arm_with("b", NOISE[::-1]), arm_with("c", [0.6] * 5)])
     assert not drawn.believed
+
+
+def test_two_arms_say_nothing_of_an_order() -> None:
+    """They are in order or reversed, whatever foretells them; and no figure is "nan"."""
+    from bench.reports.learning import early_said
+
+    arms = [arm_with("up", LOW), arm_with("query", HIGH)]
+    norms = {"up": 1.0, "query": 2.0, "key": 3.0}
+    assert early_said(norms, arms).endswith("cannot be said of 2 arms.")
+    arms.append(arm_with("key", [1.0] * 5))
+    assert early_said(norms, arms).endswith(
+        "-1.00 over 3 arms, -1.00 over those of one role alone."
+    )
+    both = replace(arms[0], arm=replace(arms[0].arm, name="both", reached={"up": 4, "key": 4}))
+    assert early_said(norms, [both, *arms[1:]]).endswith(
+        "over 3 arms, and it cannot be said of the 2 of one role alone."
+    )

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from learning_study import small_study
+from learning_study import SETTINGS, small_study, weights_of
 
 from bench.baselines import compare, gate
+from bench.errors import BenchError
 from bench.learning import texts
 from bench.learning.records import run_of, shown_in
+from bench.learning.study import Origin, make_study
 
 
 def run_study(*args, **options):
@@ -125,3 +129,14 @@ def test_dropout_on_in_evaluation_fails(study, baseline, monkeypatch) -> None:
 
     monkeypatch.setattr(fit, "evaluating", evaluating)
     assert fails(study, baseline) == ["evaluation_loss regressed"]
+
+
+def test_a_tokenizer_that_ends_no_text_is_told_before_training(tmp_path: Path) -> None:
+    """A language model's texts stand behind one another, and an end of text parts them."""
+    weights, data = weights_of(tmp_path / "weights"), tmp_path / "texts.txt"
+    data.write_text("\n\n".join(["ba da fa"] * 9), encoding="utf-8")
+    file = weights / "tokenizer_config.json"
+    facts = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**facts, "eos_token": None}), encoding="utf-8")
+    with pytest.raises(BenchError, match=f"{weights}: its tokenizer has no eos token"):
+        make_study(Origin("small", weights, data), {"study": SETTINGS, "arm": {}}, "small")

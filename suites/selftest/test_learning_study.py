@@ -285,6 +285,7 @@ def test_the_first_gradient_is_held_against_the_ranking(study, shown) -> None:
     arms = [arm_with("up", LOW), arm_with("query", HIGH), arm_with("key", [1.0] * 5)]
     assert against({"up": 3, "query": 2, "key": 1}, arms).tau == 1
     assert against({"up": 1, "query": 2, "key": 3}, arms).single_tau == -1
+    assert against({"up": 1, "query": 2, "key": 3}, arms).singles == 3
 
 
 # --- what is wrong is said ------------------------------------------------------------------------
@@ -305,6 +306,7 @@ def test_every_study_names_arms_that_it_has() -> None:
         ("one.jsonl", '{"text": "a", "label": "x"}\n{"text": "b", "label": "x"}', "two labels"),
         ("bad.jsonl", '{"text": "a"}\n{nonsense', "line 2 is not JSON"),
         ("none.csv", "words,label\nhello,x", 'line 2 has no "text"'),
+        ("number.jsonl", '{"text": 3}', 'line 1: "text" is 3, and no text'),
         ("mixed.jsonl", '{"text": "a", "label": "x"}\n{"text": "b"}', "some have none"),
         ("what.bin", "x", "expected a file .txt, .jsonl or .csv"),
     ],
