@@ -36,7 +36,13 @@ class Run:
     """One run of the action in a folder: its status, what was posted, and the calls."""
 
     def __init__(
-        self, folder: Path, *, worse: bool, labels: tuple[str, ...] = (), comments: Any = ()
+        self,
+        folder: Path,
+        *,
+        worse: bool,
+        labels: tuple[str, ...] = (),
+        comments: Any = (),
+        gh: str = GH,
     ) -> None:
         before, after = sample("before"), sample("after")
         if worse:
@@ -47,7 +53,7 @@ class Run:
                   for name, run in (("before", before), ("after", after))]  # fmt: skip
         tools = folder / "bin"
         tools.mkdir()
-        (tools / "gh").write_text(GH)
+        (tools / "gh").write_text(gh)
         (tools / "gh").chmod(0o755)
         (tools / "python").symlink_to(sys.executable)
         event = folder / "event.json"
@@ -70,7 +76,7 @@ class Run:
                 "COMMENTS": str(folder / "comments.json"), "POSTED": str(self.posted),
             },
         )  # fmt: skip
-        self.status, self.said = done.returncode, done.stderr
+        self.status, self.said = done.returncode, done.stdout + done.stderr
 
 
 def test_a_failing_gate_fails_the_job_and_comments_once(tmp_path: Path) -> None:
@@ -87,6 +93,16 @@ def test_an_earlier_comment_is_edited(tmp_path: Path) -> None:
     assert run.status == 0, run.said
     assert "--method PATCH repos/me/mine/issues/comments/42" in run.calls.read_text()
     assert "the gate passes" in run.posted.read_text()
+
+
+@pytest.mark.parametrize("worse", [False, True])
+def test_where_no_comment_may_be_written_the_verdict_stands(tmp_path: Path, worse: bool) -> None:
+    """A pull request from a fork has a token that only reads."""
+    gh = "#!/usr/bin/env bash\ncase \"$*\" in *--paginate*) echo '[]' ;; *) exit 4 ;; esac\n"
+    run = Run(tmp_path, worse=worse, gh=gh)
+    assert run.status == int(worse), run.said
+    assert "::warning title=LoRA targets::the comment was not posted" in run.said
+    assert run.summary.read_text().startswith(MARKER)
 
 
 def test_a_label_lets_a_named_verdict_pass_and_is_recorded(tmp_path: Path) -> None:
