@@ -174,7 +174,7 @@ def pytest_configure(config: pytest.Config) -> None:
             given = "--benchmark-save" if name else "--benchmark-compare"
             raise BenchError(
                 f"{given} does not go with pytest-xdist: cases that run side by side are not "
-                "measured, and what runs in other processes is not stored. Run it without -n"
+                "measured, and what runs in other processes is not stored. Run it with -n 0"
             )
         if option.gate and not option.benchmark_compare:
             raise BenchError("--gate needs --benchmark-compare: there is nothing to hold against")

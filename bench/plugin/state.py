@@ -47,7 +47,7 @@ PARAMETERS: dict[str, Callable[[Subjects], list[str]]] = {
 }
 XDIST_REASON = (
     "measured cases are refused under pytest-xdist: cases that run side by side share caches and "
-    "memory bandwidth, so their times would mean nothing. Run them without -n, take one step of "
+    "memory bandwidth, so their times would mean nothing. Run them with -n 0, take one step of "
     "each with --benchmark-disable, or leave them out with: -m 'not measured'"
 )
 

@@ -250,9 +250,9 @@ def _gate_result(session: pytest.Session, run: StoredRun) -> str | None:
     baseline = config.stash[BASELINE]
     if result == PASSED and baseline is not None and left_out(baseline, run):
         return NARROWER
-    named = not (config.option.benchmark_disable or config.stash[AUTOSAVED])
+    named = not config.stash[AUTOSAVED]
     if result is None and config.stash[BASELINE] is None and named and config.stash[IS_FIRST]:
-        return FIRST
+        return FIRST  # with --benchmark-disable too: then it holds no measured case
     return result
 
 

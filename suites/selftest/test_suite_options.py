@@ -153,6 +153,20 @@ def test_one_step_is_not_stored_as_a_measured_case(run, pytester: pytest.Pyteste
     assert counted.ret == pytest.ExitCode.OK
     counted.stdout.fnmatch_lines(["*= stored run =*", "stored run: *"])  # no table is announced
     counted.stdout.no_fnmatch_line("*scenarios × precisions*")
+    counted.stdout.fnmatch_lines(["accepted as the first baseline here: *"])
+
+
+def test_the_way_out_of_xdist_works_where_an_ini_file_asks_for_it(
+    run, pytester: pytest.Pytester
+) -> None:
+    file = pytester.path / "pyproject.toml"
+    file.write_text(file.read_text().replace("addopts = [", "addopts = ['-n2', "))
+    counts = ("--benchmark-save", "base", "--model", "mine")
+    refused = run(*counts, suites="suites/test_counts.py", apart=True)
+    assert refused.ret == 2
+    assert "Run it with -n 0" in refused.stdout.str() + refused.stderr.str()
+    done = run(*counts, "-n", "0", suites="suites/test_counts.py", apart=True)
+    assert done.ret == pytest.ExitCode.OK
 
 
 def test_a_folder_that_cannot_hold_runs_is_told_before_anything_is_measured(
