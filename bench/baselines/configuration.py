@@ -7,10 +7,12 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bench.baselines.metrics import LOSS, Metric
+from bench.baselines.runs import StoredRun
 from bench.files import digest_of
 from bench.scenarios.subjects import Subject
 from bench.units import one_line
@@ -134,6 +136,48 @@ def others(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         if of_adapter:
             said[f"{new['ranked']}: {', '.join(of_adapter[:3])}"] = None
     return [one_line(each) for each in said]
+
+
+def in_words_of(baseline: StoredRun, contender: StoredRun) -> StoredRun:
+    """The contender with its models called as in the baseline, where both say that a model lies in
+    the same place. One that is given beside others of its last name has more of its path in its
+    ids: `model` alone is `a/model` beside `b/model`."""
+    old, new = baseline.places, contender.places
+    names = {
+        label: before
+        for before, place in old.items()
+        for label in new
+        if new[label] == place and label not in old and before not in new
+    }
+    if not names:
+        return contender
+
+    def key(text: str) -> str:
+        test, bracket, rest = text.partition("[")
+        labels = (label for label in contender.models if rest.startswith(f"{label}-"))
+        own = max(labels, key=len, default="")  # `model` and `model-2` may both be there
+        return f"{test}{bracket}{called(own)}{rest[len(own) :]}"
+
+    def called(label: str) -> str:
+        return names.get(label, label)
+
+    asked = contender.selection
+    only = {k: tuple(map(called, v)) if k == "model" else v for k, v in asked.only.items()}
+    return replace(
+        contender,
+        records={
+            key(k): replace(record, id=key(k), model=called(record.model))
+            for k, record in contender.records.items()
+        },
+        selection=replace(
+            asked,
+            arguments=tuple(map(key, asked.arguments)),
+            deselected=frozenset(map(key, asked.deselected)),
+            only=only,
+        ),
+        models={called(label): fields for label, fields in contender.models.items()},
+        places={called(label): place for label, place in new.items()},
+    )
 
 
 def _may_change(name: str, metric: Metric | None) -> bool:

@@ -80,7 +80,22 @@ def require_common(baseline: StoredRun, contender: StoredRun, verdicts: Iterable
         raise BenchError(
             f"nothing to compare: none of the {len(contender.records)} cases of this run is in "
             f"the baseline {baseline.label}, which has {len(baseline.records)}"
+            f"{_other_names(baseline, contender)}"
         )
+
+
+def _other_names(baseline: StoredRun, contender: StoredRun) -> str:
+    """That a model may be the same under another name, with the way out; "" where none is alike."""
+    old, new = (
+        sorted({record.model for record in run.records.values()}) for run in (baseline, contender)
+    )
+    if not any(a.endswith(f"/{b}") or b.endswith(f"/{a}") for a in old for b in new):
+        return ""
+    return (
+        f". It calls its models {', '.join(old)}, and this run {', '.join(new)}: the name depends "
+        "on which others are given beside. Give the same --model as it was stored with, or store "
+        "a baseline with these"
+    )
 
 
 def require_measured(baseline: StoredRun, contender: StoredRun) -> None:

@@ -171,6 +171,8 @@ class RunLog:
     """What is kept of the config.json of every model that may have records, by label."""
     subjects: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """What decides each subject that may be measured, by its key: `configuration.decided`."""
+    places: Mapping[str, str] = field(default_factory=dict)
+    """Where each model lies that may have records and is not registered, by label."""
 
     def run(self, name: str, seed: int = 0) -> StoredRun:
         """The run as it stands, called `name`."""
@@ -192,4 +194,5 @@ class RunLog:
             # Before the first case, of all that may come.
             models={k: kept for k, kept in self.models.items() if not labels or k in labels},
             subjects=self.subjects,
+            places={k: where for k, where in self.places.items() if not labels or k in labels},
         )

@@ -127,6 +127,8 @@ class StoredRun:
     """What `configuration.recorded` keeps of each model's config.json, by the model's label."""
     subjects: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """What `configuration.decided` says of each measured subject, by its key."""
+    places: Mapping[str, str] = field(default_factory=dict)
+    """Where each model that is not registered lies, by its label: `Model.place`."""
 
     @property
     def label(self) -> str:
@@ -145,6 +147,8 @@ class StoredRun:
             detail["models"] = {key: dict(fields) for key, fields in self.models.items()}
         if self.subjects:
             detail["subjects"] = {key: dict(facts) for key, facts in self.subjects.items()}
+        if self.places:
+            detail["places"] = dict(self.places)
         if self.interrupted:
             detail["interrupted"] = True
         if self.gate is not None:
@@ -245,6 +249,7 @@ def parse_run(document: Any, where: str, path: Path | None = None) -> StoredRun:
         options=parse(detail.get("options", {}), dict[str, Any], f"{where}: detail: options"),
         models=_tables(detail, "models", where),
         subjects=_tables(detail, "subjects", where),
+        places=parse(detail.get("places", {}), dict[str, str], f"{where}: detail: places"),
         path=path,
     )
 

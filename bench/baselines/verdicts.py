@@ -26,6 +26,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from bench.baselines.configuration import in_words_of
 from bench.baselines.differences import differences, workload_change
 from bench.baselines.losses import by_seed, compare_losses
 from bench.baselines.machines import MACHINE, MEMORY, other_machine
@@ -84,6 +85,7 @@ def compare(
     selection: what the contender was asked to run (by default what it recorded about itself).
     A case outside it did not vanish: it was not asked for, and has no verdict.
     """
+    contender = in_words_of(baseline, contender)
     selection = contender.selection if selection is None else selection
     verdicts: list[Verdict] = []
     other_rank = _at_another_rank(baseline, contender, selection)
@@ -104,6 +106,7 @@ def compare(
 
 def left_out(baseline: StoredRun, contender: StoredRun) -> list[str]:
     """The baseline's cases that the contender was not asked for: they have no verdict."""
+    contender = in_words_of(baseline, contender)
     asked = contender.selection
     other_rank = _at_another_rank(baseline, contender, asked)
     return [

@@ -50,7 +50,7 @@ class Model:
     """A model to ask about: a label, the values of its config.json and the class to build.
 
     `source_folder` is where it was found (None for a hub id); `architecture` is set for registered
-    ones.
+    ones; `place` is what a run knows one of the others by, whatever else is given beside it.
     """
 
     label: str
@@ -60,6 +60,7 @@ class Model:
     source_folder: Path | None = None
     reduced: bool = False
     trust_remote_code: bool = False
+    place: str = ""
 
     @property
     def model_type(self) -> str:

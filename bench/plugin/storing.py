@@ -39,6 +39,7 @@ from bench.baselines.verdicts import left_out
 from bench.compat import benchmarks_of
 from bench.errors import BenchError
 from bench.files import SUITES, write_output
+from bench.models.architectures import Model
 from bench.plugin.resuming import options_of
 from bench.plugin.state import (
     AUTOSAVED,
@@ -90,7 +91,9 @@ def run_document(config: pytest.Config) -> dict[str, Any]:
     log.arguments = tuple(_relative(config, a) for a in config.args)
     log.only = _only(config)
     log.machine = measured_machine(config)
-    log.models = _models(config)
+    models = _models(config)
+    log.models = {label: recorded(model.config) for label, model in models.items()}
+    log.places = {label: model.place for label, model in models.items() if model.place}
     hook = config.hook
     machine_info = hook.pytest_benchmark_generate_machine_info(config=config)
     hook.pytest_benchmark_update_machine_info(config=config, machine_info=machine_info)
@@ -107,12 +110,11 @@ def run_document(config: pytest.Config) -> dict[str, Any]:
     return parsed
 
 
-def _models(config: pytest.Config) -> dict[str, dict[str, Any]]:
-    """What is kept of the config.json of every model that the run may be about, by label."""
+def _models(config: pytest.Config) -> dict[str, Model]:
+    """Every model that the run may be about, by label."""
     found = config.stash[SUBJECTS]
     groups = (found.structural, found.ranked, found.measured, found.own)
-    models = {s.model.label: s.model for group in groups for s in group.values()}
-    return {label: recorded(model.config) for label, model in models.items()}
+    return {s.model.label: s.model for group in groups for s in group.values()}
 
 
 def _only(config: pytest.Config) -> dict[str, list[str]]:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from bench.baselines import VERDICTS, Record, StoredRun, Verdict, compare
+from bench.baselines.configuration import in_words_of
 from bench.statistics import summarize
 from bench.training.options import PHASES
 from bench.units import one_line, significant
@@ -91,6 +92,8 @@ def _rows_of_run(run: StoredRun, baseline: StoredRun | None) -> list[Row]:
     verdicts: dict[str, list[Verdict]] = {}
     if baseline is not None and baseline.is_same(run):
         baseline = None  # its own rows: nothing can differ
+    if baseline is not None:
+        run = in_words_of(baseline, run)  # as its verdicts call the cases
     for verdict in compare(baseline, run) if baseline else ():
         verdicts.setdefault(verdict.record, []).append(verdict)
     groups: dict[tuple[str, str | None, str], list[Record]] = {}

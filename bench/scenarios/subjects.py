@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -218,13 +219,24 @@ def select(request: Request) -> Subjects:
 def _told_apart(models: Mapping[str, Model]) -> list[Model]:
     """The models by the names they were given, each with a label of its own: where two would be
     called alike, by as much of the path (or the hub id) as it takes. A registered one keeps its."""
-    return [
-        replace(model, label=_label(name, alike))
-        if (alike := [n for n in models if n != name and models[n].label == model.label])
-        and model.architecture is None
-        else model
-        for name, model in models.items()
-    ]
+    found = []
+    for name, model in models.items():
+        if model.architecture is None:
+            alike = [n for n in models if n != name and models[n].label == model.label]
+            label = _label(name, alike) if alike else model.label
+            found.append(replace(model, label=label, place=_place(name)))
+        else:
+            found.append(model)
+    return found
+
+
+def _place(name: str) -> str:
+    """The path of a folder within the current one, or a hub id; of a folder elsewhere a digest: it
+    is nobody's business what lies around it."""
+    path = "/".join(_path(name))
+    if path.startswith("/"):
+        return f"sha256 {hashlib.sha256(path.encode()).hexdigest()[:16]}"
+    return one_line(path)
 
 
 def _label(name: str, alike: Sequence[str]) -> str:

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from test_baselines import QUERY, STEP, STEP_NF4, run_with
 
-from bench.baselines import Selection, compare
+from bench.baselines import Selection, compare, require_common
 from bench.baselines.verdicts import launch_ratios, left_out
+from bench.errors import BenchError
+from bench.reports.rows import comparison_rows
 
 AT_8, AT_16 = (f"suites/test_parameters.py::test_user[opt-350m-own-r{r}]" for r in (8, 16))
 
@@ -52,6 +54,76 @@ def test_another_case_at_another_rank_is_another_case(before, after) -> None:
     came = {v.record for v in verdicts if v.verdict == "new"}
     assert gone == {*before.records} - {*after.records}
     assert came == {*after.records} - {*before.records}
+
+
+def named(**places: str):
+    """A run with one case for each model that lies in a place, called by the label before it."""
+    labels = {label.replace("__", "/"): place for label, place in places.items()}
+
+    def edit(body: dict[str, Any]) -> None:
+        made = {
+            f"suites/test_counts.py::test_counts[{label}-own]":
+            {**body["records"][QUERY], "scenario": "own", "rank": 8, "model": label}
+            for label in labels
+        }  # fmt: skip
+        body["records"].clear()
+        body["records"].update(made)
+        body["selection"] = {"only": {"model": [*labels]}}
+        known = {place: label for label, place in labels.items() if place}
+        body["detail"] = {
+            "models": {label: {"model_type": "llama"} for label in labels},
+            "places": {label: place for place, label in known.items()},
+        }
+
+    return run_with(edit)
+
+
+BOTH = {"t1__model": "x/t1/model", "t2__model": "x/t2/model"}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "case", "others"),
+    [
+        (named(**BOTH), named(model="x/t2/model"), "t2/model", ()),
+        (named(model="x/t2/model"), named(**BOTH), "model", ("t1/model",)),
+        # A name that begins as another does.
+        (
+            named(**BOTH),
+            named(model="x/t2/model", **{"model-2": "x/n"}),
+            "t2/model",
+            ("model-2",),
+        ),
+    ],
+    ids=["alone", "beside another", "beside a name that begins alike"],
+)
+def test_a_model_is_found_by_its_place_whatever_is_given_beside(
+    before, after, case: str, others: tuple[str, ...]
+) -> None:
+    verdicts = compare(before, after)
+    ids = {f"suites/test_counts.py::test_counts[{name}-own]" for name in (case, *others)}
+    assert {v.record for v in verdicts} == ids
+    assert {v.record for v in verdicts if v.verdict == "new"} == {
+        key for key in ids if f"[{case}-" not in key
+    }
+    assert not [v for v in verdicts if v.verdict == "vanished"]
+    assert all(f"[{case}-" not in key for key in left_out(before, after))
+    assert any(row.verdict == "unchanged" for row in comparison_rows([after], before))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (named(**BOTH), named(model="x/t3/model")),
+        (named(model="x/t3/model"), named(**BOTH)),
+        (named(t1__model="", t2__model=""), named(model="x/t1/model")),  # stored by another release
+        (named(model=""), named(**BOTH)),
+    ],
+)
+def test_another_model_is_never_taken_for_it_and_the_way_out_is_told(before, after) -> None:
+    verdicts = compare(before, after)
+    assert {v.verdict for v in verdicts} == {"new"}
+    with pytest.raises(BenchError, match="the name depends on which others are given beside"):
+        require_common(before, after, verdicts)
 
 
 def test_a_rank_that_was_asked_for_makes_another_case() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from model_folders import write_adapter
+from model_folders import write_adapter, write_model
 from suite_runs import STEPS, results_of
 
 from bench.baselines import find_runs, load_run, seal, write_run
@@ -213,3 +213,23 @@ def test_a_baseline_elsewhere_may_be_of_another_machine(
     result = run("--benchmark-compare", "--gate", *stored, *loose)
     assert result.ret == pytest.ExitCode.OK
     result.stdout.fnmatch_lines(["Baseline 0002_there: *"])
+
+
+@pytest.mark.parametrize("stored", ["both", "alone"])
+def test_a_model_is_the_same_case_whatever_is_given_beside_it(
+    run, pytester: pytest.Pytester, stored: str
+) -> None:
+    """Its name tells more of its path beside another of its last name."""
+    for name in ("t1", "t2"):
+        write_model(pytester.path / name / "model")
+        write_adapter(pytester.path / name / "model", ["q_proj"])
+    alone = ("--model", "t1/model")
+    first, then = (alone, (*alone, "--model", "t2/model"))[:: 1 if stored == "alone" else -1]
+    kept = run("--benchmark-save", "x", *first, suites="suites/test_counts.py", bare=True)
+    assert kept.ret == pytest.ExitCode.OK
+    held = ("--benchmark-compare", "--gate")
+    done = run(*held, *then, suites="suites/test_counts.py", bare=True)
+    assert done.ret == pytest.ExitCode.OK
+    done.stdout.fnmatch_lines(["passed: *unchanged*"])
+    if stored == "both":
+        done.stdout.fnmatch_lines(["1 case* of the baseline not compared*"])
