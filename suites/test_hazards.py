@@ -14,6 +14,7 @@ from bench import HazardsFound, check_targets
 from bench.adapters.config import AdapterConfig
 from bench.cli import main
 from bench.errors import BenchError
+from bench.files.disk import INSTALLED, PACKAGE
 from bench.measure.counting import count, inject
 from bench.models.architectures import Model, load_model
 from bench.models.classes import model_class
@@ -168,6 +169,7 @@ def test_adapters_scaled_by_zero_learn_nothing() -> None:
     assert not any(g is not None and g.any() for g in gradients)
 
 
+@pytest.mark.skipif(INSTALLED, reason="the pages stay in the repository")
 def test_every_hazard_has_its_section() -> None:
     """docs/hazards.md tells each, in alphabetical order, and no other; `--strict`'s are named."""
     page = (Path(__file__).parents[1] / "docs" / "hazards.md").read_text(encoding="utf-8")
@@ -178,7 +180,7 @@ def test_every_hazard_has_its_section() -> None:
 
 
 def test_the_code_tells_no_other_hazard() -> None:
-    sources = "".join(p.read_text() for p in (Path(__file__).parents[1] / "bench").rglob("*.py"))
+    sources = "".join(p.read_text() for p in PACKAGE.rglob("*.py"))
     told = re.findall(r'found\["([a-z]+-[a-z-]+)"\] =|Hazard\(\s*"([a-z-]+)"', sources)
     assert {code for pair in told for code in pair if code} == set(HAZARDS)
 
