@@ -136,9 +136,23 @@ def count_verdicts(verdicts: Iterable[Verdict]) -> dict[str, int]:
     return {name: counts[name] for name in VERDICTS}
 
 
-def check_verdict_file(path: Path) -> None:
-    """BenchError unless the verdicts may be written there: no other file is in that place."""
+def begin_verdict_file(path: Path) -> None:
+    """BenchError unless the verdicts may be written there: no other file is in that place. Those
+    of an earlier run are replaced at once: one that ends without verdicts has not passed."""
     check_output(path, SUFFIXES["json"], '"verdicts": ')
+    if not path.is_file() or path.stat().st_size == 0:
+        return
+    document = {
+        "schema": VERDICT_SCHEMA,
+        "passed": False,
+        "unjudged": "the run that was to write its verdicts here has not come to any",
+        "summary": {**dict.fromkeys(VERDICTS, 0), "not judged": 0},
+        "baseline": None,
+        "contender": None,
+        "not_compared": [],
+        "verdicts": [],
+    }
+    write_output(path, json.dumps(document, indent=1) + "\n")
 
 
 def write_verdicts(

@@ -23,12 +23,12 @@ def add_gate(add: Add) -> None:
 
 def check_gate(options: argparse.Namespace) -> None:
     """BenchError, before anything is measured, for what `judge` would refuse of the options."""
-    from bench.baselines import all_thresholds, check_verdict_file, gate
+    from bench.baselines import all_thresholds, begin_verdict_file, gate
 
     all_thresholds(options.threshold)
     gate([], options.allow)
     if options.verdict_file is not None:
-        check_verdict_file(options.verdict_file)
+        begin_verdict_file(options.verdict_file)
 
 
 def judge(

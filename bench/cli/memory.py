@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 HELP = "predict a step's GPU memory, without a GPU"
 EPILOG = (
     "Limits: eager mode (no compilation or offloading); one GPU, or one of several (--parallel: "
-    "DDP, or FSDP2 in the plain loops); the CUDA context is outside, and assumed "
+    "DDP, or sharding by FSDP2 in the plain loops); the CUDA context is outside, and assumed "
     "to take 0.5 GiB where a GPU is asked for; the allocator has its default settings and room. "
     "docs/prediction.md says more. Exit status: 1 where a GPU (or --gpu-memory) was asked for and "
     "a step does not fit it."
@@ -310,6 +310,11 @@ def _check(options: argparse.Namespace) -> None:
     card = options.gpu or options.gpu_memory
     if options.solve and not card:
         raise BenchError("--solve needs --gpu or --gpu-memory: there is nothing to fit")
+    if options.solve and vars(options)[options.solve.replace("-", "_")] not in (None, 1):
+        raise BenchError(
+            f"--solve {options.solve} looks for the largest, and takes none: leave "
+            f"--{options.solve} out"
+        )
     if options.record and not options.measure:
         raise BenchError("--record keeps what --measure measured: give both")
     if options.record:

@@ -274,6 +274,8 @@ def find_model(
     elif _exists(path) or name.endswith(".json") or name.startswith((".", "/", "~")):
         path = path.expanduser()
         file = path / "config.json" if path.is_dir() else path
+        if path.is_dir() and not _exists(file):
+            raise BenchError(f"{name}: no model's folder: it holds no config.json")
         config = read_config(file)
         folder, label = file.parent, file.resolve().parent.name
     else:
@@ -286,10 +288,6 @@ def find_model(
 def load_model(name: str, auto_class: str | None = None, trust_remote_code: bool = False) -> Model:
     """`find_model`, each model once: its table is read off one build."""
     return find_model(name, auto_class, trust_remote_code=trust_remote_code)
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
 
 
 def _exists(path: Path) -> bool:
@@ -305,7 +303,9 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise BenchError(f"{path}: not a model's config.json: it has no model_type")
     named = config.get("architectures")
-    if named is not None and not (isinstance(named, list) and all(map(_is_text, named))):
+    if named is not None and not (
+        isinstance(named, list) and all(isinstance(n, str) for n in named)
+    ):
         raise BenchError(f"{path}: architectures must be a list of names, not {named!r:.80}")
     if not isinstance(own := config.get("auto_map") or {}, dict):
         raise BenchError(f"{path}: auto_map must be a table of names, not {own!r:.80}")

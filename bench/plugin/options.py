@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bench.adapters.config import AdapterConfig, written_targets
-from bench.baselines import all_thresholds, check_verdict_file, gate
+from bench.baselines import all_thresholds, begin_verdict_file, gate
 from bench.baselines.accepted import check_gated, load_baseline
 from bench.baselines.runlog import RunLog
 from bench.baselines.storage import check_name
@@ -139,8 +139,8 @@ def pytest_configure(config: pytest.Config) -> None:
         _check_numbers(option)
         check_step(step_from(option))
         check_library(step_from(option))
-        if option.verdict_file is not None:
-            check_verdict_file(option.verdict_file)
+        if option.verdict_file is not None and not option.collectonly:
+            begin_verdict_file(option.verdict_file)
         if option.report is not None:
             check_output(option.report, SUFFIXES["html"])
             import_module("jinja2")

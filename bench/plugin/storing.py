@@ -164,6 +164,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     # The case that was cut is not a failed one.
     log.records = {key: record for key, record in log.records.items() if record.reported}
     if not log.records and not log.resumed:
+        _without_cases(session)
         return
     if log.resumed and session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
         session.exitstatus = pytest.ExitCode.OK  # the run to go on with had done all
@@ -198,6 +199,24 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         _write_page(config)
     if config.stash[FAILING] and config.option.gate and session.exitstatus == 0:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _without_cases(session: pytest.Session) -> None:
+    """A run of which something was asked that takes a case, and that ran none, has not passed."""
+    config, ended = session.config, session.exitstatus
+    asked = {
+        "--gate": config.option.gate,
+        "--benchmark-compare": config.stash[BASELINE] is not None,
+        "--benchmark-save": config.stash[SAVE] and not config.stash[AUTOSAVED],
+    }
+    if ended in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED) and any(asked.values()):
+        option = next(name for name, given in asked.items() if given)
+        nothing = "stored" if option == "--benchmark-save" else "compared"
+        _fail(
+            config,
+            f"{option}: no case was run, so that nothing is {nothing}: each was deselected or "
+            "skipped (-k, -m, --benchmark-only, --setup-plan)",
+        )
 
 
 def _write_page(config: pytest.Config) -> None:

@@ -56,7 +56,7 @@ def test_scenario_without_its_roles(refused) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (None, "config.json: no such file"),
+        (None, "no model's folder: it holds no config.json"),
         ("{", "config.json: not JSON"),
         ("[1]", "has no model_type"),
         ('{"hidden_size": 3}', "has no model_type"),

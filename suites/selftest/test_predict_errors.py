@@ -75,6 +75,7 @@ def refused(capsys: pytest.CaptureFixture[str], llama: str) -> Callable[..., str
         ),
         (("--attention", "cudnn"), "and this one has 8.0"),
         (("--solve", "batch-size"), "--solve needs --gpu or --gpu-memory"),
+        (("--solve", "rank", "--rank", "8", "--gpu", "t4"), "--solve rank looks for the largest"),
         (("--solve", "rank", "--gpu-memory", "1KiB"), "not even a rank of 1 fits"),
         (("--store",), "--store keeps predictions of registered scenarios"),
         (("--store", "--gpu", "t4"), "give it without --gpu, --gpu-memory"),

@@ -233,3 +233,22 @@ def test_a_model_is_the_same_case_whatever_is_given_beside_it(
     done.stdout.fnmatch_lines(["passed: *unchanged*"])
     if stored == "both":
         done.stdout.fnmatch_lines(["1 case* of the baseline not compared*"])
+
+
+def test_a_run_without_cases_passes_no_gate(run, pytester: pytest.Pytester) -> None:
+    """Nor does the verdict file of the one before it stay, which passed."""
+    counts = {"suites": "suites/test_counts.py"}
+    run("--benchmark-save", "good", **counts)
+    compared = ("--benchmark-compare", "--gate", "--verdict-file", "verdicts.json")
+    verdicts = pytester.path / "verdicts.json"
+    for without in (("--benchmark-only",), ("-k", "nosuch"), ("--setup-plan",)):
+        assert run(*compared, **counts).ret == pytest.ExitCode.OK
+        assert json.loads(verdicts.read_text())["passed"]
+        result = run(*compared, *without, **counts)
+        assert result.ret == 2, without
+        assert "error: --gate: no case was run, so that nothing is compared" in str(result.stderr)
+        assert not json.loads(verdicts.read_text())["passed"]
+    result = run("--benchmark-save", "empty", "-k", "nosuch", **counts)
+    assert result.ret == 2
+    assert "--benchmark-save: no case was run, so that nothing is stored" in str(result.stderr)
+    assert not list(results_of(pytester).glob("**/.unfinished*"))
