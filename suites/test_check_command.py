@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
+from model_folders import write_model
 
 from bench.check.report import annotation
 from bench.cli import main
@@ -287,3 +289,91 @@ def test_a_scalar_where_a_matrix_belongs_is_another_shape(
     save_file({key: torch.tensor(1.0) for key in moved}, file)
     assert main(["check", str(old_adapter), "--no-gradients", "--weights"]) == 1
     assert "8 of another shape than the model's" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("format", ["terminal", "json", "github"])
+def test_every_adapter_that_peft_saved_in_one_folder_is_checked(
+    format: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from tiny_models import built, tiny
+
+    def lora(*targets: str) -> LoraConfig:
+        return LoraConfig(r=4, target_modules=list(targets), task_type="CAUSAL_LM")
+
+    model = get_peft_model(built("llama"), lora("q_proj"))
+    model.add_adapter("second", lora("v_proj", "nope"))
+    for key, parameter in model.named_parameters():
+        if "lora_B" in key:
+            torch.nn.init.ones_(parameter)
+    model.save_pretrained(tmp_path / "two")
+    write_model(tmp_path / "two", tiny("llama").config)
+    checkpoint = tmp_path / "two" / "checkpoint-5"
+    checkpoint.mkdir()
+    shutil.copy(tmp_path / "two" / "adapter_config.json", checkpoint)
+    (checkpoint / "trainer_state.json").write_text("{}")
+    folder, second = tmp_path / "two", tmp_path / "two" / "second"
+    asked = ["check", "--no-gradients", "--weights", "--format", format]
+    assert main([*asked, str(folder), str(second)]) == 1
+    said = capsys.readouterr().out
+    left_out = f"the folder also holds checkpoints, which are not checked: {checkpoint}"
+    assert said.count(left_out) == 1
+    if format == "json":
+        answers = [json.loads(line) for line in said.splitlines()]
+        assert [(a["path"], a["failed"]) for a in answers] == [
+            (str(folder), False),
+            (str(second), True),
+        ]
+    elif format == "github":
+        assert f"::error file={second / 'adapter_config.json'},line=" in said
+    else:
+        assert said.count(f"{second}: adapter of PEFT") == 1
+        assert re.search("nope +reaches nothing", said)
+    assert main([*asked, str(folder)]) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "auto_class", "task"),
+    [
+        ("llama", "AutoModelForSequenceClassification", "SEQ_CLS"),
+        ("roberta", "AutoModelForSequenceClassification", "SEQ_CLS"),
+        ("roberta", "AutoModelForTokenClassification", "TOKEN_CLS"),
+    ],
+)
+@pytest.mark.parametrize("labels", [1, 5])
+def test_labels_are_those_of_the_saved_head_where_the_model_names_none(
+    name: str, auto_class: str, task: str, labels: int, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    import transformers
+    from peft import LoraConfig, get_peft_model
+    from tiny_models import MODELS, tiny
+
+    plain = {key: value for key, value in tiny(name).config.items() if key != "num_labels"}
+    base = getattr(transformers, auto_class).from_config(
+        transformers.AutoConfig.for_model(**plain, num_labels=labels)
+    )
+    config = LoraConfig(r=4, target_modules=[MODELS[name].targets[0]], task_type=task)
+    model = get_peft_model(base, config)
+    model.save_pretrained(tmp_path)
+    write_model(tmp_path, plain)
+    asked = ["check", str(tmp_path), "--no-gradients"]
+    assert main([*asked, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    counted = model.get_nb_trainable_parameters()
+    assert (found["trainable_parameters"], found["total_parameters"]) == counted
+    (note,) = (n for n in found["notes"] if "labels" in n)
+    assert note.startswith(f"{labels} labels, as the head in adapter_model.safetensors has")
+    assert f"num_labels={labels}" in note
+    assert main([*asked, "--format", "github"]) == 0
+    assert f"load it with num_labels={labels}" in capsys.readouterr().out
+
+    named = {"id2label": {"0": "a", "1": "b", "2": "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
+    other = write_model(tmp_path / "other", plain, **named)
+    assert main([*asked, "--model", str(other)]) == 1
+    (line,) = (x for x in capsys.readouterr().out.splitlines() if "other-shape" in x)
+    assert line.endswith(
+        f"the file's head has {labels} labels, the base model's configuration 3: load it with "
+        f"num_labels={labels}"
+    )

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.check.base import find_base
+from bench.check.base import find_base, is_label_head, with_saved_labels
 from bench.check.gate import HazardGate
 from bench.errors import BenchError, check_most
 from bench.formulas import Parameters, lora_parameters
 from bench.models.architectures import MOST_LABELS, Model
 from bench.readers import Recipe, RecipeFault, read_recipe
-from bench.saved.folder import CONFIG, AdapterFound, find
-from bench.saved.header import read_header
+from bench.saved.folder import CONFIG, AdapterFound, find, further
+from bench.saved.header import SavedTensor, read_header
 from bench.saved.keys import KeysFound, Mismatch, compare_keys
 from bench.saved.values import Values, read_values
 from bench.scenarios.subjects import Subject
@@ -109,6 +109,13 @@ def check(path: Path, question: Question) -> Checked:
         model = replace(model, config={**model.config, "num_labels": recipe.num_labels})
     if question.auto_class is None:
         model = model.for_task(recipe.fields.get("task_type"))
+    tensors = read_header(found.weights) if found.weights is not None else {}
+    told: tuple[str, ...] = ()
+    if found.weights is not None:
+        model, told = with_saved_labels(model, found.weights, tensors)
+    if checkpoints := further(path)[1]:
+        names = ", ".join(map(str, checkpoints))
+        told += (f"the folder also holds checkpoints, which are not checked: {names}",)
     adapter, notes = recipe.adapter(model)
     file = found.config if found.config.name == CONFIG else None
     subject = Subject(model, "own", adapter, None, question.optional, adapter_file=file)
@@ -125,11 +132,11 @@ def check(path: Path, question: Question) -> Checked:
         subject=subject,
         ledger=ledger,
         parameters=None if ledger.refusals else lora_parameters(ledger),
-        notes=notes,
+        notes=(*notes, *told),
         weights=found.weights,
     )
     if found.weights is not None:
-        checked = _with_weights(checked, found.weights, model, question.weights)
+        checked = _with_weights(checked, found.weights, tensors, question.weights)
     elif question.weights:
         raise BenchError(f"{path}: --weights needs a trained adapter, and there are no weights")
     if question.gradients and not ledger.refusals:
@@ -190,11 +197,12 @@ def _kind(found: AdapterFound, recipe: Recipe) -> str:
     return recipe.title
 
 
-def _with_weights(checked: Checked, weights: Path, model: Model, values: bool) -> Checked:
-    tensors = read_header(weights)
+def _with_weights(
+    checked: Checked, weights: Path, tensors: Mapping[str, SavedTensor], values: bool
+) -> Checked:
     comparison = None
     if not checked.ledger.refusals:
-        comparison = compare_keys(model, checked.recipe.path, tensors)
+        comparison = compare_keys(checked.subject.model, checked.recipe.path, tensors)
     return replace(checked, comparison=comparison, values=read_values(weights) if values else None)
 
 
@@ -323,7 +331,9 @@ def _saved_findings(checked: Checked, file: Path) -> list[Finding]:
                 Finding("missing-keys", _some("missing, and PEFT raises", keys.lost), file)
             )
         if keys.mismatches:
-            found.append(Finding("other-shape", _shapes(keys.mismatches), file))
+            found.append(
+                Finding("other-shape", _shapes(keys.mismatches, checked.subject.model), file)
+            )
         if keys.overwritten:
             text = _some("replace weights of the base model", keys.overwritten)
             found.append(Finding("base-weights", text, file, error=False))
@@ -345,8 +355,8 @@ def _saved_findings(checked: Checked, file: Path) -> list[Finding]:
     return found
 
 
-def _shapes(wrong: tuple[Mismatch, ...]) -> str:
-    """Tensors of another shape in one line, and the rank where it is that."""
+def _shapes(wrong: tuple[Mismatch, ...], model: Model) -> str:
+    """Tensors of another shape in one line, and the rank or the labels where it is those."""
     shown = tuple(f"{w.key} {_shape(w.saved)} for {_shape(w.wanted)}" for w in wrong)
     ranks = {
         (w.saved[0], w.wanted[0]) for w in wrong if w.saved and w.key.endswith("lora_A.weight")
@@ -357,6 +367,12 @@ def _shapes(wrong: tuple[Mismatch, ...]) -> str:
             ", ".join(map(str, sorted(set(side)))) for side in zip(*ranks, strict=True)
         )
         text += f"; the file's rank is {saved}, {CONFIG} says {wanted}"
+    for w in wrong:
+        if w.saved and is_label_head(model, w.key) and w.saved[0] != w.wanted[0]:
+            text += (
+                f"; the file's head has {w.saved[0]} labels, the base model's configuration "
+                f"{w.wanted[0]}: load it with num_labels={w.saved[0]}"
+            )
     return text
 
 

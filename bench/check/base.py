@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from bench.errors import BenchError
-from bench.models.architectures import Model, load_model
+from bench.errors import BenchError, check_most
+from bench.models.architectures import MOST_LABELS, Model, load_model
 from bench.models.declared import registered
+from bench.saved.folder import CONFIG
+from bench.saved.header import SavedTensor
+
+_HEAD = re.compile(r"(?:.*\.)?(?:score|classifier|classifier\.out_proj)\.weight")
+"""The last layer of a classification head, one row a label, as PEFT saves it."""
 
 
 def find_base(
@@ -57,9 +65,35 @@ def _candidates(named: str | None, file: Path) -> list[str]:
     if named:
         folders = [named, str(file.parent / named)]
     folders.append(str(file.parent))
+    if (file.parent.parent / CONFIG).is_file():  # a further adapter, in a folder of its name
+        folders.append(str(file.parent.parent))
     return list(dict.fromkeys(folders))
 
 
 def _not_found(message: str) -> bool:
     """Whether a model's name led nowhere; another message says what is wrong with the model."""
     return "unknown architecture" in message or "neither a registered architecture" in message
+
+
+def is_label_head(model: Model, key: str) -> bool:
+    """Whether a tensor of an adapter's file is the layer of `model` with a row for each label."""
+    return "Classification" in model.task_class and _HEAD.fullmatch(key) is not None
+
+
+def with_saved_labels(
+    model: Model, weights: Path, tensors: Mapping[str, SavedTensor]
+) -> tuple[Model, tuple[str, ...]]:
+    """(`model` with as many labels as the head in `weights` has, a note that says so), where its
+    own configuration names none: whoever trained the head gave the number when loading."""
+    if any(model.config.get(key) is not None for key in ("num_labels", "id2label", "label2id")):
+        return model, ()
+    rows = {t.shape[0] for t in tensors.values() if t.shape and is_label_head(model, t.name)}
+    if len(rows) != 1 or not min(rows) or rows == {model.fields["num_labels"]}:
+        return model, ()
+    (labels,) = rows
+    check_most(f"{weights}: the labels of its head", labels, MOST_LABELS)
+    note = (
+        f"{labels} labels, as the head in {weights.name} has: the base model's config.json names "
+        f"none; load it with num_labels={labels}, or PEFT raises"
+    )
+    return replace(model, config={**model.config, "num_labels": labels}), (note,)

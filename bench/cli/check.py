@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +32,8 @@ EPILOG = (
 def add_options(add: Add) -> None:
     """The files, the base model, and what to look into beside the ledger."""
     # fmt: off
-    add("paths", nargs="+", type=Path, metavar="PATH", help="a file, or a folder that holds one")
+    add("paths", nargs="+", type=Path, metavar="PATH", help="a file, or a folder that holds one; "
+        "the further adapters that PEFT saves in an adapter's folder are checked too")
     add("--model", metavar="MODEL",
         help="the base model: registered name, folder or config.json, or hub id "
              "(default: the one that the file names)")
@@ -78,7 +79,9 @@ def run(options: argparse.Namespace) -> int:
         ),
     )
     status = 0
-    answers: Iterable[Checked | Wrong] = (_checked(path, question) for path in options.paths)
+    answers: Iterable[Checked | Wrong] = (
+        _checked(path, question) for path in _with_further(options.paths)
+    )
     if question.optional:  # a slip in one is told before any report
         answers = [*answers]
         check_optional(question.optional, [a.subject for a in answers if isinstance(a, Checked)])
@@ -97,6 +100,16 @@ def run(options: argparse.Namespace) -> int:
             print(blank + fitted(check_text(answer, colour=in_colour())), flush=True)
         status = max(status, int(answer.failed))
     return status
+
+
+def _with_further(paths: list[Path]) -> Iterator[Path]:
+    """The paths, and after an adapter's folder the further adapters that PEFT saved in it."""
+    from bench.saved.folder import further
+
+    for path in paths:
+        yield path
+        adapters, _ = further(path)
+        yield from (adapter for adapter in adapters if adapter not in paths)
 
 
 @dataclass(frozen=True)

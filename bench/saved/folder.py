@@ -61,6 +61,25 @@ def find(path: Path) -> AdapterFound:
     )
 
 
+def further(path: Path) -> tuple[list[Path], list[Path]]:
+    """(the adapters, Trainer's checkpoints) in folders of their own beside the one at `path`.
+
+    PEFT saves the adapters of a model so: "default" in the folder, each other one in a folder of
+    its name (peft 0.21 `PeftModel.save_pretrained`). Both are empty where `path` is no adapter's
+    folder, or cannot be read, which `find` says.
+    """
+    adapters: list[Path] = []
+    checkpoints: list[Path] = []
+    try:
+        if (path.expanduser() / CONFIG).is_file():
+            for config in sorted(path.expanduser().glob(f"*/{CONFIG}")):
+                inner = path / config.parent.name
+                (checkpoints if (config.parent / STATE).exists() else adapters).append(inner)
+    except OSError:
+        return [], []
+    return adapters, checkpoints
+
+
 def _file(path: Path) -> AdapterFound:
     if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
         raise _pickle(path)
