@@ -315,7 +315,7 @@ def test_every_adapter_that_peft_saved_in_one_folder_is_checked(
     (checkpoint / "trainer_state.json").write_text("{}")
     folder, second = tmp_path / "two", tmp_path / "two" / "second"
     asked = ["check", "--no-gradients", "--weights", "--format", format]
-    assert main([*asked, str(folder), str(second)]) == 1
+    assert main([*asked, str(folder)]) == 1
     said = capsys.readouterr().out
     left_out = f"the folder also holds checkpoints, which are not checked: {checkpoint}"
     assert said.count(left_out) == 1
@@ -330,7 +330,8 @@ def test_every_adapter_that_peft_saved_in_one_folder_is_checked(
     else:
         assert said.count(f"{second}: adapter of PEFT") == 1
         assert re.search("nope +reaches nothing", said)
-    assert main([*asked, str(folder)]) == 1
+    assert main([*asked, str(folder), str(second)]) == 1
+    assert capsys.readouterr().out == said
 
 
 @pytest.mark.parametrize(
