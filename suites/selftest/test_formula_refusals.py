@@ -121,7 +121,7 @@ def test_what_a_formula_refuses(formula: Callable, said: str) -> None:
     ("name", "fields", "said"),
     [
         ("lara", {}, "unknown method 'lara': did you mean lora"),
-        ("ia3", {"r": 8}, "unknown field of ia3: 'r': known: exclude_modules, feedforward_modules, "
+        ("ia3", {"r": 8}, "unknown field of ia3: 'r': known: exclude_modules, fan_in_fan_out, "
                           "init_ia3_weights, modules_to_save, target_modules, task_type"),
         ("lora", {"rr": 8}, "unknown field of lora: 'rr': did you mean r?"),
         ("loha", {"use_dora": True}, "unknown field of loha: 'use_dora': known: alpha, "),
