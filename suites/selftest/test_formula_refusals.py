@@ -122,7 +122,8 @@ def test_what_a_formula_refuses(formula: Callable, said: str) -> None:
     [
         ("lara", {}, "unknown method 'lara': did you mean lora"),
         ("ia3", {"r": 8}, "unknown field of ia3: 'r': known: exclude_modules, fan_in_fan_out, "
-                          "init_ia3_weights, modules_to_save, target_modules, task_type"),
+                          "feedforward_modules, init_ia3_weights, modules_to_save, "
+                          "target_modules, task_type"),
         ("lora", {"rr": 8}, "unknown field of lora: 'rr': did you mean r?"),
         ("loha", {"use_dora": True}, "unknown field of loha: 'use_dora': known: alpha, "),
         ("full", {"bias": "all"}, "unknown field of full: 'bias': known: "),
