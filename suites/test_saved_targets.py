@@ -177,3 +177,16 @@ def test_the_updates_of_experts_are_called_by_their_parameters() -> None:
         roles.add(role_in_table(model.table, found))
     assert roles == {"router", "gate_up", "down"}
     assert parameter_of("model.layers.0.self_attn.q_proj", nested).endswith("q_proj")
+
+
+def test_a_saved_adapter_of_some_layers_is_not_all_linear(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PEFT takes layers beside a list alone: what reaches nothing is told, as of any other file."""
+    from bench.cli import main
+
+    base = write_model(tmp_path / "base", num_hidden_layers=2)
+    folder = trained_llama(tmp_path / "one", base, target_modules=["q_proj"], layers_to_transform=1)
+    assert main(["check", "--no-gradients", str(folder), "--model", "gpt2"]) == 1
+    assert "q_proj reaches nothing" in " ".join(capsys.readouterr().out.split())
+    assert main(["targets", "gpt2", "--adapter", str(folder), "--strict"]) == 1

@@ -75,7 +75,8 @@ def _shortened(
     table: Table = whole.tables[0]
     short = replace(table, rows=table.rows[:most], styles=table.styles[:most])
     left = counted(len(table.rows) - most, "more line")
-    more = f"{left}: bench compare prints them all."
+    how = "" if run.path else "of a run that is stored (--benchmark-save=NAME) "
+    more = f"{left}: {how}bench compare prints them all."
     return replace(whole, title="", tables=(short,) if most else (), notes=(more, *whole.notes))
 
 

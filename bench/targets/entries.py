@@ -373,7 +373,8 @@ def is_all_linear(table: ModuleTable, adapter: AdapterConfig) -> bool:
 
     Source: peft 0.21 `tuners/tuners_utils.py` (`_maybe_include_all_linear_layers`).
     """
-    if not adapter.saved or not isinstance(adapter.target_modules, tuple):
+    layers = adapter.layers_to_transform is not None or adapter.layers_pattern  # PEFT refuses both
+    if layers or not adapter.saved or not isinstance(adapter.target_modules, tuple):
         return False
     written = replace(adapter, target_modules=ALL_LINEAR, target_parameters=())
     made = translate_experts(table, written, []).targets

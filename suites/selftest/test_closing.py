@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 from report_runs import run_of
 from test_golden import measured
@@ -41,7 +44,11 @@ def test_what_failed_comes_first_and_what_was_left_out_is_counted() -> None:
     assert text.index("regressed") < text.index("fastest") < text.index("stored run")
     shown = text.count("\nregressed")
     assert shown >= 10
-    assert f"{50 - shown} more lines: bench compare prints them all." in text
+    left = f"{50 - shown} more lines: "
+    assert f"{left}of a run that is stored (--benchmark-save=NAME) bench compare prints" in text
+    kept = replace(after, path=Path("results/x/0002_new.json"))
+    text = closing(kept, before, verdicts, gate(verdicts), **HERE, width=200)
+    assert f"{left}bench compare prints them all." in text
 
 
 def test_without_a_baseline_it_is_findings_and_places() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from liger_reference import CASES, liger_case
 from measure_support import kept_out_of_collections, predicted, tiny_case
+from model_folders import write_model
 
 from bench.cli import main
 from bench.errors import BenchError
@@ -111,6 +112,16 @@ def test_sft_keeps_trls_head() -> None:
     assert fused.breakdown["logits_and_loss"] == plain.breakdown["logits_and_loss"]
     assert fused.breakdown["activations"] < plain.breakdown["activations"]
     assert any("norms, RoPE and MLPs" in said for said in fused.assumptions)
+
+
+def test_a_folders_model_has_kernels_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its class is the one that `architectures` names."""
+    folder = write_model(tmp_path / "own")
+    asked = ["memory", str(folder), "--target-modules", "q_proj", "--seq-len", "8", "--liger"]
+    assert main(asked) == 0
+    assert "liger" in capsys.readouterr().out
 
 
 def test_what_liger_takes_for_granted_is_said() -> None:
