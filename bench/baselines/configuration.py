@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -90,14 +91,10 @@ def decided(subjects: Mapping[str, Subject]) -> dict[str, Any]:
 
     The weights are read whole: two trainings of one model differ in nothing else.
     """
-    folders: dict[tuple[Path, ...], str] = {}
 
+    @cache  # many subjects are of one folder
     def of(folder: Path | None, *patterns: str) -> str | None:
-        if folder is None:
-            return None
-        if (key := (folder, *map(Path, patterns))) not in folders:
-            folders[key] = digest_of(folder, *patterns)
-        return folders[key]
+        return None if folder is None else digest_of(folder, *patterns)
 
     found: dict[str, dict[str, Any]] = {}
     for key, subject in subjects.items():

@@ -142,17 +142,16 @@ def begin_verdict_file(path: Path) -> None:
     check_output(path, SUFFIXES["json"], '"verdicts": ')
     if not path.is_file() or path.stat().st_size == 0:
         return
-    document = {
-        "schema": VERDICT_SCHEMA,
-        "passed": False,
-        "unjudged": "the run that was to write its verdicts here has not come to any",
-        "summary": {**dict.fromkeys(VERDICTS, 0), "not judged": 0},
-        "baseline": None,
-        "contender": None,
-        "not_compared": [],
-        "verdicts": [],
-    }
-    write_output(path, json.dumps(document, indent=1) + "\n")
+    _write_document(
+        path,
+        passed=False,
+        unjudged="the run that was to write its verdicts here has not come to any",
+        summary={**count_verdicts(()), "not judged": 0},
+        baseline=None,
+        contender=None,
+        not_compared=[],
+        verdicts=[],
+    )
 
 
 def write_verdicts(
@@ -171,22 +170,26 @@ def write_verdicts(
     the summary.
     """
     failed = {(verdict.record, verdict.metric) for verdict in failing}
-    document = {
-        "schema": VERDICT_SCHEMA,
-        "passed": not failing,
-        "summary": {
+    _write_document(
+        path,
+        passed=not failing,
+        summary={
             **count_verdicts(verdict for verdict in verdicts if not verdict.not_judged),
             "not judged": sum(verdict.not_judged for verdict in verdicts),
         },
-        "baseline": {**_origin(baseline), "unproven": unproven(baseline)},
-        "contender": _origin(contender),
-        "not_compared": left_out(baseline, contender),
-        "verdicts": [
+        baseline={**_origin(baseline), "unproven": unproven(baseline)},
+        contender=_origin(contender),
+        not_compared=left_out(baseline, contender),
+        verdicts=[
             {**as_json(verdict), "fails": (verdict.record, verdict.metric) in failed}
             for verdict in verdicts
         ],
-    }
-    write_output(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
+    )
+
+
+def _write_document(path: Path | str, **document: Any) -> None:
+    whole = {"schema": VERDICT_SCHEMA, **document}
+    write_output(path, json.dumps(whole, indent=1, allow_nan=False) + "\n")
 
 
 def as_json(verdict: Verdict) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from bench.models.precision import precision
 from bench.models.stored import AWQ, COMPRESSED, GPTQ, HQQ, read_stored
 from bench.predict.gpus import HOPPER, bfloat16_note
 from bench.training.liger import fused_loss
-from bench.training.options import DDP, DTYPES, FSDP, KEEP_OUTPUT, PINNED, PLAIN, SDPA, SFT, TRAINER
+from bench.training.options import DDP, DTYPES, FSDP, KEEP_OUTPUT, PINNED, PLAIN, SDPA
 from bench.training.parallel import COMPARED
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def parallel_assumptions(case: Case) -> tuple[str, ...]:
             "accelerate leaves them whole; their scales are no parameters and are whole on each GPU"
         )
     if step.accumulation > 1:
-        how = _DEFERRED if step.loop in (TRAINER, SFT) else _ACCUMULATED
+        how = _DEFERRED if step.by_trainer else _ACCUMULATED
         said.append(how.format(step.accumulation))
     kind = case.config.get("model_type")
     other = "" if kind in COMPARED else f", for other models than {kind}"
@@ -137,7 +137,7 @@ def parallel_assumptions(case: Case) -> tuple[str, ...]:
 
 def trainer_assumptions(case: Case) -> tuple[str, ...]:
     """Those of the loops that a trainer runs, which load it."""
-    if case.step.loop not in (TRAINER, SFT):
+    if not case.step.by_trainer:
         return ()
     from bench.predict.trainers import assumed
 

@@ -20,7 +20,7 @@ import torch
 from bench.compat import patched, private
 from bench.errors import BenchError
 from bench.predict.journal import COMMUNICATION, Journal
-from bench.training.options import DDP, SFT, TRAINER
+from bench.training.options import DDP
 from bench.training.storages import followed_shards
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def _launched(step: StepOptions) -> Iterator[None]:
     ranks = str(step.gpus)
     said = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
     before = {name: os.environ.get(name) for name in (*said, "MASTER_PORT")}
-    if step.loop in (TRAINER, SFT):
+    if step.by_trainer:
         os.environ.update(said)
     try:
         yield

@@ -12,7 +12,7 @@ import torch
 
 from bench.compat import instead_of, patched, private
 from bench.predict.journal import LOGITS
-from bench.training.options import SFT, TRAINER, StepOptions
+from bench.training.options import SFT, StepOptions
 from bench.training.trainers import MAX_GRAD_NORM, kept_accelerate_state
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def assumed(options: StepOptions, quantized: bool) -> tuple[str, ...]:
     """What a trainer's loop takes for granted, in words; nothing for the other loops."""
-    if options.loop not in (TRAINER, SFT):
+    if not options.by_trainer:
         return ()
     norm = MAX_GRAD_NORM if options.max_grad_norm is None else options.max_grad_norm
     whose = "trl.SFTTrainer" if options.loop == SFT else "transformers.Trainer"
@@ -63,7 +63,7 @@ def assumed(options: StepOptions, quantized: bool) -> tuple[str, ...]:
 def as_in_trainers(options: StepOptions, device: Device, journal: Journal) -> Iterator[None]:
     """While active, a trainer's step can be traced as `device` runs it, and none that is alive in
     this process is touched."""
-    if options.loop not in (TRAINER, SFT):
+    if not options.by_trainer:
         yield
         return
     with kept_accelerate_state(), contextlib.ExitStack() as stack:

@@ -28,7 +28,7 @@ from bench.tasks import heads_of
 from bench.training.batches import Batch
 from bench.training.cases import Case
 from bench.training.liger import Patch, check_liger, fused_loss, put_kernels
-from bench.training.options import EAGER, PLAIN, SDPA, SFT, TRAINER, check_step
+from bench.training.options import EAGER, PLAIN, SDPA, check_step
 from bench.training.parallel import check_parallel, spread, storage_dtype
 from bench.training.step import Training, hold_in_float32, make_batch, make_optimizer, make_scaler
 
@@ -71,7 +71,7 @@ def ready(case: Case, config: Any, model: Any, device: str, liger: Patch = put_k
     batch = _heard(make_batch(config, case.auto_class, case.step, device), model)
     optimizer = make_optimizer(model, case.step)
     trainer = None
-    if case.step.loop in (TRAINER, SFT):
+    if case.step.by_trainer:
         from bench.training.trainers import make_trainer
 
         trainer = make_trainer(case, model, batch, optimizer, device)

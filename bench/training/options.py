@@ -184,6 +184,11 @@ class StepOptions:
             )
 
     @property
+    def by_trainer(self) -> bool:
+        """Whether the loop is a trainer's own: transformers' or TRL's."""
+        return self.loop in (TRAINER, SFT)
+
+    @property
     def pinned_attention(self) -> str | None:
         """The kernel that `scaled_dot_product_attention` is held to; None where none is."""
         return self.attention if self.attention in PINNED else None

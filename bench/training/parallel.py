@@ -96,8 +96,8 @@ def spread(case: Case, model: Any) -> Any:
             "processes have to join a process group first"
         )
     if step.parallel == DDP:
-        trains_itself = step.loop in (TRAINER, SFT)  # and is wrapped by accelerate, for its trainer
-        return model if trains_itself else DistributedDataParallel(model)
+        # A trainer's accelerate wraps it.
+        return model if step.by_trainer else DistributedDataParallel(model)
     return _sharded(model, step.gpus)
 
 
