@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from warm import Warm
 
 from bench.cli import main
 from bench.errors import BenchError
+from bench.files import FIXTURES
 from bench.training.cases import Case
 from bench.training.parallel import COMPARED
 
@@ -161,3 +163,16 @@ def test_what_accelerate_cannot_shard_is_told_in_its_own_words(case: Case) -> No
     with pytest.raises(BenchError, match="torch's own code, a real step's too, fails") as found:
         predicted(case)
     assert f"{type(seen.value).__name__}: {said[:60]}" in str(found.value)
+
+
+def test_the_pages_table_is_what_is_predicted(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (FIXTURES.parent / "docs" / "prediction.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (one GPU|`--parallel [^`]+`) \| (.+?) \| (.+?) \|$", page, re.M)
+    assert len(rows) == 4
+    asked = ["memory", "llama-3-8b", "--target-modules", "all-linear", "--rank", "16"]
+    for how, *written in rows:
+        spread = how.strip("`").split() if how.startswith("`") else []
+        for precision, figure in zip((["bf16"], ["nf4", "--gradient-checkpointing"]), written,
+                                     strict=True):  # fmt: skip
+            assert main([*asked, "--seq-len", "2048", *spread, "--precision", *precision]) == 0
+            assert f"peak allocated  {figure}\n" in capsys.readouterr().out, (how, precision)
