@@ -22,7 +22,8 @@ class Task:
     heads: the ends of the names of modules that PEFT trains whole for the task type.
     unnamed_heads: new heads that no task type trains, so that a configuration has to name them.
     pretrained: whether the head comes with the checkpoint.
-    inputs: what one example is: TOKENS, IMAGES or AUDIO.
+    inputs: what one example is: TOKENS, IMAGES or AUDIO; and texts: how many texts it is, where the
+    model chooses between some.
     other_towers: whether its models have towers that a language model's class would leave out.
     labels: what it is trained towards, in words of `training.step.make_batch`; "" where no step is
     written for the task.
@@ -36,6 +37,7 @@ class Task:
     unnamed_heads: tuple[str, ...] = ()
     pretrained: bool = False
     inputs: str = TOKENS
+    texts: int = 1
     other_towers: bool = False
     labels: str = ""
 
@@ -66,6 +68,8 @@ TASKS = (
          heads=("classifier", "score"), labels="a class a token"),
     Task("question-answering", "AutoModelForQuestionAnswering", "MODEL_FOR_QUESTION_ANSWERING",
          "QUESTION_ANS", heads=("qa_outputs",), labels="a span"),
+    Task("multiple-choice", "AutoModelForMultipleChoice", "MODEL_FOR_MULTIPLE_CHOICE",
+         unnamed_heads=("classifier",), texts=4, labels="a choice"),
     Task("image-classification", "AutoModelForImageClassification",
          "MODEL_FOR_IMAGE_CLASSIFICATION",
          unnamed_heads=("classifier",), inputs=IMAGES, labels="a class"),

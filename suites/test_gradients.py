@@ -14,8 +14,13 @@ import pytest
 from tiny_models import COMMON, MODELS, OTHERS, adapted_as, other, tiny
 
 from bench.adapters.config import AdapterConfig
+from bench.check.gate import HazardGate
+from bench.errors import BenchError
 from bench.models.architectures import Model, find_model
 from bench.models.declared import registered
+from bench.targets import match
+from bench.tasks import TASKS
+from bench.training.options import StepOptions
 
 
 def _lazily(name: str, module: str = "bench.predict.gradients") -> Any:
@@ -29,6 +34,8 @@ def _lazily(name: str, module: str = "bench.predict.gradients") -> Any:
 
 trace_whole = _lazily("trace_whole")
 trace_gradients = _lazily("trace_gradients")
+with_gradients = _lazily("with_gradients")
+make_batch = _lazily("make_batch", "bench.training.step")
 weights_handed_over = _lazily("weights_handed_over")
 shallower = _lazily("shallower", "bench.predict.alike")
 
@@ -146,6 +153,100 @@ def test_a_fused_kernel_leaves_alone_what_it_takes_the_weight_of(
     monkeypatch.undo()
     found = trace_gradients(model, adapter)
     assert {*found.without, *found.fused} == adapted - trained
+
+
+SPEECH = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+          "num_attention_heads": 4, "conv_dim": [16, 16], "conv_kernel": [3, 3],
+          "conv_stride": [2, 2], "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2,
+          "num_feat_extract_layers": 2}  # fmt: skip
+OF_TASK = {
+    "causal-lm": [("llama", {}, "")],
+    "seq2seq": [("t5", {"decoder_start_token_id": 0}, ""), ("bart", {}, "")],
+    "masked-lm": [("bert", {}, "")],
+    "sequence-classification": [("bert", {}, ""), ("bart", {}, ""), ("llama", {}, ""),
+                                ("t5", {"decoder_start_token_id": 0}, "")],
+    "token-classification": [("bert", {}, ""), ("t5", {}, "")],
+    "question-answering": [("bert", {"num_labels": 2}, ""), ("bart", {}, "")],
+    "multiple-choice": [("bert", {}, ""), ("bert", {}, "BertForMultipleChoice"),
+                        ("xlnet", {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48}, "")],
+    "image-classification": [("vit", {}, "")],
+    "image-text-to-text": [("llava", {}, "")],
+    "speech-seq2seq": [("whisper", {}, "")],
+    "ctc": [("wav2vec2", SPEECH, "")],
+    "audio-classification": [("whisper", {}, ""), ("wav2vec2", SPEECH, "")],
+    "feature-extraction": [("bert", {}, "")],
+}  # fmt: skip
+"""Of every task some models: a type, what differs from its tiny configuration, and a class of
+their own."""
+
+
+@pytest.mark.parametrize(("task", "at"), [(t, n) for t in OF_TASK for n in range(len(OF_TASK[t]))])
+def test_every_task_has_a_batch_that_its_models_take(task: str, at: int) -> None:
+    """The real model trains on the task's batch, and the step is traced with it on meta."""
+    import torch
+
+    found = next(row for row in TASKS if row.name == task)
+    kind, changes, own = OF_TASK[task][at]
+    given = MODELS.get(kind) or OTHERS.get(kind)
+    config = {"model_type": kind, **COMMON, **(given.config if given else {}), **changes}
+    model = Model(kind, config, own or found.auto_class)
+    assert model.task_class == found.auto_class
+    batch = make_batch(model.transformers_config, found.auto_class, StepOptions(2, 16))
+    if found.labels != "pairs":
+        loss = real(model)(**batch).loss
+        assert loss.requires_grad
+        assert bool(torch.isfinite(loss))
+    if found.texts > 1:
+        assert batch["input_ids"].shape == (2, found.texts, 16)
+    adapter = AdapterConfig("all-linear", r=2, target_parameters=())
+    traced = trace_gradients(model, adapter)
+    assert traced.adapted
+    assert not traced.error
+
+
+def test_the_tasks_are_all_tried() -> None:
+    assert set(OF_TASK) == {task.name for task in TASKS}
+
+
+BROKEN = [
+    (("conv1",), None, {"model.encoder.conv1"}),
+    (("q_proj", "conv2", "conv1"), None, {"model.encoder.conv1", "model.encoder.conv2"}),
+    (("q_proj",), "SEQ_2_SEQ_LM", set()),
+]
+
+
+@pytest.mark.parametrize(("targets", "task_type", "broken"), BROKEN)
+def test_a_wrapper_that_breaks_the_forward_pass_is_told(
+    targets: tuple[str, ...], task_type: str | None, broken: set[str]
+) -> None:
+    """PEFT's own model raises, for real, what is told of it; the base model does not."""
+    from peft import LoraConfig, get_peft_model
+
+    model = other("whisper")
+    base = real(model)
+    batch = batch_for(base)
+    base(**batch)
+    adapter = AdapterConfig(targets, r=2, task_type=task_type)
+    with pytest.raises((AttributeError, TypeError)) as raised:
+        get_peft_model(base, LoraConfig(**adapter.to_dict()))(**batch)
+    found = trace_gradients(model, adapter)
+    assert set(found.broken) == broken
+    name, _, said = found.error.partition(": ")
+    assert name == type(raised.value).__name__
+    assert " ".join(str(raised.value).split()).endswith(said[-40:])
+    ledger = with_gradients(model, match(model.table, adapter, model.role_of))
+    (reason,) = (h.reason for h in ledger.hazards if h.code == "forward-fails")
+    assert all(word in reason for word in (*broken, task_type or "", name))
+    assert "forward-fails" in HazardGate().failing(ledger)
+
+
+def test_what_the_base_model_does_not_get_through_is_not_the_adapters() -> None:
+    """A head of three outputs where a question has a beginning and an end: transformers raises
+    with and without an adapter."""
+    config = {"model_type": "bert", **COMMON, **MODELS["bert"].config}
+    model = Model("bert", config, "AutoModelForQuestionAnswering")
+    with pytest.raises(BenchError, match="cannot be told: ValueError: too many values"):
+        trace_gradients(model, AdapterConfig(("query",), r=2))
 
 
 def test_a_module_that_is_only_called_is_handed_to_nobody() -> None:

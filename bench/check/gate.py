@@ -9,7 +9,13 @@ from typing import TypedDict
 
 from bench.errors import BenchError
 from bench.files import parse, tool_table
-from bench.targets.hazards import HAZARDS, NOT_AS_WRITTEN, check_hazards, coverage_text
+from bench.targets.hazards import (
+    HAZARDS,
+    NEVER_WORKS,
+    NOT_AS_WRITTEN,
+    check_hazards,
+    coverage_text,
+)
 from bench.targets.ledger import Hazard, Ledger
 
 SECTION = "lora-target-bench"
@@ -95,9 +101,9 @@ class HazardGate:
 
     def failing(self, ledger: Ledger) -> tuple[str, ...]:
         """The codes of the ledger's hazards that fail."""
-        codes = set(self.fail_on) | (NOT_AS_WRITTEN if self.strict else set())
+        codes = self.fail_on | NEVER_WORKS | (NOT_AS_WRITTEN if self.strict else set())
         if self._too_little(ledger):
-            codes.add(_COVERAGE)
+            codes |= {_COVERAGE}
         return tuple(hazard.code for hazard in ledger.hazards if hazard.code in codes - self.allow)
 
     def _too_little(self, ledger: Ledger) -> bool:

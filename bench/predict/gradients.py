@@ -24,14 +24,15 @@ from bench.adapters.config import AdapterConfig
 from bench.compat import private, unreset
 from bench.errors import BenchError
 from bench.predict.alike import deeper_names, shallower
+from bench.predict.dependent import DEPENDENT
+from bench.predict.failing import breaking
+from bench.predict.fed import TASK, batch_of, batches
 from bench.predict.journal import Untraceable
 from bench.predict.values import KnownValues, tensors_in
 from bench.targets.ledger import Hazard, Ledger
-from bench.tasks import AUDIO, IMAGES, TRAINED
-from bench.training.batches import Batch
+from bench.training.cost import name_of
 from bench.training.loading import quiet_libraries
-from bench.training.options import StepOptions
-from bench.training.step import make_batch
+from bench.units import one_line
 
 if TYPE_CHECKING:
     from bench.models.architectures import Model
@@ -39,10 +40,10 @@ if TYPE_CHECKING:
 _FORWARDS = ("forward", "cuda_kernels_forward")
 """Where transformers 5, and 4, hand a mixer's weights to the kernels of mamba-ssm."""
 _DispatchMode = private("dispatch mode")
+_END_SAID = 90
+"""Characters of either end of a library's long message."""
 _READ = torch.ops.aten._local_scalar_dense.default
 _DRAW = torch.ops.aten.rand.default
-_LENGTH = 16
-_MEL_BINS = 80
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,17 @@ class Gradients:
         without: adapted modules that got none.
         fused: adapted modules that get one here, and none where the kernels of mamba-ssm are
             installed, which take their weights and never call them.
+        broken: adapted modules whose wrapper makes the forward pass raise `error`, which the base
+            model's does not; then nothing is known of gradients. Where `error` stands without any,
+            it is PEFT's class for the task type that raises.
     """
 
     fed: tuple[str, ...]
     adapted: tuple[str, ...]
     without: tuple[str, ...]
     fused: tuple[str, ...] = ()
+    broken: tuple[str, ...] = ()
+    error: str = ""
 
 
 def trace_gradients(model: Model, adapter: AdapterConfig) -> Gradients:
@@ -80,17 +86,19 @@ def trace_gradients(model: Model, adapter: AdapterConfig) -> Gradients:
 
 def deepened(found: Gradients, model: Model) -> Gradients | None:
     """What a step of fewer layers says of all of them; None where the middle ones differ."""
-    lists = [deeper_names(names, model) for names in (found.adapted, found.without, found.fused)]
+    told = (found.adapted, found.without, found.fused, found.broken)
+    lists = [deeper_names(names, model) for names in told]
     if any(names is None for names in lists):
         return None
-    adapted, without, fused = (tuple(names or ()) for names in lists)
-    return Gradients(found.fed, adapted, without, fused)
+    adapted, without, fused, broken = (tuple(names or ()) for names in lists)
+    return Gradients(found.fed, adapted, without, fused, broken, found.error)
 
 
 def trace_whole(model: Model, adapter: AdapterConfig) -> Gradients:
-    """As `trace_gradients`, with every layer traced: by the first batch that runs."""
+    """As `trace_gradients`, with every layer traced: by the first batch that runs. Where none does
+    and the base model's forward pass gets through one, what the adapter breaks."""
     reasons = []
-    for kinds in _batches(model):
+    for kinds in batches(model):
         try:
             return _traced(model, adapter, kinds)
         except Untraceable as error:
@@ -98,32 +106,76 @@ def trace_whole(model: Model, adapter: AdapterConfig) -> Gradients:
         except BenchError:
             raise
         except Exception as error:  # a model's own code fails in many ways without an input
-            reasons.append(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
+            reasons.append(_said(error))
+    for kinds in batches(model):
+        if (found := _failing(model, adapter, kinds)) is not None:
+            return found
     raise Untraceable(
         f"{model.label}: whether every adapter gets a gradient cannot be told: {reasons[0]}"
     )
 
 
 def _traced(model: Model, adapter: AdapterConfig, kinds: tuple[str, ...]) -> Gradients:
-    base = model.build().bfloat16()
+    base = model.build().to("meta", torch.bfloat16)
     peft_model = _injected(base, adapter).train()
     owners = _owners(base)
     got: set[int] = set()
     for parameter in peft_model.parameters():
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(lambda p: got.add(id(p)))
-    with _Followed(), warnings.catch_warnings(), _whole_autocast():
-        warnings.simplefilter("ignore")
-        batch = _batch(model, base, kinds)
-        _loss(peft_model(**batch)).backward()
+    with _on_meta():
+        _loss(peft_model(**batch_of(model, base, kinds, torch.bfloat16))).backward()
     reached = {owners[key] for key in got & owners.keys()}
     adapted = list(dict.fromkeys(owners.values()))
     return Gradients(
-        fed=tuple(kind for kind in kinds if kind != _TASK),
+        fed=_fed(kinds),
         adapted=tuple(adapted),
         without=tuple(name for name in adapted if name not in reached),
         fused=tuple(_fused(base, [name for name in adapted if name in reached])),
     )
+
+
+def _failing(model: Model, adapter: AdapterConfig, kinds: tuple[str, ...]) -> Gradients | None:
+    """What the adapter breaks of a forward pass in float32; None where it gets through, where the
+    base model's does not, and where that cannot be told on meta."""
+    base = model.build().to("meta", torch.float32)
+    peft_model = _injected(base, adapter).train()
+    adapted = dict.fromkeys(_owners(base).values())
+
+    def raised(run: Any) -> str:
+        try:
+            run(**batch)
+        except Untraceable:
+            raise
+        except Exception as error:  # a model's own code raises whatever it likes
+            said = _said(error)
+            if isinstance(error, NotImplementedError) or "meta" in said:
+                raise Untraceable(said) from error
+            return said
+        return ""
+
+    try:
+        with _on_meta():
+            batch = batch_of(model, base, kinds, torch.float32)
+            if not (error := raised(peft_model)):
+                return None
+            broken = breaking(base, lambda: raised(base))
+    except Exception:  # there is no such batch, or no values for it
+        return None
+    if broken is None:
+        return None
+    return Gradients(_fed(kinds), tuple(adapted), (), broken=broken, error=error)
+
+
+def _fed(kinds: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(kind for kind in kinds if kind != TASK)
+
+
+def _said(error: Exception) -> str:
+    said = one_line(error)
+    if len(said) > 2 * _END_SAID:  # it may begin or end with a module's whole text
+        said = f"{said[:_END_SAID]} ... {said[-_END_SAID:]}"
+    return f"{type(error).__name__}: {said}"
 
 
 def _injected(base: Any, adapter: AdapterConfig) -> Any:
@@ -176,13 +228,25 @@ class _Followed(_DispatchMode):  # type: ignore[misc, valid-type]  # torch is se
             if value is None:
                 raise Untraceable("the step reads a value that depends on data")
             return value.item()
+        known = DEPENDENT.get(name_of(func))
+        run = known(self.values, True, func, args) if known else None
         try:
-            out = func(*args, **kwargs)
+            out = func(*args, **kwargs) if run is None else run()
         except NotImplementedError:
-            raise Untraceable(f"{func}: its result depends on data") from None
+            out = self.values.shaped(func, args, kwargs)
+            if out is None:
+                raise Untraceable(f"{func}: its result depends on data") from None
         self.values.follow(func, args, kwargs, out)
         self._kept += [t for t in tensors_in(out) if self.values.of(t) is not None]
         return out
+
+
+@contextlib.contextmanager
+def _on_meta() -> Iterator[None]:
+    """Where a step is traced: values that follow from the batch are known, no warning is said."""
+    with _Followed(), warnings.catch_warnings(), _whole_autocast():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextlib.contextmanager
@@ -198,78 +262,6 @@ def _whole_autocast() -> Iterator[None]:
         yield
     finally:
         torch.autocast = before
-
-
-_TASK = "task"
-
-
-def _batches(model: Model) -> list[tuple[str, ...]]:
-    """What to feed, in the order of trying: the task's own batch, which is text alone wherever the
-    model takes text; else whatever its class asks for."""
-    task = TRAINED.get(model.task_class)
-    own = [(_TASK, {AUDIO: "audio", IMAGES: "image"}.get(task.inputs, "text"))] if task else []
-    parameters = inspect.signature(_class_of(model).forward).parameters
-    image = [("image",)] if "pixel_values" in parameters else []
-    audio = [("audio",)] if {"input_features", "input_values"} & parameters.keys() else []
-    if "input_ids" in parameters:
-        return [*own, ("text",), *(("text", *kinds) for kinds in (*image, *audio))]
-    both = [(*kinds, "text") for kinds in (*image, *audio)]
-    return [*own, *image, *audio, *both] or [("text",)]
-
-
-def _class_of(model: Model) -> Any:
-    from bench.models.classes import model_class
-
-    loader = model_class(model.auto_class)
-    if hasattr(loader, "forward"):
-        return loader
-    private("models of a class")
-    return loader._model_mapping[type(model.transformers_config)]
-
-
-def _batch(model: Model, base: Any, kinds: tuple[str, ...]) -> dict[str, Any]:
-    """One batch on meta: the task's own where it is known, else every input of these kinds."""
-    config = base.config
-    if kinds[0] == _TASK:
-        if getattr(config, "pad_token_id", None) is None:
-            config.pad_token_id = 0
-        options = StepOptions(batch_size=2, seq_len=_LENGTH)
-        given: Batch = make_batch(config, model.task_class, options, "meta")
-        return {**_floats(given), **_no_cache(base)}
-    taken = inspect.signature(type(base).forward).parameters
-    batch = {}
-    ids = (torch.arange(2 * _LENGTH, device="meta") % 7 + 10).view(2, _LENGTH)
-    if "text" in kinds and "input_ids" in taken:
-        batch["input_ids"] = ids
-        batch["attention_mask"] = torch.ones_like(ids)
-    if "text" in kinds and "decoder_input_ids" in taken:
-        batch["decoder_input_ids"] = ids
-    if "image" in kinds and "pixel_values" in taken:
-        batch["pixel_values"] = torch.empty(2, *_image_shape(config), device="meta")
-    if "audio" in kinds and "input_features" in taken:
-        bins = getattr(config, "num_mel_bins", _MEL_BINS)
-        frames = 2 * getattr(config, "max_source_positions", 1500)
-        batch["input_features"] = torch.empty(2, bins, frames, device="meta")
-    if "audio" in kinds and "input_values" in taken:
-        batch["input_values"] = torch.empty(2, 4000, device="meta")
-    return {**_floats(batch), **_no_cache(base)}
-
-
-def _floats(batch: dict[str, Any]) -> dict[str, Any]:
-    return {k: t.bfloat16() if t.is_floating_point() else t for k, t in batch.items()}
-
-
-def _no_cache(base: Any) -> dict[str, Any]:
-    taken = inspect.signature(type(base).forward).parameters
-    return {"use_cache": False} if "use_cache" in taken else {}
-
-
-def _image_shape(config: Any) -> tuple[int, int, int]:
-    part = next((c for c in (getattr(config, "vision_config", None), config)
-                 if getattr(c, "image_size", None)), config)  # fmt: skip
-    size = getattr(part, "image_size", None) or 224
-    height, width = (size, size) if isinstance(size, int) else size
-    return getattr(part, "num_channels", 3) or 3, height, width
 
 
 def _loss(out: Any) -> torch.Tensor:
@@ -334,11 +326,23 @@ def _child(node: ast.AST) -> str:
 def with_gradients(model: Model, ledger: Ledger) -> Ledger:
     """The ledger with what a step says of it among its hazards. Raises as `trace_gradients`."""
     found = trace_gradients(model, ledger.adapter)
-    return replace(ledger, hazards=(*ledger.hazards, *gradient_hazards(found)))
+    return replace(ledger, hazards=(*ledger.hazards, *gradient_hazards(found, ledger.adapter)))
 
 
-def gradient_hazards(found: Gradients) -> tuple[Hazard, ...]:
-    """What to say of adapters that train nothing, with their paths."""
+def gradient_hazards(found: Gradients, adapter: AdapterConfig) -> tuple[Hazard, ...]:
+    """What to say of adapters that train nothing, or let nothing train, with their paths."""
+    if found.error:
+        where, out = f"{grouped(found.broken)}: with an adapter there", "them out of the targets"
+        if not found.broken:
+            where = f"with PEFT's class for task_type {adapter.task_type}"
+            out = "task_type out"
+        return (
+            Hazard(
+                "forward-fails",
+                f"{where} the forward pass on {' and '.join(found.fed)} raises, and without it "
+                f"does not: {found.error}; leave {out}",
+            ),
+        )
     hazards = []
     if found.without:
         fed = " and ".join(found.fed)

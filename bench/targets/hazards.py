@@ -23,6 +23,7 @@ from bench.tasks import TASKS, Task
 HAZARDS = {
     "alpha-zero": "lora_alpha is 0: the adapters neither change the model nor learn",
     "experts-not-reached": "the experts of a mixture are parameters, and get no adapter",
+    "forward-fails": "the forward pass raises with the adapter, and not without it",
     "frozen-head": "a task head beyond the base model stays frozen",
     "kernel-takes-weight": "a fused kernel takes a module's weight, and its adapter trains nothing",
     "low-coverage": "only a small share of the linear weights carries an adapter",
@@ -42,6 +43,9 @@ HAZARDS = {
 
 NOT_AS_WRITTEN = frozenset({"quantized-head", "rank-doubled"})
 """Those that mean something else than what was written; `--strict` fails on them."""
+
+NEVER_WORKS = frozenset({"forward-fails"})
+"""Those with which nothing can be trained; they fail without being asked to."""
 
 LOW_COVERAGE = 0.05
 """Below this share of the linear weights coverage is a hazard: query and value of a model with

@@ -154,6 +154,15 @@ def masked(ids: torch.Tensor, mask: torch.Tensor, generator: torch.Generator) ->
     return ids.masked_fill(~chosen | (mask == 0), -100)
 
 
+def ended(ids: torch.Tensor, lengths: torch.Tensor, end: int | None) -> torch.Tensor:
+    """Texts (b, s) that end in the token `end`, once each: a classifier with a decoder, as BART's,
+    reads the text at that token."""
+    if end is None:
+        return ids
+    within = torch.where(ids == end, abs(end - 1), ids)
+    return within.scatter(1, lengths[:, None] - 1, end)
+
+
 def contrastive_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """The loss of sentence embeddings over pairs: every other pair's second sentence is a negative.
 

@@ -16,7 +16,14 @@ from torch.nn.utils import parametrize
 
 from bench.errors import BenchError
 from bench.tasks import AUDIO, IMAGES, TRAINED
-from bench.training.batches import Batch, audio_batch, contrastive_loss, masked, with_images
+from bench.training.batches import (
+    Batch,
+    audio_batch,
+    contrastive_loss,
+    ended,
+    masked,
+    with_images,
+)
 from bench.training.cases import Case, StepOptions
 from bench.training.options import DTYPES, KEEP_OUTPUT
 
@@ -132,9 +139,10 @@ def make_batch(config: Any, auto_class: str, options: StepOptions, device: str =
     `config` is a transformers config. Shapes, with b and s the batch size and sequence length:
     `input_ids` and `attention_mask` (b, s); `labels` (b, s) for language models and token
     classification, (b,) for classification; `pixel_values` (b, channels, height, width). Packed,
-    `input_ids`, `position_ids` and `labels` are (1, b s) and there is no mask. For audio, images
-    within a text and pairs of sentences see `bench.training.batches`. Raises BenchError where the
-    model takes no such batch.
+    `input_ids`, `position_ids` and `labels` are (1, b s) and there is no mask. Between texts to
+    choose from, `input_ids` and `attention_mask` are (b, texts, s). For audio, images within a text
+    and pairs of sentences see `bench.training.batches`. Raises BenchError where the model takes no
+    such batch.
     """
     task = TRAINED[auto_class]
     generator = torch.Generator().manual_seed(options.seed)
@@ -157,12 +165,13 @@ def make_batch(config: Any, auto_class: str, options: StepOptions, device: str =
     vocabulary = config.get_text_config().vocab_size
     # Low ids are special tokens: a pad id within a sentence would shorten it for some models.
     first_word = min(10, vocabulary // 2)
-    lengths = torch.full((b,), s)
+    rows = b * task.texts
+    lengths = torch.full((rows,), s)
     if options.padded:
-        lengths[1:] = draw(s + 1, b - 1, low=max(1, s // 2))
+        lengths[1:] = draw(s + 1, rows - 1, low=max(1, s // 2))
     mask = (torch.arange(s) < lengths[:, None]).long()
     pad = config.pad_token_id if getattr(config, "pad_token_id", None) is not None else 0
-    ids = torch.where(mask.bool(), draw(vocabulary, b, s, low=first_word), pad)
+    ids = torch.where(mask.bool(), draw(vocabulary, rows, s, low=first_word), pad)
     batch = {"input_ids": ids, "attention_mask": mask}
 
     if options.packed:
@@ -186,7 +195,12 @@ def make_batch(config: Any, auto_class: str, options: StepOptions, device: str =
     elif task.labels == "a span":
         batch["start_positions"] = draw(max(1, s // 4), b)
         batch["end_positions"] = batch["start_positions"] + draw(max(1, s // 4), b)
+    elif task.labels == "a choice":
+        batch = {name: t.view(b, task.texts, s) for name, t in batch.items()}
+        batch["labels"] = draw(task.texts, b)
     else:
+        if getattr(config, "is_encoder_decoder", False):
+            batch["input_ids"] = ended(ids, lengths, config.eos_token_id)
         batch["labels"] = draw(config.num_labels, b)
     if options.images:
         batch = with_images(batch, config, auto_class, options.images, generator)
