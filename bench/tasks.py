@@ -20,7 +20,8 @@ class Task:
     its table of model types, before `_MAPPING_NAMES`.
     task_type: PEFT's; None where PEFT has none.
     heads: the ends of the names of modules that PEFT trains whole for the task type.
-    unnamed_heads: new heads that no task type trains, so that a configuration has to name them.
+    unnamed_heads: new heads that no task type trains, so that a configuration has to name them;
+    which of them a model has is the model's own (BART's is `classification_head`).
     pretrained: whether the head comes with the checkpoint.
     inputs: what one example is: TOKENS, IMAGES or AUDIO; and texts: how many texts it is, where the
     model chooses between some.
@@ -47,6 +48,12 @@ class Task:
         return self.inputs != IMAGES
 
     @property
+    def label_heads(self) -> tuple[str, ...]:
+        """The names of its heads, where they are new and have a row for each label."""
+        new = self.labels in ("a class", "a class a token", "a span", "a choice")
+        return (*self.heads, *self.unnamed_heads) if new else ()
+
+    @property
     def class_ending(self) -> str:
         """How the names of its model classes end: `ForCausalLM`."""
         return self.auto_class.removeprefix("AutoModel")
@@ -62,7 +69,8 @@ TASKS = (
          labels="masked tokens"),
     Task("sequence-classification", "AutoModelForSequenceClassification",
          "MODEL_FOR_SEQUENCE_CLASSIFICATION", "SEQ_CLS",
-         heads=("classifier", "score"), labels="a class"),
+         heads=("classifier", "score"), unnamed_heads=("classification_head", "logits_proj"),
+         labels="a class"),
     Task("token-classification", "AutoModelForTokenClassification",
          "MODEL_FOR_TOKEN_CLASSIFICATION", "TOKEN_CLS",
          heads=("classifier", "score"), labels="a class a token"),
@@ -89,6 +97,15 @@ BY_CLASS: Mapping[str, Task] = {task.auto_class: task for task in TASKS}
 BY_TYPE: Mapping[str, Task] = {task.task_type: task for task in TASKS if task.task_type}
 TRAINED: Mapping[str, Task] = {task.auto_class: task for task in TASKS if task.labels}
 """The tasks that a step is written for, by auto class."""
+
+
+def is_label_layer(auto_class: str, name: str) -> bool:
+    """Whether a layer of a classifier is the last of its head, which has a row for each label: the
+    head itself, or the `out_proj` in it."""
+    task = BY_CLASS.get(auto_class)
+    if task is None or not task.labels.startswith("a class"):
+        return False
+    return name.removesuffix(".out_proj").rpartition(".")[2] in task.label_heads
 
 
 def heads_of(task_type: str | None) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import pytest
 from model_folders import LLAMA, write_model
 
 from bench.adapters.config import AdapterConfig
+from bench.cli import main
 from bench.targets import match
 
 TYPES_AND_PARTS = (
@@ -55,7 +56,6 @@ def test_an_adapter_that_repeats_layers_spoils_no_later_answer(
     llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """PEFT writes the number of layers that layer_replication makes into the model's config."""
-    from bench.cli import main
 
     repeated = [[0, 2], [1, 2], [0, 1]]
     first = trained_llama(
@@ -79,7 +79,6 @@ def test_all_linear_but_some_is_a_sound_adapter(
     """PEFT saves "all-linear" as every layer's name, what exclude_modules leaves alone included, or
     twenty names and more as their endings; the same list is a fault where a person wrote it, and so
     is another one."""
-    from bench.cli import main
 
     base = write_model(tmp_path / "base", num_hidden_layers=layers)
 
@@ -133,8 +132,6 @@ def test_what_was_not_trained_is_said_and_no_more(
     """A head that is trained whole changes something though every B is zero."""
     from safetensors.torch import load_file, save_file
 
-    from bench.cli import main
-
     for beside in ([], ["lm_head"]):
         folder = trained_llama(
             tmp_path / f"a{len(beside)}", llama, target_modules=["q_proj"], modules_to_save=beside
@@ -183,10 +180,70 @@ def test_a_saved_adapter_of_some_layers_is_not_all_linear(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """PEFT takes layers beside a list alone: what reaches nothing is told, as of any other file."""
-    from bench.cli import main
 
     base = write_model(tmp_path / "base", num_hidden_layers=2)
     folder = trained_llama(tmp_path / "one", base, target_modules=["q_proj"], layers_to_transform=1)
     assert main(["check", "--no-gradients", str(folder), "--model", "gpt2"]) == 1
     assert "q_proj reaches nothing" in " ".join(capsys.readouterr().out.split())
     assert main(["targets", "gpt2", "--adapter", str(folder), "--strict"]) == 1
+
+
+def test_labels_of_a_head_that_no_task_type_trains(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """BART's and T5's are called otherwise than PEFT's task type has it, and XLNet's too."""
+    import transformers
+    from peft import LoraConfig, get_peft_model
+    from tiny_models import COMMON, MODELS, OTHERS
+
+    xlnet = {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48}
+    heads = {"bart": (OTHERS["bart"].config, "classification_head", "q_proj"),
+             "t5": (MODELS["t5"].config, "classification_head", "q"),
+             "xlnet": (xlnet, "logits_proj", "layer_1")}  # fmt: skip
+    for name, (given, head, target) in heads.items():
+        plain = {**COMMON, "model_type": name, **given}
+        base = transformers.AutoModelForSequenceClassification.from_config(
+            transformers.AutoConfig.for_model(**plain, num_labels=5)
+        )
+        config = LoraConfig(r=4, target_modules=[target], modules_to_save=[head])
+        model = get_peft_model(base, config)
+        folder = tmp_path / name
+        model.save_pretrained(folder)
+        write_model(folder, plain, architectures=[type(base).__name__])
+        assert main(["check", str(folder), "--no-gradients", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["trainable_parameters"] == model.get_nb_trainable_parameters()[0]
+        assert any(note.startswith("5 labels, as the head in") for note in found["notes"])
+
+
+@pytest.mark.parametrize(("named", "around"), [("base", "base"), (None, "base"), ("gone", "base")])
+def test_the_base_of_a_further_adapter_is_the_one_around_it(
+    named: str | None, around: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PEFT writes the name that the model was loaded by into the configurations of all adapters,
+    and their folders into one another."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    saved, second = tmp_path / "saved", tmp_path / "saved" / "second"
+    values = {k: v for k, v in LLAMA.items() if k not in ("model_type", "architectures")}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **values))
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"]))
+    adapted.add_adapter("second", LoraConfig(r=2, target_modules=["v_proj"]))
+    for key, parameter in adapted.named_parameters():
+        if "lora_B" in key:
+            torch.nn.init.ones_(parameter)
+    adapted.save_pretrained(saved)
+    for folder, name in ((saved, around), (second, named)):
+        config = json.loads((folder / "adapter_config.json").read_text())
+        config["base_model_name_or_path"] = name
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+    write_model(saved / "base")
+    assert main(["check", str(second), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["base_model"] == named
+    assert found["model"] == "base"
+    (saved / "base" / "config.json").unlink()
+    assert main(["check", str(second), "--json"]) == 2
+    assert str(saved / "base" / "config.json") in capsys.readouterr().err

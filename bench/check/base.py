@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from bench.errors import BenchError, check_most
+from bench.files import read_json
 from bench.models.architectures import MOST_LABELS, Model, load_model
 from bench.models.declared import registered
 from bench.saved.folder import CONFIG
 from bench.saved.header import SavedTensor
-
-_HEAD = re.compile(r"(?:.*\.)?(?:score|classifier|classifier\.out_proj)\.weight")
-"""The last layer of a classification head, one row a label, as PEFT saves it."""
+from bench.tasks import is_label_layer
 
 
 def find_base(
@@ -60,14 +58,31 @@ def find_base(
 
 
 def _candidates(named: str | None, file: Path) -> list[str]:
-    """Folders that may hold the model's config.json, in the order of trust."""
+    """Folders that may hold the model's config.json, in the order of trust.
+
+    A further adapter of one model lies in a folder of its name, and its configuration was written
+    for the folder around it, whose adapter's base model is its own too.
+    """
     folders = []
     if named:
         folders = [named, str(file.parent / named)]
     folders.append(str(file.parent))
-    if (file.parent.parent / CONFIG).is_file():  # a further adapter, in a folder of its name
-        folders.append(str(file.parent.parent))
+    around = file.parent.parent / CONFIG
+    if file.name == CONFIG and around.is_file():
+        folders += [str(around.parent / named)] if named else []
+        folders += _candidates(_named_in(around), around)
     return list(dict.fromkeys(folders))
+
+
+def _named_in(config: Path) -> str | None:
+    """The base model that another adapter's configuration names; None where it cannot be read,
+    which the check of that adapter says."""
+    try:
+        values = read_json(config)
+    except BenchError:
+        return None
+    named = values.get("base_model_name_or_path") if isinstance(values, dict) else None
+    return named if isinstance(named, str) and named else None
 
 
 def _not_found(message: str) -> bool:
@@ -77,7 +92,8 @@ def _not_found(message: str) -> bool:
 
 def is_label_head(model: Model, key: str) -> bool:
     """Whether a tensor of an adapter's file is the layer of `model` with a row for each label."""
-    return "Classification" in model.task_class and _HEAD.fullmatch(key) is not None
+    layer, _, tensor = key.rpartition(".")
+    return tensor == "weight" and is_label_layer(model.task_class, layer)
 
 
 def with_saved_labels(

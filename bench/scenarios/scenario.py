@@ -117,7 +117,8 @@ class Scenario:
         experts are adapted: PEFT's wrapper for parameters has none.
         """
         task = BY_CLASS.get(model.task_class)
-        task_type, heads = (task.task_type, task.unnamed_heads) if task else (None, ())
+        task_type, unnamed = (task.task_type, task.unnamed_heads) if task else (None, ())
+        heads = [h for h in unnamed if any(m.name.endswith(h) for m in model.table.modules)]
         rank = self.r if r is None else r
         if self.literal:
             saved = tuple(dict.fromkeys((*self.modules_to_save, *heads)))

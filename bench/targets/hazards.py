@@ -54,7 +54,7 @@ grouped queries are 6 to 10 % of it, so that less means layers or experts that n
 # Heads that the pretraining trained: they come with the checkpoint.
 _PRETRAINED = re.compile(r"ForCausalLM|ForMaskedLM|LMHead|ForConditionalGeneration|ForPreTraining"
                          r"|ForNextSentencePrediction|ForMaskedImageModeling")  # fmt: skip
-_HEADS = ("classifier", "score", "qa_outputs", "pre_classifier")
+_HEADS = {"pre_classifier", *(head for task in TASKS for head in task.label_heads)}
 _WORK = (QUERY, KEY, VALUE, OUTPUT, GATE, UP, DOWN, *FUSED)
 
 
