@@ -15,7 +15,14 @@ CLOCK = WorkerClock()
 @pytest.mark.measured
 @pytest.mark.benchmark(timer=CLOCK, group="step")
 def test_step(
-    measured: Subject, measuring, step_options, timed_rounds, benchmark, record, pytestconfig
+    measured: Subject,
+    measuring,
+    launches,
+    step_options,
+    timed_rounds,
+    benchmark,
+    record,
+    pytestconfig,
 ) -> None:
     """One training step: peak memory in one pass, seconds by the worker's clock in another."""
     ledger = match(measured.model.table, measured.adapter, measured.model.role_of)
@@ -24,27 +31,29 @@ def test_step(
     record.parameters(parameters)
     record.detail |= step_options.recorded()
     try:
-        with measuring.start(measured.case(step_options), clock=CLOCK) as running:
-            if running.reruns:  # its node was lost
-                record.detail["reruns"] = running.reruns
-            measurement = running.prepare()
-            record.measurement(measurement)
-            assert measurement.trainable_parameters == parameters.trainable
-            assert measurement.adapted_layers == ledger.adapted_layers
+        for _ in launches:
+            with measuring.start(measured.case(step_options), clock=CLOCK) as running:
+                if running.reruns:  # its node was lost
+                    record.detail["reruns"] = running.reruns
+                measurement = running.prepare()
+                record.measurement(measurement)
+                assert measurement.trainable_parameters == parameters.trainable
+                assert measurement.adapted_layers == ledger.adapted_layers
 
-            steps = timed_rounds.take(running.step)
-            told = iter(steps)
-            benchmark.pedantic(
-                lambda: CLOCK.advance(next(told).total_seconds),
-                rounds=len(steps) - timed_rounds.warmup,
-                warmup_rounds=timed_rounds.warmup,
-            )
-            if within := pytestconfig.option.check_loss:
-                running.check_loss(within)
+                taken = timed_rounds.take(running.step)
+                if within := pytestconfig.option.check_loss:
+                    running.check_loss(within)
+            if record.times(taken[timed_rounds.warmup :]):
+                steps = taken
     except CaseFailed as failure:
         record.outcome = failure.outcome.name
         record.detail["failure"] = str(failure)
         if failure.outcome.name == "oom":
             pytest.xfail(f"out of memory: {failure}")
         pytest.fail(str(failure), pytrace=False)
-    record.times(steps[timed_rounds.warmup :])
+    told = iter(steps)
+    benchmark.pedantic(
+        lambda: CLOCK.advance(next(told).total_seconds),
+        rounds=len(steps) - timed_rounds.warmup,
+        warmup_rounds=timed_rounds.warmup,
+    )

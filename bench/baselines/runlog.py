@@ -80,13 +80,18 @@ class Recorder:
             "file_pages_bytes": found["file_pages_bytes"],
         }
 
-    def times(self, rounds: Sequence[StepTime]) -> None:
-        """Seconds of every measured round, and why they are not to be trusted, if so."""
+    def times(self, rounds: Sequence[StepTime]) -> bool:
+        """Seconds of every measured round, and why they are not to be trusted, if so. Those of a
+        later launch take the place of an earlier one's, but for such; whether these were taken."""
+        reason = _disturbance(rounds) or instability([r.total_seconds for r in rounds])
+        if reason and "step_seconds" in self.metrics:
+            return False
         for name in ("total", "forward", "backward", "optimizer"):
             key = "step_seconds" if name == "total" else f"{name}_seconds"
-            self.metrics[key] = [getattr(r, f"{name}_seconds") for r in rounds]
-        if reason := _disturbance(rounds) or instability(self.metrics["step_seconds"]):
+            self.metrics[key] = tuple(getattr(r, f"{name}_seconds") for r in rounds)
+        if reason:
             self.detail["unstable"] = reason
+        return True
 
     def summary(self) -> str:
         """One line about a measured case: peak allocated and the median step."""
@@ -95,6 +100,8 @@ class Recorder:
             said += f", {format_bytes(self.metrics['peak_allocated_bytes'])}"
         if "step_seconds" in self.metrics:
             said += f", {format_seconds(median(self.metrics['step_seconds']))} a step"
+        if "launch" in self.detail:
+            said += f" at launch {self.detail['launch']}"
         return said
 
     def record(self, key: str = "") -> Record:

@@ -104,6 +104,20 @@ def compare(
     return verdicts
 
 
+def slower(baseline: StoredRun, machine: Machine, after: Record, thresholds: Thresholds) -> bool:
+    """Whether a time of this record, measured on this machine, is regressed against the baseline's:
+    to be measured once more before it is called so, in a process of its own."""
+    before = baseline.records.get(after.id)
+    if before is None:
+        return False
+    both = [name for name in after.metrics if name in before.metrics]
+    return any(
+        _compare_times(metric, before, after, thresholds, "").verdict == REGRESSED
+        for metric in map(METRICS.__getitem__, both)
+        if metric.kind == TIME and not _obstacle(metric, baseline.machine, machine, before, after)
+    )
+
+
 def left_out(baseline: StoredRun, contender: StoredRun) -> list[str]:
     """The baseline's cases that the contender was not asked for: they have no verdict."""
     contender = in_words_of(baseline, contender)
@@ -249,6 +263,8 @@ def _compare_times(
         interval, ratio = (found.low, found.high), found.ratio
         verdict = _direction(metric, found.beyond(threshold))
         remark = "" if verdict == UNCHANGED else why
+        if verdict == REGRESSED and (last := after.detail.get("launch")):
+            remark = f"slower still at launch {last}; {why}"
     return Verdict(before.id, metric.name, verdict, *middles, ratio, interval, threshold, remark)
 
 

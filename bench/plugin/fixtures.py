@@ -10,8 +10,10 @@ import pytest
 
 from bench.adapters.config import AdapterConfig
 from bench.baselines.runlog import Recorder
+from bench.baselines.verdicts import slower
 from bench.models.architectures import Model, load_model
 from bench.plugin.state import (
+    BASELINE,
     CLUSTER,
     JOURNAL,
     KIND,
@@ -19,6 +21,8 @@ from bench.plugin.state import (
     MEASURED,
     PARAMETERS,
     SUBJECTS,
+    THRESHOLDS,
+    measured_machine,
     on_gpu,
     under_xdist,
 )
@@ -161,6 +165,39 @@ def timed_rounds(request: pytest.FixtureRequest) -> Rounds:
     if option.benchmark_disable:
         return Rounds.exactly(1)
     return Rounds() if option.rounds is None else Rounds.exactly(option.rounds, WARMUP_ROUNDS)
+
+
+LAUNCHES = 3
+"""How often a case is measured at most. What a neighbour on the machine does to the times of one
+launch passes, or differs from the next one's; what the code does is there in each."""
+
+
+@pytest.fixture
+def launches(
+    request: pytest.FixtureRequest, record: Recorder, measuring: Session | Spread | ClusterSpread
+) -> Iterator[int]:
+    """A number for each time that the case is to be measured: 1, and the next while a time is worse
+    than the baseline's. Cases that are measured ahead, on several GPUs or a cluster, are once."""
+    from bench.measure import Session
+
+    config = request.config
+    baseline = config.stash[BASELINE] if isinstance(measuring, Session) else None
+
+    def got_slower() -> bool:
+        return baseline is not None and slower(
+            baseline, measured_machine(config), record.record(request.node.nodeid),
+            config.stash[THRESHOLDS],
+        )  # fmt: skip
+
+    def numbers() -> Iterator[int]:
+        yield 1
+        for number in range(2, LAUNCHES + 1):
+            if not got_slower():
+                return
+            record.detail["launch"] = number
+            yield number
+
+    return numbers()
 
 
 @pytest.fixture(scope="session")

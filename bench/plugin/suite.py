@@ -18,6 +18,7 @@ from bench.plugin.collection import (
 )
 from bench.plugin.fixtures import (
     cluster,
+    launches,
     measured,
     measuring,
     model_of,
@@ -44,6 +45,7 @@ from bench.plugin.summary import (
 
 __all__ = [
     "cluster",
+    "launches",
     "measured",
     "measuring",
     "model_of",

@@ -115,6 +115,68 @@ def test_the_same_again_passes(project: Project) -> None:
     assert json.loads((project.pytester.path / "verdicts.json").read_text())["passed"]
 
 
+DISTURBED = """
+import dataclasses
+import pytest
+from bench.measure import Rounds
+
+class Disturbed(Rounds):
+    launch = 0
+
+    def take(self, step):
+        Disturbed.launch += 1
+        factor = {FACTORS}[Disturbed.launch - 1]
+        return [
+            dataclasses.replace(
+                s, total_seconds=factor[i % len(factor)] * (1 + i / 100), waited_seconds=0.0
+            )
+            for i, s in enumerate(super().take(step))
+        ]
+
+@pytest.fixture(scope="session")
+def timed_rounds():
+    return Disturbed.exactly(5, 1)
+"""
+"""A conftest with which each launch's steps are said to take so many seconds."""
+
+LONG, UNSTABLE = (100.0,), (100.0, 300.0)
+
+
+@pytest.mark.parametrize(
+    ("factors", "launches", "status"),
+    [
+        (((1.0,),), None, 0),
+        ((LONG, (1.0,)), 2, 0),
+        ((LONG, LONG, (1.0,)), 3, 0),
+        ((LONG, UNSTABLE, (1.0,)), 3, 0),
+        ((LONG, LONG, LONG), 3, FAILED),
+        ((LONG, UNSTABLE, UNSTABLE), 3, FAILED),
+    ],
+)  # fmt: skip
+def test_a_time_that_got_worse_is_measured_anew(
+    project: Project, factors: tuple[tuple[float, ...], ...], launches: int | None, status: int
+) -> None:
+    """What disturbed one launch is not in the next one, and is no fault; what is in each of them
+    is one, and no launch that can't be judged takes it away."""
+
+    def steady(run: dict[str, Any]) -> None:
+        run["records"][STEP]["metrics"]["step_seconds"] = [1 + i / 100 for i in range(5)]
+        run["records"][STEP]["detail"].pop("unstable", None)
+
+    project.edit(steady)
+    conftest = CONFTEST + DISTURBED.replace("{FACTORS}", repr(factors))
+    project.pytester.makeconftest(conftest)
+    assert project.gate("--benchmark-save=x", "suites/test_measurement.py") == status, (
+        project.output
+    )
+    (stored,) = (project.pytester.path / "results").glob("*/*_x.json")
+    assert json.loads(stored.read_text())[KEY]["records"][STEP]["detail"].get("launch") == launches
+    if status == FAILED:
+        found = project.verdicts[STEP, "step_seconds"]
+        assert found["verdict"] == "regressed"
+        assert found["explanation"].startswith("slower still at launch 3; ")
+
+
 def test_one_more_operation_in_each_layer(project: Project) -> None:
     project.configure(bench_fault="extra-op")
     assert project.gate() == FAILED
