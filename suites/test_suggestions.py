@@ -45,6 +45,37 @@ def test_offers_reach_what_they_say(config: dict, entry: str, offer: str) -> Non
         assert len(count(inject(asked.build(), adapter)).adapted) == int(n)
 
 
+BESIDE = [
+    (LLAMA, "query_key_value", {"layers_to_transform": (1,)}),
+    (LLAMA, "vv_proj", {"layers_to_transform": (0, 2), "layers_pattern": "layers"}),
+    (LLAMA, "vv_proj", {"layers_to_transform": (0,), "layers_pattern": "blocks"}),
+    (LLAMA, "Q_proj", {"exclude_modules": ("layers.0.self_attn.q_proj",)}),
+    (LLAMA, "Q_proj", {"exclude_modules": r".*layers\.[01]\..*"}),
+    (LLAMA, "model.layer.0.self_attn.v_proj", {"layers_to_transform": (0,)}),
+    (BERT, "down_proj", {"layers_to_transform": (0,)}),
+    (BERT, "qeury", {"modules_to_save": ("encoder.layer.1",)}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "entry", "fields"), BESIDE)
+def test_offers_count_what_the_other_fields_leave(config: dict, entry: str, fields: dict) -> None:
+    """PEFT adapts so many, where the offer stands in the entry's place; one module beside it, for
+    PEFT raises where nothing is adapted."""
+    auto = {"bert": "AutoModelForSequenceClassification"}
+    asked = model(config, auto.get(config["model_type"], "AutoModelForCausalLM"))
+    found = match(asked.table, AdapterConfig((entry,), **fields)).entries[0]
+    offers = re.findall(
+        r"([\w.]+) \([^()]*?(\d+) (?:of (its|the) (\d+) )?modules[^()]*\)", found.suggestion
+    )
+    for name, n, which, among in offers or [(found.suggestion, "1", "", "")]:
+        named = next(
+            m.name for m in asked.table.modules if m.kind == "linear" and "." not in m.name
+        )
+        adapter = AdapterConfig((name, named), **fields)
+        reached = {*count(inject(asked.build(), adapter)).adapted} - {named}
+        assert len(reached) == int(among if which == "the" else n)
+
+
 def test_parameters_are_offered_for_target_parameters() -> None:
     """Never a module's name, unless as one of target_modules."""
     moved = {"target_modules": ["q_proj"], "target_parameters": ["mlp.experts.gate_up"]}

@@ -55,7 +55,7 @@ from bench.targets.entries import (
 from bench.targets.hazards import find_hazards
 from bench.targets.ledger import Adapted, Entry, Ledger, RoleOf
 from bench.targets.saving import save, token_refusals
-from bench.targets.suggestions import suggest, unlisted, ways_out
+from bench.targets.suggestions import recounted, suggest, unlisted, ways_out
 
 # The task types for which PEFT wraps the model's own generation.
 _GENERATING = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
@@ -190,9 +190,8 @@ def _describe(
     table, asked = ledger.table, ledger.adapter
     roles = {item.name: item.role for item in ledger.adapted}
     entries: list[Entry] = []
-    written_entries = _user_entries(asked, targets)
-    listed = [entry for entry, _ in written_entries]
-    for entry, where in written_entries:
+    listed = [entry for entry, _ in _user_entries(asked, targets)]
+    for entry, where in _user_entries(asked, targets):
         written = translated.aliases.get(entry, (entry,))
         found = tuple(dict.fromkeys(name for e in written for name in lists.get(e, ())))
         cause = suggestion = ""
@@ -201,7 +200,8 @@ def _describe(
         if not (found or cause):
             suggestion = suggest(table, entry, role, listed)
         if suggestion:
-            there, suggestion = unlisted(suggestion, listed)
+            counted = recounted(suggestion, table.adaptable, Filter(asked), role)
+            there, suggestion = unlisted(counted, listed)
             cause = "; ".join(filter(None, (cause, there)))
         entries.append(
             Entry(

@@ -13,7 +13,7 @@ from bench.adapters.config import ALL_LINEAR
 from bench.models.modules import CONV1D, LINEAR, OTHER, ModuleTable
 from bench.models.roles import FUSED, UNKNOWN, role_of, serves
 from bench.models.stacks import Stack
-from bench.targets.entries import ends_in, new_name
+from bench.targets.entries import Filter, ends_in, new_name
 from bench.targets.ledger import Ledger, RoleOf
 
 _NEAR = 0.8
@@ -58,6 +58,27 @@ def unlisted(suggestion: str, entries: Iterable[str]) -> tuple[str, str]:
     if left := [o for o, name in zip(offers, names, strict=True) if name not in there]:
         return "", ", ".join(left)
     return f"what would do its work is listed already ({', '.join(names)})", ""
+
+
+_COUNTED = re.compile(r"(\S+) \(([^()]*?)(\d+)( of the (\d+))? modules([^()]*)\)")
+
+
+def recounted(suggestion: str, names: Sequence[str], inside: Filter, role: RoleOf) -> str:
+    """The suggestion with the modules, of `names`, that its offers would reach beside the other
+    fields of the configuration."""
+
+    def beside(found: re.Match[str]) -> str:
+        offer, work, n, among, _, rest = found.groups()
+        does = work.removesuffix(" in ").replace("-", "_")
+        there = [name for name in names if ends_in(name, offer)]
+        left = [name for name in there if inside.keeps(name) and inside.in_layers(name)]
+        if len(left) == len(there):
+            return found[0]
+        meant = [name for name in left if not among or role(name) == does]
+        of = f"{len(meant)} of the {len(left)}" if among else f"{len(left)} of its {n}"
+        return f"{offer} ({work}{of} modules{rest}, beside the other fields)"
+
+    return _COUNTED.sub(beside, suggestion)
 
 
 def suggest_parameters(table: ModuleTable, entry: str) -> str:
