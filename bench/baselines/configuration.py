@@ -135,6 +135,24 @@ def others(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return [one_line(each) for each in said]
 
 
+def another_model(baseline: StoredRun, contender: StoredRun, label: str) -> str:
+    """That both runs call so what are two models, which lie in two places and whose configurations
+    differ in what a figure may depend on; "" where they are one, or nothing is known of it.
+
+    In one place it is one model, whose changed configuration is what a comparison is for.
+    """
+    places = [run.places.get(label, "") for run in (baseline, contender)]
+    old, new = (run.models.get(label) for run in (baseline, contender))
+    if places[0] == places[1] or not (old and new and (differ := changes(old, new))):
+        return ""
+    was, now = (place or "a registered or unknown place" for place in places)
+    more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
+    return one_line(
+        f"another model of the same name: {label} was in {was}, and is in {now}: "
+        f"{', '.join(differ[:3])}{more}"
+    )
+
+
 def in_words_of(baseline: StoredRun, contender: StoredRun) -> StoredRun:
     """The contender with its models called as in the baseline, where both say that a model lies in
     the same place. One that is given beside others of its last name has more of its path in its

@@ -28,6 +28,7 @@ from fnmatch import fnmatchcase
 from itertools import pairwise
 from statistics import median
 
+from bench.baselines.configuration import another_model
 from bench.baselines.differences import version_changes
 from bench.baselines.metrics import DEFAULT_THRESHOLDS, EXACT, Metric, metric_named
 from bench.baselines.runs import StoredRun
@@ -53,7 +54,8 @@ class LevelStep:
     """A change of level that stays. index: the first point after it. ratio: after / before.
 
     between: the runs, and where known the commits, that the step lies between. changed: the
-    libraries whose versions differ there. confirmed: more than one run stands behind it.
+    libraries whose versions differ there, and whether it is another model. confirmed: more than
+    one run stands behind it.
     """
 
     index: int
@@ -130,13 +132,18 @@ def _series(case: str, metric: Metric, found: Sequence[tuple[StoredRun, Point]])
         steps.append(
             LevelStep(
                 index, before, after, (after > before) == metric.lower_is_better,
-                _between(old, new), tuple(version_changes(old, new)),
+                _between(old, new), tuple(_changed(old, new, new.records[case].model)),
                 metric.kind == EXACT or bounds[number + 1] - index > 1,
             )
         )  # fmt: skip
     return Series(
         case, metric.label, metric.unit, tuple(p for _, p in found), tuple(levels), tuple(steps)
     )
+
+
+def _changed(old: StoredRun, new: StoredRun, model: str) -> list[str]:
+    another = another_model(old, new, model)
+    return [*([another] if another else []), *version_changes(old, new)]
 
 
 def _between(old: StoredRun, new: StoredRun) -> str:

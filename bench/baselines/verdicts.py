@@ -14,9 +14,10 @@ Times that one process measured on each side are judged only where both measurem
 (`bench.statistics.instability`) and had the processor to themselves; those of many launches side by
 side carry their noise in their interval.
 
-A measured figure also needs the same batch size and sequence length. No library version makes
-figures incomparable: to compare across an upgrade is what the gate is for, and the explanation
-names the versions that differ and can be the cause.
+A measured figure also needs the same batch size and sequence length, and any figure the same model:
+of two that have one name in two places (`configuration.another_model`) none is compared. No library
+version makes figures incomparable: to compare across an upgrade is what the gate is for, and the
+explanation names the versions that differ and can be the cause.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from bench.baselines.configuration import in_words_of
+from bench.baselines.configuration import another_model, in_words_of
 from bench.baselines.differences import differences, workload_change
 from bench.baselines.losses import by_seed, compare_losses
 from bench.baselines.machines import MACHINE, MEMORY, other_machine
@@ -171,6 +172,9 @@ def _whereabouts(gone: Record, baseline: StoredRun, contender: StoredRun) -> str
 def _compare_records(
     baseline: StoredRun, contender: StoredRun, before: Record, after: Record, thresholds: Thresholds
 ) -> Iterator[Verdict]:
+    if another := another_model(baseline, contender, after.model):
+        yield Verdict(before.id, CASE, INCOMPARABLE, explanation=another)
+        return
     if {before.outcome, after.outcome} != {"ok"}:
         why = differences(baseline, contender, before, after)
         yield _compare_outcomes(baseline.machine, contender.machine, before, after, why)

@@ -8,6 +8,7 @@ import pytest
 from test_baselines import QUERY, STEP, STEP_NF4, run_with
 
 from bench.baselines import Selection, compare, require_common
+from bench.baselines.history import histories
 from bench.baselines.verdicts import launch_ratios, left_out
 from bench.errors import BenchError
 from bench.reports.rows import comparison_rows
@@ -124,6 +125,53 @@ def test_another_model_is_never_taken_for_it_and_the_way_out_is_told(before, aft
     assert {v.verdict for v in verdicts} == {"new"}
     with pytest.raises(BenchError, match="the name depends on which others are given beside"):
         require_common(before, after, verdicts)
+
+
+def in_place(place: str, peak: int = 0, **fields: object):
+    """A run of one model, called `model`, that lies there and has this configuration."""
+
+    def edit(body: dict[str, Any]) -> None:
+        record = {**body["records"][QUERY], "scenario": "own", "rank": 8, "model": "model"}
+        if peak:
+            record["metrics"] = {**record["metrics"], "trainable_parameters": peak}
+        body["records"].clear()
+        body["records"]["suites/test_counts.py::test_counts[model-own]"] = record
+        config = {"model_type": "llama", "hidden_size": 32, **fields}
+        body["detail"] = {"models": {"model": config}}
+        if place:
+            body["detail"]["places"] = {"model": place}
+
+    return run_with(edit)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "verdict"),
+    [
+        (in_place("a/model"), in_place("b/model", hidden_size=64), "incomparable"),
+        (in_place("a/model"), in_place("b/model", 7, hidden_size=64), "incomparable"),
+        (in_place(""), in_place("b/model", hidden_size=64), "incomparable"),  # a registered one
+        (in_place("a/model"), in_place("b/model"), "unchanged"),  # the same model, moved
+        (in_place("a/model"), in_place("b/model", transformers_version="5"), "unchanged"),
+        (in_place("a/model"), in_place("a/model", 7, hidden_size=64), "changed"),  # one, edited
+        (in_place(""), in_place("", 7, hidden_size=64), "changed"),
+    ],
+)
+def test_one_name_in_two_places_is_two_models(before, after, verdict: str) -> None:
+    verdicts = compare(before, after)
+    assert verdict in {v.verdict for v in verdicts}
+    if verdict == "incomparable":
+        (only,) = verdicts
+        assert only.explanation.startswith("another model of the same name: model was in ")
+        assert "b/model: hidden_size 32 -> 64" in only.explanation
+    elif verdict == "unchanged":
+        assert {v.verdict for v in verdicts} == {"unchanged"}
+
+
+def test_a_step_between_two_models_says_so() -> None:
+    runs = [in_place("a/model", 5), in_place("a/model", 5), in_place("b/model", 7, hidden_size=64)]
+    (series,) = histories(runs, "trainable_parameters")
+    (step,) = series.steps
+    assert step.changed[0].startswith("another model of the same name: model was in a/model")
 
 
 def test_a_rank_that_was_asked_for_makes_another_case() -> None:
