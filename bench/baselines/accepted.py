@@ -105,7 +105,7 @@ def no_baseline(run: StoredRun) -> str:
         return "it was the first, not accepted"
     if run.gate == NARROWER:
         return "it was not asked for every case of its baseline, which stays the one"
-    return "its gate failed" if run.gate == FAILED else "it was stored without --gate"
+    return "its gate failed" if run.gate == FAILED else "it was not held against one with --gate"
 
 
 def unproven(baseline: StoredRun) -> str:

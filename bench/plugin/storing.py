@@ -316,10 +316,19 @@ def _save(config: pytest.Config, name: str, document: dict[str, Any]) -> None:
         record = accept(path, FIRST_REASON)
         _say(config, f"accepted as the first baseline here: recorded in {_shown(config, record)}")
     if why := no_baseline(stored):
-        way = f"Where its figures are right: bench accept {named(path)} --reason WHY"
-        if stored.interrupted:
-            way = f"Go on with it: {save_command(config).replace('NAME', name)} --resume"
-        _say(config, f"it is no baseline for later runs: {why}. {way}")
+        _say(config, f"it is no baseline for later runs: {why}. {_way_to_a_baseline(config, path)}")
+
+
+def _way_to_a_baseline(config: pytest.Config, path: Path) -> str:
+    """What makes the run that was stored here one that later runs are held against."""
+    stored, save = config.stash[RUN], save_command(config)
+    if stored.interrupted:
+        return f"Go on with it: {save.replace('NAME', str(config.stash[SAVE]))} --resume"
+    accept = f"Where its figures are right: bench accept {named(path)} --reason WHY"
+    first = config.stash[IS_FIRST] and config.stash[BASELINE] is None and stored.gate is None
+    if first:  # with no baseline there is nothing that --gate could hold it against
+        return f"There is none here yet, and --benchmark-save=NAME makes the first. {accept}"
+    return accept
 
 
 def save_command(config: pytest.Config) -> str:
@@ -331,7 +340,7 @@ def save_command(config: pytest.Config) -> str:
         if name in ("--threshold", "--allow", "--verdict-file", "--report", "--benchmark-save"):
             if not equals:
                 next(arguments, None)
-        elif name not in ("--gate", "--benchmark-compare"):
+        elif name not in ("--gate", "--benchmark-compare", "--benchmark-autosave"):
             kept.append(argument)
     return shlex.join(["pytest", *kept]) + " --benchmark-save=NAME"
 

@@ -9,6 +9,8 @@ from model_folders import write_model
 from suite_runs import STEPS, results_of
 
 from bench.baselines import load_run
+from bench.baselines.accepted import accept, no_baseline
+from bench.baselines.storage import named
 
 
 @pytest.mark.parametrize(
@@ -131,6 +133,29 @@ def test_pytest_benchmarks_own_options_work(run, pytester: pytest.Pytester) -> N
     (path,) = results_of(pytester).glob("0001_*.json")
     assert "unversioned" in path.name  # pytest-benchmark's name: commit and time
     assert len(load_run(path).records) == 2
+
+
+def test_the_first_autosaved_run_says_how_there_is_a_baseline(
+    run, pytester: pytest.Pytester
+) -> None:
+    """There is none that --gate could hold it against: a name or `bench accept` makes one, after
+    which the next autosaved run has one, and the sentence is another."""
+    counts = {"suites": "suites/test_counts.py"}
+    said = run("--benchmark-autosave", **counts).stdout.str()
+    (path,) = results_of(pytester).glob("0001_*.json")
+    assert (
+        "it is no baseline for later runs: it was not held against one with --gate. There is none "
+        "here yet, and --benchmark-save=NAME makes the first. Where its figures are right: bench "
+        f"accept {named(path)} --reason WHY"
+    ) in said
+    assert accept(path, "looked at").exists()
+    gated = run("--benchmark-autosave", "--benchmark-compare", "--gate", **counts)
+    assert gated.ret == pytest.ExitCode.OK
+    assert "it is no baseline" not in gated.stdout.str()
+    (second,) = results_of(pytester).glob("0002_*.json")
+    assert not no_baseline(load_run(second))
+    without = run("--benchmark-autosave", **counts).stdout.str()
+    assert "not held against one with --gate. Where its figures are right" in without
 
 
 def test_an_option_of_an_ini_file_is_refused_as_well(run, pytester: pytest.Pytester) -> None:
