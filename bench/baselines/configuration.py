@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -85,16 +85,19 @@ def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def decided(subjects: Mapping[str, Subject]) -> dict[str, Any]:
+def decided(
+    subjects: Mapping[str, Subject], progress: Callable[[int, int], object] | None = None
+) -> dict[str, Any]:
     """What decides how each subject's case comes out, beside the machine, the versions and the
     step: a digest over all of it by the subject's key, and what there is to name of it.
 
-    The weights are read whole: two trainings of one model differ in nothing else.
+    The weights are read whole: two trainings of one model differ in nothing else. `progress` is
+    told of that, as `digest_of` does.
     """
 
     @cache  # many subjects are of one folder
     def of(folder: Path | None, *patterns: str) -> str | None:
-        return None if folder is None else digest_of(folder, *patterns)
+        return None if folder is None else digest_of(folder, *patterns, progress=progress)
 
     found: dict[str, dict[str, Any]] = {}
     for key, subject in subjects.items():

@@ -13,7 +13,7 @@ import stat
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -128,26 +128,47 @@ def tool_table(path: Path, *names: str) -> dict[str, Any]:
 
 def check_weights(folder: Path) -> None:
     """BenchError unless a user's folder of real weights holds a *.safetensors file: a pickle could
-    execute anything."""
+    execute anything. With an adapter in it transformers would load that, and its base model."""
     if not folder.is_dir():
         raise BenchError(f"--weights {folder}: there is no such folder")
     if not any(folder.glob("*.safetensors")):
         raise BenchError(f"--weights {folder}: no *.safetensors file is in that folder")
+    if (folder / "adapter_config.json").exists():
+        raise BenchError(
+            f"--weights {folder}: an adapter is in that folder (adapter_config.json), which "
+            "transformers would load too: give a folder with the base model's weights alone"
+        )
 
 
-def digest_of(folder: Path, *patterns: str) -> str:
-    """SHA-256, in hex, over the names and bytes of the files in `folder` that a pattern finds."""
+def digest_of(
+    folder: Path, *patterns: str, progress: Callable[[int, int], object] | None = None
+) -> str:
+    """SHA-256, in hex, over the names and bytes of the files in `folder` that a pattern finds.
+
+    `progress` is told how many bytes were read, of how many, now and then.
+    """
     digest = hashlib.sha256()
     try:
-        for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
-            if path.is_file():
-                digest.update(f"{path.relative_to(folder)}\0".encode(errors="surrogateescape"))
-                with path.open("rb") as file:
-                    digest.update(hashlib.file_digest(file, "sha256").digest())
+        found = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+        files = {path: path.stat().st_size for path in found if path.is_file()}
+        done, every = 0, sum(files.values())
+        tell = progress or (lambda *_: None)
+        tell(0, every)
+        for path in files:
+            digest.update(f"{path.relative_to(folder)}\0".encode(errors="surrogateescape"))
+            inner = hashlib.sha256()
+            with path.open("rb") as file:
+                while chunk := file.read(_CHUNK):
+                    inner.update(chunk)
+                    done += len(chunk)
+                    tell(done, every)
+            digest.update(inner.digest())
     except OSError as error:
         raise BenchError(f"{folder}: {error.strerror}") from None
     return digest.hexdigest()
 
+
+_CHUNK = 1 << 26  # bytes read at once: a tenth of a second's work
 
 SUFFIXES: Mapping[str, tuple[str, ...]] = {
     "html": (".html", ".htm"), "csv": (".csv",), "json": (".json", ".jsonl"),

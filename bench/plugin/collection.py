@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from bench.plugin.state import (
 )
 from bench.plugin.storing import run_document
 from bench.training.options import step_from
-from bench.units import harmless
+from bench.units import format_bytes, harmless
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -112,11 +113,24 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             pytest.exit(harmless(f"error: --seq-len: {error}"), returncode=2)
     if config.stash[SAVE]:
         try:
-            config.stash[LOG].subjects = decided(subjects)["subjects"]
+            config.stash[LOG].subjects = decided(subjects, _reads(config))["subjects"]
             begin(config, seal(run_document(config)))
         except BenchError as error:
             config.stash[LOG].resumed = {}  # it goes on with nothing, and stores nothing
             pytest.exit(harmless(f"error: {error}"), returncode=2)
+
+
+def _reads(config: pytest.Config) -> Callable[[int, int], None]:
+    """Tells on a terminal how much of the weights is read, in a line that is gone at the end."""
+    reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
+
+    def told(done: int, of: int) -> None:
+        if reporter is None or not reporter.isatty:
+            return
+        text = f"reading the weights: {format_bytes(done)} of {format_bytes(of)}"
+        rewrite_line(reporter, text[: width_of(reporter) - 1] if done < of else "")
+
+    return told
 
 
 def _of_suites(config: pytest.Config, path: Path) -> bool:

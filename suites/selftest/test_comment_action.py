@@ -198,6 +198,60 @@ def test_a_gate_before_the_labels_would_let_none_pass() -> None:
     assert "--gate" not in scripts_of("structure")["Verdicts"]
 
 
+def gitlab_job(name: str) -> str:
+    """What a job of the recipe in docs/ci.md runs, in one shell as a runner does."""
+    page = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")
+    recipe = page.partition("## GitLab\n")[2].partition("```yaml\n")[2].partition("```")[0]
+    return "\n".join(yaml.safe_load(recipe)[name]["script"])
+
+
+ALLOWED = ["--allow", "changed:trainable_parameters", "--allow", "vanished; $(touch pwned)"]
+
+
+@pytest.mark.parametrize("recipe", ["GitHub", "GitLab", "no labels"])
+def test_labels_let_pass_where_it_is_measured_too(recipe: str, tmp_path: Path) -> None:
+    """What pytest is given of them: the labels of that beginning, each as one argument."""
+    names = ["bug", "measure", *(f"allow-lora: {label}" for label in ALLOWED[1::2])]
+    script, variables = scripts_of("measured")["Gate"], {"LABELS": json.dumps(names)}
+    if recipe == "GitLab":
+        script, variables = gitlab_job("measured"), {"CI_MERGE_REQUEST_LABELS": ",".join(names)}
+    elif recipe == "no labels":
+        variables = {"LABELS": "null"}
+    tools = tmp_path / ".venv" / "bin"
+    tools.mkdir(parents=True)
+    (tools / "python").write_text(
+        f'#!/usr/bin/env bash\nif [ "$1" = -c ]; then exec {sys.executable} "$@"; fi\n'
+        "printf '%s\\n' \"$@\" > given\n"
+    )
+    (tools / "pytest").write_text("#!/usr/bin/env bash\nprintf '%s\\n' \"$@\" > given\n")
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    done = shell(f'PATH="{tools}:$PATH"\n{script}', tmp_path, **variables)
+    assert done.returncode == 0, done.stderr
+    given = (tmp_path / "given").read_text().splitlines()
+    assert given[given.index("--benchmark-save=contender") + 1 :] == (
+        [] if recipe == "no labels" else ALLOWED
+    )
+    assert "--gate" in given
+    assert not list(tmp_path.rglob("pwned"))
+
+
+def test_the_recipe_for_gitlab_runs_with_its_labels(tmp_path: Path) -> None:
+    """Its own gate, for a few cases: an allowance of nothing is named, a mistyped one fails."""
+    shutil.copytree(ROOT / "results" / "structure", tmp_path / "results" / "structure")
+    few = f"{ROOT}/suites/test_counts.py -k 'test_counts and opt-125m and attention'"
+    lines = gitlab_job("structure").splitlines()
+    script = "\n".join(line for line in lines if "-n 2" not in line).replace(
+        "pytest suites", f"python -m pytest {few} -p no:cacheprovider"
+    )
+    done = shell(script, tmp_path, CI_MERGE_REQUEST_LABELS="measure,allow-lora: changed:*nosuch*")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "changed:*nosuch*" in done.stdout
+    done = shell(script, tmp_path, CI_MERGE_REQUEST_LABELS="allow-lora: bogus")
+    assert done.returncode == 2
+    assert "unknown verdict to allow 'bogus'" in done.stdout + done.stderr
+
+
 def test_the_table_of_a_measured_run_is_of_the_baseline_of_its_gate(tmp_path: Path) -> None:
     folder = tmp_path / "results" / "machine"
     base = write_run(folder, "first", sample("first"))

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 from model_folders import write_model
@@ -11,6 +16,7 @@ from suite_runs import STEPS, results_of
 from bench.baselines import load_run
 from bench.baselines.accepted import accept, no_baseline
 from bench.baselines.storage import named
+from bench.units import format_bytes
 
 
 @pytest.mark.parametrize(
@@ -156,6 +162,37 @@ def test_the_first_autosaved_run_says_how_there_is_a_baseline(
     assert not no_baseline(load_run(second))
     without = run("--benchmark-autosave", **counts).stdout.str()
     assert "not held against one with --gate. Where its figures are right" in without
+
+
+def test_reading_the_weights_is_told_on_a_terminal(run, pytester: pytest.Pytester) -> None:
+    """They are read whole before anything is measured; the line is gone when they are."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = write_model(pytester.mkdir("base"))
+    config = AutoConfig.from_pretrained(folder)
+    weights = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).state_dict()
+    save_file({key: t.clone() for key, t in weights.items()}, folder / "model.safetensors")
+    size = format_bytes((folder / "model.safetensors").stat().st_size)
+    shutil.copy(folder / "model.safetensors", pytester.path / "mine")
+    refused = run("--model", "mine", *STEPS, "--weights", "mine", apart=True)
+    assert refused.ret == 2
+    refused.stderr.fnmatch_lines(["*--weights mine: an adapter is in that folder*"])
+    ours, theirs = os.openpty()
+    with os.fdopen(ours, "rb", 0) as terminal, os.fdopen(theirs, "wb", 0) as screen:
+        command = [sys.executable, "-m", "pytest", "-p", "bench.plugin.suite", "suites/", "-q",
+                   "--model", "mine", "--adapter", "mine", "--weights", "base",
+                   "--benchmark-save", "x", "-k", "nosuch or test_step", *STEPS]  # fmt: skip
+        with subprocess.Popen(command, stdout=screen, stderr=screen) as running:
+            screen.close()
+            said = b""
+            with contextlib.suppress(OSError):  # the other end is closed
+                while part := terminal.read(4096):
+                    said += part
+        assert running.returncode == 0, said.decode()
+    clear = "\r\x1b[K"
+    assert f"{clear}reading the weights: {format_bytes(0)} of {size}{clear}" in said.decode()
 
 
 def test_an_option_of_an_ini_file_is_refused_as_well(run, pytester: pytest.Pytester) -> None:
