@@ -15,171 +15,28 @@ from bench.readers.document import Document
 from bench.readers.linear import last_segments, linear_modules
 from bench.readers.recipe import (
     Fields,
-    Reader,
     Recipe,
     RecipeStep,
     given,
+    load_reader,
     notes_on,
     refuse_whole_model,
     renamed,
     whole,
 )
-from bench.readers.values import (
-    ANY,
-    BOOLEAN,
-    INTEGER,
-    NAMES,
-    PYDANTIC,
-    TABLE,
-    TEXT,
-    WHOLE,
-    booleans,
-    each,
-    kinds_of,
-    one_of,
-)
+from bench.readers.values import PYDANTIC
 
 if TYPE_CHECKING:
     from bench.models.architectures import Model
 
-FIELDS = {
-    "lora_r": "r",
-    "lora_alpha": "lora_alpha",
-    "lora_dropout": "lora_dropout",
-    "lora_fan_in_fan_out": "fan_in_fan_out",
-    "lora_target_modules": "target_modules",
-    "lora_target_parameters": "target_parameters",
-    "lora_modules_to_save": "modules_to_save",
-    "lora_exclude_modules": "exclude_modules",
-    "lora_rank_pattern": "rank_pattern",
-    "lora_alpha_pattern": "alpha_pattern",
-    "peft_layers_to_transform": "layers_to_transform",
-    "peft_layers_pattern": "layers_pattern",
-    "peft_layer_replication": "layer_replication",
-    "peft_use_dora": "use_dora",
-    "peft_use_rslora": "use_rslora",
-    "peft_init_lora_weights": "init_lora_weights",
-    "peft_trainable_token_indices": "trainable_token_indices",
-    "peft_ensure_weight_tying": "ensure_weight_tying",
-}
 # The last segment of the output embedding's name, which lora_target_linear leaves out.
 OUTPUT_EMBEDDING = {"gpt_neox": "embed_out"}
 
-SAID = {
-    "lora_model_dir": "goes on with that adapter, whose own adapter_config.json then decides",
-    "plugins": "a plugin may change the adapter, which is not looked into",
-    "unfrozen_parameters": "trains further parameters, which are not counted",
-    "freeze_mm_modules": "freezes the vision modules; adapters of theirs are counted all the same",
-    "relora": "merges and starts adapters anew while it trains; one adapter is counted",
-    "quantize_moe_experts": "quantizes expert weights, which no precision here does",
-    "llama4_linearized_experts": "splits the experts into linear layers; the model here has them "
-    "fused",
-    "trust_remote_code": "the repository's own code may build another model than transformers has",
-    "base_model_config": "the configuration of another model; the base model's own is read",
-    "overrides_of_model_config": "changes the model's configuration; the published one is read",
-    "overrides_of_model_kwargs": "changes how the model is loaded, which is not looked into",
-    "model_quantization_config": "another quantization than bitsandbytes', which is not computed",
-    "gptq": "GPTQ weights, which are counted as the configuration tells",
-    "tokens": "new tokens lengthen the embeddings, which are counted at their published length",
-    "added_tokens_overrides": "replaces tokens; the embeddings keep their length",
-    "resize_token_embeddings_to_32x": "lengthens the embeddings, which are counted as published",
-}
-SAID_OF_STEP = {
-    **trainer.SAID_OF_STEP,
-    "use_liger_kernel": "fused kernels, with which a step takes less than is predicted",
-    "rl": "preference training runs more than one forward pass; one is predicted",
-    "deepcompile": "compilation, which the prediction of eager mode leaves out",
-    "fsdp_version": "shards over processes, which the prediction of one GPU leaves out",
-    "activation_offloading": "moves activations away, which leaves less than is predicted",
-    "layer_offloading": "moves layers away, which leaves less than is predicted",
-    "selective_checkpointing": "keeps part of the activations; full checkpointing is predicted",
-    "tiled_mlp": "computes the MLP in parts, with which a step takes less than is predicted",
-    "chunked_cross_entropy": "computes the loss in parts, which leaves less than is predicted",
-    "context_parallel_size": "splits sequences over GPUs; one GPU with the whole is predicted",
-    "sequence_parallel_degree": "splits sequences over GPUs; one GPU with the whole is predicted",
-    "tensor_parallel_size": "splits layers over GPUs; one GPU with the whole is predicted",
-    "dp_shard_size": "shards over processes, which the prediction of one GPU leaves out",
-    "lora_mlp_kernel": "axolotl's own kernels, which keep less than is predicted",
-    "lora_qkv_kernel": "axolotl's own kernels, which keep less than is predicted",
-    "lora_o_kernel": "axolotl's own kernels, which keep less than is predicted",
-    "lora_embedding_kernel": "axolotl's own kernels, which keep less than is predicted",
-    "unsloth_lora_mlp": "unsloth's kernels, which keep less than is predicted",
-    "unsloth_lora_qkv": "unsloth's kernels, which keep less than is predicted",
-    "unsloth_lora_o": "unsloth's kernels, which keep less than is predicted",
-    "fp8": "FP8 products, which are not predicted",
-    "qat": "quantization while training, which is not predicted",
-    "liger_layer_norm": "fused LayerNorms, which keep less than is predicted",
-    "liger_cross_entropy": "fuses the loss: its memory is predicted too high",
-    "cut_cross_entropy": "fuses head and loss: their memory is predicted too high",
-}
 LIGER = (
     "liger_rope", "liger_rms_norm", "liger_glu_activation", "liger_fused_linear_cross_entropy",
 )  # fmt: skip
 """The kernels that Trainer's use_liger_kernel puts into a model, one key each."""
 LIGER_PLUGIN = "axolotl.integrations.liger.LigerPlugin"
-KINDS = {
-    **kinds_of(FIELDS, lora_alpha=INTEGER),
-    **booleans(
-        """load_in_4bit load_in_8bit lora_target_linear fp16 bfloat16 float16 float32
-        sample_packing reward_model process_reward_model trust_remote_code relora gptq
-        quantize_moe_experts llama4_linearized_experts freeze_mm_modules
-        resize_token_embeddings_to_32x deepcompile lora_mlp_kernel lora_qkv_kernel lora_o_kernel
-        lora_embedding_kernel unsloth_lora_mlp unsloth_lora_qkv unsloth_lora_o layer_offloading
-        selective_checkpointing tiled_mlp chunked_cross_entropy liger_layer_norm
-        liger_cross_entropy cut_cross_entropy"""
-    ),
-    **dict.fromkeys(LIGER, BOOLEAN),
-    **trainer.SAID_KINDS,
-    **each("auto_find_batch_size use_liger_kernel fp8", BOOLEAN),
-    **each(
-        "base_model_config lora_model_dir model_quantization_config model_type rl type_of_model",
-        TEXT,
-    ),
-    **each("added_tokens_overrides overrides_of_model_config overrides_of_model_kwargs qat", TABLE),
-    **each(
-        "context_parallel_size sequence_parallel_degree tensor_parallel_size dp_shard_size "
-        "fsdp_version",
-        INTEGER,
-    ),
-    **each("tokens plugins unfrozen_parameters", NAMES),
-    "activation_offloading": BOOLEAN.either(TEXT),
-    "torch_compile": BOOLEAN.beside("auto"),
-    "bf16": BOOLEAN.beside("auto"),
-    "gradient_checkpointing": BOOLEAN.beside("offload", "offload_disk"),
-    "micro_batch_size": WHOLE,
-    "sequence_len": WHOLE,
-    "num_labels": WHOLE,
-    "optimizer": TEXT,
-    "adapter": TEXT,
-    "peft": TABLE,
-    "peft.loftq_config": TABLE,
-    "bnb_config_kwargs": TABLE,
-    "bnb_config_kwargs.bnb_4bit_use_double_quant": BOOLEAN,
-    "bnb_config_kwargs.bnb_4bit_quant_storage": ANY,
-    "bnb_config_kwargs.bnb_4bit_compute_dtype": ANY,
-    "peft.backend": one_of("bnb", "torchao"),
-    "peft.weight_dtype": TEXT,
-    "bnb_config_kwargs.bnb_4bit_quant_type": one_of("nf4", "fp4"),
-}
-INERT = (
-    *trainer.INERT,
-    r"datasets?|datasets?_.*|test_datasets|dataset_prepared_path|pretraining_dataset|streaming.*",
-    r"shuffle_.*|chat_template.*|special_tokens|default_system_message|eot_tokens|train_on_.*",
-    r"tokenizer_.*|processor_.*|is_(falcon|llama|mistral|qwen)_derived_model|save_.*|saves_.*",
-    r"evals?_.*|val_set_size|num_epochs|epochs|loraplus_.*|embedding_lr.*|cosine_.*|torchdistx_.*",
-    r"wandb_.*|mlflow_.*|comet_.*|use_(wandb|mlflow|comet|tensorboard)|profiler_.*|strict|seed",
-    r"(sample_packing|multipack|batch_flattening|pad_to|excess_length|min_sample|pretrain)_?.*",
-    r"(flash|sdp|xformers|eager|flex|sage|s2)_attention|attn_implementation|flash_attn_.*|flash_.*",
-    r"lora_on_cpu|merge_lora|merge_method|hf_use_auth_token|push_dataset_to_hub|world_size|ddp",
-    r"fsdp_final_state_dict_type|low_cpu_mem_usage|dataset_.*|loss_watchdog_.*|max_memory|debug",
-    r"gc_steps|gc_collect_steps|auto_resume_from_checkpoints|device|device_map|gpu_memory_limit",
-    r"base_model_ignore_patterns|revision_of_model|shrink_embeddings|embeddings_skip_upcast",
-    r"mean_resizing_embeddings|fix_untrained_tokens|dpo_.*|kto_.*|orpo_.*|simpo_.*|rl_beta|trl",
-    r"(bench|do|generat|num_generation|remove|eval|curriculum)_.*|generate_samples|vllm|.*warmup.*",
-    r"peft_autocast_adapter_dtype|qlora_sharded_model_loading|batch_size|logging_.*|image_.*",
-    r"overwrite_cache|axolotl_config_path|local_rank|skip_prepare_dataset|adam_epsilon2|adam_beta3",
-    r"max_prompt_len|total_num_tokens|total_supervised_tokens|use_pose|pose_.*|lr_quadratic.*",
-)
 
 
 def read(document: Document) -> Recipe:
@@ -190,7 +47,7 @@ def read(document: Document) -> Recipe:
         why = "it names no adapter and trains the whole model" if not adapter else (
             f"adapter is {adapter!r}, which is none of lora and qlora")  # fmt: skip
         raise refuse_whole_model(document, READER, why)
-    fields, keys = renamed(document, FIELDS)
+    fields, keys = renamed(document, READER.fields)
     for key, field in (("lora_r", "r"), ("lora_alpha", "lora_alpha")):
         if field not in fields and not document.misread(key):
             document.wrong.append(f"no {key}: axolotl has no default for it, and PEFT takes none")
@@ -309,28 +166,4 @@ def _some_of_liger(keys: list[str], loaded: bool) -> str:
             f"predicted; {', '.join(LIGER)} together are predicted")  # fmt: skip
 
 
-READER = Reader(
-    tool="axolotl",
-    version="0.19.0",
-    source="https://docs.axolotl.ai/docs/config-reference.html",
-    model_key="base_model",
-    marks=frozenset(
-        """adapter lora_r lora_target_linear lora_target_modules sequence_len micro_batch_size
-        sample_packing datasets load_in_4bit load_in_8bit num_epochs optimizer""".split()
-    ),
-    fields=FIELDS,
-    kinds=KINDS,
-    parser=PYDANTIC,
-    inert=INERT,
-    said=SAID,
-    said_of_step=SAID_OF_STEP,
-    read=read,
-    excluding=(
-        (
-            "load_in_4bit",
-            "load_in_8bit",
-            "bitsandbytes loads in one of them; axolotl refuses both with adapter qlora, and with "
-            "adapter lora leaves load_in_4bit out without a word",
-        ),
-    ),
-)
+READER = load_reader("axolotl", PYDANTIC, read)

@@ -15,29 +15,18 @@ from bench.models.roles import DOWN, FUSED, GATE, HEAD, KEY, OUTPUT, QUERY, ROUT
 from bench.readers.document import Document
 from bench.readers.recipe import (
     Fields,
-    Reader,
     Recipe,
     RecipeStep,
+    load_reader,
     notes_on,
     refuse_whole_model,
     renamed,
 )
-from bench.readers.values import (
-    BOOLEAN,
-    INTEGER,
-    JSONARGPARSE,
-    TABLE,
-    TABLE_OR_TEXT,
-    TEXT,
-    WHOLE,
-    kinds_of,
-    one_of,
-)
+from bench.readers.values import JSONARGPARSE
 
 if TYPE_CHECKING:
     from bench.models.architectures import Model
 
-FIELDS = {"lora_r": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout"}
 DEFAULTS = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.05}
 # Switch → (what it is without one, the roles that it adapts). A mixture of experts gets its router
 # adapted with the experts.
@@ -54,19 +43,6 @@ _PRECISION_OF = {"bf16-true": "bf16", "16-true": "fp16", "32-true": "fp32",
               "32": "fp32"}  # fmt: skip
 QUANTIZED = {"bnb.nf4": "nf4", "bnb.nf4-dq": "nf4-dq", "bnb.fp4": "fp4", "bnb.fp4-dq": "fp4-dq",
              "bnb.int8-training": "int8"}  # fmt: skip
-KINDS = {
-    **kinds_of(FIELDS, lora_alpha=INTEGER),
-    **dict.fromkeys(SWITCHES, BOOLEAN),
-    "devices": INTEGER.either(TEXT),
-    "num_nodes": INTEGER,
-    "optimizer": TABLE_OR_TEXT,
-    "precision": TEXT,
-    "train": TABLE,
-    "train.micro_batch_size": WHOLE,
-    "train.max_seq_length": WHOLE,
-    "quantize": one_of(*QUANTIZED),
-}
-INERT = (r"out_dir|data|eval|logger_name|seed|access_token|log",)
 
 
 def read(document: Document) -> Recipe:
@@ -74,7 +50,7 @@ def read(document: Document) -> Recipe:
     values = document.values
     if not any(key in values for key in ("lora_r", *SWITCHES)):
         raise refuse_whole_model(document, READER, "it has none of LoRA's keys")
-    fields, keys = renamed(document, FIELDS)
+    fields, keys = renamed(document, READER.fields)
     roles = [
         role
         for switch, (default, adapted) in SWITCHES.items()
@@ -172,17 +148,4 @@ def _step(document: Document) -> RecipeStep:
     )  # fmt: skip
 
 
-READER = Reader(
-    tool="LitGPT",
-    version="0.5.13",
-    source="https://github.com/Lightning-AI/litgpt/tree/main/config_hub",
-    model_key="checkpoint_dir",
-    marks=frozenset(("lora_r", "quantize", "train", "data", "out_dir", *SWITCHES)),
-    fields=FIELDS,
-    kinds=KINDS,
-    parser=JSONARGPARSE,
-    inert=INERT,
-    said={},
-    said_of_step={},
-    read=read,
-)
+READER = load_reader("litgpt", JSONARGPARSE, read)

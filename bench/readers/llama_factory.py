@@ -16,105 +16,19 @@ from bench.readers.document import Document
 from bench.readers.linear import ends_in_any, holding, last_segments
 from bench.readers.recipe import (
     Fields,
-    Reader,
     Recipe,
     RecipeStep,
     listed,
+    load_reader,
     notes_on,
     refuse_whole_model,
     renamed,
     whole,
 )
-from bench.readers.values import (
-    DATACLASSES,
-    INTEGER,
-    TEXT,
-    WHOLE,
-    booleans,
-    each,
-    kinds_of,
-    one_of,
-)
+from bench.readers.values import DATACLASSES
 
 if TYPE_CHECKING:
     from bench.models.architectures import Model
-
-FIELDS = {
-    "lora_rank": "r",
-    "lora_alpha": "lora_alpha",
-    "lora_dropout": "lora_dropout",
-    "lora_target": "target_modules",
-    "additional_target": "modules_to_save",
-    "use_rslora": "use_rslora",
-    "use_dora": "use_dora",
-}
-STAGES = ("pt", "sft", "rm", "ppo", "dpo", "kto")
-SAID = {
-    "adapter_name_or_path": "goes on with that adapter, whose own adapter_config.json then decides",
-    "use_unsloth": "unsloth builds the model and adds its own target modules",
-    "use_llama_pro": "trains the expanded blocks alone, which is not computed",
-    "mixture_of_depths": "another model than transformers has, which is not built",
-    "shift_attn": "changes the attention of the model; the modules are the same",
-    "add_tokens": "new tokens lengthen the embeddings, which are counted at their published length",
-    "add_special_tokens": "new tokens lengthen the embeddings, which are counted as published",
-    "new_special_tokens_config": "new tokens lengthen the embeddings, counted as published",
-    "trust_remote_code": "the repository's own code may build another model than transformers has",
-    "use_mca": "Megatron builds the model, with names of its own",
-    "rope_scaling": "changes the positions of the model; the modules are the same",
-}
-SAID_OF_STEP = {
-    **trainer.SAID_OF_STEP,
-    "enable_liger_kernel": "Liger's kernels as LLaMA-Factory itself chooses them: a step takes "
-    "less than is predicted; bench memory --liger predicts Trainer's",
-    "use_unsloth_gc": "unsloth's checkpointing moves activations away, which leaves less",
-    "fp8": "FP8 products, which are not predicted",
-    "use_galore": "another optimizer than is predicted",
-    "use_apollo": "another optimizer than is predicted",
-    "use_badam": "another optimizer than is predicted",
-    "use_adam_mini": "another optimizer than is predicted",
-    "use_muon": "another optimizer than is predicted",
-    "upcast_layernorm": "norms in fp32, which are predicted in the compute precision",
-    "upcast_lmhead_output": "logits in fp32, which are predicted in the compute precision",
-    "pure_bf16": "adapters in bf16, which are predicted in fp32",
-    "ref_model": "a second model in memory, which is not predicted",
-    "reward_model": "a second model in memory, which is not predicted",
-}
-KINDS = {
-    **trainer.KINDS,
-    **kinds_of(FIELDS, finetuning_type=TEXT, stage=one_of(*STAGES)),
-    **booleans(
-        """double_quantization packing neat_packing freeze_vision_tower
-        freeze_multi_modal_projector freeze_language_model resize_vocab pissa_init
-        disable_gradient_checkpointing use_reentrant_gc pure_bf16 use_unsloth use_llama_pro
-        shift_attn trust_remote_code use_mca enable_liger_kernel use_unsloth_gc fp8 use_galore
-        use_apollo use_badam use_adam_mini use_muon upcast_layernorm upcast_lmhead_output"""
-    ),
-    **each(
-        """adapter_name_or_path add_tokens add_special_tokens new_special_tokens_config ref_model
-        reward_model rope_scaling mixture_of_depths""",
-        TEXT,
-    ),
-    "pissa_iter": INTEGER,
-    "quantization_bit": WHOLE,
-    "quantization_method": TEXT,
-    "quantization_type": one_of("nf4", "fp4"),
-    "cutoff_len": WHOLE,
-}
-INERT = (
-    *trainer.INERT,
-    r"template|dataset|eval_dataset|dataset_dir|media_dir|train_on_prompt|mask_history|streaming",
-    r"buffer_size|mix_strategy|interleave_probs|overwrite_cache|preprocessing_.*|max_samples|tool_.*",
-    r"ignore_pad_token_for_loss|val_size|default_system|enable_thinking|preserve_thinking",
-    r"tokenized_path|data_shared_file_system|plot_loss|image_.*|video_.*|audio_.*|crop_to_patches",
-    r"use_audio_in_video|cache_dir|use_fast_tokenizer|split_special_tokens|model_revision",
-    r"low_cpu_mem_usage|flash_attn|use_reentrant_gc|moe_aux_loss_coef|init_special_tokens|infer_.*",
-    r"offload_folder|use_kv_cache|.*hub_token|print_param_status|vllm_.*|sglang_.*|export_.*|ray_.*",
-    r"pref_.*|dpo_.*|kto_.*|ppo_.*|simpo_.*|ld_alpha|loraplus_.*|pissa_convert|create_new_adapter",
-    r"freeze_trainable_.*|freeze_extra_modules|compute_accuracy|disable_shuffling|swanlab_.*|use_swanlab",
-    r"(galore|apollo|badam|oft)_.*|module_dropout|report_to|use_dft_loss|max_new_tokens|top_[pk]",
-    r"temperature|do_sample|repetition_penalty|quantization_device_map|enable_torch_profiler",
-    r"reward_model_.*|ref_model_.*|use_v1_kernels|profile.*|adapter_folder|fp8_.*|train_from_scratch",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -166,7 +80,7 @@ def read(document: Document) -> Recipe:
     method = values.get("finetuning_type", "lora")
     if method != "lora":
         raise refuse_whole_model(document, READER, f"finetuning_type is {method!r}")
-    fields, keys = renamed(document, FIELDS)
+    fields, keys = renamed(document, READER.fields)
     fields["r"] = whole(document, "lora_rank", 8)
     fields["lora_alpha"] = values.get("lora_alpha") or 2 * fields["r"]
     fields["target_modules"] = listed(fields.get("target_modules", "all"))
@@ -300,21 +214,4 @@ def _step(document: Document, precision: str, notes: tuple[str, ...]) -> RecipeS
     )
 
 
-READER = Reader(
-    tool="LLaMA-Factory",
-    version="0.9.5",
-    source="https://llamafactory.readthedocs.io/en/latest/advanced/arguments.html",
-    model_key="model_name_or_path",
-    marks=frozenset(
-        """finetuning_type lora_target lora_rank stage cutoff_len template quantization_bit
-        additional_target freeze_vision_tower dataset_dir""".split()
-    ),
-    fields=FIELDS,
-    kinds=KINDS,
-    parser=DATACLASSES,
-    inert=INERT,
-    said=SAID,
-    said_of_step=SAID_OF_STEP,
-    read=read,
-    excluding=(trainer.HALVES,),
-)
+READER = load_reader("llama_factory", DATACLASSES, read)

@@ -19,123 +19,28 @@ from bench.readers.document import Document
 from bench.readers.linear import ends_in_any, last_segments
 from bench.readers.recipe import (
     Fields,
-    Reader,
     Recipe,
     RecipeStep,
     given,
     listed,
+    load_reader,
     notes_on,
     refuse_whole_model,
     renamed,
     whole,
 )
-from bench.readers.values import (
-    ARGUMENTS,
-    BOOLEAN,
-    INTEGER,
-    NAMES,
-    TEXT,
-    WHOLE,
-    booleans,
-    each,
-    kinds_of,
-    one_of,
-)
+from bench.readers.values import ARGUMENTS
 
 if TYPE_CHECKING:
     from bench.models.architectures import Model
     from bench.models.modules import Module
 
-FIELDS = {
-    "lora_rank": "r",
-    "lora_alpha": "lora_alpha",
-    "lora_dropout": "lora_dropout",
-    "lora_bias": "bias",
-    "target_modules": "target_modules",
-    "target_parameters": "target_parameters",
-    "modules_to_save": "modules_to_save",
-    "use_rslora": "use_rslora",
-    "use_dora": "use_dora",
-}
 DEFAULTS = {"r": 8, "lora_alpha": 32, "lora_dropout": 0.05}
-DTYPE_NAMES = ("float32", "float16", "bfloat16")
 TASK_TYPES = {"causal_lm": "CAUSAL_LM", "seq_cls": "SEQ_CLS"}
 # Modules that ms-swift takes off the list on these model types, since PEFT refuses them.
 MAMBA = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
 MAMBA_REFUSED = ("out_proj", "conv1d")
 HEADS = ("lm_head", "score", "v_head", "classifier")
-
-SAID = {
-    "adapters": "goes on with that adapter, whose own adapter_config.json then decides",
-    "resume_from_checkpoint": "goes on with that adapter, whose own configuration then decides",
-    "trainable_parameters": "trains further parameters, which are not counted",
-    "trainable_parameters_regex": "trains further parameters, which are not counted",
-    "freeze_parameters": "is for full training; adapters are counted all the same",
-    "freeze_parameters_regex": "is for full training; adapters are counted all the same",
-    "external_plugins": "a plugin may change the adapter, which is not looked into",
-    "custom_register_path": "a model registered there is not looked into",
-    "new_special_tokens": "new tokens lengthen the embeddings, which are counted as published",
-}
-SAID_OF_STEP = {
-    **trainer.SAID_OF_STEP,
-    "sequence_parallel_size": "splits sequences over GPUs; one GPU with the whole is predicted",
-    "vit_gradient_checkpointing": "checkpointing of the vision tower alone is not predicted",
-    "use_galore": "another optimizer than is predicted",
-    "lisa_activated_layers": "trains some layers at a time; all are predicted",
-    "optimizer": "an optimizer of ms-swift's own, which is not predicted",
-    "rlhf_type": "preference training runs more than one forward pass; one is predicted",
-    "use_logits_to_keep": "computes fewer logits than are predicted",
-    "padding_free": "rows joined into one; the same tokens are predicted",
-    "lora_dtype": "adapters in another dtype than fp32, which is predicted",
-}
-KINDS = {
-    **trainer.KINDS,
-    **kinds_of(FIELDS),
-    **booleans(
-        """freeze_llm freeze_vit freeze_aligner bnb_4bit_use_double_quant packing lazy_tokenize
-        vit_gradient_checkpointing use_galore use_logits_to_keep padding_free"""
-    ),
-    **each(
-        """tuner_type train_type tuner_backend target_regex freeze_parameters_regex lora_bias
-        lora_dtype model_type optimizer rlhf_type trainable_parameters_regex""",
-        TEXT,
-    ),
-    **each(
-        """adapters custom_register_path external_plugins freeze_parameters new_special_tokens
-        trainable_parameters""",
-        NAMES,
-    ),
-    **each("lisa_activated_layers sequence_parallel_size", INTEGER),
-    **each("init_weights resume_from_checkpoint", TEXT.either(BOOLEAN)),
-    "quant_method": TEXT,
-    "task_type": one_of(*TASK_TYPES, "embedding", "reranker", "generative_reranker"),
-    "torch_dtype": one_of(*(f"{p}{n}" for p in ("", "torch.") for n in DTYPE_NAMES), "auto"),
-    "quant_bits": WHOLE,
-    "bnb_4bit_quant_type": one_of("nf4", "fp4"),
-    "max_length": WHOLE,
-    "packing_length": WHOLE,
-    "num_labels": WHOLE,
-}
-# args.json holds every argument and much that ms-swift worked out; these change neither what is
-# adapted nor what a step takes.
-INERT = (
-    *trainer.INERT,
-    r".*dataset.*|columns|strict|streaming|interleave_prob|stopping_strategy|shuffle_buffer_size",
-    r"download_mode|disable_auto_column_mapping|template.*|system|truncation_strategy|max_pixels",
-    r"agent_template|norm_bbox|use_chat_template|padding_side|loss_scale|is_binary_loss_scale",
-    r"response_prefix|.*thinking.*|disable_ignore_empty_think|model_(name|author|revision|suffix)",
-    r"model_kwargs|model_info|model_meta|model_dir|hub|use_hf|.*token|swanlab_.*|decision_.*",
-    r"load_args|load_data_args|load_from_cache_file|packing_(num_proc|strategy)|external.*",
-    r"attn_impl|experts_impl|problem_type|rope_scaling|device_map|max_memory|max_model_len",
-    r"local_repo_path|init_strategy|hqq_axis|bnb_4bit_(compute_dtype|quant_storage)",
-    r"freeze_parameters_ratio|lorap_lr_ratio|(lora_ga|fourier|boft|vera|adapter|galore|adalora)_.*",
-    r"(llamapro|lisa|reft)_.*|add_version|create_checkpoint_symlink|zero_hpz.*|deepspeed_.*",
-    r"max_new_tokens|temperature|top_[pkn].*|repetition_penalty|num_beams|stream|stop_words",
-    r"logprobs|logging_dir|check_model|acc_.*|metric.*|ignore_args_error|use_swift_lora|rank|local.*",
-    r"global_world_size|world_size|node_rank|ckpt_dir|ddp.*|enable_npu_model_patch|predict_.*",
-    r"(aligner|vit)_lr|sequential|cached_.*|val_.*|save_.*|.*_args|loss_type|channels|profiler_.*",
-    r"remove_unused_columns|preprocess_.*|train_dataloader_shuffle|callbacks|early_stop.*|origin_.*",
-)
 
 
 def read(document: Document) -> Recipe:
@@ -144,7 +49,7 @@ def read(document: Document) -> Recipe:
     method = values.get("tuner_type", values.get("train_type", "lora"))
     if method != "lora":
         raise refuse_whole_model(document, READER, f"tuner_type is {method!r}")
-    fields, keys = renamed(document, FIELDS)
+    fields, keys = renamed(document, READER.fields)
     fields = {**DEFAULTS, **fields, "r": whole(document, "lora_rank", 8)}
     fields["target_modules"] = _asked(document)
     fields["modules_to_save"] = listed(fields.get("modules_to_save"))
@@ -301,21 +206,4 @@ def _precision(document: Document) -> str:
     return {"float32": "fp32", "float16": "fp16"}.get(dtype, "bf16")
 
 
-READER = Reader(
-    tool="ms-swift",
-    version="4.6.0",
-    source="https://swift.readthedocs.io/en/latest/Instruction/Command-line-parameters.html",
-    model_key="model",
-    marks=frozenset(
-        """tuner_type train_type lora_rank target_modules target_regex freeze_vit freeze_aligner
-        tuner_backend quant_bits""".split()
-    ),
-    fields=FIELDS,
-    kinds=KINDS,
-    parser=ARGUMENTS,
-    inert=INERT,
-    said=SAID,
-    said_of_step=SAID_OF_STEP,
-    read=read,
-    excluding=(trainer.HALVES,),
-)
+READER = load_reader("ms_swift", ARGUMENTS, read)

@@ -6,17 +6,27 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError
+from bench.files import FIXTURES, parse, read_toml
 from bench.readers.document import Document
-from bench.readers.values import Parser, ValueKind, repeated_names
+from bench.readers.values import (
+    OF_FIELD,
+    Parser,
+    ValueKind,
+    named_kind,
+    one_of,
+    repeated_names,
+)
 
 if TYPE_CHECKING:
     from bench.models.architectures import Model
 
+T = TypeVar("T")
 Fields = dict[str, Any]
 Targets = Callable[["Model"], tuple[Fields, tuple[str, ...]]]
 """Fields of `peft.LoraConfig` that a tool works out from the model, and what to say of them."""
@@ -134,7 +144,7 @@ class RecipeFault(BenchError):
 
 @dataclass(frozen=True)
 class Reader:
-    """How one tool's files are read.
+    """How one tool's files are read; `fixtures/tools/` has the tables of its keys.
 
     Attributes:
         model_key: the key that names the base model.
@@ -172,6 +182,69 @@ class Reader:
     def fits(self, values: Mapping[str, Any]) -> int:
         """How many of its own keys the file has; 0 where it is not this tool's."""
         return len(self.marks & values.keys()) if self.model_key in values else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Keys:
+    """Tables of keys as their file has them: of Trainer's, which more than one tool takes. `kinds`
+    is the name of a kind → the keys that it belongs to."""
+
+    inert: tuple[str, ...] = ()
+    said_of_step: Mapping[str, str] = field(default_factory=dict)
+    kinds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ToolKeys(_Keys):
+    """The tables of one tool's keys as their file has them.
+
+    `trainer`: whether Trainer's are its own too. `choices` is a key → its only values; `beside`,
+    texts that it takes beside its kind.
+    """
+
+    tool: str
+    version: str
+    source: str
+    model_key: str
+    trainer: bool
+    marks: frozenset[str]
+    fields: Mapping[str, str]
+    said: Mapping[str, str] = field(default_factory=dict)
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    beside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    excluding: tuple[tuple[str, str, str], ...] = ()
+
+
+def load_reader(name: str, parser: Parser, read: Callable[[Document], Recipe]) -> Reader:
+    """The reader with the keys of `fixtures/tools/`. Raises BenchError, naming file and key."""
+    keys = _load_keys(name, _ToolKeys)
+    shared = _load_keys("trainer", _Keys) if keys.trainer else _Keys()
+    kinds = {key: OF_FIELD[ours] for key, ours in keys.fields.items() if ours in OF_FIELD}
+    for table in (shared.kinds, keys.kinds):
+        kinds |= {key: named_kind(kind) for kind, found in table.items() for key in found}
+    kinds |= {key: one_of(*texts) for key, texts in keys.choices.items()}
+    kinds |= {key: kinds[key].beside(*texts) for key, texts in keys.beside.items()}
+    return Reader(
+        keys.tool,
+        keys.version,
+        keys.source,
+        keys.model_key,
+        keys.marks,
+        keys.fields,
+        kinds,
+        parser,
+        (*shared.inert, *keys.inert),
+        keys.said,
+        {**shared.said_of_step, **keys.said_of_step},
+        read,
+        keys.excluding,
+    )
+
+
+@cache
+def _load_keys(name: str, kind: type[T]) -> T:
+    path = FIXTURES / "tools" / f"{name}.toml"
+    return parse(read_toml(path), kind, str(path))
 
 
 def given(value: object) -> bool:

@@ -12,8 +12,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
+from bench.errors import lookup
 from bench.readers.document import Document
 
 
@@ -163,8 +165,6 @@ TEXT = ValueKind("text", _text)
 ANY = ValueKind("anything", lambda _, value: value)
 NAMES = ValueKind("a list of names, or text", _names)
 TABLE = ValueKind("a table of keys", _table)
-TABLE_OR_TEXT = TABLE.either(TEXT)
-"""As a table, as JSON or as the file that holds it."""
 
 
 def one_of(*texts: str) -> ValueKind:
@@ -190,19 +190,17 @@ OF_FIELD = {
 """The kind of a field of `peft.LoraConfig`, whatever a tool calls it."""
 
 
-def kinds_of(fields: Mapping[str, str], **more: ValueKind) -> dict[str, ValueKind]:
-    """The kinds of a reader's keys: of those in its table of `fields`, and `more`."""
-    return {**{k: OF_FIELD[f] for k, f in fields.items() if f in OF_FIELD}, **more}
+_NAMED = {
+    "boolean": BOOLEAN, "number": NUMBER, "integer": INTEGER, "whole": WHOLE, "text": TEXT,
+    "any": ANY, "names": NAMES, "table": TABLE,
+}  # fmt: skip
 
 
-def each(keys: str, kind: ValueKind) -> dict[str, ValueKind]:
-    """The kind of every key in a line of them."""
-    return dict.fromkeys(keys.split(), kind)
-
-
-def booleans(keys: str) -> dict[str, ValueKind]:
-    """Every key in a line of them is a switch."""
-    return each(keys, BOOLEAN)
+def named_kind(name: str) -> ValueKind:
+    """A kind as a tool's table of keys calls it: "whole"; "table_or_text" for one or else the
+    other. Raises UnknownName."""
+    kinds = [lookup("kind of value", part, _NAMED) for part in name.split("_or_")]
+    return reduce(ValueKind.either, kinds)
 
 
 def parsed(document: Document, kinds: Mapping[str, ValueKind], parser: Parser) -> Document:
