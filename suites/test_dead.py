@@ -27,6 +27,8 @@ MIXTRAL = {**LLAMA, "model_type": "mixtral", "num_local_experts": 2, "num_hidden
 BERT = {**LLAMA, "model_type": "bert"}
 QWEN_MOE = {**LLAMA, "model_type": "qwen3_moe", "num_experts": 2, "moe_intermediate_size": 8,
             "mlp_only_layers": [0]}  # fmt: skip
+JAMBA = {**LLAMA, "model_type": "jamba", "num_experts": 1, "attn_layer_period": 2,
+         "attn_layer_offset": 1, "mamba_dt_rank": 4}  # fmt: skip
 GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_head": 2, "n_layer": 2, "vocab_size": 24}
 XLNET = {"model_type": "xlnet", "d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 24,
          "vocab_size": 24}  # fmt: skip
@@ -352,3 +354,25 @@ def test_a_name_that_peft_would_translate_is_passed_over() -> None:
                           ("qwen2_moe", "fc1 (up, 1 modules)")):  # fmt: skip
         table = ModuleTable("", "Small", modules, weights, moe_conversion=family)
         assert match(table, AdapterConfig(("c_fc",))).entries[0].suggestion == offer
+
+
+@pytest.mark.parametrize(
+    ("config", "fields", "why"),
+    [
+        (LLAMA, {"target_modules": ["model.layers.7.self_attn.q_proj", "k_proj"]},
+         "such modules are in model.layers.0 to 3, not in 7"),
+        (LLAMA, {"target_modules": ["7.mlp.up_proj.weight", "k_proj"]},
+         "such modules are in model.layers.0 to 3, not in 7"),
+        (JAMBA, {"target_modules": ["layers.2.self_attn.q_proj", "k_proj"]},
+         "such modules are in model.layers.1, 3, not in 2"),
+        (MIXTRAL, {"target_modules": ["k_proj"],
+                   "target_parameters": ["layers.5.mlp.experts.gate_up_proj"]},
+         "such parameters are in model.layers.0 to 1, not in 5"),
+    ],
+)  # fmt: skip
+def test_a_layer_that_has_none_is_named(
+    config: dict[str, Any], fields: dict[str, Any], why: str
+) -> None:
+    """No path has moved: the model ends earlier, or another kind of layer stands there."""
+    (dead,) = (entry for entry in ledger_of(fields, config).entries if entry.dead)
+    assert (dead.cause, dead.suggestion) == (why, "")

@@ -24,6 +24,7 @@ from bench.models.classes import (
     class_for_task,
     class_of,
     config_by_own_code,
+    config_of_type,
     model_class,
     task_class_of,
     unknown_classes,
@@ -143,8 +144,6 @@ class Model:
     @cached_property
     def transformers_config(self) -> Any:
         """The transformers configuration object. Raises BenchError for an unknown model type."""
-        from transformers import AutoConfig
-
         values = {k: v for k, v in self.config.items() if k != "model_type"}
         if self.own_code is not None:
             return config_by_own_code(self.own_code)
@@ -152,7 +151,7 @@ class Model:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return AutoConfig.for_model(self.model_type, **values)
+                return config_of_type(self.model_type, values)
         except ValueError as error:
             known = _known_model_types()
             if self.model_type not in known:

@@ -61,6 +61,25 @@ def unknown_classes(config: Mapping[str, Any]) -> list[str]:
     return [] if any(hasattr(transformers, name) for name in named) else named
 
 
+def config_of_type(model_type: str, values: Mapping[str, Any]) -> Any:
+    """The configuration of a registered type, of values as a config.json has them: an infinity is
+    {"__float__": "Infinity"} there (transformers 5.23 `configuration_utils.py`).
+
+    Raises what transformers raises for values that it refuses.
+    """
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(model_type, **_with_infinities(dict(values)))
+
+
+def _with_infinities(value: Any) -> Any:
+    if isinstance(value, dict):
+        if list(value) == ["__float__"] and value["__float__"] in ("Infinity", "-Infinity", "NaN"):
+            return float(value["__float__"])
+        return {key: _with_infinities(each) for key, each in value.items()}
+    return [_with_infinities(each) for each in value] if isinstance(value, list) else value
+
+
 def config_by_own_code(folder: Path) -> Any:
     """The configuration of a local folder whose own code makes it (`auto_map`), which is run.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from bench.adapters.config import ALL_LINEAR, AdapterConfig
 from bench.adapters.patterns import fitting
@@ -107,6 +107,8 @@ def _there(table: ModuleTable, entry: str) -> str:
 def _moved(table: ModuleTable, entry: str) -> Found:
     """A path whose beginning is another one here, or was in an earlier transformers."""
     names = table.adaptable
+    if elsewhere := _elsewhere(names, entry):
+        return elsewhere, ""
     hits = moved_names(names, entry)
     if len(hits) == 1:
         return f"it is now {hits[0]}", common_ending(hits[0], names)
@@ -114,6 +116,33 @@ def _moved(table: ModuleTable, entry: str) -> Found:
         instead = ", ".join(f"{e} ({n} modules)" for e, n in endings_of(hits, names).items())
         return f"such names now begin otherwise, as {hits[0]}", instead
     return _trace(table, entry)
+
+
+def _elsewhere(names: Iterable[str], entry: str) -> str:
+    """Where modules are that differ from the entry in one number: it names a layer behind the last
+    one, or a layer or an expert that has no such module."""
+    written = entry.split(".")
+    split = [name.split(".") for name in names]
+    for at, number in enumerate(written):
+        there: dict[str, set[int]] = {}
+        for parts in split:
+            own = parts[-len(written) :]
+            if number.isdigit() and own[:at] + own[at + 1 :] == written[:at] + written[at + 1 :]:
+                list_ = ".".join("*" if p.isdigit() else p for p in parts[: at - len(written)])
+                there.setdefault(list_, set()).add(int(own[at]))
+        if there:
+            places = " and ".join(f"{list_}.{_told(numbers)}" for list_, numbers in there.items())
+            return f"such modules are in {places}, not in {number}"
+    return ""
+
+
+def _told(numbers: set[int]) -> str:
+    """Numbers as a range where they are one, else the first of them."""
+    first, last = min(numbers), max(numbers)
+    if last - first + 1 == len(numbers):
+        return str(first) if first == last else f"{first} to {last}"
+    shown = sorted(numbers)[:8]
+    return ", ".join(map(str, shown)) + (", ..." if len(numbers) > len(shown) else "")
 
 
 def _of_a_parameter(table: ModuleTable, entry: str) -> Found:
@@ -124,6 +153,8 @@ def _of_a_parameter(table: ModuleTable, entry: str) -> Found:
         instead = ", ".join(f"{entry}.{leaf}" for leaf in leaves)
         return "it names a module, not a parameter", instead
     names = [p.name for p in table.parameters if len(p.shape) in (2, 3)]
+    if elsewhere := _elsewhere(names, entry):
+        return elsewhere.replace("modules", "parameters"), ""
     if hits := moved_names(names, entry):
         ends = endings_of(hits, names)
         return f"it is now {hits[0]}", ", ".join(ends)

@@ -19,7 +19,7 @@ import torch
 
 from bench.compat import patched, private
 from bench.errors import BenchError
-from bench.models.classes import config_by_own_code
+from bench.models.classes import config_by_own_code, config_of_type
 from bench.models.precision import precision
 from bench.models.quantization import bitsandbytes_config, quiet_bitsandbytes, swap_linear_layers
 from bench.models.stored import read_stored
@@ -99,14 +99,12 @@ def _heard(batch: Batch, model: torch.nn.Module) -> Batch:
 
 def make_config(case: Case) -> Any:
     """The transformers config that the case's values describe."""
-    from transformers import AutoConfig
-
     if case.code:
         config = config_by_own_code(Path(case.code))
     else:
         left_out = ("model_type", "quantization_config")
         values = {k: v for k, v in case.config.items() if k not in left_out}
-        config = AutoConfig.for_model(case.config["model_type"], **values)
+        config = config_of_type(case.config["model_type"], values)
     if getattr(config, "pad_token_id", None) is None:
         config.pad_token_id = 0  # a sequence classifier built on a decoder refuses batches without
     config.use_cache = False

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 from pathlib import Path
 
 import pytest
@@ -151,3 +153,20 @@ def test_another_models_weights_are_refused(tmp_path: Path) -> None:
         load(case)
     save_file(model.distilbert.state_dict(), tmp_path / "model.safetensors", {"format": "pt"})
     assert load(case).adapted_layers == 4  # a new head for the task is as it should be
+
+
+def test_an_infinity_as_transformers_writes_it_is_one(tmp_path: Path) -> None:
+    """Mamba 2 and the hybrids have one in a config.json of their own defaults."""
+    from transformers import Mamba2Config
+
+    from bench.models.architectures import find_model
+    from bench.training.loading import make_config
+
+    written = Mamba2Config(num_hidden_layers=1, hidden_size=32, num_heads=8, head_dim=8)
+    written.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["time_step_limit"] == [0.0, {"__float__": "Infinity"}]
+    model = find_model(str(tmp_path))
+    case = dataclasses.replace(tiny_case("opt"), config=model.config)
+    for read in (model.transformers_config, make_config(case)):
+        assert tuple(read.time_step_limit) == tuple(written.time_step_limit) == (0.0, math.inf)
