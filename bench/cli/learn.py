@@ -74,7 +74,12 @@ def run(options: argparse.Namespace) -> int:
     say(plan(study, workers))
     if options.plan:
         return 0
-    baseline = None if options.compare is None else _baseline(study, options)
+    baseline = None
+    if options.compare is not None:
+        from bench.baselines.accepted import check_gated, load_baseline
+
+        baseline = load_baseline(_folder(study, options), options.compare or None)
+        check_gated(baseline)
     journal, done = _journal(study, options)
 
     def ended(shown: Shown) -> None:
@@ -157,14 +162,6 @@ def _folder(study: Study, options: argparse.Namespace) -> Path:
 
     given: Path | None = options.results
     return given or OWN_RESULTS / "learning" / study.name
-
-
-def _baseline(study: Study, options: argparse.Namespace) -> StoredRun:
-    from bench.baselines.accepted import check_gated, load_baseline
-
-    baseline = load_baseline(_folder(study, options), options.compare or None)
-    check_gated(baseline)
-    return baseline
 
 
 def _journal(

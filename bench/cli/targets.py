@@ -88,7 +88,6 @@ def run(options: argparse.Namespace) -> int:
         modules_text,
     )
     from bench.scenarios.subjects import check_optional
-    from bench.targets import match
 
     gate = HazardGate.of_project().with_options(
         options.fail_on, options.allow, options.minimum_coverage, options.strict
@@ -97,7 +96,7 @@ def run(options: argparse.Namespace) -> int:
     subjects = [_subject(options, name) for name in options.models]  # none is built yet
     check_optional(options.optional, subjects)
     for number, subject in enumerate(subjects):
-        ledger = gate.judge(match(subject.model.table, subject.adapter, subject.model.role_of))
+        ledger = gate.judge(subject.ledger)
         if options.gradients and not ledger.refusals:
             from bench.predict.gradients import with_gradients
 

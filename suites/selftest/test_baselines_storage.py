@@ -81,9 +81,10 @@ def test_a_name_that_is_no_file_name_is_refused(tmp_path: Path, name: str) -> No
 def test_a_taken_number_is_never_overwritten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage, "_number", lambda path: 0)  # always begins at 0001
-    for seed in range(3):
-        write_run(tmp_path, "same", sample(seed=seed))
+    with monkeypatch.context() as blind:
+        blind.setattr(Path, "glob", lambda *_: ())  # sees none, and always begins at 0001
+        for seed in range(3):
+            write_run(tmp_path, "same", sample(seed=seed))
     assert stored(tmp_path) == ["0001_same.json", "0002_same.json", "0003_same.json"]
     assert [load_run(tmp_path / name).seed for name in stored(tmp_path)] == [0, 1, 2]
 
@@ -95,9 +96,10 @@ def test_a_folder_without_hard_links_still_overwrites_nothing(
         raise OSError(errno.EPERM, "no hard links")
 
     monkeypatch.setattr(os, "link", no_links)
-    monkeypatch.setattr(storage, "_number", lambda path: 0)
-    for seed in range(2):
-        write_run(tmp_path, "same", sample(seed=seed))
+    with monkeypatch.context() as blind:
+        blind.setattr(Path, "glob", lambda *_: ())
+        for seed in range(2):
+            write_run(tmp_path, "same", sample(seed=seed))
     assert [load_run(tmp_path / name).seed for name in stored(tmp_path)] == [0, 1]
     assert len(os.listdir(tmp_path)) == 2
 

@@ -129,7 +129,7 @@ def test_a_run_that_cannot_be_predicted_goes_on(
     def refuses(*_: Any) -> Any:
         raise BenchError("no such thing")
 
-    monkeypatch.setattr(training, "_predicted", refuses)
+    monkeypatch.setattr(training, "predict", refuses)
     said: list[str] = []
     run_with(trainer_case("trainer", "fp32"), tmp_path, bench.MemoryCallback(say=said.append))
     assert said[0] == "bench: this run is not predicted: no such thing"

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from learning_study import texts_of, weights_of
 from test_baselines import QUERY, sample
 
 from bench.baselines import compare, gate, load_run, write_run, write_verdicts
 from bench.baselines.accepted import load_baseline, unproven
-from bench.cli import learn, main
+from bench.cli import main
 from bench.errors import BenchError
 from bench.reports.closing import closing
 from bench.reports.comment import comment
@@ -98,10 +98,14 @@ def test_a_run_that_is_not_stored_has_no_gate_to_pass(stored: Stored) -> None:
 
 
 @pytest.mark.parametrize("stored", ["failed"], indirect=True)
-def test_learning_is_gated_against_no_failed_run(stored: Stored, tmp_path: Path) -> None:
-    options = argparse.Namespace(results=tmp_path / "results", compare="0001")
-    with pytest.raises(BenchError, match="0001_base may not be a baseline: its gate failed"):
-        learn._baseline(None, options)  # type: ignore[arg-type]
+def test_learning_is_gated_against_no_failed_run(
+    stored: Stored, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = ["--weights", str(weights_of(tmp_path / "weights")), "--data", str(texts_of(tmp_path))]
+    folder = str(tmp_path / "results")
+    assert main(["learn", "minilm", *own, "--results", folder, "--compare", "0001"]) == 2
+    said = capsys.readouterr().err
+    assert "0001_base may not be a baseline: its gate failed" in said
 
 
 @pytest.mark.parametrize("stored", [None], indirect=True)
