@@ -12,11 +12,9 @@ from bench.baselines.gate import (
     unused,
     write_verdicts,
 )
-from bench.baselines.metrics import METRICS, Metric, Thresholds, metric_named
+from bench.baselines.metrics import METRICS, Thresholds
 from bench.baselines.runs import (
     KEY,
-    OUTCOMES,
-    SCHEMA,
     Record,
     Selection,
     StoredRun,
@@ -33,12 +31,9 @@ __all__ = [
     "FAILING",
     "KEY",
     "METRICS",
-    "OUTCOMES",
-    "SCHEMA",
     "VERDICTS",
     "Accelerator",
     "Machine",
-    "Metric",
     "Record",
     "Selection",
     "StoredRun",
@@ -56,7 +51,6 @@ __all__ = [
     "left_out",
     "load_run",
     "load_stored",
-    "metric_named",
     "parse_run",
     "require_common",
     "require_measured",

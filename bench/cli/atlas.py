@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.cli.options import TEXT, Add, add_format, add_list
+from bench.cli.options import TEXT, Add, add_format, add_list, add_plot
 from bench.cli.output import save_figure
 from bench.errors import BenchError, check_most
 from bench.files import INSTALLED, read_text, write_output
@@ -40,8 +40,7 @@ def add_options(add: Add) -> None:
     add("--renames", action="store_true",
         help="store which names have moved since the stored earlier releases instead")
     add("--page", type=Path, metavar="FILE", help="bring the figures of docs/atlas.md up to date")
-    add("--plot", type=Path, metavar="FILE",
-        help="draw what the popular targets reach on every causal-LM type (.svg or .png) instead")
+    add_plot(add, "instead draw what the popular targets reach on every causal-LM type")
     add_format(add, "terminal", TEXT)
     # fmt: on
 

@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.cli.options import TEXT, Add, add_format, add_hazard_gate, add_list
+from bench.cli.options import (
+    TEXT,
+    Add,
+    add_building,
+    add_format,
+    add_gpu,
+    add_hazard_gate,
+    add_list,
+)
 from bench.cli.output import fitted, in_colour, say
 from bench.cli.subject import card_of
 from bench.errors import BenchError, check_most
@@ -37,16 +45,14 @@ def add_options(add: Add) -> None:
     add("--model", metavar="MODEL",
         help="the base model: registered name, folder or config.json, or hub id "
              "(default: the one that the file names)")
-    add("--auto-class", metavar="CLASS", help="transformers class to build the model with")
-    add("--trust-remote-code", action="store_true", help="run a model repository's own code")
+    add_building(add)
     add_list(add, "--optional", help="entries that may reach nothing")
     add_hazard_gate(add)
     add("--no-gradients", action="store_false", dest="gradients",
         help="do not look for adapters that a step gives no gradient")
     add("--weights", action="store_true",
         help="read a trained adapter's values too: never trained, NaN, norms by role")
-    add("--gpu", metavar="NAME", help="predict the memory of the file's own step on this GPU")
-    add("--gpu-memory", metavar="SIZE", help="... or on this much memory, such as 24GiB")
+    add_gpu(add, "predict the memory of the file's own step on this GPU")
     add("--seq-len", type=int, metavar="N", help="tokens in a row, where the file leaves it open")
     add_format(add, "terminal", (*TEXT, "github"),
         help="github: annotations on the lines of the files (default: %(default)s)")

@@ -13,7 +13,9 @@ from bench.cli.options import (
     REPEATABLE,
     Add,
     add_format,
+    add_gpu,
     add_model,
+    add_plot,
     add_step,
 )
 from bench.cli.output import check_plot, progress, put, save_figure, written
@@ -35,8 +37,7 @@ def add_options(add: Add) -> None:
     """The model, the GPU, the step, and which rows."""
     # fmt: off
     add_model(add)
-    add("--gpu", metavar="NAME", help="the GPU that it has to fit")
-    add("--gpu-memory", metavar="SIZE", help="... or so much memory, such as 24GiB")
+    add_gpu(add, "the GPU that it has to fit")
     add_step(add, 1, LENGTH)
     add("--optimizer", default="adamw")
     add("--precision", **REPEATABLE, metavar="P",
@@ -50,8 +51,7 @@ def add_options(add: Add) -> None:
         help="the gradient's norm by role before any training, with --weights; trains nothing")
     add("--weights", type=Path, metavar="DIR", help="the model's weights, for --probe")
     add("--data", type=Path, metavar="FILE", help="one's own text, for --probe")
-    add("--plot", type=Path, metavar="FILE",
-        help="draw predicted peak against FLOPs, too (.svg or .png)")
+    add_plot(add, "draw predicted peak against FLOPs, too")
     add_format(add, "terminal", PRINTED)
     # fmt: on
 

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from bench.cli.options import PRINTED, Add, add_format
+from bench.cli.options import PRINTED, Add, add_format, add_plot
 from bench.cli.output import check_plot, put, save_figure, say, stored_runs, written
 from bench.errors import BenchError
 from bench.units import counted
@@ -22,7 +22,7 @@ def add_options(add: Add) -> None:
     add("--case", default="*", metavar="TEXT", help="cases with this in their id, or a pattern")
     add("--machine", metavar="FOLDER", help="a folder of results/ (default: that of most runs)")
     add("--all", action="store_true", help="cases without a step too")
-    add("--plot", type=Path, metavar="FILE", help="draw it (.svg or .png)")
+    add_plot(add, "draw it")
     add_format(add, "terminal", PRINTED)
     # fmt: on
 

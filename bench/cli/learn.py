@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.cli.gating import add_gate, check_gate, judge, verdict_lines
-from bench.cli.options import PRINTED, REPEATABLE, Add, add_format, count
+from bench.cli.options import PRINTED, REPEATABLE, Add, add_format, add_plot, count
 from bench.cli.output import check_plot, json_lines, put, save_figure, say, written
 from bench.errors import BenchError
 from bench.training.options import MOST
@@ -48,8 +48,7 @@ def add_options(add: Add) -> None:
     add("--compare", nargs="?", const="", metavar="RUN",
         help="hold it against a stored run (default: the accepted one), and gate")
     add_gate(add)
-    add("--plot", type=Path, metavar="FILE",
-        help="draw loss against parameters, memory and step time (.svg or .png)")
+    add_plot(add, "draw loss against parameters, memory and step time")
     add("--read", nargs="?", const="", metavar="RUN",
         help="train nothing: tell what a stored run says (default: the newest)")
     add_format(add, "terminal", PRINTED)

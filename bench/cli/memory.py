@@ -11,7 +11,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.cli.options import REPEATABLE, TEXT, Add, add_adapter, add_format, add_model, as_written
+from bench.cli.options import (
+    REPEATABLE,
+    TEXT,
+    Add,
+    add_adapter,
+    add_format,
+    add_gpu,
+    add_model,
+    add_plot,
+    as_written,
+)
 from bench.cli.output import check_plot, csv_text, fitted, progress, put, save_figure, say, written
 from bench.cli.subject import card_of, cases_of, check_asked, predicted_step
 from bench.errors import BenchError
@@ -63,8 +73,7 @@ def add_options(add: Add) -> None:
     add("--precision", **REPEATABLE, metavar="P",
         help=f"repeatable (default bf16): {', '.join(PRECISIONS)}")
     add_step_options(add, ("seq_len",), predicted=True, batch_size=1, seq_len=PREDICTED_LENGTH)
-    add("--gpu", metavar="NAME", help=f"hold the prediction against this GPU: {gpu_names()}")
-    add("--gpu-memory", metavar="SIZE", help="... or against this much memory, such as 24GiB")
+    add_gpu(add, f"hold the prediction against this GPU: {gpu_names()}")
     add("--solve", choices=("batch-size", "seq-len", "rank"), help="the largest that fits")
     add("--measure", action="store_true",
         help="run the step too, on this machine's GPU or else its CPU, with random weights in a "
@@ -72,9 +81,8 @@ def add_options(add: Add) -> None:
     add("--record", type=Path, metavar="FILE",
         help="with --measure: append each step as a line of JSON, for somebody to check")
     add_format(add, None, help="of the table that several cases give (default: markdown)")
-    add("--plot", type=Path, metavar="FILE",
-        help="draw what the peaks are made of (.svg or .png): of one case in each phase of the "
-        "step, of several at their highest")
+    add_plot(add, "draw what the peaks are made of: of one case in each phase of the step, of "
+                  "several at their highest")
     add("--store", action="store_true",
         help="keep the predictions in results/predicted, where the suite compares them")
     # fmt: on

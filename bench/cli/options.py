@@ -85,6 +85,17 @@ def add_step(add: Add, batch_size: int, seq_len: int) -> None:
     # fmt: on
 
 
+def add_gpu(add: Add, help: str) -> None:
+    """A GPU to predict for, by its name or its memory."""
+    add("--gpu", metavar="NAME", help=help)
+    add("--gpu-memory", metavar="SIZE", help="... or one of this much memory, such as 24GiB")
+
+
+def add_plot(add: Add, help: str) -> None:
+    """A picture of the answer."""
+    add("--plot", type=Path, metavar="FILE", help=f"{help} (.svg or .png)")
+
+
 def add_format(
     add: Add, default: str | None, formats: tuple[str, ...] = FORMATS, help: str | None = None
 ) -> None:

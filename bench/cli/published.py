@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.cli.options import Add
+from bench.cli.options import Add, add_plot
 from bench.cli.output import check_plot, format_for, put, save_figure, say, written
 from bench.errors import BenchError
 from bench.files import read_text, write_output
@@ -29,8 +29,7 @@ def add_options(add: Add) -> None:
         help="bring the tables of docs/prediction.md up to date with what is kept")
     add("--evidence", type=Path, metavar="FILE",
         help="bring the table of all evidence, where README.md has its marks, up to date")
-    add("--plot", type=Path, metavar="FILE",
-        help="draw the measured steps' errors, as in docs/images/evidence.svg (.svg or .png)")
+    add_plot(add, "draw the measured steps' errors, as in docs/images/evidence.svg")
     add("--measure", type=int, metavar="N",
         help="run N of the measured steps of fixtures/measured on this machine, each beside its "
         "prediction, and append them to --record FILE")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.adapters.patterns import ALL_LINEAR
@@ -19,6 +18,7 @@ from bench.cli.options import (
     add_format,
     add_hazard_gate,
     add_list,
+    add_plot,
     names,
     split,
 )
@@ -53,8 +53,7 @@ def add_options(add: Add) -> None:
     add_hazard_gate(add)
     add("--precision", metavar="P",
         help="as loaded in int8, nf4, ...: which heads cannot train, and the three totals")
-    add("--plot", type=Path, metavar="FILE",
-        help="draw what is reached, layers by projections (.svg or .png)")
+    add_plot(add, "draw what is reached, layers by projections")
     add("--modules", action="store_true", help="list every adapted module, and every missed one")
     add_format(add, "terminal", PRINTED)
     add("--gradients", action="store_true",

@@ -6,7 +6,7 @@ from bench.measure.engine import WARMUP_ROUNDS, Session
 from bench.measure.outcome import CaseFailed, Measurement, Outcome, StepTime
 from bench.measure.rounds import Rounds
 from bench.measure.running import Running, WorkerClock
-from bench.measure.spread import Spread, Taken
+from bench.measure.spread import Spread
 
 __all__ = [
     "WARMUP_ROUNDS",
@@ -18,6 +18,5 @@ __all__ = [
     "Session",
     "Spread",
     "StepTime",
-    "Taken",
     "WorkerClock",
 ]

@@ -8,25 +8,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bench.predict.gpus import Gpu, find_gpu, gpu_with_memory
+    from bench.predict.gpus import gpu_with_memory
     from bench.predict.largest import Solution, solve
     from bench.predict.result import Prediction, predict
 
 __all__ = [
-    "Gpu",
     "Prediction",
     "Solution",
-    "find_gpu",
     "gpu_with_memory",
     "predict",
     "solve",
 ]
 
 _HOMES = {
-    "Gpu": "gpus",
     "Prediction": "result",
     "Solution": "largest",
-    "find_gpu": "gpus",
     "gpu_with_memory": "gpus",
     "predict": "result",
     "solve": "largest",

@@ -3,8 +3,7 @@
 The rules are those of PEFT's injection, read off a module table instead of a live model.
 """
 
-from bench.targets.ledger import Adapted, DeadField, Entry, Hazard, Ledger, RoleOf
+from bench.targets.ledger import Adapted, DeadField, Entry, Hazard, Ledger
 from bench.targets.matching import match
-from bench.targets.suggestions import suggest
 
-__all__ = ["Adapted", "DeadField", "Entry", "Hazard", "Ledger", "RoleOf", "match", "suggest"]
+__all__ = ["Adapted", "DeadField", "Entry", "Hazard", "Ledger", "match"]
