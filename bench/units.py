@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+MIB, GIB = 1 << 20, 1 << 30
 BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 SECOND_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 FLOP_UNITS = ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP")

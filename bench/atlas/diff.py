@@ -219,7 +219,7 @@ def _roles(units: list[_Unit]) -> str:
     return ", ".join(sorted({u.role for u in units}))
 
 
-def summary(changes: Iterable[Change]) -> dict[str, int]:
+def kinds_of_change(changes: Iterable[Change]) -> dict[str, int]:
     """How many model types each kind of change concerns."""
     found = {kind: {c.model_type for c in changes if c.kind == kind} for kind in KINDS}
     return {kind: len(types) for kind, types in found.items() if types}
@@ -236,5 +236,5 @@ def change_lines(changes: Sequence[Change]) -> Iterator[str]:
         yield model_type
         yield from (f"  {change}" for change in own)
     if changes:
-        counts = ", ".join(f"{kind} {n}" for kind, n in summary(changes).items())
+        counts = ", ".join(f"{kind} {n}" for kind, n in kinds_of_change(changes).items())
         yield f"model types by kind of change: {counts}"

@@ -54,7 +54,7 @@ def repeats(folded: str) -> int:
     return len(places[0]) if places else 0
 
 
-def check_name(folded: str, where: str) -> str:
+def check_folded(folded: str, where: str) -> str:
     """`folded` itself; BenchError, naming `where`, for a bracket that cannot be read."""
     try:
         if count_names(folded) > _MOST_NAMES:

@@ -201,7 +201,9 @@ def _projection_from_json(name: str, row: Any, where: str) -> Folded:
         raise UnknownName(f"kind in {where}:", str(kind), _KINDS)
     _check_sizes(numbers, where)
     into, out, *window = numbers
-    return Folded(names.check_name(name, where), _role(role, where), kind, into, out, bias, *window)
+    return Folded(
+        names.check_folded(name, where), _role(role, where), kind, into, out, bias, *window
+    )
 
 
 def _bare_from_json(name: str, row: Any, where: str) -> Bare:
@@ -209,7 +211,7 @@ def _bare_from_json(name: str, row: Any, where: str) -> Bare:
         raise BenchError(f"{where}: expected [role, experts, rows, columns], found {row!r}")
     role, *shape = row
     _check_sizes(shape, where)
-    return Bare(names.check_name(name, where), _role(role, where), tuple(shape))
+    return Bare(names.check_folded(name, where), _role(role, where), tuple(shape))
 
 
 def _role(role: Any, where: str) -> str:

@@ -31,11 +31,11 @@ MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """From an older schema version to the next: takes and returns a `lora_bench` table."""
 
 Value = int | float | str | tuple[float, ...]
-MOST = 10**18
+MOST_COUNTED = 10**18
 """More bytes, seconds and counts than there are: a greater figure is a slip, and its square or its
 ratio to another would be no number."""
-Count = Annotated[int, Meta(ge=0, le=MOST)]
-_Number = Annotated[float, Meta(ge=0, le=MOST)]
+_Count = Annotated[int, Meta(ge=0, le=MOST_COUNTED)]
+_Number = Annotated[float, Meta(ge=0, le=MOST_COUNTED)]
 _Rounds = Annotated[
     tuple[_Number, ...], Meta(min_length=1, description="a list of rounds that is not empty")
 ]
@@ -89,7 +89,7 @@ class Record:
     suite: str
     model: str
     scenario: str
-    rank: Count | None
+    rank: _Count | None
     precision: str | None
     outcome: str
     metrics: Mapping[str, Value]
@@ -266,7 +266,7 @@ class _Body:
     name: str
     versions: dict[str, str]
     machine: Machine
-    seed: Count
+    seed: _Count
     digest: str
     records: dict[str, Any]
     selection: Selection = Selection()
@@ -352,7 +352,7 @@ def _value(metric: Metric, value: Any, where: str) -> Value:
     if metric.kind in (TIME, LOSS):
         return parse(list(value) if isinstance(value, tuple) else [value], _Rounds, where)
     flops = metric.kind == EXACT and metric.unit == "flops" and isinstance(value, float)
-    return parse(value, _Number if flops else Count, where)
+    return parse(value, _Number if flops else _Count, where)
 
 
 def _text(value: Any, where: str) -> str | None:

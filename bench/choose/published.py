@@ -11,7 +11,7 @@ from pathlib import Path
 from bench.files import FIXTURES, parse, read_toml
 
 FILE = FIXTURES / "published" / "module-choice.toml"
-Pair = tuple[str, str]
+_Pair = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class PublishedResult:
     claim: str
     figures: str
     matched: bool
-    better: tuple[Pair, ...] = ()
-    alike: tuple[Pair, ...] = ()
+    better: tuple[_Pair, ...] = ()
+    alike: tuple[_Pair, ...] = ()
     read: str = ""
 
     def prefers(self, one: str, other: str) -> bool:

@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from bench.cli.output import Output, harmless_output, quiet_libraries
+from bench.cli.output import Output, harmless_output, hidden_warnings
 from bench.cli.parser import make_parser
 from bench.errors import BenchError, missing_extra, unimportable
 from bench.models.apart import run_apart, say_status, worker_pipe
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pipe = worker_pipe()
     with harmless_output(), as_interrupts() as came:
         try:
-            with quiet_libraries():
+            with hidden_warnings():
                 status = _main(arguments, in_worker=pipe is not None)
         except BaseException:  # what a signal cut may be left in any state
             if not came:

@@ -189,7 +189,7 @@ def harmless_output() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def quiet_libraries() -> Iterator[None]:
+def hidden_warnings() -> Iterator[None]:
     """What libraries warn of meanwhile is not shown: it speaks of calls that are ours, and what of
     it concerns a configuration our own answers say. `python -W always` shows it all the same."""
     from bench.models.quantization import quiet_bitsandbytes

@@ -162,7 +162,7 @@ def method_ledger(table: ModuleTable, method: Method, role: RoleOf = lambda name
         return match(table, adapter, role)
     # PEFT translates the expert names of transformers 4 for LoRA alone.
     table = replace(table, moe_conversion="") if table.moe_conversion else table
-    if kind.name == "full" or kind.name in prompts.METHODS:
+    if kind.name == "full" or kind.name in prompts.PROMPT_METHODS:
         return match(table, _adapter(method, NO_TARGETS), role)
     targets = method.common.get("target_modules")
     if targets is None and kind.name == "trainable-tokens":
@@ -234,7 +234,7 @@ def method_parameters(table: ModuleTable, method: Method, config: Any = None) ->
         total = table.total_parameters
         return Parameters((Term("full", total, 0, len(table.modules)),), total)
     ledger = method_ledger(table, method)
-    if kind.name in prompts.METHODS:
+    if kind.name in prompts.PROMPT_METHODS:
         embedding = table.by_name.get(table.input_embedding)
         width = embedding.out_features if embedding else 0
         elements = prompts.elements(kind.name, values, config, method.task_type, width)

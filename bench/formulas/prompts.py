@@ -30,7 +30,7 @@ _SIZES: dict[str, Any] = {
     "num_virtual_tokens": 20, "token_dim": None, "num_layers": None, "num_attention_heads": None,
     "num_transformer_submodules": None,
 }  # fmt: skip
-METHODS: dict[str, dict[str, Any]] = {
+PROMPT_METHODS: dict[str, dict[str, Any]] = {
     "prefix-tuning": {
         **_SIZES, "prefix_projection": False, "encoder_hidden_size": None, "init_weights": None,
     },

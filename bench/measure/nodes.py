@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from bench.files import PACKAGE, SUITES
+from bench.process import LIBRARIES
 from bench.training.machine import Machine, machine, versions
-
-NEEDED = ("torch", "transformers", "peft", "bitsandbytes")
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ def obstacle(own: Facts, theirs: Facts, gpus: float) -> str:
         return f"{name} cannot be imported there ({why}): install {name}=={own.versions.get(name)}"
     others = [
         f"{name} {theirs.versions.get(name, 'is missing')} there, {own.versions[name]} here"
-        for name in ("python", *NEEDED)
+        for name in ("python", *LIBRARIES)
         if name in own.versions and own.versions[name] != theirs.versions.get(name)
     ]
     if others:
@@ -59,7 +58,7 @@ def obstacle(own: Facts, theirs: Facts, gpus: float) -> str:
 def facts(imports: bool = True) -> Facts:
     """What this node is; without `imports`, by what is installed alone."""
     found, missing = versions(), {}
-    for name in NEEDED if imports else ():
+    for name in LIBRARIES if imports else ():
         try:
             import_module(name)
         except Exception as error:  # a native library may fail in any way

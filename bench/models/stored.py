@@ -14,7 +14,7 @@ from typing import Any
 from bench.errors import BenchError
 
 AWQ, GPTQ, HQQ, COMPRESSED = "awq", "gptq", "hqq", "compressed-tensors"
-METHODS = (AWQ, GPTQ, HQQ, COMPRESSED)
+STORED_METHODS = (AWQ, GPTQ, HQQ, COMPRESSED)
 _UNTRAINABLE = {
     "mxfp4": "transformers does not train MXFP4; loaded with Mxfp4Config(dequantize=True) it is "
              "--precision bf16",
@@ -63,7 +63,7 @@ def stored_precision(settings: object, where: str) -> tuple[str, str | None] | N
     method = str(settings.get("quant_method") or "bitsandbytes").lower()
     if method == "bitsandbytes":
         return _bitsandbytes(settings, where)
-    if method in METHODS:
+    if method in STORED_METHODS:
         read_stored(settings, where)
         return method, None
     why = _UNTRAINABLE.get(method, "what a step on such weights takes is not predicted")
@@ -86,7 +86,7 @@ def _bitsandbytes(settings: Mapping[str, Any], where: str) -> tuple[str, str | N
 
 
 def read_stored(settings: Mapping[str, Any], where: str) -> Stored:
-    """The format that a `quantization_config` of `METHODS` describes. Raises BenchError."""
+    """The format that a `quantization_config` of `STORED_METHODS` describes. Raises BenchError."""
     method = str(settings["quant_method"]).lower()
     if method == HQQ:
         return _hqq(settings, where)

@@ -29,12 +29,12 @@ from bench.plugin.state import (
 from bench.plugin.storing import benchmark_entries
 from bench.scenarios.subjects import Subject, has_gpu
 from bench.training.options import StepOptions, step_from
+from bench.units import GIB
 
 if TYPE_CHECKING:
     from bench.measure import Rounds, Session, Spread
     from bench.measure.cluster import Cluster, ClusterSpread
 
-GIB = 1024**3
 CPU_MEMORY_LIMIT_GIB = 6
 
 

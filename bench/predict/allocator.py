@@ -10,7 +10,8 @@ from bisect import bisect_left, insort
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-MIB = 1 << 20
+from bench.units import MIB
+
 ROUNDING = 512
 """Every size is rounded up to a multiple of this (kMinBlockSize)."""
 SMALL = MIB

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 KIND = "measured-step"
 MOST_BYTES = 4 * 2**20
-MOST_LINES = 5000
+MOST_STEPS = 5000
 _Bytes = Annotated[int, Meta(gt=0, lt=1 << 50, description="a number of bytes")]
 
 
@@ -122,8 +122,8 @@ def load_steps(path: Path) -> list[MeasuredStep]:
     if check_readable(path) > MOST_BYTES:
         raise BenchError(f"{path}: larger than {MOST_BYTES >> 20} MiB: not measured steps")
     lines = read_text(path).splitlines()
-    if len(lines) > MOST_LINES:
-        raise BenchError(f"{path}: more than {MOST_LINES} lines")
+    if len(lines) > MOST_STEPS:
+        raise BenchError(f"{path}: more than {MOST_STEPS} lines")
     found = [_step(line, f"{path}: line {n}") for n, line in enumerate(lines, 1) if line.strip()]
     if not found:
         raise BenchError(f"{path}: no measured step in it")

@@ -21,6 +21,7 @@ from bench.files import FIXTURES, keyed, parse, read_json, read_rows
 from bench.models.precision import precision
 from bench.predict.gpus import PeakRange
 from bench.training.options import KEEP_OUTPUT, PHASES, PLAIN
+from bench.units import MIB
 
 FILE = FIXTURES / "measured" / "t4.csv"
 GPU_FILE = FIXTURES / "measured" / "gpu.csv"
@@ -34,7 +35,6 @@ _STEP = (
     "--target-modules", "q_proj,k_proj,v_proj,o_proj", "--gpu", "t4", "--loop", "keep-output",
     "--no-loss-scaling", "--gradient-checkpointing",
 )  # fmt: skip
-_MIB = 1 << 20
 Kept = Mapping[str, int]
 KEPT = ("peak_allocated_bytes", "peak_reserved_bytes", "loaded_bytes", *PHASES)
 """What is kept of a prediction: its peaks, what is loaded, and each phase's peak."""
@@ -96,7 +96,7 @@ def _measured(row: dict[str, str]) -> Measured:
     )  # fmt: skip
 
     def size(name: str) -> int:
-        return round(float(row[name]) * _MIB)
+        return round(float(row[name]) * MIB)
 
     return Measured(
         id=row["id"],

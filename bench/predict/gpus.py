@@ -15,8 +15,8 @@ from typing import Any, Literal
 from bench.errors import BenchError, UnknownName
 from bench.files import FIXTURES, parse, read_toml
 from bench.training.options import CUDNN, FLASH
+from bench.units import GIB
 
-GIB = 1 << 30
 CONTEXT_BYTES = GIB // 2
 """What the CUDA context and the libraries' code take outside the allocator: an assumption, since
 it differs by GPU, driver and by which kernels were loaded (0.3 to 0.6 GiB is usual)."""

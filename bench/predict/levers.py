@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bench.predict.result import Prediction
     from bench.training.cases import Case
 
-Change = Callable[["Case"], "Case | None"]
+_Change = Callable[["Case"], "Case | None"]
 MOST_TOGETHER = 4
 TRIALS = {2: 5, 3: 3, 4: 2}
 """How many sets of so many changes are predicted, those that save most alone first."""
@@ -64,7 +64,7 @@ def _checkpointing(case: Case) -> Case | None:
     return None if case.step.gradient_checkpointing else _step(case, gradient_checkpointing=True)
 
 
-def _quantized(name: str) -> Change:
+def _quantized(name: str) -> _Change:
     def change(case: Case) -> Case | None:
         kind = precision(case.precision)
         already = kind.stored or (kind.quantized and kind.bits == 4)
@@ -75,7 +75,7 @@ def _quantized(name: str) -> Change:
     return change
 
 
-def _optimizer(name: str) -> Change:
+def _optimizer(name: str) -> _Change:
     def change(case: Case) -> Case | None:
         adamw = case.step.optimizer.startswith(("adamw", "paged-adamw"))
         return _step(case, optimizer=name) if adamw and case.step.optimizer != name else None
@@ -114,7 +114,7 @@ def _liger(case: Case) -> Case | None:
 
 
 NOTHING_SAVED = "no embeddings or head trained whole"
-CHANGES: dict[str, Change] = {
+CHANGES: dict[str, _Change] = {
     "gradient checkpointing": _checkpointing,
     "4-bit weights": _quantized("nf4"),
     "4-bit weights, double quantization": _quantized("nf4-dq"),

@@ -15,7 +15,7 @@ from bench.predict.values import tensors_in
 
 _Result = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
 _PLAIN = (torch.dtype, torch.device, torch.layout, torch.memory_format, str, type(None))
-MOST = 1 << 16
+MOST_KNOWN = 1 << 16
 """Sets of arguments that are remembered; a model has some hundreds."""
 _FRESH, _IN_PLACE, _OTHER = "fresh", "in place", "other"
 _TENSORS = ("Tensor", "List[Tensor]")
@@ -51,7 +51,7 @@ class KnownShapes:
         if known is not None:
             return known(args)
         out = func(*args, **kwargs)
-        if key not in self._known and len(self._known) < MOST:
+        if key not in self._known and len(self._known) < MOST_KNOWN:
             self._known[key] = (
                 _again(out, (args, kwargs)) if kind is _FRESH else _nothing(func, out, key, args)
             )

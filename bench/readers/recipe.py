@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Fields = dict[str, Any]
-Targets = Callable[["Model"], tuple[Fields, tuple[str, ...]]]
+TargetsOf = Callable[["Model"], tuple[Fields, tuple[str, ...]]]
 """Fields of `peft.LoraConfig` that a tool works out from the model, and what to say of them."""
 
 
@@ -87,7 +87,7 @@ class Recipe:
     model: str | None
     fields: Fields
     step: RecipeStep | None = None
-    targets: Targets | None = None
+    targets: TargetsOf | None = None
     keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
     num_labels: int | None = None

@@ -15,7 +15,7 @@ from bench.units import counted, one_line
 MARKER = "<!-- lora-target-bench: verdicts -->"
 """The first line: by it the next comment is an edit of this one, and no second comment."""
 
-MOST_LINES = 59
+VISIBLE_LINES = 59
 _MOST_FAILING, _MOST_OTHERS = 20, 10
 
 
@@ -46,7 +46,7 @@ def comment(
     lines += [f"- {name} {markdown_cell(describe(run))}"
               for name, run in (("baseline", baseline), ("contender", contender))]  # fmt: skip
     lines += ["", "</details>"]
-    assert len(lines) <= MOST_LINES
+    assert len(lines) <= VISIBLE_LINES
     return "\n".join(lines) + "\n"
 
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from bench.models.precision import precision
 from bench.predict.evidence import interval
-from bench.predict.gpus import GIB, UNCERTAIN, YES, Fit, Gpu, fit
+from bench.predict.gpus import UNCERTAIN, YES, Fit, Gpu, fit
 from bench.predict.largest import Solution
 from bench.predict.result import Prediction, limits_of
 from bench.reports.layout import Report, Table, aligned
 from bench.units import (
+    GIB,
     format_bytes,
     format_count,
     format_flops,

@@ -10,10 +10,9 @@ import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from msgspec import Meta
-
+from bench.adapters.checks import Rank
 from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError, UnknownName, lookup
 from bench.files import FIXTURES, parse, read_toml
@@ -22,8 +21,6 @@ from bench.models.declared import Architecture
 from bench.models.modules import OTHER, ModuleTable
 from bench.models.roles import FUSED, check_role, role_in_table, role_of, serves
 from bench.tasks import BY_CLASS
-
-Rank = Annotated[int, Meta(ge=1)]
 
 
 @dataclass(frozen=True)

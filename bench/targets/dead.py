@@ -23,7 +23,7 @@ from bench.targets.suggestions import (
     suggest_parameters,
 )
 
-Found = tuple[str, str]
+Cause = tuple[str, str]
 """(why an entry is dead, what to write instead); empty where nothing is known."""
 
 _ALL = {"all", "alllinear", "linear", "linears", "alllinears", "alllayers", "alllinearlayers",
@@ -35,7 +35,7 @@ _SYNTAX = re.compile(r"[\\^$()\[\]{}|*+?]")
 _TENSORS = ("weight", "bias", "base_layer", "lora_A", "lora_B", "default")
 
 
-def find_cause(table: ModuleTable, adapter: AdapterConfig, entry: str, field: str) -> Found:
+def find_cause(table: ModuleTable, adapter: AdapterConfig, entry: str, field: str) -> Cause:
     """Why `entry` of a field is dead, and what to write instead."""
     if field == "target_parameters":
         return _of_a_parameter(table, entry)
@@ -50,7 +50,7 @@ def find_cause(table: ModuleTable, adapter: AdapterConfig, entry: str, field: st
     return next((f for f in found if f[0] or f[1]), ("", ""))
 
 
-def _everything(table: ModuleTable, entry: str) -> Found:
+def _everything(table: ModuleTable, entry: str) -> Cause:
     """The words that tools have for every linear layer."""
     if entry.lower() == ALL_LINEAR:
         return "in a list it is a module's name", f'the string "{ALL_LINEAR}"'
@@ -59,7 +59,7 @@ def _everything(table: ModuleTable, entry: str) -> Found:
     return "", ""
 
 
-def _brackets(table: ModuleTable, entry: str) -> Found:
+def _brackets(table: ModuleTable, entry: str) -> Cause:
     """A name in the brackets or quotes of the list that it was copied from."""
     bare = entry.strip("[]()'\" ")
     if bare == entry or not (there := _there(table, bare)):
@@ -67,7 +67,7 @@ def _brackets(table: ModuleTable, entry: str) -> Found:
     return "its brackets and quotes belong to the name", there
 
 
-def _pattern(table: ModuleTable, entry: str) -> Found:
+def _pattern(table: ModuleTable, entry: str) -> Cause:
     """A regular expression, or one with stars as in file names, in a list of names."""
     if not _SYNTAX.search(entry):
         return "", ""
@@ -86,7 +86,7 @@ def _pattern(table: ModuleTable, entry: str) -> Found:
     return (f"{why}; {other}", instead) if other else ("", "")
 
 
-def _tensor(table: ModuleTable, entry: str) -> Found:
+def _tensor(table: ModuleTable, entry: str) -> Cause:
     """The name of a tensor of the module."""
     owner = entry
     while (cut := owner.rpartition("."))[2] in _TENSORS:
@@ -104,7 +104,7 @@ def _there(table: ModuleTable, entry: str) -> str:
     return f"{entry} ({reached} modules)" if reached else ""
 
 
-def _moved(table: ModuleTable, entry: str) -> Found:
+def _moved(table: ModuleTable, entry: str) -> Cause:
     """A path whose beginning is another one here, or was in an earlier transformers."""
     names = table.adaptable
     if elsewhere := _elsewhere(names, entry):
@@ -145,7 +145,7 @@ def _told(numbers: set[int]) -> str:
     return ", ".join(map(str, shown)) + (", ..." if len(numbers) > len(shown) else "")
 
 
-def _of_a_parameter(table: ModuleTable, entry: str) -> Found:
+def _of_a_parameter(table: ModuleTable, entry: str) -> Cause:
     """An entry of target_parameters: a module, another path, or another name."""
     inside = [p.name.rpartition(".") for p in table.parameters if len(p.shape) in (2, 3)]
     leaves = dict.fromkeys(leaf for owner, _, leaf in inside if ends_in(owner, entry))
@@ -162,7 +162,7 @@ def _of_a_parameter(table: ModuleTable, entry: str) -> Found:
     return ("no parameter is called so", instead) if instead else ("", "")
 
 
-def _written_as_list(table: ModuleTable, entry: str) -> Found:
+def _written_as_list(table: ModuleTable, entry: str) -> Cause:
     """A list of names written as one string."""
     parts = [part.strip("[]()'\" ") for part in re.split(r"[,;\s]+", entry)]
     parts = [part for part in parts if part]
@@ -172,7 +172,7 @@ def _written_as_list(table: ModuleTable, entry: str) -> Found:
     return "a string is one regular expression", f"the list {json.dumps(parts)}"
 
 
-def _names_among(table: ModuleTable, entry: str) -> Found:
+def _names_among(table: ModuleTable, entry: str) -> Cause:
     """Names between commas, of which one holds a character of regular expressions."""
     parts = [part.strip() for part in entry.split(",")]
     plain = [part for part in parts if part and not _SYNTAX.search(part)]
@@ -187,7 +187,7 @@ def _names_among(table: ModuleTable, entry: str) -> Found:
     )
 
 
-def _unanchored(table: ModuleTable, pattern: str) -> Found:
+def _unanchored(table: ModuleTable, pattern: str) -> Cause:
     """A pattern of bare names, which would fit the ends of names."""
     body = pattern.removeprefix(r"\.").removeprefix("^")
     wrapped = f"({body})" if "|" in body and not body.startswith("(") else body
@@ -198,7 +198,7 @@ def _unanchored(table: ModuleTable, pattern: str) -> Found:
     return why, rf"{as_list}.*\.{wrapped}"
 
 
-def _moved_regex(table: ModuleTable, pattern: str) -> Found:
+def _moved_regex(table: ModuleTable, pattern: str) -> Cause:
     """A pattern that begins with a path which is another one here."""
     for old, new, changed in moved_pattern(table, pattern):
         if _fits(table, changed):
@@ -206,7 +206,7 @@ def _moved_regex(table: ModuleTable, pattern: str) -> Found:
     return "", ""
 
 
-def _trace(table: ModuleTable, entry: str) -> Found:
+def _trace(table: ModuleTable, entry: str) -> Cause:
     """A name that a stored atlas of an earlier transformers has for this model type."""
     from bench.atlas.renames import renames_of
 
@@ -225,7 +225,7 @@ def _trace(table: ModuleTable, entry: str) -> Found:
     return "", ""
 
 
-def _trace_pattern(table: ModuleTable, pattern: str) -> Found:
+def _trace_pattern(table: ModuleTable, pattern: str) -> Cause:
     """A regular expression that fits names of an earlier transformers."""
     from bench.atlas.renames import renames_of
 
@@ -266,14 +266,14 @@ def _fits(table: ModuleTable, pattern: str) -> bool:
     return not set(table.adaptable).isdisjoint(fitting(pattern, table.by_name))
 
 
-_Look = Callable[[ModuleTable, str], Found]
+_Look = Callable[[ModuleTable, str], Cause]
 _IN_A_LIST: tuple[_Look, ...] = (_everything, _brackets, _pattern, _tensor, _moved)
 _AS_A_PATTERN: tuple[_Look, ...] = (
     _everything, _written_as_list, _names_among, _unanchored, _moved_regex, _trace_pattern,
 )  # fmt: skip
 
 
-def _held_back(table: ModuleTable, adapter: AdapterConfig, named: list[str]) -> Found:
+def _held_back(table: ModuleTable, adapter: AdapterConfig, named: list[str]) -> Cause:
     """What keeps an adapter from each of the modules that the entry names."""
     inside = Filter(adapter)
     reasons: Counter[str] = Counter()

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "pytest-benchmark")
+_VERSIONED = ("torch", "transformers", "peft", "bitsandbytes", "pytest-benchmark")
 # One thread: on small shared machines two were erratic.
 MEASURING_THREADS = 1
 
@@ -40,7 +40,7 @@ _UNLIMITED_BYTES = 1 << 60
 def versions() -> dict[str, str]:
     """Python's version and those of the installed libraries; a missing one is left out."""
     found = {"python": platform.python_version()}
-    for name in LIBRARIES:
+    for name in _VERSIONED:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

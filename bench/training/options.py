@@ -21,7 +21,7 @@ DDP, FSDP = "ddp", "fsdp"
 """How a step is spread over GPUs: whole copies of the model, or shards of it."""
 SDPA, EAGER = "sdpa", "eager"
 CUDNN, FLASH, EFFICIENT, MATH = "cudnn", "flash", "efficient", "math"
-NEEDED: Mapping[str, tuple[str, ...]] = {
+LOOP_PACKAGES: Mapping[str, tuple[str, ...]] = {
     TRAINER: ("accelerate",),
     SFT: ("accelerate", "datasets", "trl"),
 }
@@ -233,7 +233,7 @@ def _written(value: object) -> str:
 
 def check_step(options: StepOptions) -> None:
     """Raise BenchError for what can be said, and cannot be run or traced."""
-    for package in NEEDED.get(options.loop, ()):
+    for package in LOOP_PACKAGES.get(options.loop, ()):
         if find_spec(package) is None:
             raise BenchError(
                 f"--loop {options.loop} runs the step of the trainer itself, and {package} is not "

@@ -24,7 +24,7 @@ from bench.atlas import (
     save_atlas,
     store,
 )
-from bench.atlas.diff import diff_atlases, summary
+from bench.atlas.diff import diff_atlases, kinds_of_change
 from bench.errors import BenchError
 from bench.measure.reach import load_reach
 from bench.models.modules import Module, ModuleTable, Parameter
@@ -78,7 +78,7 @@ def test_names_are_folded_as_people_read_them() -> None:
 @pytest.mark.parametrize("bad", ["a.[3-1].b", "a.[].b", "a.[1,1].b", "a.[x].b", "a.[0-99999999].b"])
 def test_malformed_names_are_refused(bad: str) -> None:
     with pytest.raises(BenchError, match=r"in the file: "):
-        names.check_name(bad, "in the file")
+        names.check_folded(bad, "in the file")
 
 
 # Files
@@ -370,7 +370,7 @@ def test_types_that_come_go_and_build() -> None:
         ("a", "type lost", ""), ("b", "builds no more", "reason"),
         ("c", "builds now", "was: why"), ("d", "type gained", ""),
     ]  # fmt: skip
-    assert summary(changes) == dict.fromkeys(
+    assert kinds_of_change(changes) == dict.fromkeys(
         ("type lost", "type gained", "builds no more", "builds now"), 1
     )
     tied = replace(ENTRY, tied=(), class_name="Other")

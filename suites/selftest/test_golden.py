@@ -22,7 +22,7 @@ from bench.reports import (
     markdown,
 )
 from bench.reports import terminal as in_terminal
-from bench.reports.comment import MARKER, MOST_LINES, comment
+from bench.reports.comment import MARKER, VISIBLE_LINES, comment
 from bench.reports.paper import paper
 from bench.reports.verdicts import verdict_report
 
@@ -115,6 +115,6 @@ def test_a_comment_stays_short_whatever_happened() -> None:
     said = comment(found, gate(found), before, after, ["changed"] * 20)
     lines = said.splitlines()
     assert lines[0] == MARKER
-    assert len(lines) <= MOST_LINES < 60
+    assert len(lines) <= VISIBLE_LINES < 60
     assert "130 more lines" in said
     assert said.index("regressed") < said.index("<details>") < said.index("| improved")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from bench.errors import BenchError
 from bench.files import check_output
-from bench.units import one_line
+from bench.units import GIB, MIB, one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +33,6 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--")
 LINES = ("-", "--", "-.", ":")
 HALO = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
-MIB, GIB = 2**20, 2**30
 
 
 def plot_format(path: Path) -> str:

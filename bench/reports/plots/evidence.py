@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from bench.reports.plots.drawing import BLUE, GIB, ORANGE, PALE, RED, new_figure, plain, plain_ticks
+from bench.reports.plots.drawing import BLUE, ORANGE, PALE, RED, new_figure, plain, plain_ticks
+from bench.units import GIB
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
