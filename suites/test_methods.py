@@ -289,7 +289,7 @@ SEQUENCES = {"task_type": "SEQ_CLS"}
     [
         (MAMBA, "adalora", {"target_modules": ["in_proj", "out_proj"]}),
         (MAMBA, "prompt-tuning", {"task_type": "CAUSAL_LM"}),
-        *((DISTILBERT, name, SEQUENCES) for name in prompts.METHODS),
+        *((DISTILBERT, name, SEQUENCES) for name in prompts.PROMPT_METHODS),
         (DISTILBERT, "prompt-tuning", {**SEQUENCES, "token_dim": 64}),
         (None, "ia3", {"feedforward_modules": ["up_proj"], "target_modules": ["k_proj"]}),
         (None, "loha", {"target_modules": ["q_proj"], "modules_to_save": ["_proj"]}),

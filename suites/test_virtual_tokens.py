@@ -24,7 +24,7 @@ GEMMA3 = Model(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", prompts.METHODS)
+@pytest.mark.parametrize("name", prompts.PROMPT_METHODS)
 @pytest.mark.parametrize("given", [{}, {"num_layers": 3}, {"token_dim": 32}], ids=str)
 def test_virtual_tokens_follow_a_nested_text_config(name: str, given: dict) -> None:
     given = {"num_virtual_tokens": 5, "task_type": "CAUSAL_LM", **given}

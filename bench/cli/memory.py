@@ -58,13 +58,6 @@ EPILOG = (
 )
 
 
-def gpu_names() -> str:
-    """The GPUs whose figures are known, for the help."""
-    from bench.files import FIXTURES, read_toml
-
-    return ", ".join(read_toml(FIXTURES / "gpus.toml")["gpu"])
-
-
 def add_options(add: Add) -> None:
     """The model, its configuration and step, the GPU, and what to do with the prediction."""
     # fmt: off
@@ -73,7 +66,7 @@ def add_options(add: Add) -> None:
     add("--precision", **REPEATABLE, metavar="P",
         help=f"repeatable (default bf16): {', '.join(PRECISIONS)}")
     add_step_options(add, ("seq_len",), predicted=True, batch_size=1, seq_len=PREDICTED_LENGTH)
-    add_gpu(add, f"hold the prediction against this GPU: {gpu_names()}")
+    add_gpu(add, "hold the prediction against this GPU")
     add("--solve", choices=("batch-size", "seq-len", "rank"), help="the largest that fits")
     add("--measure", action="store_true",
         help="run the step too, on this machine's GPU or else its CPU, with random weights in a "

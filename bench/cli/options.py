@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 FORMATS = ("terminal", "markdown", "csv", "latex", "json")
@@ -87,8 +88,15 @@ def add_step(add: Add, batch_size: int, seq_len: int) -> None:
 
 def add_gpu(add: Add, help: str) -> None:
     """A GPU to predict for, by its name or its memory."""
-    add("--gpu", metavar="NAME", help=help)
+    add("--gpu", metavar="NAME", help=f"{help}: {_gpu_names()}")
     add("--gpu-memory", metavar="SIZE", help="... or one of this much memory, such as 24GiB")
+
+
+@cache
+def _gpu_names() -> str:
+    from bench.files import FIXTURES, read_toml
+
+    return ", ".join(read_toml(FIXTURES / "gpus.toml")["gpu"])
 
 
 def add_plot(add: Add, help: str) -> None:

@@ -50,9 +50,9 @@ SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
 
 def virtual(name: str, task: str | None = "CAUSAL_LM", embedding: int = 0, /, **values: Any) -> int:
     """Elements of five virtual tokens; settings by PEFT's names, the rest is the model's."""
-    known = [k for k, v in values.items() if k in prompts.METHODS[name] and v != "absent"]
+    known = [k for k, v in values.items() if k in prompts.PROMPT_METHODS[name] and v != "absent"]
     given = {k: values.pop(k) for k in known}
-    kept = {**prompts.METHODS[name], "num_virtual_tokens": 5, **given}
+    kept = {**prompts.PROMPT_METHODS[name], "num_virtual_tokens": 5, **given}
     left = {k: v for k, v in {**SIZES, **values}.items() if v != "absent"}
     return prompts.elements(name, kept, Config(**left), task, embedding)
 
