@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,8 @@ def add_options(add: Add) -> None:
     add("--workers", type=count(256), metavar="N", help="processes of one thread (default: 2)")
     add("--plan", action="store_true", help="say what would be done, and end")
     add("--save", metavar="NAME", help="store the run under this name")
-    add("--results", type=Path, metavar="DIR", help="where (default: results/learning/STUDY)")
+    add("--results", type=Path, metavar="DIR",
+        help="where (default: results/learning/STUDY, of one's own model or text .../own-NAME)")
     add("--resume", action="store_true", help="go on with the run --save NAME that was cut short")
     add("--compare", nargs="?", const="", metavar="RUN",
         help="hold it against a stored run (default: the accepted one), and gate")
@@ -113,6 +115,8 @@ def _check(options: argparse.Namespace) -> None:
     gating = [name for name in _GATING if name in given]
     if options.compare is None and gating:
         raise BenchError(f"--{gating[0].replace('_', '-')} is of a comparison: give --compare, too")
+    if options.steps == 1:
+        raise BenchError("--steps 1: two or more, for the memory of a step is that of the second")
     if options.save is None and options.resume:
         raise BenchError("--resume needs --save NAME: the run that was cut short")
     if options.save is not None:
@@ -160,7 +164,11 @@ def _folder(study: Study, options: argparse.Namespace) -> Path:
     from bench.files import OWN_RESULTS
 
     given: Path | None = options.results
-    return given or OWN_RESULTS / "learning" / study.name
+    own = [p for p in (options.weights and options.weights.resolve().name,
+                       options.data and options.data.stem) if p]  # fmt: skip
+    # One's own model and text have found nothing of what the study asks.
+    name = re.sub(r"[^\w.+-]+", "-", "-".join(["own", *own])) if own else study.name
+    return given or OWN_RESULTS / "learning" / name
 
 
 def _journal(

@@ -230,6 +230,8 @@ def continued(
 ) -> Material:
     """Texts for a language model: those of a split behind one another, cut in equal pieces."""
     length, end = sizes.length, tokenizer.eos_token_id
+    if length < 2:
+        raise BenchError("--seq-len 1: a language model foretells each token from those before it")
     if end is None:
         raise BenchError(
             f"{tokenizer.name_or_path}: its tokenizer has no eos token, which ends each text of a "

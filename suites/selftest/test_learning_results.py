@@ -11,11 +11,11 @@ from bench.baselines import compare, gate
 from bench.files import RESULTS
 from bench.learning.claims import DOES_NOT, HOLDS, NO_DIFFERENCE, rulings
 from bench.learning.records import shown_in
-from bench.learning.study import said_of
+from bench.learning.study import said_of, studies
 from bench.reports.learning import cited, learning_figure
 
 ROOT = Path(__file__).resolve().parents[2]
-STORED = sorted(path.name for path in (RESULTS / "learning").glob("*") if any(path.glob("*.json")))
+STORED = [name for name in studies() if any((RESULTS / "learning" / name).glob("*.json"))]
 
 
 @pytest.fixture(scope="module")
