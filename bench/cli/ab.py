@@ -141,11 +141,24 @@ def _check_measured(pair: Pair) -> None:
 
 
 def _unreached(plan: Plan) -> tuple[str, ...]:
-    """What of one's own configurations has no effect, on the models of this environment."""
+    """What of one's own configurations has no effect, on the models of this environment.
+
+    BenchError where two configurations have no case in common: none would be compared.
+    """
+    from bench.baselines.verdicts import OWN
     from bench.scenarios.subjects import select
 
-    asked = [request for request in (plan.request, plan.contender) if request is not None]
-    own = (subject for request in asked for subject in select(request).own.values())
+    asked = [select(request) for request in (plan.request, plan.contender) if request is not None]
+    ids = [
+        {(s.key if s.name == OWN else s.ranked_key, s.precision) for s in found.measured.values()}
+        for found in asked
+    ]
+    if len(ids) > 1 and ids[0].isdisjoint(ids[1]):
+        raise BenchError(
+            "the two configurations have no case in common, for a scenario's is named for it and "
+            "its rank: give the baseline's with --adapter or --target-modules too"
+        )
+    own = (subject for found in asked for subject in found.own.values())
     return tuple(dict.fromkeys(said for subject in own for said in subject.unreached().values()))
 
 

@@ -19,6 +19,7 @@ from bench.baselines import find_runs, load_run
 from bench.cli import main
 from bench.errors import BenchError
 
+TWO = ("--model", "opt-350m", "--target-modules", "q_proj", "--contender-rank", "2")
 FEW = ("--rounds", "2", "--launches", "1", "1", "--seq-len", "8")
 
 
@@ -103,8 +104,10 @@ def test_two_sides_that_both_fail_have_not_passed(
         (("--contender-target-modules", ""), "target_modules is empty"),
         (("--contender-rank", "2", "--rank", "0"), "r must be a whole number of at least 1, not 0"),
         (("--contender-rank", "2", "--resume"), "--resume needs --save DIR"),
-        (("--contender-rank", "2", "--save", "/proc/none"), "cannot be written to"),
-        (("--contender-rank", "2", "--save", "new", "--resume"), "no unfinished comparison lies"),
+        ((*TWO, "--save", "/proc/none"), "cannot be written to"),
+        ((*TWO, "--save", "new", "--resume"), "no unfinished comparison lies"),
+        ((*TWO[:2], "--contender-target-modules", "q_proj"), "have no case in common"),
+        ((*TWO[:2], "--scenario", "query", "--contender-rank", "2"), "have no case in common"),
     ],
 )
 def test_wrong_input_is_told_before_anything_is_measured(
