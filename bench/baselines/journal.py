@@ -65,6 +65,13 @@ class Lines:
         except BenchError as error:
             self.trouble = str(error)
 
+    @property
+    def so_far(self) -> str:
+        """What somebody is told who ends the work now: that it can go on, if anything is kept."""
+        if self._kept or self.found:
+            return f"what is finished is kept in {self.path}: go on with --resume"
+        return "no case was finished: nothing is kept"
+
     def close(self, *, done: bool) -> None:
         """Let the file go, and remove it if all is stored, or nothing is kept in it."""
         if not self._file.closed:

@@ -110,7 +110,7 @@ def run(options: argparse.Namespace) -> int:
             pair = measure(baseline, contender, plan, say, journal, cluster=cluster)
         except KeyboardInterrupt:
             if journal is not None:
-                say(f"what is finished is kept in {journal.path}: go on with --resume")
+                say(journal.so_far)
             raise
         if journal is not None:
             for name, document in zip(("baseline", "contender"), pair.documents, strict=True):

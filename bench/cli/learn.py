@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
         shown = run_study(study, origin, workers=workers, done=done, ended=ended, say=say)
     except KeyboardInterrupt:
         if journal is not None:
-            say(f"what is finished is kept in {journal.path}: go on with --resume")
+            say(journal.so_far)
         raise
     return _report(study, shown, options, journal, baseline)
 

@@ -50,6 +50,11 @@ def test_two_configurations_are_one_case_and_a_cut_comparison_goes_on(
         return measure(keys, *rest)
 
     monkeypatch.setattr(pair, "measure_case", cut)
+    started.append("one")  # so that the first is cut
+    assert main(asked) == 130
+    assert "no case was finished: nothing is kept" in capsys.readouterr().err
+    assert not list((tmp_path / "runs").iterdir())
+    started.clear()
     assert main(asked) == 130
     told = capsys.readouterr().err
     assert "go on with --resume" in told
