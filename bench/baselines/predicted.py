@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from msgspec import Meta
 
 from bench.errors import BenchError
-from bench.files import OWN_RESULTS, RESULTS, keyed, parse, unreadable, write_atomically
+from bench.files import OWN_RESULTS, RESULTS, kept_rows, keyed, parse, unreadable, write_atomically
 from bench.training.machine import versions
 from bench.training.options import StepOptions
 from bench.units import format_quantity
@@ -91,9 +91,7 @@ def store(predictions: Iterable[Prediction], folder: Path | None = None) -> Path
     before = stored_file(folder)
     path = (folder or OWN_FOLDER) / before.name
     kept = load_predictions(before) | {p.case: figures(p) for p in predictions}
-    lines = [f"  {json.dumps(case)}: {json.dumps(kept[case])}" for case in sorted(kept)]
-    head = f'{{\n "versions": {json.dumps(_libraries())},\n "predictions": {{\n'
-    write_atomically(path, head + ",\n".join(lines) + "\n }\n}\n")
+    write_atomically(path, kept_rows(_libraries(), dict(sorted(kept.items())), "predictions"))
     return path
 
 

@@ -6,9 +6,12 @@ the names of the tables on the way to what is wrong, each of which it calls `...
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import csv
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
+from pathlib import Path
 from types import UnionType
 from typing import (
     Annotated,
@@ -69,6 +72,28 @@ def keyed(keys: Iterable[str], kind: Any) -> Any:
     """For `parse`: a table of exactly these keys, each of the one type."""
     table: Any = TypedDict
     return table("Keyed", dict.fromkeys(keys, kind))
+
+
+def parse_rows(path: Path, kind: Any, make: Callable[[Any], T]) -> list[T]:
+    """`make` of each row of a CSV file, which is parsed as `kind`. BenchError names file and line,
+    for a ValueError or KeyError of `make` too."""
+    found = []
+    with path.open(encoding="utf-8", newline="") as lines:
+        for number, row in enumerate(csv.DictReader(lines), start=2):
+            where = f"{path}: line {number}"
+            try:
+                found.append(make(parse(row, kind, where)))
+            except (ValueError, KeyError) as error:
+                raise BenchError(f"{where}: {error}") from None
+    return found
+
+
+def kept_rows(versions: Mapping[str, str], rows: Mapping[str, Any], name: str = "rows") -> str:
+    """A JSON file of what was kept of each row, under which versions of the libraries: a row a
+    line, so that a change is a readable diff."""
+    lines = [f"  {json.dumps(key)}: {json.dumps(row)}" for key, row in rows.items()]
+    head = f'{{\n "versions": {json.dumps(dict(versions))},\n "{name}": {{\n'
+    return head + ",\n".join(lines) + "\n }\n}\n"
 
 
 def _check_keys(data: Any, kind: Any, where: str, given: Collection[str] = ()) -> None:

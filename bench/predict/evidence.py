@@ -7,7 +7,6 @@ both follows how far off a step may be, in a precision and a loop.
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,8 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from bench.errors import BenchError
-from bench.files import FIXTURES, keyed, parse, read_json, read_rows
+from bench.files import FIXTURES, kept_rows, keyed, parse, parse_rows, read_json, read_rows
 from bench.models.precision import precision
 from bench.predict.gpus import PeakRange
 from bench.training.options import KEEP_OUTPUT, PHASES, PLAIN
@@ -75,15 +73,7 @@ class Measured:
 
 def load_measured(path: Path = FILE) -> list[Measured]:
     """Every row. Raises BenchError, naming file and line, for what is missing or wrong."""
-    found = []
-    with path.open(encoding="utf-8", newline="") as lines:
-        for number, row in enumerate(csv.DictReader(lines), start=2):
-            where = f"{path}: line {number}"
-            try:
-                found.append(_measured(parse(row, _ROW, where)))
-            except (ValueError, KeyError) as error:
-                raise BenchError(f"{where}: {error}") from None
-    return found
+    return parse_rows(path, _ROW, _measured)
 
 
 def _measured(row: dict[str, str]) -> Measured:
@@ -123,9 +113,7 @@ def load_kept(path: Path = KEPT_FILE) -> dict[str, Kept]:
 
 def write_kept(kept: Mapping[str, Kept], versions: Mapping[str, str], path: Path) -> None:
     """Keep these predictions, a row a line."""
-    lines = [f"  {json.dumps(name)}: {json.dumps(dict(each))}" for name, each in kept.items()]
-    head = f'{{\n "versions": {json.dumps(dict(versions))},\n "rows": {{\n'
-    path.write_text(head + ",\n".join(lines) + "\n }\n}\n", encoding="utf-8")
+    path.write_text(kept_rows(versions, kept), encoding="utf-8")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ how the published run differs from the step that is predicted.
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 
 from bench.compat import patched, private
 from bench.errors import BenchError
-from bench.files import FIXTURES, keyed, parse, read_json
+from bench.files import FIXTURES, kept_rows, keyed, parse, parse_rows, read_json, read_rows
 from bench.predict.result import Prediction, predict
 from bench.reports.layout import Report, Table, markdown_cell, markdown_table
 from bench.training.cases import Case, StepOptions
@@ -74,21 +73,12 @@ class PublishedFigure:
 
 def load_published(path: Path = FILE) -> list[PublishedFigure]:
     """Every row. Raises BenchError, naming file and row, for what is missing or wrong."""
-    found = []
-    with path.open(encoding="utf-8", newline="") as lines:
-        for number, values in enumerate(csv.DictReader(lines), start=2):
-            where = f"{path}: line {number}"
-            row = parse(values, _ROW, where)
-            if row["unit"] not in _UNITS:
-                raise BenchError(f"{where}: unit {row['unit']!r}: one of {', '.join(_UNITS)}")
-            try:
-                found.append(_published(row))
-            except ValueError as error:
-                raise BenchError(f"{where}: {error}") from None
-    return found
+    return parse_rows(path, _ROW, _published)
 
 
 def _published(row: dict[str, str]) -> PublishedFigure:
+    if row["unit"] not in _UNITS:
+        raise ValueError(f"unit {row['unit']!r}: one of {', '.join(_UNITS)}")
     adapter = {
         "r": int(row["r"]),
         "target_modules": row["target_modules"].split(),
@@ -128,10 +118,8 @@ def not_predicted() -> dict[str, str]:
 
     Raises BenchError where one of them has neither, or both.
     """
-    with COLLECTED.open(encoding="utf-8", newline="") as lines:
-        collected = {row["id"] for row in csv.DictReader(lines) if row["predictability"] in "AB"}
-    with NOT_PREDICTED.open(encoding="utf-8", newline="") as lines:
-        reasons = {row["id"]: row["reason"] for row in csv.DictReader(lines)}
+    collected = {row["id"] for row in read_rows(COLLECTED) if row["predictability"] in "AB"}
+    reasons = {row["id"]: row["reason"] for row in read_rows(NOT_PREDICTED)}
     predicted = {row.id[:6] for row in load_published() if row.id.startswith("m2-")}
     if wrong := (collected ^ (predicted | set(reasons))) | (predicted & set(reasons)):
         raise BenchError(f"{NOT_PREDICTED}: not once predicted or explained: {sorted(wrong)}")
@@ -163,9 +151,7 @@ def load_predicted(path: Path = KEPT_FILE) -> dict[str, int]:
 
 def write_predicted(kept: Mapping[str, int], versions: Mapping[str, str], path: Path) -> None:
     """Keep these predictions, a row a line."""
-    lines = ",\n".join(f"  {json.dumps(name)}: {size}" for name, size in kept.items())
-    head = f'{{\n "versions": {json.dumps(dict(versions))},\n "rows": {{\n'
-    path.write_text(f"{head}{lines}\n }}\n}}\n", encoding="utf-8")
+    path.write_text(kept_rows(versions, kept), encoding="utf-8")
 
 
 def published_section() -> str:
