@@ -15,7 +15,7 @@ import os
 import pkgutil
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from textwrap import shorten
@@ -26,7 +26,7 @@ from bench.atlas.entries import Atlas, Bare, Folded, TypeEntry
 from bench.atlas.reviewed import OWN_MODULE, Override, override_for, role_in
 from bench.atlas.store import entry_from_json, entry_to_json
 from bench.atlas.workers import Run, run_all
-from bench.compat import unreset
+from bench.compat import patched, unreset
 from bench.errors import BenchError, check_known
 from bench.models.modules import OTHER, ModuleTable, read_table
 from bench.models.roles import ROUTER, role_of
@@ -136,8 +136,7 @@ def build_model(model_type: str, changes: Mapping[str, Any] | None = None) -> tu
             raise Unbuildable(reason_of(error)) from error
 
 
-@contextlib.contextmanager
-def _numbers_to_read() -> Iterator[None]:
+def _numbers_to_read() -> contextlib.AbstractContextManager[None]:
     """`torch.linspace` off the meta device: transformers before 4.53 spaces the rates of stochastic
     depth with it, and reads them off."""
     import torch
@@ -147,11 +146,7 @@ def _numbers_to_read() -> Iterator[None]:
     def linspace(*given: Any, **options: Any) -> Any:
         return original(*given, **{"device": "cpu", **options})
 
-    torch.linspace = linspace
-    try:
-        yield
-    finally:
-        torch.linspace = original
+    return patched((torch, "linspace", linspace))
 
 
 def default_config(model_type: str) -> Any:

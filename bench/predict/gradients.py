@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bench.adapters.config import AdapterConfig
-from bench.compat import private, unreset
+from bench.compat import patched, private, unreset
 from bench.errors import BenchError
 from bench.predict.alike import deeper_names, shallower
 from bench.predict.dependent import DEPENDENT
@@ -249,19 +249,13 @@ def _on_meta() -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _whole_autocast() -> Iterator[None]:
+def _whole_autocast() -> contextlib.AbstractContextManager[None]:
     """Meta has no autocast; a model that switches it off for a part finds it off."""
-    before = torch.autocast
 
     def off(*_: Any, **__: Any) -> Any:
         return contextlib.nullcontext()
 
-    torch.autocast = off
-    try:
-        yield
-    finally:
-        torch.autocast = before
+    return patched((torch, "autocast", off))
 
 
 def _loss(out: Any) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from bench.compat import private
+from bench.compat import patched, private
 from bench.training.storages import StorageLedger, spread_over_ranks
 from bench.training.summing import as_autograd_sums, sole_holders
 
@@ -40,14 +40,15 @@ class MemoryTracker(_DispatchMode):  # type: ignore[misc, valid-type]  # torch i
     def __enter__(self) -> MemoryTracker:
         if self._outermost():
             self._get_rng_state = torch.get_rng_state
-            torch.get_rng_state = self._generator_state
+            self._patch = patched((torch, "get_rng_state", self._generator_state))
+            self._patch.__enter__()
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         if self._outermost():
-            torch.get_rng_state = self._get_rng_state
+            self._patch.__exit__(*error)
 
     def _outermost(self) -> bool:
         """Whether this is not the mode entered again, to see what a kernel calls."""
