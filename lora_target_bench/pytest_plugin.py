@@ -221,6 +221,7 @@ def check_targets(request: pytest.FixtureRequest) -> Callable[..., Ledger]:
         more = config.getoption("lora_optional", "").split(",")
         listed = tuple(entry.strip() for entry in more if entry.strip())
         options.setdefault("tell", print)
+        options.setdefault("project", config.rootpath)
         ledger: Ledger = checked(model, adapter, optional=(*optional, *listed), **options)
         return ledger
 

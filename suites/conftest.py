@@ -68,9 +68,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before those marked slow are left out
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Every registered scenario can be predicted: hundreds, so only if asked for. Without a user's
-    own model there is nothing to predict for it."""
-    items[:] = [item for item in items if "[NOTSET-" not in item.name]
+    """Every registered scenario can be predicted: hundreds, so only if asked for."""
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: item.path.name not in LONGEST)
     published = {f"{model}-{name}" for model, names in PUBLISHED.items() for name in names}

@@ -74,7 +74,7 @@ def test_user_targets(user_subject: Subject, peft_count, record, pytestconfig) -
     """A user's own configuration: no dead entry but the optional ones, no hazard that fails, and
     PEFT agrees. What `bench targets` says is printed, for -rA."""
     option = pytestconfig.option
-    gate = HazardGate.of_project(pytestconfig.rootpath / "pyproject.toml").with_options(
+    gate = HazardGate.of_project(pytestconfig.rootpath).with_options(
         split(option.fail_on), (), option.minimum_coverage, strict=True
     )
     found = match(user_subject.model.table, user_subject.adapter, user_subject.model.role_of)

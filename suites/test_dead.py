@@ -264,6 +264,8 @@ WRITTEN = [
     # (config, entries as written, what the cause says, what to write, modules that PEFT adapts)
     (LLAMA, ["[q_proj]"], "brackets and quotes", ["q_proj"], 4),
     (LLAMA, ["'q_proj'"], "brackets and quotes", ["q_proj"], 4),
+    (LLAMA, ["q_proj "], "a blank before or after it belongs to the name", ["q_proj"], 4),
+    (LLAMA, ["\tq_proj"], "a blank before or after it belongs to the name", ["q_proj"], 4),
     (LLAMA, [r".*\.q_proj"], "not regular expressions", ["q_proj"], 4),
     (LLAMA, [r"model.layers.*.q_proj$"], "not regular expressions",
      r"model.layers.*.q_proj$", 4),

@@ -3,6 +3,7 @@ builds from it (`fixtures/readers/expected.toml`, written from the tools' source
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 import warnings
@@ -234,6 +235,12 @@ def test_trl_takes_a_single_name_out_of_its_list(tmp_path: Path) -> None:
     assert found.ledger.dead_entries == ("c_attn",)
     assert found.failed
     assert any("takes the one name c_attn out of its list" in note for note in found.notes)
+    (entry,) = found.ledger.entries
+    assert entry.suggestion == r".*\.c_attn"  # no list of one, which this file is already
+    name = json.dumps(entry.suggestion)
+    mended = written(tmp_path, "model_name_or_path: openai-community/gpt2\nuse_peft: true\n"
+                               f"lora_target_modules: [{name}]\n")  # fmt: skip
+    assert not check(mended, LEDGER_ONLY).failed
 
 
 def test_lines_are_those_of_the_file(tmp_path: Path) -> None:

@@ -15,22 +15,22 @@ from bench.baselines.metrics import ALLOCATED, METRICS, RESERVED, TIME, Threshol
 from bench.baselines.runs import Record, StoredRun
 from bench.baselines.verdicts import FAILING, NEW, VERDICTS, Verdict, left_out
 from bench.errors import BenchError, UnknownName
-from bench.files import SUFFIXES, check_output, tool_table, write_output
+from bench.files import SUFFIXES, check_output, project_file, tool_table, write_output
 from bench.scenarios.scenario import load_scenarios
 from bench.units import counted
 
 VERDICT_SCHEMA = 1
 
 
-def all_thresholds(options: Iterable[str] = (), project: Path | None = None) -> Thresholds:
-    """What each metric tolerates: the defaults, then `[tool.bench.thresholds]` of a pyproject.toml
-    (this folder's), then each scenario's own, then options such as `step_seconds=10%`.
+def all_thresholds(options: Iterable[str] = (), folder: Path | None = None) -> Thresholds:
+    """What each metric tolerates: the defaults, then `[tool.bench.thresholds]` of the project that
+    `folder` (the current one) lies in, then each scenario's own, then options such as
+    `step_seconds=10%`.
 
     BenchError, naming the place, for an unknown metric or no fraction.
     """
     found = Thresholds()
-    path = project or Path("pyproject.toml")
-    if path.exists():
+    if path := project_file(folder):
         table = tool_table(path, "bench", "thresholds")
         found = found.with_table(table, f"{path}: tool.bench.thresholds")
     for scenario in load_scenarios().values():

@@ -124,7 +124,7 @@ def check(path: Path, question: Question) -> Checked:
     except BenchError as error:
         raise BenchError(f"{found.config}: {error}") from None
     ledger = replace(ledger, hazards=(*ledger.hazards, *_slips(recipe)))
-    ledger = question.gate.judge(ledger)
+    ledger = question.gate.judge(recipe.advised(ledger))
     checked = Checked(
         path=path,
         kind=kind,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from bench.errors import BenchError
-from bench.files import parse, tool_table
+from bench.files import parse, project_file, tool_table
 from bench.targets.hazards import (
     HAZARDS,
     NEVER_WORKS,
@@ -45,12 +45,14 @@ class HazardGate:
     strict: bool = False
 
     @classmethod
-    def of_project(cls, path: Path = Path("pyproject.toml")) -> HazardGate:
-        """As `[tool.lora-target-bench]` of this folder's pyproject.toml says, if there is one.
+    def of_project(cls, folder: Path | None = None) -> HazardGate:
+        """As `[tool.lora-target-bench]` says in the pyproject.toml of the project that `folder`
+        (the current one) lies in, if there is one.
 
         Raises BenchError, naming file and key, for an unknown key, hazard or share.
         """
-        if not path.exists():
+        path = project_file(folder)
+        if path is None:
             return cls()
         table = tool_table(path, SECTION)
         where = f"{path}: tool.{SECTION}"

@@ -46,6 +46,7 @@ def check_targets(
     allow: Sequence[str] = (),
     minimum_coverage: float | None = None,
     auto_class: str | None = None,
+    project: Path | None = None,
     tell: Callable[[str], object] | None = None,
 ) -> Ledger:
     """Assert that every entry of `adapter` has an effect on `model`; returns the ledger.
@@ -65,6 +66,8 @@ def check_targets(
         allow: hazards that never fail.
         minimum_coverage: the least share of the linear weights that must carry an adapter, 0 to 1.
         auto_class: the transformers class to build a model that is not live with.
+        project: the folder in which, or above which, the project's pyproject.toml lies; the current
+            one without.
         tell: called with what `bench targets` would print, whether it passes or fails.
 
     Raises:
@@ -75,7 +78,9 @@ def check_targets(
     """
     __tracebackhide__ = True
     try:
-        gate = HazardGate.of_project().with_options(fail_on, allow, minimum_coverage, strict=True)
+        gate = HazardGate.of_project(project).with_options(
+            fail_on, allow, minimum_coverage, strict=True
+        )
         config = AdapterConfig.of(adapter)
         found, table = _found(model, config, auto_class)
         return _checked(found, table, config, optional, gate, tell)

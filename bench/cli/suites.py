@@ -10,7 +10,7 @@ from bench.cli.output import put
 from bench.errors import EXTRAS
 from bench.files import SUITES
 
-HELP = "where the suites lie: pytest $(bench suites), or pytest --pyargs bench.suites"
+HELP = "where the suites lie: pytest $(bench suites), or pytest --pyargs lora_target_bench.suites"
 
 
 def add_options(add: Add) -> None:

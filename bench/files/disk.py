@@ -28,7 +28,7 @@ FIXTURES = _HOME / "fixtures"
 RESULTS = _HOME / "results"
 """Stored predictions, experiments and baselines of the project's own."""
 SUITES = _HOME / "suites"
-"""What `pytest suites/` runs; in an installation `pytest --pyargs bench.suites`."""
+"""What `pytest suites/` runs; in an installation `pytest --pyargs lora_target_bench.suites`."""
 
 OWN_RESULTS = Path("results") if INSTALLED else RESULTS
 """Where results are written: in an installation the user's own folder, never the package's."""
@@ -113,6 +113,16 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     is from; BenchError as `read_text`."""
     lines = read_text(path).splitlines()
     return list(csv.DictReader(line for line in lines if not line.startswith("#")))
+
+
+def project_file(folder: Path | None = None) -> Path | None:
+    """The pyproject.toml of the project that `folder` (the current one) lies in: the nearest, there
+    or above; None where there is none."""
+    folder = folder or Path()
+    found = (place / "pyproject.toml" for place in (folder, *folder.absolute().parents))
+    with contextlib.suppress(OSError):  # a folder that is gone, or may not be looked into
+        return next((path for path in found if path.exists()), None)
+    return None
 
 
 def tool_table(path: Path, *names: str) -> dict[str, Any]:

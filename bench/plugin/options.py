@@ -144,9 +144,7 @@ def pytest_configure(config: pytest.Config) -> None:
         if option.report is not None:
             check_output(option.report, SUFFIXES["html"])
             import_module("jinja2")
-        config.stash[THRESHOLDS] = all_thresholds(
-            option.threshold, config.rootpath / "pyproject.toml"
-        )
+        config.stash[THRESHOLDS] = all_thresholds(option.threshold, config.rootpath)
         targets: tuple[str, ...] | str = ()
         if option.target_modules is not None:
             targets = written_targets(option.target_modules)

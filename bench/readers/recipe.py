@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -25,6 +25,9 @@ from bench.readers.values import (
 
 if TYPE_CHECKING:
     from bench.models.architectures import Model
+    from bench.targets import Ledger
+
+_LIST_OF_ONE = re.compile(r'^the list \["[\w.]+"\], or ')
 
 T = TypeVar("T")
 Fields = dict[str, Any]
@@ -79,6 +82,7 @@ class Recipe:
         keys: our field → the file's keys for it, to find the line again.
         notes: what the answer does not cover, or what the tool does that one may not expect.
         slips: keys that the tool is not known to have, and that may be slips of what decides.
+        list_of_one: whether a list of one name stays a list.
     """
 
     tool: str
@@ -92,6 +96,7 @@ class Recipe:
     notes: tuple[str, ...] = ()
     num_labels: int | None = None
     slips: tuple[Slip, ...] = ()
+    list_of_one: bool = True
 
     @property
     def path(self) -> Path:
@@ -117,6 +122,17 @@ class Recipe:
                 said += f"; not understood: {', '.join(map(str, self.slips))}"
             raise BenchError(said) from None
         return config, (*self.notes, *notes)
+
+    def advised(self, ledger: Ledger) -> Ledger:
+        """The ledger without the advice to write a list of one name, where the tool makes a string
+        of it."""
+        if self.list_of_one:
+            return ledger
+        entries = (
+            replace(entry, suggestion=_LIST_OF_ONE.sub("", entry.suggestion))
+            for entry in ledger.entries
+        )
+        return replace(ledger, entries=tuple(entries))
 
     def line(self, field: str, entry: str) -> int:
         """The line of an entry of one of our fields."""

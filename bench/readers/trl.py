@@ -52,6 +52,7 @@ def read(document: Document) -> Recipe:
         step=_step(document, step_notes),
         keys=keys,
         notes=notes,
+        list_of_one=False,
     )
 
 

@@ -9,6 +9,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
+from string import whitespace
 
 from bench.adapters.config import ALL_LINEAR, AdapterConfig
 from bench.adapters.patterns import fitting
@@ -60,10 +61,12 @@ def _everything(table: ModuleTable, entry: str) -> Cause:
 
 
 def _brackets(table: ModuleTable, entry: str) -> Cause:
-    """A name in the brackets or quotes of the list that it was copied from."""
-    bare = entry.strip("[]()'\" ")
+    """A name in the brackets or quotes of the list that it was copied from, or with a blank."""
+    bare = entry.strip("[]()'\"" + whitespace)
     if bare == entry or not (there := _there(table, bare)):
         return "", ""
+    if bare == entry.strip():
+        return "a blank before or after it belongs to the name", there
     return "its brackets and quotes belong to the name", there
 
 

@@ -56,7 +56,8 @@ def traced_once() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def imported(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Runs inside this process forget what they imported, and torch cannot be imported twice."""
-    import bench.reports.tables  # noqa: F401
+    import bench.reports.tables
+    import bench.scenarios.scenario  # noqa: F401
     from bench.adapters.config import AdapterConfig
     from bench.measure.counting import count, inject
     from bench.models.architectures import find_model

@@ -54,17 +54,18 @@ def test_thresholds_from_every_place(tmp_path: Path, monkeypatch: pytest.MonkeyP
     project = tmp_path / "pyproject.toml"
     project.write_text('[tool.bench.thresholds]\ntime = "8%"\n')
     step = METRICS["step_seconds"]
-    found = all_thresholds((), project)
+    (tmp_path / "tests").mkdir()
+    found = all_thresholds((), tmp_path / "tests")
     assert (found.of(step, "query"), found.of(step, "key")) == (0.20, 0.08)
-    found = all_thresholds(["time=1%"], project)
+    found = all_thresholds(["time=1%"], tmp_path)
     assert (found.of(step, "query"), found.of(step, "key")) == (0.01, 0.01)
     project.write_text('[tool.bench.thresholds]\ntimes = "8%"\n')
     with pytest.raises(BenchError, match=r"pyproject\.toml: tool\.bench\.thresholds.*times"):
-        all_thresholds((), project)
+        all_thresholds((), tmp_path)
     project.unlink()
     fixture.write_text(text + 'step_secnds = "20%"\n')
     with pytest.raises(BenchError, match=r"scenario query: thresholds.*step_seconds"):
-        all_thresholds((), project)
+        all_thresholds((), tmp_path)
 
 
 def test_a_threshold_changes_a_verdict() -> None:

@@ -121,6 +121,33 @@ def test_the_old_line_of_a_conftest_gives_the_fixture_alone(theirs: Path) -> Non
     assert "1 passed" in done.stdout
 
 
+def test_their_project_is_the_one_that_their_tests_lie_in(theirs: Path, tmp_path: Path) -> None:
+    """Wherever pytest or a command is started from: the nearest pyproject.toml, there or above."""
+    (theirs / "pytest.ini").unlink()
+    (theirs / "pyproject.toml").write_text(
+        "[tool.pytest.ini_options]\n[tool.lora-target-bench]\nminimum-coverage = 0.9\n"
+    )
+    tests = theirs / "tests"
+    tests.mkdir()
+    (theirs / "test_theirs.py").unlink()
+    (tests / "test_theirs.py").write_text(
+        "def test_theirs(check_targets):\n"
+        f"    check_targets({str(theirs / 'mine')!r}, ['q_proj'])\n"
+    )
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    named = ("-c", str(theirs / "pyproject.toml"), "--rootdir", str(theirs), str(tests))
+    for folder, arguments in ((theirs, ()), (tests, ()), (elsewhere, named)):
+        done = _pytest(folder, *arguments)
+        assert done.returncode == 1, done.stdout[-2000:] + done.stderr
+        assert "low-coverage" in done.stdout
+    asked = ("targets", str(theirs / "mine"), "--target-modules", "q_proj", "--strict")
+    for folder in (theirs, tests):
+        done = _run(folder, "-P", "-m", "lora_target_bench", *asked)
+        assert done.returncode == 1, done.stderr
+        assert "low-coverage" in done.stdout
+
+
 def test_their_scripts_in_a_folder_without_init_are_found(theirs: Path) -> None:
     """An installed package goes before such a folder; its modules are there all the same."""
     (theirs / "bench" / "__init__.py").unlink()

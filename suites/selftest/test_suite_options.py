@@ -206,6 +206,20 @@ def test_an_option_of_an_ini_file_is_refused_as_well(run, pytester: pytest.Pytes
     assert "--benchmark-disable-gc has no effect on these suites" in output
 
 
+def test_what_is_collected_is_run_or_deselected(run, pytester: pytest.Pytester) -> None:
+    """No test is taken away without being counted, nor kept where it has no subject."""
+    (pytester.path / "suites" / "test_more.py").write_text(
+        "import pytest\n\n"
+        "@pytest.mark.parametrize('more', ['a', 'b'])\n"
+        "def test_more(subject, more, record):\n"
+        "    pass\n"
+    )
+    result = run("-m", "not measured")
+    outcomes = result.parseoutcomes()
+    assert set(outcomes) == {"passed", "deselected"}
+    result.stdout.fnmatch_lines([f"collected {sum(outcomes.values())} items / *"])
+
+
 def test_one_step_is_not_stored_as_a_measured_case(run, pytester: pytest.Pytester) -> None:
     refused = run("--benchmark-save", "base", "--benchmark-disable", *STEPS)
     assert refused.ret == 2
