@@ -36,6 +36,8 @@ def run_by_kind(config: pytest.Config) -> int | None:
         return _refused(line)
     except BenchError as error:
         return _refused(str(error))
+    except KeyboardInterrupt:  # pytest's own line for it comes with the session, which is not there
+        return _refused("interrupted while the nodes were asked what they are: nothing was begun")
     if len(kinds) == 1:
         config.add_cleanup(cluster.close)
         config.stash[CLUSTER], config.stash[KIND] = cluster, kinds[0]

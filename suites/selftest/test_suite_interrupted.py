@@ -8,6 +8,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from model_folders import LLAMA, write_adapter, write_model
@@ -19,6 +20,7 @@ from bench.baselines import KEY, StoredRun, find_runs, load_run, seal
 from bench.baselines.configuration import decided
 from bench.errors import BenchError
 from bench.models.architectures import Model
+from bench.plugin.cluster import run_by_kind
 from bench.plugin.resuming import check_same
 from bench.scenarios.subjects import Subject
 
@@ -232,3 +234,19 @@ def test_what_decides_a_case_is_told_apart(tmp_path: Path) -> None:
     assert differs(with_code, now(**own)) == "mine: other code"
     weights.write_bytes(b"two")
     assert differs(plain, now()) == "mine: other weights"
+
+
+def test_a_run_that_is_ended_while_the_nodes_are_asked_says_so(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In a line: there is no session yet whose end pytest would tell."""
+
+    def cut(cluster: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bench.measure.cluster.Cluster.kept", cut)
+    asked = SimpleNamespace(cluster="auto", collectonly=False, help=False, version=False)
+    config = SimpleNamespace(option=asked)
+    monkeypatch.setattr("bench.plugin.cluster.under_xdist", lambda config: False)
+    assert run_by_kind(config) == pytest.ExitCode.INTERRUPTED
+    assert "interrupted while the nodes were asked" in capfd.readouterr().err
