@@ -31,23 +31,21 @@ _PREFIX = "transformers-"
 _FILE = "types-{}.json"
 
 
-def stored_versions(root: Path | None = None) -> list[str]:
+def stored_versions() -> list[str]:
     """The transformers versions that an atlas is stored of, oldest first."""
-    root = root or ROOT
-    found = [p.name.removeprefix(_PREFIX) for p in root.glob(f"{_PREFIX}*") if holds_atlas(p)]
+    found = [p.name.removeprefix(_PREFIX) for p in ROOT.glob(f"{_PREFIX}*") if holds_atlas(p)]
     return sorted(found, key=_version_key)
 
 
-def find_atlas(name: str, root: Path | None = None) -> Path:
+def find_atlas(name: str) -> Path:
     """The folder of an atlas, given as a folder or as a version ("5.23.0").
 
     Raises UnknownName, with the stored versions, when there is none.
     """
-    root = root or ROOT
-    for folder in (root / f"{_PREFIX}{name.removeprefix(_PREFIX)}", Path(name)):
+    for folder in (ROOT / f"{_PREFIX}{name.removeprefix(_PREFIX)}", Path(name)):
         if holds_atlas(folder):
             return folder
-    raise UnknownName("atlas", name, stored_versions(root), "; or give a folder that holds one")
+    raise UnknownName("atlas", name, stored_versions(), "; or give a folder that holds one")
 
 
 def holds_atlas(folder: Path) -> bool:

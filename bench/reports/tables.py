@@ -30,13 +30,9 @@ STYLES = {
 }
 
 
-def comparison_report(
-    runs: Sequence[StoredRun], baseline: StoredRun | None = None, *, phases: bool = True
-) -> Report:
-    """The table for people: one for each model, measured cases only where there are any.
-
-    phases: with a second table a model, of where memory and time go within the step.
-    """
+def comparison_report(runs: Sequence[StoredRun], baseline: StoredRun | None = None) -> Report:
+    """The table for people: one for each model, measured cases only where there are any; and a
+    second one a model, of where memory and time go within the step."""
     rows = comparison_rows(runs, baseline)
     measured = [row for row in rows if row.precision is not None]
     shown = measured or rows
@@ -46,7 +42,7 @@ def comparison_report(
     for title in dict.fromkeys(map(_title, shown)):
         mine = [row for row in shown if _title(row) == title]
         tables.append(_table(title, mine, marks, len(runs) > 1))
-        if phases and any(row.forward_median_seconds is not None for row in mine):
+        if any(row.forward_median_seconds is not None for row in mine):
             tables.append(_phase_table(f"{title}: within the step", mine, len(runs) > 1))
     notes = [f"{mark} unstable: {reason}" for reason, mark in marks.items()]
     if any(row.step_median_seconds is not None for row in shown):

@@ -31,6 +31,7 @@ GREY, PALE = "#8c8c8c", "#e8e8e8"
 PALETTE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK, YELLOW)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--")
+LABEL_POINTS = 6
 LINES = ("-", "--", "-.", ":")
 HALO = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
 
@@ -65,18 +66,18 @@ def plain(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def spread_labels(axes: Axes, points: Sequence[tuple[str, float, float]], size: float = 6) -> None:
-    """A name (font of `size` points) right of each (name, x, y), moved up where it would lie on
+def spread_labels(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
+    """A name right of each (name, x, y), moved up where it would lie on
     another, with a line to its point. Draw it last: the limits of the axes are not to change."""
     figure = axes.get_figure(root=True)
     assert figure is not None
     figure.draw_without_rendering()
     per_point = figure.dpi / 72
-    row = 1.3 * size * per_point
+    row = 1.3 * LABEL_POINTS * per_point
     taken: list[tuple[float, float, float]] = []  # left, right, middle of a label, in pixels
     for name, x, y in sorted(points, key=lambda point: point[2]):
         left, middle = axes.transData.transform((x, y))
-        right = left + 0.65 * size * per_point * len(name) + 8 * per_point
+        right = left + 0.65 * LABEL_POINTS * per_point * len(name) + 8 * per_point
         beside = [at for start, end, at in taken if start < right and left < end]
         lowest = min(at for at in (middle, *(at + row for at in beside)) if at >= middle
                       and all(abs(at - other) >= row - 1e-6 for other in beside))  # fmt: skip
@@ -85,7 +86,7 @@ def spread_labels(axes: Axes, points: Sequence[tuple[str, float, float]], size: 
         line = {"arrowstyle": "-", "linewidth": 0.4, "color": GREY, "shrinkA": 0, "shrinkB": 2}
         axes.annotate(
             name, (x, y), xytext=(9 if moved > 2 else 5, moved), textcoords="offset points",
-            fontsize=size, va="center", arrowprops=line if moved > 2 else None,
+            fontsize=LABEL_POINTS, va="center", arrowprops=line if moved > 2 else None,
         )  # fmt: skip
 
 
