@@ -45,7 +45,13 @@ from bench.units import harmless
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Everything after `pytest suites/` that is ours."""
-    add = parser.getgroup("bench", "LoRA target modules").addoption
+    group = parser.getgroup("bench", "LoRA target modules")
+
+    def add(name: str, **how: Any) -> None:
+        group.addoption(name, **how)
+        if how.get("action", "store") == "store":
+            _OF_ONE_VALUE.add(name)
+
     # fmt: off
     add("--model", action="append", default=[], metavar="MODEL",
         help="registered name, folder, config.json or hub id; repeatable (default: all registered)")
@@ -135,7 +141,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[SAVE] = name = name_to_save(config)
         if name is not None:
             check_name(name)
-        _check_repeated(config)
+        check_repeated(config)
         _check_numbers(option)
         check_step(step_from(option))
         check_library(step_from(option))
@@ -218,16 +224,8 @@ _MOST = {
     "budget": 30 * 1440,
 }  # fmt: skip
 """In their units: steps, GiB, seconds and minutes. More is a slip of the keyboard."""
-_ONE = (
-    "adapter",
-    "cluster",
-    "target-modules",
-    "rank",
-    "weights",
-    "auto-class",
-    "budget",
-    "verdict-file",
-)
+_OF_ONE_VALUE: set[str] = set()
+"""Options that are no switch and no list."""
 
 
 def _check_alone(config: pytest.Config) -> None:
@@ -238,13 +236,13 @@ def _check_alone(config: pytest.Config) -> None:
         raise BenchError("--verdict-file needs --benchmark-compare: else there is no verdict")
 
 
-def _check_repeated(config: pytest.Config) -> None:
+def check_repeated(config: pytest.Config) -> None:
     """An option of one value that is given twice would drop the first. (pytest's own `addopts` may
     be overridden.)"""
     given = [str(argument).partition("=")[0] for argument in config.invocation_params.args]
-    for name in _ONE:
-        if given.count(f"--{name}") > 1:
-            raise BenchError(f"--{name} is given twice, and takes one value")
+    for name in sorted(_OF_ONE_VALUE):
+        if given.count(name) > 1:
+            raise BenchError(f"{name} is given twice, and takes one value")
 
 
 def _check_numbers(option: Any) -> None:

@@ -25,6 +25,12 @@ from bench.units import format_bytes
         (["--precision", "nf5"], "unknown precision 'nf5': did you mean nf4"),
         (["--scenario", "qurey"], "unknown scenario 'qurey': did you mean query"),
         (["--adapter", "a.json", "--adapter", "b.json"], "--adapter is given twice"),
+        (
+            ["--minimum-coverage", "0.9", "--minimum-coverage=0.1"],
+            "--minimum-coverage is given twice",
+        ),
+        (["--cluster", "a:1", "--cluster", "b:1"], "--cluster is given twice"),
+        (["--seq-len", "8", "--seq-len", "16"], "--seq-len is given twice"),
         (["--model", "opt-350m", "--model", "opt-350m"], "--model opt-350m is given twice"),
         (["-p", "no:benchmark", "-o", "addopts="], "pytest-benchmark is switched off"),
         (
