@@ -67,11 +67,15 @@ class Model:
     def model_type(self) -> str:
         return str(self.config.get("model_type", ""))
 
-    def reduce(self) -> Model:
-        """The reduced geometry that the architecture declares; its label tells the reduction."""
-        reduction = self.architecture.reduced if self.architecture else None
-        if reduction is None:
-            raise BenchError(f"{self.label}: no reduced geometry is declared")
+    def reduce(self, label: str | None = None, *, smallest: bool = False) -> Model:
+        """A reduced geometry that the architecture declares: of this label, else the usual one, or
+        the smallest. Its label tells the reduction. BenchError where there is none."""
+        declared = self.architecture.reduced if self.architecture else ()
+        fitting = [each for each in declared if label in (None, each.label)]
+        if not fitting:
+            which = f"no reduced geometry {label}" if label else "no reduced geometry"
+            raise BenchError(f"{self.label}: {which} is declared")
+        reduction = fitting[-1 if smallest else 0]
         return replace(
             self,
             label=f"{self.label}@{reduction.label}",

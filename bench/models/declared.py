@@ -91,7 +91,8 @@ class Architecture:
     layers: str
     other_parameters: str
     published: Stated = Stated()
-    reduced: Reduction | None = None
+    reduced: tuple[Reduction, ...] = ()
+    """The usual one first, and one for machines on which half precision is slow."""
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -127,3 +128,10 @@ def load_architecture(folder: Path) -> Architecture:
     for number, projection in enumerate(found.projection, 1):
         check_role(projection.role, f"{path}: projection {number}")
     return found
+
+
+def smaller_labels() -> frozenset[str]:
+    """What tells the reductions for machines on which half precision is slow, of every registered
+    architecture."""
+    found = (load_architecture(folder).reduced for folder in registered().values())
+    return frozenset(each.label for reduced in found for each in reduced[1:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from bench.errors import BenchError, check_most, missing_extra
 from bench.files import SUFFIXES, check_output
 from bench.models.architectures import load_model
 from bench.plugin.benchmarks import check_benchmark_options, name_to_save
+from bench.plugin.geometry import GEOMETRIES, is_smaller
 from bench.plugin.resuming import open_journal
 from bench.plugin.state import (
     AUTOSAVED,
@@ -73,6 +75,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="measure with the real weights in this folder (safetensors) of the one --model")
     add("--full-geometry", action="store_true",
         help="measure full-size models without a GPU too (they need tens of gigabytes)")
+    add("--geometry", choices=GEOMETRIES,
+        help="without a GPU: the usual reduced geometry, or a smaller one (default: as in the run "
+        "to compare with; else by how fast this machine computes in half precision)")
     add_step_options(add, seq_len=MEASURED_LENGTH)
     add("--rounds", type=int, metavar="N",
         help="measured steps a case (default: 5, and up to 20 in half a second, until the interval "
@@ -166,6 +171,7 @@ def pytest_configure(config: pytest.Config) -> None:
                 optional=_split(option.optional),
                 auto_class=option.auto_class,
                 full_geometry=option.full_geometry,
+                smaller=partial(is_smaller, config),
                 trust_remote_code=option.trust_remote_code,
                 weights=option.weights,
                 on_gpu=on_gpu(config),

@@ -31,6 +31,7 @@ from bench.plugin.fixtures import (
     timed_rounds,
     user_subject,
 )
+from bench.plugin.geometry import pytest_configure_node
 from bench.plugin.options import pytest_addoption, pytest_configure, pytest_sessionstart
 from bench.plugin.storing import (
     pytest_benchmark_compare_machine_info,
@@ -57,6 +58,7 @@ __all__ = [
     "pytest_collection_finish",
     "pytest_collection_modifyitems",
     "pytest_configure",
+    "pytest_configure_node",
     "pytest_deselected",
     "pytest_generate_tests",
     "pytest_ignore_collect",

@@ -121,7 +121,7 @@ def _model_tree(label: str, records: Mapping[tuple[str, int], Record]) -> ModelT
             one_line(label), missing="not a registered model: its modules are not at hand"
         )
     try:
-        model = load_model(name).reduce() if reduced else load_model(name)
+        model = load_model(name).reduce(reduced) if reduced else load_model(name)
     except BenchError as error:
         return ModelTree(one_line(label), missing=str(error))
     scenarios, found = load_scenarios(), []

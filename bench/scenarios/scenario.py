@@ -115,7 +115,7 @@ class Scenario:
         """
         task = BY_CLASS.get(model.task_class)
         task_type, unnamed = (task.task_type, task.unnamed_heads) if task else (None, ())
-        heads = [h for h in unnamed if any(m.name.endswith(h) for m in model.table.modules)]
+        heads = [h for h in unnamed if any(name.endswith(h) for name in _names(model))]
         rank = self.r if r is None else r
         if self.literal:
             saved = tuple(dict.fromkeys((*self.modules_to_save, *heads)))
@@ -148,6 +148,13 @@ class _Place:
     module: str
     regex: bool = False
     is_parameter: bool = False
+
+
+def _names(model: Model) -> list[str]:
+    """Its modules' names, their ends where they are declared: for those nothing has to be built."""
+    if model.architecture is not None:
+        return [p.module for p in model.architecture.projection]
+    return [m.name for m in model.table.modules]
 
 
 def _places(model: Model) -> list[_Place]:

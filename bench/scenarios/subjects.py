@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -149,6 +149,8 @@ class Request:
     optional: tuple[str, ...] = ()
     auto_class: str | None = None
     full_geometry: bool = False
+    smaller: Callable[[], bool] = lambda: False
+    """Whether the smaller of two reduced geometries is measured; asked where there are two."""
     trust_remote_code: bool = False
     weights: Path | None = None
     on_gpu: bool | None = None
@@ -287,8 +289,8 @@ def _measured(request: Request, model: Model, chosen: Sequence[Scenario]) -> lis
     assert model.architecture is not None
     on_gpu = has_gpu() if request.on_gpu is None else request.on_gpu
     full = request.full_geometry or request.weights is not None or on_gpu
-    reduce = not full and model.architecture.reduced is not None
-    shown = model.reduce() if reduce else model
+    reduced = () if full else model.architecture.reduced
+    shown = model.reduce(smallest=len(reduced) > 1 and request.smaller()) if reduced else model
     return [
         Subject(shown, s.name, s.adapter(shown, r), s)
         for s in published
