@@ -53,8 +53,8 @@ def _of_stored(config: pytest.Config) -> str | None:
     option = config.option
     models: set[str] = set()
     with suppress(BenchError):
-        if option.resume and config.stash[SAVE]:
-            stored = unfinished(storage_folder(config), config.stash[SAVE])
+        if option.resume and (name := config.stash[SAVE]):
+            stored = unfinished(storage_folder(config), name)
             models = {str(each["model"]) for each in stored[KEY]["records"].values()}
         elif option.benchmark_compare:
             selector = None if option.benchmark_compare is True else option.benchmark_compare
