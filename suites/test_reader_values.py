@@ -13,7 +13,9 @@ from bench.check.answer import Checked, Question, check
 from bench.check.gate import HazardGate
 from bench.cli import main
 from bench.errors import BenchError
-from bench.readers import axolotl, litgpt, llama_factory, ms_swift, trl
+from bench.files import FIXTURES
+from bench.readers import axolotl, litgpt, llama_factory, ms_swift, recipe, trl
+from bench.readers.values import ARGUMENTS
 
 PHI = {"model_type": "phi3", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
        "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 64,
@@ -328,3 +330,29 @@ def test_an_adapters_own_file_is_told_as_closely(tmp_path: Path) -> None:
     notes = check(path, Question(gradients=False)).notes
     assert "r stands twice; the last counts" in notes
     assert "target_modules: o_proj stands there more than once, and counts once" in notes
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("[said]", "[sayd]", "unknown key in .*: 'sayd': did you mean said"),
+        (
+            "integer = ",
+            "integr = ",
+            "unknown kind of value in other-.*: 'integr': did you mean integer",
+        ),
+        ('names = ["loss_type"]', "names = 3", "values: names: expected a list, found 3"),
+        ('tool = "TRL"\n', "", "missing key 'tool'"),
+    ],
+)
+def test_a_table_of_keys_that_is_wrong_is_told_by_file_and_key(
+    old: str, new: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = (FIXTURES / "tools" / "trl.toml").read_text(encoding="utf-8")
+    assert old in tables
+    (tmp_path / "tools").mkdir()
+    name = f"other-{said[:12].encode().hex()}"  # what was read once is kept
+    (tmp_path / "tools" / f"{name}.toml").write_text(tables.replace(old, new, 1))
+    monkeypatch.setattr(recipe, "FIXTURES", tmp_path)
+    with pytest.raises(BenchError, match=said):
+        recipe.load_reader(name, ARGUMENTS, trl.read)

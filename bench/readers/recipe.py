@@ -158,64 +158,35 @@ class RecipeFault(BenchError):
         self.misnamed = misnamed
 
 
-@dataclass(frozen=True)
-class Reader:
-    """How one tool's files are read; `fixtures/tools/` has the tables of its keys.
-
-    Attributes:
-        model_key: the key that names the base model.
-        marks: keys that only this tool has; a file with `model_key` and one of them is its.
-        fields: their key → the field of `peft.LoraConfig`, values as they are.
-        kinds: what belongs to each key that `read` handles beside those above, and to each of
-            which something is said; `parser`: what is made of a text.
-        inert: patterns of keys that change neither what is adapted nor what a step takes.
-        said: key → what it changes that is not computed here.
-        said_of_step: the same, for what only the memory of a step depends on.
-        excluding: pairs of switches of which one may be on, each with what becomes of both.
-    """
-
-    tool: str
-    version: str
-    source: str
-    model_key: str
-    marks: frozenset[str]
-    fields: Mapping[str, str]
-    kinds: Mapping[str, ValueKind]
-    parser: Parser
-    inert: tuple[str, ...]
-    said: Mapping[str, str]
-    said_of_step: Mapping[str, str]
-    read: Callable[[Document], Recipe]
-    excluding: tuple[tuple[str, str, str], ...] = ()
-
-    @property
-    def known(self) -> set[str]:
-        """The keys that are read, but for those of which something is said instead."""
-        keys = {key for key in self.kinds if "." not in key}
-        keys |= {*self.fields, self.model_key}
-        return keys - self.said.keys() - self.said_of_step.keys()
-
-    def fits(self, values: Mapping[str, Any]) -> int:
-        """How many of its own keys the file has; 0 where it is not this tool's."""
-        return len(self.marks & values.keys()) if self.model_key in values else 0
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Keys:
-    """Tables of keys as their file has them: of Trainer's, which more than one tool takes. `kinds`
-    is the name of a kind → the keys that it belongs to."""
+    """Tables of keys as a file of `fixtures/tools/` has them: Trainer's, which several tools take.
 
-    inert: tuple[str, ...] = ()
+    Attributes:
+        inert: patterns of keys that change neither what is adapted nor what a step takes.
+        said_of_step: key → what it changes that is not computed here, of the memory of a step.
+        values: the name of a kind of value (`named_kind`) → the keys that take it.
+    """
+
+    inert: tuple[str, ...]
     said_of_step: Mapping[str, str] = field(default_factory=dict)
-    kinds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    values: Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _ToolKeys(_Keys):
-    """The tables of one tool's keys as their file has them.
+    """The tables of one tool's keys; `values` has those that are read beside `fields`, and those of
+    which something is said.
 
-    `trainer`: whether Trainer's are its own too. `choices` is a key → its only values; `beside`,
-    texts that it takes beside its kind.
+    Attributes:
+        model_key: the key that names the base model.
+        trainer: whether Trainer's keys are its own too.
+        marks: keys that only this tool has; a file with `model_key` and one of them is its.
+        fields: their key → the field of `peft.LoraConfig`, values as they are.
+        said: key → what it changes that is not computed here, of what is adapted.
+        choices: key → the only texts that it takes.
+        beside: key → texts that it takes beside its kind of value.
+        excluding: pairs of switches of which one may be on, each with what becomes of both.
     """
 
     tool: str
@@ -231,30 +202,41 @@ class _ToolKeys(_Keys):
     excluding: tuple[tuple[str, str, str], ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reader(_ToolKeys):
+    """How one tool's files are read: `kinds` is what belongs to each key of its tables, `parser`
+    what is made of a text."""
+
+    kinds: Mapping[str, ValueKind]
+    parser: Parser
+    read: Callable[[Document], Recipe]
+
+    @property
+    def known(self) -> set[str]:
+        """The keys that are read, but for those of which something is said instead."""
+        keys = {key for key in self.kinds if "." not in key}
+        keys |= {*self.fields, self.model_key}
+        return keys - self.said.keys() - self.said_of_step.keys()
+
+    def fits(self, values: Mapping[str, Any]) -> int:
+        """How many of its own keys the file has; 0 where it is not this tool's."""
+        return len(self.marks & values.keys()) if self.model_key in values else 0
+
+
 def load_reader(name: str, parser: Parser, read: Callable[[Document], Recipe]) -> Reader:
     """The reader with the keys of `fixtures/tools/`. Raises BenchError, naming file and key."""
     keys = _load_keys(name, _ToolKeys)
-    shared = _load_keys("trainer", _Keys) if keys.trainer else _Keys()
+    shared = _load_keys("trainer", _Keys) if keys.trainer else _Keys(inert=(), values={})
     kinds = {key: OF_FIELD[ours] for key, ours in keys.fields.items() if ours in OF_FIELD}
-    for table in (shared.kinds, keys.kinds):
-        kinds |= {key: named_kind(kind) for kind, found in table.items() for key in found}
+    for table in (shared.values, keys.values):
+        kinds |= {key: named_kind(kind, name) for kind, found in table.items() for key in found}
     kinds |= {key: one_of(*texts) for key, texts in keys.choices.items()}
     kinds |= {key: kinds[key].beside(*texts) for key, texts in keys.beside.items()}
-    return Reader(
-        keys.tool,
-        keys.version,
-        keys.source,
-        keys.model_key,
-        keys.marks,
-        keys.fields,
-        kinds,
-        parser,
-        (*shared.inert, *keys.inert),
-        keys.said,
-        {**shared.said_of_step, **keys.said_of_step},
-        read,
-        keys.excluding,
-    )
+    merged = {
+        "inert": (*shared.inert, *keys.inert),
+        "said_of_step": {**shared.said_of_step, **keys.said_of_step},
+    }
+    return Reader(**{**vars(keys), **merged}, kinds=kinds, parser=parser, read=read)
 
 
 @cache

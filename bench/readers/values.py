@@ -196,10 +196,10 @@ _NAMED = {
 }  # fmt: skip
 
 
-def named_kind(name: str) -> ValueKind:
+def named_kind(name: str, where: str) -> ValueKind:
     """A kind as a tool's table of keys calls it: "whole"; "table_or_text" for one or else the
-    other. Raises UnknownName."""
-    kinds = [lookup("kind of value", part, _NAMED) for part in name.split("_or_")]
+    other. Raises UnknownName, naming `where`."""
+    kinds = [lookup(f"kind of value in {where}:", part, _NAMED) for part in name.split("_or_")]
     return reduce(ValueKind.either, kinds)
 
 
