@@ -322,7 +322,12 @@ def rewrite_line(reporter: Any, text: str) -> None:
 
 @contextlib.contextmanager
 def patched(*replacements: tuple[Any, str, Any]) -> Iterator[None]:
-    """While active, attribute `name` of each `owner` is `value`: (owner, name, value)."""
+    """While active, attribute `name` of each `owner` is `value`: (owner, name, value).
+
+    For what a `TorchFunctionMode` does not see: dropout, softmax and attention within a function
+    that it is shown whole (`multi_head_attention_forward`), and functions that take no tensor
+    (`get_rng_state`, `is_autocast_enabled`).
+    """
     originals = [
         (owner, name, vars(owner).get(name, _INHERITED)) for owner, name, _ in replacements
     ]

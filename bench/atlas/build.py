@@ -26,7 +26,7 @@ from bench.atlas.entries import Atlas, Bare, Folded, TypeEntry
 from bench.atlas.reviewed import OWN_MODULE, Override, override_for, role_in
 from bench.atlas.store import entry_from_json, entry_to_json
 from bench.atlas.workers import Run, run_all
-from bench.compat import patched, unreset
+from bench.compat import unreset
 from bench.errors import BenchError, check_known
 from bench.models.modules import OTHER, ModuleTable, read_table
 from bench.models.roles import ROUTER, role_of
@@ -140,13 +140,16 @@ def _numbers_to_read() -> contextlib.AbstractContextManager[None]:
     """`torch.linspace` off the meta device: transformers before 4.53 spaces the rates of stochastic
     depth with it, and reads them off."""
     import torch
+    from torch.overrides import TorchFunctionMode
 
-    original = torch.linspace
+    class OnCpu(TorchFunctionMode):  # type: ignore[misc]  # torch is seen untyped
+        def __torch_function__(
+            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+        ) -> Any:
+            where = {"device": "cpu"} if func is torch.linspace else {}
+            return func(*args, **{**where, **(kwargs or {})})
 
-    def linspace(*given: Any, **options: Any) -> Any:
-        return original(*given, **{"device": "cpu", **options})
-
-    return patched((torch, "linspace", linspace))
+    return OnCpu()
 
 
 def default_config(model_type: str) -> Any:

@@ -13,6 +13,7 @@ from math import prod
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from bench.compat import instead_of, patched, private
 from bench.errors import BenchError
@@ -280,7 +281,6 @@ def as_on(device: Device, journal: Journal, case: Case) -> Iterator[None]:
     """While active, what looks at a tensor's device before it chooses a path takes `device`'s."""
     functional, rng_state = torch.nn.functional, torch.get_rng_state
     replacements: list[tuple[Any, str, Any]] = [
-        (torch, "tensor", _known_tensor(torch.tensor)),
         # A fused optimizer asks for a device that has one.
         instead_of("fused optimizers", _accept),
         instead_of("foreach support", lambda *_: device.foreach_optimizer),
@@ -307,25 +307,29 @@ def as_on(device: Device, journal: Journal, case: Case) -> Iterator[None]:
     replacements += [(functional, name, value) for name, value in device.functions.items()]
     if device.fused_dropout:
         replacements.append((functional, "dropout", _fused_dropout))
-    with patched(*replacements), loading.undrawn():  # adapters begin on the CPU
+    with patched(*replacements), _KnownTensors(), loading.undrawn():  # adapters begin on the CPU
         yield
 
 
-def _known_tensor(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+class _KnownTensors(TorchFunctionMode):  # type: ignore[misc]  # torch is seen untyped
     """`torch.tensor`, which forgets the values that it is given for meta, and reads those of
     scalars in a list behind the dispatcher's back."""
 
-    def plain(data: Any) -> Any:
-        if isinstance(data, (list, tuple)):
-            return [plain(item) for item in data]
-        scalar = isinstance(data, torch.Tensor) and data.device.type == "meta" and not data.dim()
-        return data.item() if scalar else data
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        given = kwargs or {}
+        return func(*args, **given) if func is not torch.tensor else self._tensor(*args, **given)
 
-    def tensor(data: Any, *, device: Any = None, **settings: Any) -> torch.Tensor:
-        made = make(plain(data), **settings)
+    def _tensor(self, data: Any, *, device: Any = None, **settings: Any) -> torch.Tensor:
+        made = torch.tensor(self._plain(data), **settings)
         return made if device is None else made.to(device)
 
-    return tensor
+    def _plain(self, data: Any) -> Any:
+        if isinstance(data, (list, tuple)):
+            return [self._plain(item) for item in data]
+        scalar = isinstance(data, torch.Tensor) and data.device.type == "meta" and not data.dim()
+        return data.item() if scalar else data
 
 
 def _forked_generator(journal: Journal, state: Callable[[], torch.Tensor]) -> Callable[..., Any]:
