@@ -133,13 +133,17 @@ def _quietly_on(model: nn.Module) -> Iterator[None]:
     """While active, adapters are made where the model is, and on meta cost nothing: no memory, and
     nothing is drawn for them. (PEFT's own low_cpu_mem_usage would replace every shared weight by a
     new one.) PEFT's warnings are left out: the ledger says these things, with names."""
+    import peft  # noqa: F401  # nothing of it is to be imported meanwhile: see `unreset`
     import torch
+
+    from bench.training.loading import undrawn
 
     with warnings.catch_warnings(), ExitStack() as stack:
         warnings.simplefilter("ignore")
         if _on_meta(model):
             stack.enter_context(torch.device("meta"))
             stack.enter_context(unreset())
+            stack.enter_context(undrawn())
         yield
 
 

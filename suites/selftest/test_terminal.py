@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from model_folders import write_model
 from test_baselines import sample
+from warm import Warm
 
 from bench.baselines import write_run
 from bench.cli import main
@@ -160,9 +161,11 @@ UNREAD = {
 @pytest.mark.parametrize(
     ("name", "both"), [*((name, False) for name in UNREAD), ("check", True), ("wrong", True)]
 )
-def test_the_verdict_decides_where_nobody_reads_it(name: str, both: bool, tmp_path: Path) -> None:
+def test_the_verdict_decides_where_nobody_reads_it(
+    name: str, both: bool, tmp_path: Path, warm_process: Warm
+) -> None:
     """As in `bench ... | head -1`, the reader gone before the first character: what failed fails,
-    what holds holds, and nothing is said of it."""
+    what holds holds, and nothing is said of it. Of those that import torch one is started."""
     status, arguments = UNREAD[name]
     adapter = {"peft_type": "LORA", "r": 8, "target_modules": ["q_proj", "nope"]}
     (tmp_path / "adapter_config.json").write_text(json.dumps(adapter))
@@ -175,8 +178,10 @@ def test_the_verdict_decides_where_nobody_reads_it(name: str, both: bool, tmp_pa
     reader, writer = os.pipe()
     os.close(reader)
     path = os.pathsep.join([str(Path(__file__).resolve().parents[2]), *sys.path])
+    forked = name == "targets" or (name == "check" and both)
+    python = warm_process.python if forked else sys.executable
     done = subprocess.run(
-        [sys.executable, "-m", "bench", *arguments], cwd=tmp_path, check=False, text=True,
+        [python, "-m", "bench", *arguments], cwd=tmp_path, check=False, text=True,
         env={**os.environ, "PYTHONPATH": path}, stdout=writer,
         stderr=writer if both else subprocess.PIPE,
     )  # fmt: skip
