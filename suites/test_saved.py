@@ -7,6 +7,7 @@ which says what it missed, what it did not expect, and raises for a shape or a l
 from __future__ import annotations
 
 import json
+import os
 import re
 import warnings
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import pytest
 from tiny_models import MODELS, built, tiny
 
 from bench.errors import BenchError
+from bench.saved.folder import find
 from bench.saved.header import read_header
 from bench.saved.keys import KeysFound, compare_keys
 from bench.saved.values import read_values
@@ -208,13 +210,42 @@ def test_norms_are_those_of_the_products(tmp_path: Path) -> None:
         assert not update.untrained
 
 
-def test_an_adapter_that_never_trained_is_told(tmp_path: Path) -> None:
-    folder = saved("llama", tmp_path)
-    zeroed = {k: t * 0 if "lora_B" in k else t for k, t in tensors_of(folder).items()}  # type: ignore[operator]
+@pytest.mark.parametrize("named", [False, True], ids=["as PEFT saves it", "with its name"])
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_an_adapter_that_never_trained_is_told(name: str, named: bool, tmp_path: Path) -> None:
+    folder = saved(name, tmp_path)
+    zeroed = {
+        re.sub(r"(lora_(embedding_)?[AB])", r"\1.default", k) if named else k:
+        t * 0 if re.search("lora_(embedding_)?B", k) else t  # type: ignore[operator]
+        for k, t in tensors_of(folder).items()
+    }  # fmt: skip
     rewrite(folder, zeroed)
+    assert not loaded_by_peft(name, folder, None).missing
     values = read_values(folder / "adapter_model.safetensors")
+    assert len(values.updates) == sum("lora_" in key for key in zeroed) / 2
     assert values.never_trained
     assert values.unchanged == ()
+
+
+@pytest.mark.parametrize("kind", ["link", "folder", "pipe", "several"])
+def test_weights_that_cannot_be_read_are_no_bare_configuration(kind: str, tmp_path: Path) -> None:
+    folder = saved("llama", tmp_path)
+    file = folder / "adapter_model.safetensors"
+    kept = file.rename(folder / "elsewhere")
+    said = "is there, and is no file that can be read"
+    match kind:
+        case "link":
+            file.symlink_to("../../blobs/abc")
+        case "folder":
+            file.mkdir()
+        case "pipe":
+            os.mkfifo(file)
+        case "several":
+            said = "weights in several files, which PEFT does not load"
+            kept.rename(folder / "adapter_model-00001-of-00001.safetensors")
+            (folder / "adapter_model.safetensors.index.json").write_text("{}")
+    with pytest.raises(BenchError, match=said):
+        find(folder)
 
 
 def test_modules_that_changed_nothing_and_tensors_that_broke_are_named(tmp_path: Path) -> None:

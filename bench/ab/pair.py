@@ -112,7 +112,13 @@ class PairJournal(Lines):
         head = {
             "plan": repr(plan),
             "sides": [
-                {"label": s.label, "versions": s.versions, "machine": s.machine, **s.decided}
+                {
+                    "label": s.label,
+                    "clock": s.clock,
+                    "versions": s.versions,
+                    "machine": s.machine,
+                    **s.decided,
+                }
                 for s in sides
             ],
         }
@@ -137,6 +143,8 @@ def _differing(before: Any, now: dict[str, Any]) -> str:
     for old, new in zip(before["sides"], now["sides"], strict=True):
         found += others(old, new)
         found += [f"another {each}" for each in ("label", "machine") if old[each] != new[each]]
+        if old.get("clock") != new["clock"]:
+            found.append(f"--clock {old.get('clock')} -> {new['clock']}")
         found += differing(old["versions"], new["versions"])
     return "; ".join(dict.fromkeys(found)) or "other cases"
 
@@ -198,9 +206,11 @@ def measure(
 
 
 def _plain(request: Request) -> dict[str, Any]:
-    """The request as JSON has it."""
-    paths = {name: value for name, value in vars(request).items() if isinstance(value, Path)}
-    return {**asdict(request), **{name: str(value) for name, value in paths.items()}}
+    """The request as JSON has it; which geometry is measured hangs on nothing here."""
+    paths = {name: str(value) for name, value in vars(request).items() if isinstance(value, Path)}
+    plain = {**asdict(request), **paths}
+    del plain["smaller"]
+    return plain
 
 
 _RANK = re.compile(r"-own-r\d+-")

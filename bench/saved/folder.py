@@ -98,6 +98,11 @@ def _adapter(path: Path, names: set[str]) -> AdapterFound:
         return AdapterFound(path / CONFIG, path / WEIGHTS_FILE, kind)
     if PICKLE in names:
         raise _pickle(path / PICKLE)
+    for name in sorted(entry.name for entry in path.iterdir()):
+        if name == WEIGHTS_FILE:  # a link to what is not there, a folder, a pipe
+            raise BenchError(f"{path / name}: is there, and is no file that can be read")
+        if name == f"{WEIGHTS_FILE}.index.json":
+            raise BenchError(f"{path / name}: weights in several files, which PEFT does not load")
     return AdapterFound(path / CONFIG)
 
 

@@ -13,7 +13,15 @@ from typing import Any
 
 from bench.files import unreadable
 
-_PAIRS = ((".lora_A.weight", ".lora_B.weight"), (".lora_embedding_A", ".lora_embedding_B"))
+_PAIRS = tuple(
+    (f".{first}{end}", f".{first[:-1]}B{end}")
+    for first, ends in (
+        ("lora_A", (".weight", ".default.weight")),
+        ("lora_embedding_A", ("", ".default")),
+    )
+    for end in ends
+)
+"""As PEFT saves them, and with the adapter's name, as a model's own `state_dict()` has them."""
 _PREFIX = "base_model.model."
 
 

@@ -149,7 +149,7 @@ class Request:
     optional: tuple[str, ...] = ()
     auto_class: str | None = None
     full_geometry: bool = False
-    smaller: Callable[[], bool] = lambda: False
+    smaller: Callable[[], bool] = field(default=lambda: False, repr=False)
     """Whether the smaller of two reduced geometries is measured; asked where there are two."""
     trust_remote_code: bool = False
     weights: Path | None = None

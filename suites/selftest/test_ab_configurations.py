@@ -127,11 +127,13 @@ def test_wrong_input_is_told_before_anything_is_measured(
     assert said in capsys.readouterr().err
 
 
-def _side(rank: int = 8, hidden: int = 32, torch: str = "1") -> Any:
+def _side(rank: int = 8, hidden: int = 32, torch: str = "1", clock: str = "processor") -> Any:
     subject = {"model": "mine", "ranked": "mine-own-r8", "class": "A", "weights": None,
                "code": None, "adapter": {"r": rank}, "digest": f"{rank} {hidden}"}  # fmt: skip
     decided = {"subjects": {"mine-own-r8-fp32": subject}, "models": {"mine": {"hidden": hidden}}}
-    return SimpleNamespace(label="x", versions={"torch": torch}, machine={}, decided=decided)
+    return SimpleNamespace(
+        label="x", clock=clock, versions={"torch": torch}, machine={}, decided=decided
+    )
 
 
 def test_a_journal_is_of_one_comparison(tmp_path: Path) -> None:
@@ -149,6 +151,7 @@ def test_a_journal_is_of_one_comparison(tmp_path: Path) -> None:
         ("plan", _side(rank=4), "mine-own-r8: r 8 -> 4"),
         ("plan", _side(hidden=64), "mine: hidden 32 -> 64"),
         ("plan", _side(torch="2"), "torch 1 -> 2"),
+        ("plan", _side(clock="wall"), "--clock processor -> wall"),
     ):
         with pytest.raises(BenchError, match=f"is of another comparison: {said}$"):
             again.begin([plan], [side])
