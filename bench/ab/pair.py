@@ -206,11 +206,9 @@ def measure(
 
 
 def _plain(request: Request) -> dict[str, Any]:
-    """The request as JSON has it; which geometry is measured hangs on nothing here."""
+    """The request as JSON has it."""
     paths = {name: str(value) for name, value in vars(request).items() if isinstance(value, Path)}
-    plain = {**asdict(request), **paths}
-    del plain["smaller"]
-    return plain
+    return {**asdict(request), **paths}
 
 
 _RANK = re.compile(r"-own-r\d+-")

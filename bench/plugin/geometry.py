@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import pytest
@@ -37,8 +38,14 @@ def is_smaller(config: pytest.Config) -> bool:
         elif before is not None:
             option.geometry = before
         else:
-            option.geometry = SMALLER if is_slow(half_ratio()) else USUAL
+            option.geometry = SMALLER if half_is_slow() else USUAL
     return bool(option.geometry == SMALLER)
+
+
+@cache
+def half_is_slow() -> bool:
+    """Of this machine, measured once in this process."""
+    return is_slow(half_ratio())
 
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist's

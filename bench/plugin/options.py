@@ -171,11 +171,11 @@ def pytest_configure(config: pytest.Config) -> None:
                 optional=_split(option.optional),
                 auto_class=option.auto_class,
                 full_geometry=option.full_geometry,
-                smaller=partial(is_smaller, config),
                 trust_remote_code=option.trust_remote_code,
                 weights=option.weights,
                 on_gpu=on_gpu(config),
-            )
+            ),
+            partial(is_smaller, config),
         )
         gate([], option.allow)
         if option.machine is not None and option.cluster is None:

@@ -149,8 +149,6 @@ class Request:
     optional: tuple[str, ...] = ()
     auto_class: str | None = None
     full_geometry: bool = False
-    smaller: Callable[[], bool] = field(default=lambda: False, repr=False)
-    """Whether the smaller of two reduced geometries is measured; asked where there are two."""
     trust_remote_code: bool = False
     weights: Path | None = None
     on_gpu: bool | None = None
@@ -168,8 +166,9 @@ class Subjects:
     own: dict[str, Subject] = field(default_factory=dict)
 
 
-def select(request: Request) -> Subjects:
-    """Every subject that `request` asks for. Raises BenchError for a name or value that is wrong,
+def select(request: Request, smaller: Callable[[], bool] = lambda: False) -> Subjects:
+    """Every subject that `request` asks for; where a model has two reduced geometries, `smaller` is
+    asked whether the smaller one is measured. Raises BenchError for a name or value that is wrong,
     and for a scenario that was asked for on a model that does not have its roles."""
     if request.r is not None and request.r < 1:
         raise BenchError(f"--rank must be a whole number of at least 1, not {request.r}")
@@ -212,7 +211,7 @@ def select(request: Request) -> Subjects:
                 ranked = replace(subject, adapter=subject.adapter.with_rank(r))
                 found.ranked[ranked.ranked_key] = ranked
         if model.architecture is not None and (model.label in MEASURED or request.models):
-            published = _measured(request, model, chosen)
+            published = _measured(request, model, chosen, smaller)
             _add(found, published, precisions=precisions, weights=request.weights)
     check_optional(request.optional, {**found.structural, **found.measured, **found.own}.values())
     return found
@@ -279,7 +278,9 @@ def _applicable(model: Model, scenarios: Iterable[Scenario], explicit: bool) -> 
     return chosen
 
 
-def _measured(request: Request, model: Model, chosen: Sequence[Scenario]) -> list[Subject]:
+def _measured(
+    request: Request, model: Model, chosen: Sequence[Scenario], smaller: Callable[[], bool]
+) -> list[Subject]:
     """The scenarios published for this model, at their ranks, in a geometry that fits here."""
     published = [s for s in chosen if model.label in s.architectures] or [
         s for s in chosen if not s.literal
@@ -290,7 +291,7 @@ def _measured(request: Request, model: Model, chosen: Sequence[Scenario]) -> lis
     on_gpu = has_gpu() if request.on_gpu is None else request.on_gpu
     full = request.full_geometry or request.weights is not None or on_gpu
     reduced = () if full else model.architecture.reduced
-    shown = model.reduce(smallest=len(reduced) > 1 and request.smaller()) if reduced else model
+    shown = model.reduce(smallest=len(reduced) > 1 and smaller()) if reduced else model
     return [
         Subject(shown, s.name, s.adapter(shown, r), s)
         for s in published

@@ -99,18 +99,18 @@ def test_the_speed_is_asked_for_where_there_are_two_alone() -> None:
         asked.append(True)
         return True
 
-    found = select(Request(models=("opt-350m",), smaller=smaller, on_gpu=False)).measured
+    found = select(Request(models=("opt-350m",), on_gpu=False), smaller).measured
     assert {subject.model.label for subject in found.values()} == {"opt-350m@w8-l12"}
     assert len(asked) == 1
-    select(Request(models=("opt-125m",), smaller=smaller, on_gpu=False))
-    select(Request(models=("opt-350m",), smaller=smaller, on_gpu=True))
-    select(Request(models=("opt-350m",), smaller=smaller, full_geometry=True, on_gpu=False))
+    select(Request(models=("opt-125m",), on_gpu=False), smaller)
+    select(Request(models=("opt-350m",), on_gpu=True), smaller)
+    select(Request(models=("opt-350m",), full_geometry=True, on_gpu=False), smaller)
     assert len(asked) == 1
 
 
-@pytest.mark.parametrize(("ratio", "label"), [(12.0, "w4-l3"), (0.5, "w2-l3")])
-def test_the_id_says_which(run, monkeypatch: pytest.MonkeyPatch, ratio: float, label: str) -> None:
-    monkeypatch.setattr("bench.plugin.geometry.half_ratio", lambda: ratio)
+@pytest.mark.parametrize(("slow", "label"), [(True, "w4-l3"), (False, "w2-l3")])
+def test_the_id_says_which(run, monkeypatch: pytest.MonkeyPatch, slow: bool, label: str) -> None:
+    monkeypatch.setattr("bench.plugin.geometry.half_is_slow", lambda: slow)
     result = run(*ONE, "--collect-only", "-q", bare=True)
     result.stdout.fnmatch_lines([f"*test_step[[]distilbert-base-uncased@{label}-query-value-*"])
 
@@ -119,7 +119,7 @@ def test_a_stored_run_finds_its_cases_on_a_machine_of_either_kind(
     run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is measured as asked, and compared and gone on with in its own geometry."""
-    monkeypatch.setattr("bench.plugin.geometry.half_ratio", lambda: 0.5)
+    monkeypatch.setattr("bench.plugin.geometry.half_is_slow", lambda: False)
     few = ("--rounds", "1", "--seq-len", "8", "-k", "test_step")
     first = run(*ONE, *few, "--geometry=smaller", "--benchmark-save=first", bare=True)
     assert first.ret == pytest.ExitCode.OK
@@ -137,11 +137,11 @@ def test_the_workers_of_xdist_take_what_was_measured_once(
     """In them nothing is patched: this machine itself would say otherwise, or nothing."""
     asked = []
 
-    def slow() -> float:
+    def slow() -> bool:
         asked.append(True)
-        return 12.0
+        return True
 
-    monkeypatch.setattr("bench.plugin.geometry.half_ratio", slow)
+    monkeypatch.setattr("bench.plugin.geometry.half_is_slow", slow)
     side_by_side = ("-n", "1", "--benchmark-disable", "--seq-len", "8", "-k", "test_step", "-v")
     result = run(*ONE, *side_by_side, bare=True)
     result.stdout.fnmatch_lines(["*PASSED*test_step[[]distilbert-base-uncased@w4-l3-query-value-*"])
