@@ -59,7 +59,7 @@ needs_stored = pytest.mark.skipif(
 
 @needs_stored
 def test_a_scenario_that_needs_more_fails(run, monkeypatch: pytest.MonkeyPatch) -> None:
-    run().assert_outcomes(passed=1, deselected=1)
+    run().assert_outcomes(passed=1, deselected=2)
 
     right = Scenario.adapter
     expected = load_predictions(stored_file())[CASE]["peak_allocated_bytes"]
@@ -69,7 +69,7 @@ def test_a_scenario_that_needs_more_fails(run, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(Scenario, "adapter", with_head)
     result = run()
-    result.assert_outcomes(failed=1, deselected=1)
+    result.assert_outcomes(failed=1, deselected=2)
     result.stdout.fnmatch_lines([
         f"{CASE}: the prediction is not the stored one",
         f"  peak_allocated_bytes: obtained *, expected {expected:,}: +*MiB (+*%)",
@@ -82,7 +82,7 @@ def test_a_scenario_that_needs_more_fails(run, monkeypatch: pytest.MonkeyPatch) 
 def test_other_versions_are_skipped_with_the_command(run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predicted, "versions", lambda: {"torch": "9.9.9+cu990", "peft": "9.8"})
     result = run()
-    result.assert_outcomes(skipped=1, deselected=1)
+    result.assert_outcomes(skipped=1, deselected=2)
     result.stdout.fnmatch_lines([
         "*torch-9.9.9_peft-9.8.json: none for these versions; store it: "
         "bench memory opt-350m --scenario q_proj-v_proj *--store"
