@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import shlex
 import subprocess
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -105,7 +106,7 @@ def no_baseline(run: StoredRun) -> str:
         return "it was the first, not accepted"
     if run.gate == NARROWER:
         return "it was not asked for every case of its baseline, which stays the one"
-    return "its gate failed" if run.gate == FAILED else "it was not held against one with --gate"
+    return "its gate failed" if run.gate == FAILED else "no gate has judged it"
 
 
 def unproven(baseline: StoredRun) -> str:
@@ -138,13 +139,16 @@ def check_gated(baseline: StoredRun) -> None:
         )
 
 
-def load_baseline(storage: Path | str, selector: str | None = None) -> StoredRun:
-    """The newest run that may be a baseline, of those that `selector` means (`find_runs`).
+def load_baseline(
+    storage: Path | str, selector: str | None = None, store: str = SAVE_HINT
+) -> StoredRun:
+    """The newest run that may be a baseline, of those that `selector` means (`find_runs`); `store`
+    is the command that stores one.
 
     A selector that means another run by its whole name or number, and no other, means it all the
     same: it is named. BenchError where there is none, with how to make one.
     """
-    found = find_runs(storage, "*" if selector is None else selector)
+    found = find_runs(storage, "*" if selector is None else selector, store)
     newest: dict[Path, StoredRun] = {}
     refused: list[str] = []
     for path in reversed(found):
@@ -161,7 +165,8 @@ def load_baseline(storage: Path | str, selector: str | None = None) -> StoredRun
         raise BenchError(f"{selector!r} means several runs: {names}; give the folder too")
     if newest:
         return max(newest.values(), key=lambda run: run.datetime or "")
+    last = shlex.quote(named(found[-1]))
     raise BenchError(
         f"no run in {storage} may be a baseline: {', '.join(refused[:5])}. "
-        f"Accept one: bench accept RUN --reason WHY, or store one: {SAVE_HINT}"
+        f"Accept one: bench accept {last} --reason WHY, or store one: {store}"
     )

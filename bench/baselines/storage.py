@@ -24,14 +24,16 @@ NAME = re.compile(r"[\w+.\-]{1,100}")
 SAVE_HINT = "pytest suites/ --benchmark-save=NAME"
 
 
-def find_runs(storage: Path | str, selector: str | None = None) -> list[Path]:
+def find_runs(
+    storage: Path | str, selector: str | None = None, store: str = SAVE_HINT
+) -> list[Path]:
     """Stored runs that `selector` means, oldest number first; the latest alone without one.
 
     A selector is the path of a file, or, as in pytest-benchmark, the start of a file name: a
     number (`0001`, or `1`), number and name (`0001_first`), a name (`first`), or a pattern with
     `*`; a machine's folder may stand before it (`linux-x86_64-cpu/0001`). A number means the runs
     of that number, and a run called so only where there are none. BenchError, listing what is
-    there, when nothing matches.
+    there, when nothing matches; where nothing is there, with the command that stores one.
     """
     storage = Path(storage)
     if selector is not None and not selector.strip():
@@ -49,10 +51,10 @@ def find_runs(storage: Path | str, selector: str | None = None) -> list[Path]:
     if not storage.is_dir():
         raise BenchError(
             f"no stored run in {storage}: there is no such folder; name the one that holds them "
-            f"(by default results/), or store one with {SAVE_HINT}"
+            f"(by default results/), or store one with {store}"
         )
     if not stored:
-        raise BenchError(f"no stored run in {storage}: store one with {SAVE_HINT}")
+        raise BenchError(f"no stored run in {storage}: store one with {store}")
     there = _listed(storage, stored[-20:])
     raise BenchError(f"no stored run in {storage} matches {selector!r}; there are: {there}")
 

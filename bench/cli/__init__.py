@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from bench.cli.output import Output, harmless_output, hidden_warnings
+from bench.cli.output import Output, answers, harmless_output, hidden_warnings
 from bench.cli.parser import make_parser
 from bench.errors import BenchError, missing_extra, unimportable
 from bench.models.apart import run_apart, say_status, worker_pipe
@@ -29,7 +29,7 @@ def command() -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. Wrong input is one line on standard error."""
     pipe = worker_pipe()
-    with harmless_output(), as_interrupts() as came:
+    with harmless_output(apart=pipe is not None), as_interrupts() as came:
         try:
             with hidden_warnings():
                 status = _main(arguments, in_worker=pipe is not None)
@@ -53,7 +53,7 @@ def _main(arguments: Sequence[str] | None, *, in_worker: bool) -> int:
         except FileNotFoundError:  # torch would end the process in its own words
             return _refuse("the current folder is no longer there: go to another one")
         status: int = options.run(options)
-        sys.stdout.flush()
+        answers().flush()
         return status
     except BenchError as error:
         return _refuse(str(error))
@@ -99,5 +99,5 @@ def _refuse(line: str) -> int:
 
 
 def _discard_output() -> None:
-    if isinstance(sys.stdout, Output):
-        sys.stdout.discard()
+    if isinstance(out := answers(), Output):
+        out.discard()

@@ -19,7 +19,7 @@ from bench.cli.options import (
     add_hazard_gate,
     add_list,
 )
-from bench.cli.output import fitted, in_colour, say
+from bench.cli.output import fitted, in_colour, put, say
 from bench.cli.subject import card_of
 from bench.errors import BenchError, check_most
 from bench.training.options import MOST
@@ -97,13 +97,13 @@ def run(options: argparse.Namespace) -> int:
             status = 2
             continue
         if options.format == "json":
-            print(json.dumps(check_json(answer)), flush=True)
+            put(json.dumps(check_json(answer)) + "\n")
         elif options.format == "github":
             if text := check_annotations(answer):
-                print(text, flush=True)
+                put(text + "\n")
         else:
             blank = "\n" if number else ""
-            print(blank + fitted(check_text(answer, colour=in_colour())), flush=True)
+            put(blank + fitted(check_text(answer, colour=in_colour())) + "\n")
         status = max(status, int(answer.failed))
     return status
 
@@ -140,10 +140,10 @@ def _tell_wrong(wrong: Wrong, format: str) -> None:
     say(f"bench: error: {wrong.error}")
     if format == "json":
         found = {"path": str(wrong.path), "error": wrong.error, "failed": True}
-        print(json.dumps(found), flush=True)
+        put(json.dumps(found) + "\n")
     elif format == "github":
         from bench.check.report import annotation
 
         line = re.search(r"line (\d+)", wrong.error)
         at = int(line[1]) if line else 1
-        print(annotation("error", wrong.error, str(wrong.path), at, "bench: input"), flush=True)
+        put(annotation("error", wrong.error, str(wrong.path), at, "bench: input") + "\n")

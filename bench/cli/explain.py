@@ -7,7 +7,7 @@ import json
 import re
 
 from bench.cli.options import MOST_PARAMETERS, TEXT, Add, add_format, add_model
-from bench.cli.output import fitted
+from bench.cli.output import fitted, put
 from bench.errors import BenchError, check_most
 
 HELP = "which configurations train exactly this many parameters"
@@ -41,10 +41,10 @@ def run(options: argparse.Namespace) -> int:
     answer = explain(model.table, trainable, total)
     notes = [*model.notes, *wrong_share]
     if options.format == "json":
-        print(json.dumps({**explanation_json(model.label, answer), "notes": notes}))
+        put(json.dumps({**explanation_json(model.label, answer), "notes": notes}) + "\n")
     else:
         told = (f"note: {note}" for note in notes)
-        print(fitted("\n".join([*told, explanation_text(model.label, answer)])))
+        put(fitted("\n".join([*told, explanation_text(model.label, answer)])) + "\n")
     return 0 if answer.exact or answer.full else 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,7 +80,8 @@ def run(options: argparse.Namespace) -> int:
     if options.compare is not None:
         from bench.baselines.accepted import check_gated, load_baseline
 
-        baseline = load_baseline(_folder(study, options), options.compare or None)
+        folder = _folder(study, options)
+        baseline = load_baseline(folder, options.compare or None, f"bench learn {_storing(folder)}")
         check_gated(baseline)
     journal, done = _journal(study, options)
 
@@ -171,6 +173,11 @@ def _folder(study: Study, options: argparse.Namespace) -> Path:
     return given or OWN_RESULTS / "learning" / name
 
 
+def _storing(folder: Path) -> str:
+    """The options with which a run is stored in that folder."""
+    return f"--save NAME --results {shlex.quote(str(folder))}"
+
+
 def _journal(
     study: Study, options: argparse.Namespace
 ) -> tuple[RunJournal | None, dict[str, Shown]]:
@@ -244,7 +251,10 @@ def _report(
     if options.format == "json":
         put(verdict_lines(verdicts, failing))
     else:
-        report = verdict_report(verdicts, failing, baseline, run, allow=options.allow)
+        store = f"the same with {_storing(folder)}"
+        report = verdict_report(
+            verdicts, failing, baseline, run, allow=options.allow, save_command=store
+        )
         put(written(report, options.format))
     return 1 if failing else 0
 

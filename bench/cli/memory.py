@@ -135,7 +135,7 @@ def run(options: argparse.Namespace) -> int:
         if one_by_one:
             ways = _ways(case, done, options, attempt) if len(cases) == 1 else None
             progress("")
-            print(_text(done, ways, options, unreached), flush=True)
+            put(_text(done, ways, options, unreached) + "\n")
         found.append(done.prediction if isinstance(done, Solution) else done)
     if not one_by_one:
         _table(found, card, options.format or "markdown", nothing)
@@ -178,10 +178,10 @@ def _beside(
                 beside += ", with random weights, in a process of its own"
             if options.format == "json":
                 told = {**prediction_json(said), "measured": seen, "unreached": unreached}
-                print(json.dumps(told), flush=True)
+                put(json.dumps(told) + "\n")
             else:
                 text = [prediction_text(said), *_warnings(unreached), "", beside]
-                print(fitted("\n".join(text)), flush=True)
+                put(fitted("\n".join(text)) + "\n")
             if measured is not None and options.record:
                 _append(case, said, measured, options.record)
     if options.plot:

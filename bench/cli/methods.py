@@ -6,7 +6,7 @@ import argparse
 import json
 
 from bench.cli.options import MOST_PARAMETERS, TEXT, Add, add_format, add_model, add_targets, count
-from bench.cli.output import fitted
+from bench.cli.output import fitted, put
 
 HELP = "every PEFT method at one budget of trained parameters"
 
@@ -58,9 +58,9 @@ def run(options: argparse.Namespace) -> int:
     )
     if options.format == "json":
         for line in budget_json(model, options.budget, rows, dead_entries):
-            print(json.dumps(line))
+            put(json.dumps(line) + "\n")
     else:
         notes = (f"note: {note}" for note in model.notes)
         text = "\n".join(filter(None, (*notes, budget_text(model, options.budget, rows), dead)))
-        print(fitted(text))
+        put(fitted(text) + "\n")
     return 1 if options.strict and dead else 0

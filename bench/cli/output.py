@@ -39,12 +39,12 @@ def written(report: Report, format: str, to_file: bool = False) -> str:
 
 def format_for(asked: str | None, output: Path | None) -> str:
     """The format asked for; without one, for a terminal on a terminal, else Markdown."""
-    return asked or ("terminal" if output is None and sys.stdout.isatty() else "markdown")
+    return asked or ("terminal" if output is None and answers().isatty() else "markdown")
 
 
 def in_colour() -> bool:
     """Whether standard output is a terminal on which colour is wanted."""
-    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    return answers().isatty() and "NO_COLOR" not in os.environ
 
 
 def json_lines(objects: Iterable[Mapping[str, object]]) -> str:
@@ -57,15 +57,15 @@ def put(text: str, output: Path | None = None) -> None:
     if output is not None:
         write_output(output, text)
         return
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    answers().write(text)
+    answers().flush()
 
 
 def fitted(text: str) -> str:
     """Text for a terminal as wide as standard output's: a longer line goes on, further in, on the
     next. Names and paths stay whole, and so do commands to copy. Elsewhere it stays as it is."""
     width = shutil.get_terminal_size().columns
-    if not sys.stdout.isatty() or width < _NARROW:
+    if not answers().isatty() or width < _NARROW:
         return text
     return "\n".join(part for line in text.split("\n") for part in _folded(line, width))
 
@@ -171,15 +171,26 @@ class Output:
         return getattr(self._stream, name)
 
 
+_ours: list[Output] = []
+
+
+def answers() -> Any:
+    """Where a command's answer goes: standard output, whatever that is called meanwhile."""
+    return _ours[-1] if _ours else sys.stdout
+
+
 @contextlib.contextmanager
-def harmless_output() -> Iterator[None]:
-    """Standard output and error as `Output`, until the end."""
+def harmless_output(*, apart: bool = False) -> Iterator[None]:
+    """Standard output and error as `Output`, until the end. `apart`: standard output is for answers
+    alone, and what a model's own code prints goes to standard error."""
     given = sys.stdout, sys.stderr
     ours = Output(sys.stdout, "standard output"), Output(sys.stderr, "standard error")
-    sys.stdout, sys.stderr = ours
+    sys.stdout, sys.stderr = ours[1 if apart else 0], ours[1]
+    _ours.append(ours[0])
     try:
         yield
     finally:
+        _ours.pop()
         for stream in ours:
             with contextlib.suppress(
                 OSError, ValueError

@@ -107,14 +107,14 @@ def run(options: argparse.Namespace) -> int:
             if options.modules:
                 answer["adapted_modules"] = adapted_modules(ledger)
                 answer["missed_modules"] = missed_modules(subject, ledger)
-            print(json.dumps(answer), flush=True)
+            put(json.dumps(answer) + "\n")
         elif options.format != "terminal":
             report = ledger_report(subject, ledger, parameters, modules=options.modules)
             put(written(report, options.format))
         else:
             blank = "\n" if number else ""
             text = ledger_text(subject, ledger, parameters, colour=in_colour(), failing=failing)
-            print(blank + fitted(text), flush=True)
+            put(blank + fitted(text) + "\n")
             if options.modules:
                 put(modules_text(subject, ledger) + "\n")
         if options.plot:
@@ -206,10 +206,10 @@ def _tell_method(
     check_optional(options.optional, [subject])
     dead = subject.dead_entries(ledger)
     if options.format == "json":
-        print(json.dumps(method_json(model, asked, counted, ledger)), flush=True)
+        put(json.dumps(method_json(model, asked, counted, ledger)) + "\n")
     else:
         text = "\n".join(filter(None, (method_text(model, asked, counted), dead)))
-        print(fitted(text), flush=True)
+        put(fitted(text) + "\n")
     return 1 if options.strict and dead else 0
 
 

@@ -327,7 +327,7 @@ def _way_to_a_baseline(config: pytest.Config, path: Path) -> str:
     accept = f"Where its figures are right: bench accept {named(path)} --reason WHY"
     first = config.stash[IS_FIRST] and config.stash[BASELINE] is None and stored.gate is None
     if first:  # with no baseline there is nothing that --gate could hold it against
-        return f"There is none here yet, and --benchmark-save=NAME makes the first. {accept}"
+        return f"There is no baseline here yet, and --benchmark-save=NAME makes the first. {accept}"
     return accept
 
 

@@ -105,7 +105,7 @@ def describe(run: StoredRun) -> str:
         parts.append(f"commit {run.commit}{' with changes' if run.dirty else ''}")
     if run.interrupted:
         parts.append("interrupted: not every case was reached")
-    elif run.gate == FAILED:
+    elif run.gate == FAILED and run.path is not None:
         parts.append("its gate failed when it was stored")
     return one_line(f"{run.label}: {'; '.join(parts)}.")
 

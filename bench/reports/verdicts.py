@@ -92,8 +92,8 @@ def verdict_report(
 ) -> Report:
     """What changed, regressions first. Failing verdicts are all listed; the unchanged counted.
 
-    save_command: what stores the contender's figures, where they are not stored yet. allow: what
-    `gate` was given.
+    save_command: what stores the contender's figures, where they are not stored yet; "" where they
+    are nobody's baseline. allow: what `gate` was given.
     """
     caption = (
         f"Baseline {against(baseline)}",
@@ -135,7 +135,7 @@ def verdict_report(
             f"{counted(len(missing), 'case')} of the baseline not compared: this run was not "
             f"asked for {'it' if len(missing) == 1 else 'them'}."
         )
-    if failing and not contender.interrupted:
+    if failing and not contender.interrupted and (contender.path or save_command):
         notes.append(f"To accept the new figures: {_accepting(contender, save_command)}")
     return Report("Verdicts", caption, (table,) if lines else (), tuple(notes))
 
@@ -158,7 +158,7 @@ def _accepting(contender: StoredRun, save_command: str) -> str:
     """The command that makes the contender a baseline, stored or not."""
     if contender.path:
         return f"bench accept {shlex.quote(named(contender.path))} --reason WHY"
-    storage = re.search(r"--benchmark-storage[= ](?:file://)?(\S+)", save_command)
+    storage = re.search(r"--(?:benchmark-storage|results)[= ](?:file://)?(\S+)", save_command)
     there = f" --results {storage[1]}" if storage else ""
     return f"{save_command}, then bench accept NAME --reason WHY{there}"
 

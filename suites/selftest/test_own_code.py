@@ -16,6 +16,7 @@ from warm import Warm
 
 CONFIGURATION = """
 import os
+print("what its own code prints")
 from transformers import PretrainedConfig
 
 called = int(os.environ.get("BENCH_CALLED", os.getppid()))
@@ -169,7 +170,8 @@ def test_own_code_is_run_where_it_is_trusted_and_nowhere_else(
         done = _run(own, "-m", "bench", command, *ASKED, *task, "--trust-remote-code")
         assert done.returncode == 0, done.stderr
         assert _ran_apart(own)
-    assert json.loads(done.stdout)["trainable_parameters"] == TRAINED
+    assert json.loads(done.stdout)["trainable_parameters"] == TRAINED  # the answer alone
+    assert "what its own code prints" in done.stderr
 
 
 def test_code_that_ends_its_process_is_no_answer(own: Path, warm: Warm) -> None:

@@ -156,7 +156,7 @@ def test_the_first_autosaved_run_says_how_there_is_a_baseline(
     said = run("--benchmark-autosave", **counts).stdout.str()
     (path,) = results_of(pytester).glob("0001_*.json")
     assert (
-        "it is no baseline for later runs: it was not held against one with --gate. There is none "
+        "it is no baseline for later runs: no gate has judged it. There is no baseline "
         "here yet, and --benchmark-save=NAME makes the first. Where its figures are right: bench "
         f"accept {named(path)} --reason WHY"
     ) in said
@@ -167,7 +167,7 @@ def test_the_first_autosaved_run_says_how_there_is_a_baseline(
     (second,) = results_of(pytester).glob("0002_*.json")
     assert not no_baseline(load_run(second))
     without = run("--benchmark-autosave", **counts).stdout.str()
-    assert "not held against one with --gate. Where its figures are right" in without
+    assert "no gate has judged it. Where its figures are right" in without
 
 
 def test_reading_the_weights_is_told_on_a_terminal(run, pytester: pytest.Pytester) -> None:
