@@ -69,7 +69,10 @@ def run(options: argparse.Namespace) -> int:
         options.study, options.weights, options.data, options.device,
         options.steps, options.batch_size, options.seq_len,
     )  # fmt: skip
-    study = _narrowed(load_study(origin), options)
+    study = load_study(origin)
+    if not study.arms:
+        raise BenchError(f"nothing to train: {next(iter(study.left_out.values()))}")
+    study = _narrowed(study, options)
     from bench.learning.schedule import default_workers, plan, run_study
 
     workers = options.workers or (1 if options.device != "cpu" else default_workers())

@@ -265,9 +265,8 @@ def _study(origin: Origin, file: _File, where: str) -> Study:
     settings = replace(file.study, task=task, **origin.changes(file.study))
     folder = weights or _weights(settings.weights)
     model = _model(folder, task, name if weights is None else folder.resolve().name)
-    plain = _material(
-        settings, folder, texts_given, "the text" if data is None else f"--data {data}"
-    )
+    called = "the text" if data is None else f"--data {data}"
+    plain = _material(settings, folder, texts_given, called, alone=not file.arm)
     model = _with_labels(model, plain.labels)
     vocabulary = int(model.config["vocab_size"])
     shifted = texts.shifted(plain, vocabulary, settings.new_tokens)
@@ -342,15 +341,17 @@ def _with_labels(model: Model, labels: Sequence[str]) -> Model:
     return replace(model, config={**model.config, "num_labels": len(labels), **more})
 
 
-def _material(settings: Settings, folder: Path, given: list[Text] | None, where: str) -> Material:
+def _material(
+    settings: Settings, folder: Path, given: list[Text] | None, where: str, *, alone: bool
+) -> Material:
     tokenizer = texts.tokenizer_of(folder)
     text = given if given is not None else texts.from_source(settings.text)
     make = texts.classified if settings.task == CLASSIFICATION else texts.continued
     sizes = texts.Sizes(
         settings.length, settings.held_back, settings.evaluation, settings.other_examples
     )
-    made = make(text, texts.from_source(settings.other), tokenizer, sizes, where)
-    return texts.checked(made, settings.batch_size, where)
+    other = text if alone else texts.from_source(settings.other)  # untrained, nothing is forgotten
+    return texts.checked(make(text, other, tokenizer, sizes, where), settings.batch_size, where)
 
 
 def _arm(study: Study, name: str, facts: _Arm) -> Arm:

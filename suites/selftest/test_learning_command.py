@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,9 @@ import pytest
 from bench.cli import main
 
 
-def test_ones_own_model_and_text_are_kept_apart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Not as what the study found, which --read would tell; and a token alone foretells none."""
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """A tiny Llama with weights and a tokenizer, and a text."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -29,6 +29,14 @@ def test_ones_own_model_and_text_are_kept_apart(
     lines = (" ".join("abcdefghijklmnop"[(i * k) % 16] for k in range(20)) for i in range(200))
     text.write_text("\n\n".join(lines))
     monkeypatch.setattr("bench.files.OWN_RESULTS", tmp_path / "results")
+    return mine, text
+
+
+def test_ones_own_model_and_text_are_kept_apart(
+    own: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not as what the study found, which --read would tell; and a token alone foretells none."""
+    mine, text = own
     asked = ["learn", "--weights", str(mine), "--data", str(text), "--arm", "query",
              "--seeds", "1", "--workers", "1"]  # fmt: skip
     assert main([*asked, "--seq-len", "1"]) == 2
@@ -38,3 +46,50 @@ def test_ones_own_model_and_text_are_kept_apart(
     assert main([*asked, "--save", "x", "--steps", "2"]) == 0
     (run,) = (tmp_path / "results").rglob("*_x.json")
     assert run.parent.relative_to(tmp_path) == Path("results/learning/own-my-model-text")
+
+
+def test_advice_is_of_the_command_that_was_called(
+    own: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It can be pasted: what stores a learning run, and the file that is accepted. What was not
+    stored has not failed when it was."""
+    mine, text = own
+    results = tmp_path / "kept"
+    asked = ["learn", "--weights", str(mine), "--data", str(text), "--arm", "query", "--seeds", "1",
+             "--workers", "1", "--steps", "2", "--results", str(results)]  # fmt: skip
+    assert main([*asked, "--compare"]) == 2
+    assert f"store one with bench learn --save NAME --results {results}" in capsys.readouterr().err
+    assert main([*asked, "--save", "first"]) == 0
+    capsys.readouterr()
+    assert main([*asked, "--compare"]) == 2
+    said = capsys.readouterr().err
+    advice = re.search(r"Accept one: bench (accept \S+ --reason) WHY, or store one: (.*)\n", said)
+    assert advice is not None
+    assert advice[2] == f"bench learn --save NAME --results {results}"
+    assert main([*advice[1].split(), "tried"]) == 0
+    assert main([*asked[:-4], "--steps", "3", *asked[-2:], "--compare"]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"the same with --save NAME --results {results}, then bench accept NAME" in said
+    assert "when it was stored" not in said
+
+
+def test_a_probe_of_ones_own_text_needs_no_other(
+    own: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine, text = own
+    monkeypatch.setattr("bench.learning.texts.package", None)  # nothing is read of any
+    asked = ("choose", str(mine), "--gpu-memory", "1GiB", "--seq-len", "16", "--precision", "fp32")
+    assert main([*asked, "--probe", "--weights", str(mine), "--data", str(text)]) == 0
+    assert "gradient" in capsys.readouterr().out
+
+
+def test_a_model_that_no_arm_can_train_says_why(
+    own: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine, text = own
+    file = mine / "config.json"
+    file.write_text('{"model_type": "t5", "d_model": 32, "num_layers": 1, "vocab_size": 19}')
+    for more in (("--plan",), ("--arm", "query")):
+        assert main(["learn", "--weights", str(mine), "--data", str(text), *more]) == 2
+        said = capsys.readouterr().err
+        assert "nothing to train: my model: AutoModelForCausalLM cannot be built" in said

@@ -126,7 +126,7 @@ def test_a_run_that_cannot_be_predicted_goes_on(
     pytest.importorskip("datasets", reason="needs the extra [trainers]")
     from bench.check import training
 
-    def refuses(*_: Any) -> Any:
+    def refuses(*_: Any, **__: Any) -> Any:
         raise BenchError("no such thing")
 
     monkeypatch.setattr(training, "predict", refuses)
