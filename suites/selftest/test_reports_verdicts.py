@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -111,10 +112,12 @@ def test_what_could_not_be_judged_is_said_in_every_summary() -> None:
 
 
 def test_a_heading_says_that_a_gate_failed() -> None:
+    """Where it is stored: of the run that is judged now the answer itself tells."""
     base, new = run_with(name="base"), replace(run_with(), gate="failed")
-    report = verdict_report(compare(base, new), [], base, new)
-    assert "its gate failed" not in report.caption[0]
-    assert report.caption[1].endswith("; its gate failed when it was stored.")
+    for path, said in ((Path("0002_new.json"), True), (None, False)):
+        report = verdict_report(compare(base, new), [], base, replace(new, path=path))
+        assert "its gate failed" not in report.caption[0]
+        assert report.caption[1].endswith("; its gate failed when it was stored.") is said
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])

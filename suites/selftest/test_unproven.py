@@ -21,8 +21,7 @@ from bench.reports.paper import paper
 from bench.reports.sides import sides_report
 
 SAID = {
-    None: "0001_base has never passed a gate, and nobody has accepted it: it was not held "
-          "against one with --gate.",
+    None: "0001_base has never passed a gate, and nobody has accepted it: no gate has judged it.",
     "first": "0001_base has never passed a gate, and nobody has accepted it: it was the first, not "
              "accepted.",
     "failed": "0001_base FAILED its gate, and nobody has accepted it: what is unchanged against it "
