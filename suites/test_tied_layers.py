@@ -6,7 +6,9 @@ import pytest
 from agreement import agrees, both, disagreement
 from small_types import small
 
+from bench import check_targets
 from bench.adapters.config import AdapterConfig
+from bench.formulas import lora_parameters
 from bench.models.modules import read_table
 from bench.targets import match
 
@@ -49,6 +51,37 @@ def test_three_tied_tokens() -> None:
         (trainable, _), theirs = both("qwen2-CausalLM", adapter)
         assert trainable == theirs[0]
         assert trainable - both("qwen2-CausalLM", plain)[0][0] == rows * 32
+
+
+@pytest.mark.filterwarnings("ignore:You have requested .ensure_weight_tying")
+@pytest.mark.parametrize("model_type", ["t5", "bart", "opt"])
+def test_a_configuration_that_has_been_injected_once(model_type: str) -> None:
+    """PEFT keeps in it what it has tied, and reads that again: the next model gets the same."""
+    import transformers
+    from peft import LoraConfig, get_peft_model
+    from peft.tuners.lora import LoraLayer
+
+    made, head, targets = {
+        "t5": (transformers.T5Config(d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4,
+                                     vocab_size=64), "T5ForConditionalGeneration", "q"),
+        "bart": (transformers.BartConfig(d_model=32, encoder_layers=2, decoder_layers=2,
+                                         encoder_attention_heads=2, decoder_attention_heads=2,
+                                         encoder_ffn_dim=48, decoder_ffn_dim=48, vocab_size=64),
+                 "BartForConditionalGeneration", "q_proj"),
+        "opt": (transformers.OPTConfig(hidden_size=32, ffn_dim=48, num_hidden_layers=2,
+                                       num_attention_heads=2, word_embed_proj_dim=32,
+                                       vocab_size=64), "OPTForCausalLM", "q_proj"),
+    }[model_type]  # fmt: skip
+    config = LoraConfig(r=4, target_modules=[targets, "lm_head"], ensure_weight_tying=True)
+    found = []
+    for _ in range(3):
+        told = check_targets(getattr(transformers, head)(made), config)
+        injected = get_peft_model(getattr(transformers, head)(made), config)
+        layers = sum(isinstance(each, LoraLayer) for each in injected.modules())
+        assert told.adapted_layers == layers
+        assert lora_parameters(told).trainable == injected.get_nb_trainable_parameters()[0]
+        found.append(layers)
+    assert len(set(found)) == 1
 
 
 def test_tied_names_are_taken_out_before_a_list_is_condensed() -> None:

@@ -206,6 +206,9 @@ class AdapterConfig:
         if hasattr(adapter, "peft_type") and hasattr(adapter, "to_dict"):
             given = adapter.to_dict().items()
             values = {k: sorted(v) if isinstance(v, set) else v for k, v in given}
+            # What an injection of tied layers has left in it, and PEFT reads again at the next one.
+            if tied := getattr(adapter, "target_modules_to_tie", None):
+                values["target_modules"] = sorted({*values["target_modules"], *tied})
             kind = getattr(adapter.peft_type, "value", adapter.peft_type)
             return cls.from_dict({**values, "peft_type": str(kind)})
         raise BenchError(

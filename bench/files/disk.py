@@ -14,6 +14,7 @@ import time
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -125,11 +126,19 @@ def project_file(folder: Path | None = None) -> Path | None:
     return None
 
 
+_SHORT, _ALIKE = 6, 0.85
+"""A table is meant whose name is that much like ours, which is not as short as another tool's."""
+
+
 def tool_table(path: Path, *names: str) -> dict[str, Any]:
     """`[tool.NAMES]` of a pyproject.toml; empty where there is none. BenchError where it is no
     table."""
     table: Any = read_toml(path).get("tool")
     for name in names:
+        if isinstance(table, dict) and name not in table and len(name) > _SHORT:
+            alike = {key.replace("_", "-").lower(): key for key in table}
+            if near := get_close_matches(name, alike, 1, _ALIKE):
+                raise BenchError(f"{path}: unknown table {alike[near[0]]}: did you mean {name}?")
         table = table.get(name) if isinstance(table, dict) else None
     if table is not None and not isinstance(table, dict):
         raise BenchError(f"{path}: tool.{'.'.join(names)}: expected a table, found {table!r:.80}")

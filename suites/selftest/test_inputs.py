@@ -228,6 +228,20 @@ def test_somebody_elses_tool_table_is_theirs(tmp_path: Path, monkeypatch, refuse
     assert "tool.bench.thresholds: expected a table" in refused("compare", "a", "b")
 
 
+def test_a_slip_in_the_name_of_a_table_is_told(tmp_path: Path, monkeypatch, refused) -> None:
+    """What it holds would not act; another tool's table is none of ours."""
+    monkeypatch.chdir(tmp_path)
+    project = tmp_path / "pyproject.toml"
+    asked = ("targets", "opt-125m", "--target-modules", "q_proj")
+    for slip in ("lora_target_bench", "lora-target-benchs", "Lora-Target-Bench"):
+        project.write_text(f"[tool.{slip}]\nminimum-coverage = 0.9\n")
+        assert f"unknown table {slip}: did you mean lora-target-bench?" in refused(*asked)
+    project.write_text('[tool.bench.threshold]\nstep_seconds = "5%"\n')
+    assert "unknown table threshold: did you mean thresholds?" in refused("compare", "a", "b")
+    project.write_text("[tool.benches.threshold]\n[tool.lora]\n[tool.target-benchmark]\n")
+    assert main([*asked]) == 0
+
+
 def test_what_libraries_warn_of_is_not_shown() -> None:
     code = (
         "import warnings, bench.cli.list\n"
