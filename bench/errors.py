@@ -34,6 +34,14 @@ class UnknownName(BenchError):
 _SHOWN = 60
 
 
+def nearest(written: str, names: Iterable[str], likeness: float = 0.8) -> str:
+    """The one of `names` that `written` is most likely a slip of, whatever the case of its letters;
+    "" if none is as much like it, by difflib's ratio."""
+    by_lower = {name.lower(): name for name in names}
+    found = difflib.get_close_matches(written.lower(), by_lower, n=1, cutoff=likeness)
+    return by_lower[found[0]] if found else ""
+
+
 def check_known(kind: str, name: str, known: Collection[str], hint: str = "") -> None:
     """Raise UnknownName where it is none of them."""
     if name not in known:

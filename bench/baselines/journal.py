@@ -17,9 +17,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from bench.baselines.runs import KEY, finite, load_run
+from bench.baselines.runs import KEY, load_run
 from bench.baselines.storage import stored_files, write_run
 from bench.errors import BenchError
+from bench.files import finite
 
 
 class Lines:

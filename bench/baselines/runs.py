@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from msgspec import Meta
 
 from bench.baselines.metrics import EXACT, LOSS, TIME, Metric, metric_named
 from bench.errors import BenchError, UnknownName, check_known
-from bench.files import check_readable, parse, strict_json, unreadable
+from bench.files import check_readable, finite, parse, strict_json, unreadable
 from bench.training.machine import INSTRUCTION_SETS, Machine
 
 KEY = "lora_bench"
@@ -191,15 +190,6 @@ def seal(document: Mapping[str, Any]) -> dict[str, Any]:
     sealed[KEY]["digest"] = digest(sealed)
     parse_run(sealed, "the run to store")
     return sealed
-
-
-def finite(value: Any) -> Any:
-    """The value with a word in the place of each number that JSON does not have."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    return [finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def load_run(path: Path | str) -> StoredRun:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.cli.options import TEXT, Add, add_format, add_list, add_plot
-from bench.cli.output import save_figure
+from bench.cli.output import json_lines, put, save_figure
 from bench.errors import BenchError, check_most
 from bench.files import INSTALLED, read_text, write_output
 
@@ -125,7 +125,7 @@ def _diff(options: argparse.Namespace) -> int:
     wanted = {check_type_name(t, known, f"{old} and {new}") for t in options.types} or known
     changes = [c for c in diff_atlases(before, after) if c.model_type in wanted]
     if options.format == "json":
-        _print(json.dumps(change.to_json()) for change in changes)
+        put(json_lines(change.to_json() for change in changes))
     else:
         _print(change_lines(changes))
         if not changes:
@@ -276,10 +276,10 @@ def _show(atlas: Atlas, as_json: bool) -> None:
 
     if as_json:
         for model_type, entry in atlas.types.items():
-            print(json.dumps({"model_type": model_type, **entry_to_json(entry)}))
+            put(json_lines([{"model_type": model_type, **entry_to_json(entry)}]))
     for model_type, reason in atlas.unbuilt.items():
         if as_json:
-            print(json.dumps({"model_type": model_type, "unbuilt": reason}))
+            put(json_lines([{"model_type": model_type, "unbuilt": reason}]))
         else:
             print(f"{model_type}: not built: {reason}")
 

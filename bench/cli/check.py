@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from bench.cli.options import (
     add_hazard_gate,
     add_list,
 )
-from bench.cli.output import fitted, in_colour, put, say
+from bench.cli.output import fitted, in_colour, json_lines, put, say
 from bench.cli.subject import card_of
 from bench.errors import BenchError, check_most
 from bench.training.options import MOST
@@ -97,7 +96,7 @@ def run(options: argparse.Namespace) -> int:
             status = 2
             continue
         if options.format == "json":
-            put(json.dumps(check_json(answer)) + "\n")
+            put(json_lines([check_json(answer)]))
         elif options.format == "github":
             if text := check_annotations(answer):
                 put(text + "\n")
@@ -140,7 +139,7 @@ def _tell_wrong(wrong: Wrong, format: str) -> None:
     say(f"bench: error: {wrong.error}")
     if format == "json":
         found = {"path": str(wrong.path), "error": wrong.error, "failed": True}
-        put(json.dumps(found) + "\n")
+        put(json_lines([found]))
     elif format == "github":
         from bench.check.report import annotation
 

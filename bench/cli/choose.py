@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,7 @@ from bench.cli.options import (
     add_plot,
     add_step,
 )
-from bench.cli.output import check_plot, progress, put, save_figure, written
+from bench.cli.output import check_plot, json_lines, progress, put, save_figure, written
 from bench.errors import BenchError, check_most
 from bench.models.precision import precision
 
@@ -96,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
     elif options.format == "json":
         from bench.choose.report import choice_json
 
-        put(json.dumps(choice_json(choice)) + "\n")
+        put(json_lines([choice_json(choice)]))
     else:
         from bench.choose.report import choice_report
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 
 from bench.cli.options import MOST_PARAMETERS, TEXT, Add, add_format, add_model
-from bench.cli.output import fitted, put
+from bench.cli.output import fitted, json_lines, put
 from bench.errors import BenchError, check_most
 
 HELP = "which configurations train exactly this many parameters"
@@ -41,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     answer = explain(model.table, trainable, total)
     notes = [*model.notes, *wrong_share]
     if options.format == "json":
-        put(json.dumps({**explanation_json(model.label, answer), "notes": notes}) + "\n")
+        put(json_lines([{**explanation_json(model.label, answer), "notes": notes}]))
     else:
         told = (f"note: {note}" for note in notes)
         put(fitted("\n".join([*told, explanation_text(model.label, answer)])) + "\n")

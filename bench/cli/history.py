@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 from bench.cli.options import PRINTED, Add, add_format, add_plot
-from bench.cli.output import check_plot, put, save_figure, say, stored_runs, written
+from bench.cli.output import check_plot, json_lines, put, save_figure, say, stored_runs, written
 from bench.errors import BenchError
 from bench.units import counted
 
@@ -54,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
             say(f"{counted(left, 'interrupted run')} left out")
         if not shown:
             say(f"no step in {counted(len(series), 'case')}; --all lists them")
-        put("".join(json.dumps(asdict(one)) + "\n" for one in shown))
+        put(json_lines(map(asdict, shown)))
     else:
         put(written(history_report(series, shown, whole, left), options.format))
     if options.plot:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator
 
 from bench.cli.options import TEXT, Add, add_format
-from bench.cli.output import put
+from bench.cli.output import json_lines, put
 
 HELP = "the names that options take: models, scenarios, gpus, precisions, methods"
 
@@ -24,7 +23,7 @@ def run(options: argparse.Namespace) -> int:
     """Print a name a line, with what it stands for; 0."""
     rows = list(_LISTS[options.what]())
     if options.format == "json":
-        put("".join(json.dumps({"name": name, "about": about}) + "\n" for name, about in rows))
+        put(json_lines({"name": name, "about": about} for name, about in rows))
         return 0
     width = max(len(name) for name, _ in rows)
     put("".join(f"{name:{width}}  {about}".rstrip() + "\n" for name, about in rows))

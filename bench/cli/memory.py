@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -20,15 +18,23 @@ from bench.cli.options import (
     add_gpu,
     add_model,
     add_plot,
-    as_written,
 )
-from bench.cli.output import check_plot, csv_text, fitted, progress, put, save_figure, say, written
-from bench.cli.subject import card_of, cases_of, check_asked, predicted_step
+from bench.cli.output import (
+    check_plot,
+    csv_text,
+    fitted,
+    json_lines,
+    progress,
+    put,
+    save_figure,
+    say,
+    written,
+)
+from bench.cli.subject import card_of, cases_of, check_asked, memory_command, predicted_step
 from bench.errors import BenchError
 from bench.models.precision import PRECISIONS, precision
 from bench.training.options import (
     PREDICTED_LENGTH,
-    StepOptions,
     add_step_options,
     check_images,
     check_positions,
@@ -135,7 +141,7 @@ def run(options: argparse.Namespace) -> int:
         if one_by_one:
             ways = _ways(case, done, options, attempt) if len(cases) == 1 else None
             progress("")
-            put(_text(done, ways, options, unreached) + "\n")
+            put(_text(done, ways, options, unreached))
         found.append(done.prediction if isinstance(done, Solution) else done)
     if not one_by_one:
         _table(found, card, options.format or "markdown", nothing)
@@ -178,7 +184,7 @@ def _beside(
                 beside += ", with random weights, in a process of its own"
             if options.format == "json":
                 told = {**prediction_json(said), "measured": seen, "unreached": unreached}
-                put(json.dumps(told) + "\n")
+                put(json_lines([told]))
             else:
                 text = [prediction_text(said), *_warnings(unreached), "", beside]
                 put(fitted("\n".join(text)) + "\n")
@@ -266,39 +272,16 @@ def _text(
 ) -> str:
     from bench.reports.predicted import prediction_json, prediction_text, ways_json, ways_text
 
-    command = partial(_command, options)
+    command = partial(memory_command, options)
     if options.format == "json":
         more = {} if ways is None else {"ways_to_fit": ways_json(ways, command)}
-        return json.dumps({**prediction_json(done), **more, "unreached": unreached})
+        return json_lines([{**prediction_json(done), **more, "unreached": unreached}])
     text = [
         prediction_text(done),
         *_warnings(unreached),
         *([] if ways is None else [ways_text(ways, command)]),
     ]
-    return fitted("\n".join(text))
-
-
-def _command(options: argparse.Namespace, case: Case) -> str:
-    """What repeats a prediction of this model with a changed case."""
-    words = ["bench", "memory", str(options.model)]
-    if options.target_modules is not None:
-        words += ["--target-modules", as_written(options.target_modules)]
-    for name in ("adapter", "rank", "task_type", "auto_class"):
-        if getattr(options, name) is not None:
-            words += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
-    if options.scenario:
-        words += ["--scenario", case.scenario]
-    if options.modules_to_save and case.adapter.get("modules_to_save"):
-        words += ["--modules-to-save", as_written(options.modules_to_save)]
-    words += ["--precision", case.precision, "--batch-size", str(case.step.batch_size)]
-    if case.task.has_length:
-        words += ["--seq-len", str(case.step.seq_len)]
-    usual = StepOptions()
-    rest = replace(case.step, batch_size=usual.batch_size, seq_len=usual.seq_len)
-    words += rest.words()
-    words += ["--gpu", options.gpu] if options.gpu else ["--gpu-memory", options.gpu_memory]
-    words += ["--trust-remote-code"] if options.trust_remote_code else []
-    return shlex.join(words)
+    return fitted("\n".join(text)) + "\n"
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from bench.cli.options import MOST_PARAMETERS, TEXT, Add, add_format, add_model, add_targets, count
-from bench.cli.output import fitted, put
+from bench.cli.output import fitted, json_lines, put
 
 HELP = "every PEFT method at one budget of trained parameters"
 
@@ -57,8 +56,7 @@ def run(options: argparse.Namespace) -> int:
         config=model.transformers_config,
     )
     if options.format == "json":
-        for line in budget_json(model, options.budget, rows, dead_entries):
-            put(json.dumps(line) + "\n")
+        put(json_lines(budget_json(model, options.budget, rows, dead_entries)))
     else:
         notes = (f"note: {note}" for note in model.notes)
         text = "\n".join(filter(None, (*notes, budget_text(model, options.budget, rows), dead)))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from bench.errors import BenchError
-from bench.files import write_output
+from bench.files import finite, write_output
 from bench.units import harmless
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ def in_colour() -> bool:
 
 
 def json_lines(objects: Iterable[Mapping[str, object]]) -> str:
-    """One object a line."""
-    return "".join(json.dumps(item, allow_nan=False) + "\n" for item in objects)
+    """One object a line, with a word in the place of each number that JSON does not have."""
+    return "".join(json.dumps(finite(item), allow_nan=False) + "\n" for item in objects)
 
 
 def put(text: str, output: Path | None = None) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from bench.cli.options import as_written
 from bench.errors import BenchError
 
 if TYPE_CHECKING:
@@ -149,6 +151,29 @@ def predicted_step(options: argparse.Namespace) -> StepOptions:
 
     length = PREDICTED_LENGTH if options.seq_len is None else options.seq_len
     return step_from(options, predicted=True, seq_len=length)
+
+
+def memory_command(options: argparse.Namespace, case: Case) -> str:
+    """The `bench memory` that predicts a changed case of the model that the options name."""
+    words = ["bench", "memory", str(options.model)]
+    if options.target_modules is not None:
+        words += ["--target-modules", as_written(options.target_modules)]
+    for name in ("adapter", "rank", "task_type", "auto_class"):
+        if getattr(options, name) is not None:
+            words += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+    if options.scenario:
+        words += ["--scenario", case.scenario]
+    if options.modules_to_save and case.adapter.get("modules_to_save"):
+        words += ["--modules-to-save", as_written(options.modules_to_save)]
+    words += ["--precision", case.precision, "--batch-size", str(case.step.batch_size)]
+    if case.task.has_length:
+        words += ["--seq-len", str(case.step.seq_len)]
+    usual = StepOptions()
+    rest = replace(case.step, batch_size=usual.batch_size, seq_len=usual.seq_len)
+    words += rest.words()
+    words += ["--gpu", options.gpu] if options.gpu else ["--gpu-memory", options.gpu_memory]
+    words += ["--trust-remote-code"] if options.trust_remote_code else []
+    return shlex.join(words)
 
 
 def _precisions(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from bench.cli.options import (
     names,
     split,
 )
-from bench.cli.output import check_plot, fitted, in_colour, put, save_figure, written
+from bench.cli.output import check_plot, fitted, in_colour, json_lines, put, save_figure, written
 from bench.cli.subject import asked_subject, check_asked, with_head
 from bench.errors import BenchError, UnknownName
 
@@ -107,7 +106,7 @@ def run(options: argparse.Namespace) -> int:
             if options.modules:
                 answer["adapted_modules"] = adapted_modules(ledger)
                 answer["missed_modules"] = missed_modules(subject, ledger)
-            put(json.dumps(answer) + "\n")
+            put(json_lines([answer]))
         elif options.format != "terminal":
             report = ledger_report(subject, ledger, parameters, modules=options.modules)
             put(written(report, options.format))
@@ -206,7 +205,7 @@ def _tell_method(
     check_optional(options.optional, [subject])
     dead = subject.dead_entries(ledger)
     if options.format == "json":
-        put(json.dumps(method_json(model, asked, counted, ledger)) + "\n")
+        put(json_lines([method_json(model, asked, counted, ledger)]))
     else:
         text = "\n".join(filter(None, (method_text(model, asked, counted), dead)))
         put(fitted(text) + "\n")

@@ -7,6 +7,7 @@ import csv
 import errno
 import hashlib
 import json
+import math
 import os
 import secrets
 import stat
@@ -14,11 +15,10 @@ import time
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bench.errors import BenchError
+from bench.errors import BenchError, nearest
 
 PACKAGE = Path(__file__).resolve().parents[1]
 INSTALLED = (PACKAGE / "fixtures").is_dir()
@@ -88,6 +88,15 @@ def strict_json(text: str) -> Any:
     return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_once)
 
 
+def finite(value: Any) -> Any:
+    """The value with a word in the place of each number that JSON does not have."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) < len(pairs):
@@ -137,8 +146,8 @@ def tool_table(path: Path, *names: str) -> dict[str, Any]:
     for name in names:
         if isinstance(table, dict) and name not in table and len(name) > _SHORT:
             alike = {key.replace("_", "-").lower(): key for key in table}
-            if near := get_close_matches(name, alike, 1, _ALIKE):
-                raise BenchError(f"{path}: unknown table {alike[near[0]]}: did you mean {name}?")
+            if near := nearest(name, alike, _ALIKE):
+                raise BenchError(f"{path}: unknown table {alike[near]}: did you mean {name}?")
         table = table.get(name) if isinstance(table, dict) else None
     if table is not None and not isinstance(table, dict):
         raise BenchError(f"{path}: tool.{'.'.join(names)}: expected a table, found {table!r:.80}")

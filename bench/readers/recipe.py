@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bench.adapters.config import AdapterConfig
-from bench.errors import BenchError
+from bench.errors import BenchError, nearest
 from bench.files import FIXTURES, parse, read_toml
 from bench.readers.document import Document
 from bench.readers.values import (
@@ -277,7 +276,7 @@ def strange_keys(reader: Reader, document: Document) -> tuple[Slip, ...]:
     for key, value in document.values.items():
         if not given(value) or key in known or inert.fullmatch(key):
             continue
-        near = (*get_close_matches(key, sorted(known), 1, 0.8), "")[0]
+        near = nearest(key, sorted(known))
         decides = near in reader.known or bool(_OF_ADAPTERS.search(key))
         found.append(Slip(key, document.line(key), near, decides))
     return tuple(found)
@@ -289,9 +288,9 @@ def _strange_within(reader: Reader, document: Document) -> Iterator[Slip]:
         known = [k.partition(".")[2] for k in reader.kinds if k.startswith(f"{outer}.")]
         table = document.values.get(outer)
         for key in table if isinstance(table, dict) else ():
-            if key not in known and (near := get_close_matches(str(key), known, 1, 0.8)):
+            if key not in known and (near := nearest(str(key), known)):
                 line = document.line(outer, str(key))
-                yield Slip(f"{outer}.{key}", line, f"{outer}.{near[0]}")
+                yield Slip(f"{outer}.{key}", line, f"{outer}.{near}")
 
 
 _OF_ADAPTERS = re.compile(r"(?i)lora|dora|peft|adapter|target|modules|quant|(4|8)_?bit")

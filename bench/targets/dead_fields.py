@@ -13,10 +13,10 @@ from dataclasses import replace
 
 from bench.adapters.config import AdapterConfig
 from bench.adapters.patterns import compiled, fitting
+from bench.errors import nearest
 from bench.models.modules import ModuleTable
 from bench.targets.entries import Filter, ends_in, new_name
 from bench.targets.ledger import DeadField, Ledger
-from bench.targets.suggestions import nearest
 from bench.tasks import heads_of
 
 

@@ -7,16 +7,15 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from difflib import get_close_matches
 
 from bench.adapters.config import ALL_LINEAR
+from bench.errors import nearest
 from bench.models.modules import CONV1D, LINEAR, OTHER, ModuleTable
 from bench.models.roles import FUSED, UNKNOWN, role_of, serves
 from bench.models.stacks import Stack
 from bench.targets.entries import Filter, ends_in, new_name
 from bench.targets.ledger import Ledger, RoleOf
 
-_NEAR = 0.8
 _DEFAULT_ROLES = ("query", "value", "query_key_value")
 
 
@@ -92,13 +91,6 @@ def suggest_parameters(table: ModuleTable, entry: str) -> str:
         if offers:
             return ", ".join(dict.fromkeys(offers))
     return _nearest_parameter(table, entry)
-
-
-def nearest(written: str, names: Iterable[str]) -> str:
-    """The one of `names` that `written` is most likely a slip of; "" if none is near."""
-    by_lower = {name.lower(): name for name in names}
-    found = get_close_matches(written.lower(), by_lower, n=1, cutoff=_NEAR)
-    return by_lower[found[0]] if found else ""
 
 
 def _nearest_leaf(table: ModuleTable, entry: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import re
 import subprocess
@@ -18,7 +19,8 @@ from warm import Warm
 
 from bench.baselines import write_run
 from bench.cli import main
-from bench.cli.output import Output, csv_text, fitted
+from bench.cli.output import Output, csv_text, fitted, json_lines
+from bench.files import strict_json
 from bench.reports.layout import COLOURS, Report, Table, terminal
 from bench.units import harmless
 
@@ -230,3 +232,10 @@ def test_a_long_line_goes_on_further_in(monkeypatch: pytest.MonkeyPatch) -> None
     assert fitted(red) == red  # what is not seen takes no room
     whole = "x" * 100
     assert fitted(f"  {whole} end") == f"  {whole}\n    end"
+
+
+def test_json_is_json_whatever_the_figures() -> None:
+    """What JSON has no number for, such as the infinity of a configuration, is a word."""
+    told = json_lines([{"a": [math.inf, 1.5], "b": {"c": math.nan}}, {}])
+    first, second = map(strict_json, told.splitlines())
+    assert (first, second) == ({"a": ["inf", 1.5], "b": {"c": "nan"}}, {})
