@@ -236,7 +236,7 @@ def private(name: str, held: Any = None) -> Any:
         return entry.find(held)
     except (ImportError, AttributeError):
         gone = dict.fromkeys((_told(entry), *moved(entry.distribution)))
-        raise BenchError("\n  ".join([_moved_text(entry), *gone])) from None
+        raise BenchError(_moved_text(entry), *gone) from None
 
 
 def instead_of(name: str, value: Any) -> tuple[Any, str, Any]:

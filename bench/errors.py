@@ -8,11 +8,20 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import TypeVar
 
+from bench.units import harmless_line
+
 T = TypeVar("T")
 
 
 class BenchError(Exception):
-    """Wrong input. Commands print its message without a traceback and exit with status 2."""
+    """Wrong input. Commands print its message without a traceback and exit with status 2.
+
+    Each argument is a line of it. What else in one would begin a line, or speak to a terminal, is
+    spelled out: messages hold names of files, and of what is in them.
+    """
+
+    def __str__(self) -> str:
+        return "\n  ".join(harmless_line(str(line)) for line in self.args)
 
 
 class UnknownName(BenchError):

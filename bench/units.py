@@ -6,6 +6,7 @@ Data keeps raw bytes and seconds; a unit is chosen here, when a figure is about 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 MIB, GIB = 1 << 20, 1 << 30
 BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -126,3 +127,9 @@ def harmless(text: str) -> str:
 def harmless_line(text: str) -> str:
     """The same on one line: a line break is spelled out too."""
     return harmless(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def text_of(lines: Iterable[str]) -> str:
+    """Lines as one text. A line break within one is spelled out: it came with a name from somebody
+    else's file, which would begin a line of its own, and say there what it likes."""
+    return "\n".join(line.replace("\n", "\\n") for line in lines)

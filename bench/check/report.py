@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bench.reports.layout import aligned
 from bench.reports.ledger import ledger_json, ledger_text
 from bench.saved.values import parameter_of
-from bench.units import one_line
+from bench.units import one_line, text_of
 
 if TYPE_CHECKING:
     from bench.check.answer import Checked
@@ -27,13 +27,13 @@ def check_text(checked: Checked, *, colour: bool = False) -> str:
         f"  base model: {checked.recipe.model or 'not named'}, checked on {model.label} "
         f"({model.model_type}, {source})",
         *(f"  note: {note}" for note in checked.notes),
-        ledger_text(
+        *ledger_text(
             checked.subject,
             checked.ledger,
             checked.parameters,
             colour=colour,
             failing=checked.failing,
-        ),
+        ).split("\n"),
     ]
     if checked.comparison is not None and checked.weights is not None:
         lines += _keys(checked.comparison, checked.weights.name)
@@ -53,7 +53,7 @@ def check_text(checked: Checked, *, colour: bool = False) -> str:
     if checked.not_predicted:
         found += "; memory asked for, and not predicted"
     lines.append(found)
-    return "\n".join(lines)
+    return text_of(lines)
 
 
 def _counted(number: int, noun: str) -> str:
@@ -99,8 +99,11 @@ def _memory(checked: Checked) -> list[str]:
         return [f"  memory is not predicted: {checked.not_predicted}"]
     if checked.prediction is None or step is None:
         return []
-    text = "\n".join(f"  {line}" for line in prediction_text(checked.prediction).splitlines())
-    return [text, *(f"  note on the step: {note}" for note in step.notes)]
+    said = prediction_text(checked.prediction).split("\n")
+    return [
+        *(f"  {line}" for line in said),
+        *(f"  note on the step: {note}" for note in step.notes),
+    ]
 
 
 def check_json(checked: Checked) -> dict[str, Any]:
@@ -159,7 +162,7 @@ def check_annotations(checked: Checked) -> str:
         annotation("notice", note, str(checked.recipe.path), 1, "bench: not covered")
         for note in checked.notes
     ]
-    return "\n".join(lines)
+    return text_of(lines)
 
 
 def annotation(level: str, text: str, file: str, line: int, title: str) -> str:

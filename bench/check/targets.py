@@ -17,6 +17,7 @@ from bench.models.modules import ModuleTable, read_table
 from bench.reports.ledger import ledger_text
 from bench.scenarios.subjects import Subject
 from bench.targets import Ledger, match
+from bench.units import harmless, harmless_line
 
 LOG = logging.getLogger("bench")
 
@@ -117,7 +118,7 @@ def _checked(  # noqa: PLR0917
     failing = gate.failing(ledger)
     subject = Subject(found, "check", config, None, names)
     parameters = None if ledger.refusals else lora_parameters(ledger)
-    text = ledger_text(subject, ledger, parameters, failing=failing)
+    text = harmless(ledger_text(subject, ledger, parameters, failing=failing))
     if tell is not None:
         tell(text)
     if problem := subject.dead_entries(ledger):
@@ -128,9 +129,9 @@ def _checked(  # noqa: PLR0917
     if failing:
         raise HazardsFound(f"{found.label}: {', '.join(failing)}\n\n{text}", ledger)
     for note in found.notes:
-        LOG.warning("%s: %s", found.label, note)
+        LOG.warning("%s: %s", found.label, harmless_line(note))
     for hazard in ledger.hazards:
-        LOG.warning("%s: hazard %s: %s", found.label, hazard.code, hazard.reason)
+        LOG.warning("%s: hazard %s: %s", found.label, hazard.code, harmless_line(hazard.reason))
     return ledger
 
 

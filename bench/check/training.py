@@ -23,7 +23,7 @@ from bench.training.machine import gpu_facts
 from bench.training.memory import MemoryTracker
 from bench.training.options import PHASES
 from bench.training.storages import tag_model
-from bench.units import format_bytes
+from bench.units import format_bytes, harmless, text_of
 
 _SAMPLE = 256  # rows of a data set whose lengths are looked at
 
@@ -56,12 +56,16 @@ class MemoryCallback(TrainerCallback):  # type: ignore[misc]  # transformers is 
         self.seq_len = seq_len
         self.gpu = gpu
         self.file = Path(file) if file is not None else None
-        self.say = say
+        self._say = say
         self.record: dict[str, Any] | None = None
         """What was said at the end, as the JSON line has it."""
         self._predicted: Prediction | None = None
         self._case: Case | None = None
         self._seen: tuple[int, int, bool] = (0, 0, False)
+
+    def say(self, text: str) -> None:
+        """To whom it was asked to; there is no command here whose `Output` makes it harmless."""
+        self._say(harmless(text))
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """The ledger's hazards and the prediction for this run."""
@@ -70,7 +74,7 @@ class MemoryCallback(TrainerCallback):  # type: ignore[misc]  # transformers is 
         self._predict(model, args, args.per_device_train_batch_size, length or 512, False)
         if self._case is not None:
             for hazard in hazards_of(self._case):
-                self.say(f"bench: hazard {hazard}")
+                self.say(text_of([f"bench: hazard {hazard}"]))
         device = next(model.parameters()).device.type
         self._meter: _Meter | _Tracked = _Meter() if device == "cuda" else _Tracked(model)
         self._hooks = [

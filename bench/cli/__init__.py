@@ -18,6 +18,7 @@ from bench.cli.parser import make_parser
 from bench.errors import BenchError, missing_extra, unimportable
 from bench.models.apart import run_apart, say_status, worker_pipe
 from bench.process import as_interrupts, collect_seldom
+from bench.units import harmless_line
 
 
 def command() -> int:
@@ -71,7 +72,7 @@ def _main(arguments: Sequence[str] | None, *, in_worker: bool) -> int:
         if error.errno in _NAMED and error.filename is not None:
             named = str(error.filename)
             shown = named if len(named) <= 200 else f"{named[:80]}..."
-            return _refuse(f"{shown}: {error.strerror}")
+            return _refuse(f"{harmless_line(shown)}: {error.strerror}")
         if error.errno not in _UNWRITTEN:
             if not (line := unimportable(error)):
                 raise

@@ -136,7 +136,7 @@ def _checked(path: Path, question: Question) -> Checked | Wrong:
 
 def _tell_wrong(wrong: Wrong, format: str) -> None:
     """On standard error, and where a program or GitHub reads the others."""
-    say(f"bench: error: {wrong.error}")
+    say(*f"bench: error: {wrong.error}".split("\n"))
     if format == "json":
         found = {"path": str(wrong.path), "error": wrong.error, "failed": True}
         put(json_lines([found]))

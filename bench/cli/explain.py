@@ -8,6 +8,7 @@ import re
 from bench.cli.options import MOST_PARAMETERS, TEXT, Add, add_format, add_model
 from bench.cli.output import fitted, json_lines, put
 from bench.errors import BenchError, check_most
+from bench.units import text_of
 
 HELP = "which configurations train exactly this many parameters"
 
@@ -42,8 +43,8 @@ def run(options: argparse.Namespace) -> int:
     if options.format == "json":
         put(json_lines([{**explanation_json(model.label, answer), "notes": notes}]))
     else:
-        told = (f"note: {note}" for note in notes)
-        put(fitted("\n".join([*told, explanation_text(model.label, answer)])) + "\n")
+        told = text_of([*(f"note: {note}" for note in notes), ""])
+        put(fitted(told + explanation_text(model.label, answer)) + "\n")
     return 0 if answer.exact or answer.full else 1
 
 

@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
     from bench.learning.schedule import default_workers, plan, run_study
 
     workers = options.workers or (1 if options.device != "cpu" else default_workers())
-    say(plan(study, workers))
+    say(*plan(study, workers).split("\n"))
     if options.plan:
         return 0
     baseline = None

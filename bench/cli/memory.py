@@ -41,7 +41,7 @@ from bench.training.options import (
     check_step,
 )
 from bench.training.parallel import check_parallel_step
-from bench.units import format_bytes
+from bench.units import format_bytes, harmless_line
 
 if TYPE_CHECKING:
     from bench.measure import Measurement, Session
@@ -261,7 +261,7 @@ def _ways(
 
 
 def _warnings(unreached: Sequence[str]) -> list[str]:
-    return [f"  not in these figures: {each}" for each in unreached]
+    return [f"  not in these figures: {harmless_line(each)}" for each in unreached]
 
 
 def _text(

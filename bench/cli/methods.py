@@ -6,6 +6,7 @@ import argparse
 
 from bench.cli.options import MOST_PARAMETERS, TEXT, Add, add_format, add_model, add_targets, count
 from bench.cli.output import fitted, json_lines, put
+from bench.units import text_of
 
 HELP = "every PEFT method at one budget of trained parameters"
 
@@ -58,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
     if options.format == "json":
         put(json_lines(budget_json(model, options.budget, rows, dead_entries)))
     else:
-        notes = (f"note: {note}" for note in model.notes)
-        text = "\n".join(filter(None, (*notes, budget_text(model, options.budget, rows), dead)))
+        notes = text_of(f"note: {note}" for note in model.notes)
+        text = "\n".join(filter(None, (notes, budget_text(model, options.budget, rows), dead)))
         put(fitted(text) + "\n")
     return 1 if options.strict and dead else 0

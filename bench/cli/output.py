@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from bench.errors import BenchError
 from bench.files import finite, write_output
-from bench.units import harmless
+from bench.units import harmless, harmless_line, text_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -239,12 +239,12 @@ def save_figure(figure: Figure, path: Path) -> None:
 def progress(text: str) -> None:
     """Shown in place of the one before, on a terminal's standard error alone; "" clears it."""
     if sys.stderr.isatty():
-        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+        print(f"\r\x1b[K{harmless_line(text)}", end="", file=sys.stderr, flush=True)
 
 
-def say(text: str) -> None:
+def say(*lines: str) -> None:
     """To standard error: what goes on, so that standard output stays data."""
-    print(text, file=sys.stderr, flush=True)
+    print(text_of(lines), file=sys.stderr, flush=True)
 
 
 def stored_runs(*selectors: str) -> Path:

@@ -26,6 +26,7 @@ from bench.cli import (
 )
 from bench.cli import list as list_
 from bench.cli.options import Add, Once
+from bench.units import harmless_line
 
 
 class Command(Protocol):
@@ -74,7 +75,8 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End with status 2."""
-        self.exit(2, f"{self.prog}: error: {message} ({self.prog} --help lists the options)\n")
+        told = f"{self.prog}: error: {message} ({self.prog} --help lists the options)"
+        self.exit(2, harmless_line(told) + "\n")
 
 
 def make_parser() -> argparse.ArgumentParser:

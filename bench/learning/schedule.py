@@ -23,7 +23,7 @@ from bench.learning.records import Shown
 from bench.learning.study import Origin, Study, load_study
 from bench.process import broken_library
 from bench.training.machine import usable_processors
-from bench.units import counted
+from bench.units import counted, text_of
 
 TUNE, FIT = "tune", "fit"
 Ended = Callable[[Shown], None]
@@ -92,7 +92,7 @@ def plan(study: Study, workers: int) -> str:
             f"trainable parameters in {counted(len(matched), 'arm')}"
         )
     lines += [f"left out: {why}" for why in study.left_out.values()]
-    return "\n".join(lines)
+    return text_of(lines)
 
 
 def run_study(

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 
 from bench.explain import SEARCHED, Explanation, Found
+from bench.units import text_of
 
 
 def explanation_json(label: str, answer: Explanation) -> dict[str, object]:
@@ -52,7 +53,7 @@ def explanation_text(label: str, answer: Explanation) -> str:
         lines.append(f"tried: {SEARCHED}")
     if answer.remark:
         lines.append(answer.remark)
-    return "\n".join(lines)
+    return text_of(lines)
 
 
 def _rows(nearest: Iterable[Found], trainable: int) -> Iterator[str]:

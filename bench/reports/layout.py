@@ -93,7 +93,8 @@ def latex(report: Report) -> str:
     parts = [f"% {one_line(report.title)} (needs \\usepackage{{booktabs}})"]
     last = len(report.tables) - 1
     for i, table in enumerate(report.tables):
-        grid = _grid(table, "latex_booktabs", table.header, table.rows)
+        rows = [[harmless_line(cell) for cell in row] for row in table.rows]
+        grid = _grid(table, "latex_booktabs", table.header, rows)
         for character, macro in TEX_SYMBOLS.items():
             grid = grid.replace(character, macro)
         below = report.notes if i == last else ()
@@ -114,7 +115,7 @@ def terminal(report: Report, width: int = 80, colour: bool = False) -> str:
     paragraph a row. Only a single word longer than a line sticks out.
     """
     width = max(width, NARROWEST)
-    parts = [report.title, *(_wrap(text, width) for text in report.caption)]
+    parts = [harmless_line(report.title), *(_wrap(text, width) for text in report.caption)]
     for table in report.tables:
         text = "\n".join(_drawn(table, 0, width, colour)) or _grouped(table, width, colour)
         parts.append(f"{table.title}\n{text}" if table.title else text)

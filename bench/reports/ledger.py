@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bench.formulas.terms import base_totals
 from bench.models.modules import CONV1D, LINEAR
 from bench.reports.layout import BAD, EMPTY, Report, Table
-from bench.units import harmless_line
+from bench.units import harmless_line, text_of
 
 if TYPE_CHECKING:
     from bench.formulas import Parameters
@@ -131,7 +131,7 @@ def ledger_text(
         fails = f"{red}hazard{plain} {hazard.code}, which fails"
         word = fails if hazard.code in failing else f"hazard {hazard.code}"
         lines.append(f"  {word}: {hazard.reason}")
-    return "\n".join(lines)
+    return text_of(lines)
 
 
 def _coverage_lines(ledger: Ledger, parameters: Parameters | None) -> Iterator[str]:
@@ -156,7 +156,7 @@ def _groups(ledger: Ledger) -> Iterator[tuple[str, list[Entry]]]:
         key = (_without_numbers(entry.entry), entry.dead, _without_numbers(entry.nothing))
         alike.setdefault(key, []).append(entry)
     for (_, *_), entries in alike.items():
-        first = entries[0].entry
+        first = harmless_line(entries[0].entry)
         yield (first if len(entries) == 1 else f"{first} and {len(entries) - 1} like it", entries)
 
 
@@ -232,7 +232,7 @@ def modules_text(subject: Subject, ledger: Ledger) -> str:
     lines = [f"  adapted  {m['name']}  {m['role']}, r {m['r']}" for m in adapted]
     lines += [f"  trained whole  {name}" for name in ledger.saved]
     lines += [f"  missed   {m['name']}  {m['role']}" for m in missed]
-    return "\n".join(lines)
+    return text_of(lines)
 
 
 def ledger_report(

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from bench.reports.layout import aligned
-from bench.units import format_change
+from bench.units import format_change, text_of
 
 if TYPE_CHECKING:
     from bench.formulas import Parameters
@@ -40,7 +40,7 @@ def method_text(model: Model, asked: Method, counted: Parameters) -> str:
         f"  trainable {counted.trainable:,} of {counted.total:,} ({counted.share:.4%})",
     ]
     terms = " + ".join(f"{term.name} {term.trained:,}" for term in counted.terms)
-    return "\n".join([*lines, f"    = {terms}"])
+    return text_of([*lines, f"    = {terms}"])
 
 
 def budget_json(
@@ -67,4 +67,4 @@ def budget_text(model: Model, budget: int, rows: Iterable[BudgetRow]) -> str:
     ]
     said = iter(aligned(sizes, "lrr"))
     lines = [(r.method, r.refusal if r.trainable is None else next(said)) for r in every]
-    return "\n".join([head, *(f"  {line}" for line in aligned(lines, "ll"))])
+    return text_of([head, *(f"  {line}" for line in aligned(lines, "ll"))])

@@ -20,6 +20,7 @@ from bench.units import (
     format_percent,
     format_seconds,
     one_line,
+    text_of,
 )
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def prediction_text(done: Prediction | Solution) -> str:
     lines += [f"  note: {note}" for note in notes(p)]
     if not cpu:
         lines.append(f"  holds for: {'; '.join(limits_of(p))}")
-    return "\n".join(lines)
+    return text_of(lines)
 
 
 def prediction_json(done: Prediction | Solution) -> dict[str, Any]:
@@ -206,7 +207,7 @@ def beside_text(predicted: Mapping[str, Any], measured: Mapping[str, Any]) -> st
         found = f"{format_bytes(seen):>10}  {difference}" if seen else "not measured on this device"
         lines.append((name, format_bytes(said), found))
     table = (f"  {line}" for line in aligned(lines, "lrl"))
-    return "\n".join(["predicted, measured, difference", *table])
+    return text_of(["predicted, measured, difference", *table])
 
 
 def _fit(gpu: Gpu, p: Prediction) -> Fit:
@@ -261,7 +262,7 @@ def ways_text(ways: Ways, command: Callable[[Case], str]) -> str:
     for lever in ways.sets:
         lines.append(f"  fits with {' + '.join(lever.names)}:")
         lines.append(f"    {command(lever.case)}")
-    return "\n".join(lines)
+    return text_of(lines)
 
 
 def ways_json(ways: Ways, command: Callable[[Case], str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from bench.models.precision import precision
 from bench.scenarios.scenario import Scenario, find_scenario, load_scenarios
 from bench.targets import Ledger, match
 from bench.training.cases import Case, StepOptions
-from bench.units import harmless, one_line
+from bench.units import harmless, one_line, text_of
 
 RANKS = (1, 8, 16, 32, 64, 128)
 USUAL = ("fp32", "bf16", "fp16", "int8", "nf4")
@@ -80,7 +80,7 @@ class Subject:
         ledger = self.ledger
         if ledger.refusals:
             said = [*ledger.refusals, *self.unreached().values(), *ledger.ways_out]
-            raise BenchError(harmless(f"{self.key}: PEFT refuses: {'; '.join(said)}"))
+            raise BenchError(f"{self.key}: PEFT refuses: {'; '.join(said)}")
 
     def unreached(self) -> dict[str, str]:
         """What of the configuration has no effect on the model and is not optional: the entry, or
@@ -111,7 +111,7 @@ class Subject:
         lines = [f"{self.model.label}: {', '.join(said)}"]
         lines += [f"  {entry.entry}: dead{entry.why_dead}" for entry in dead]
         lines += [f"  {field}" for field in fields]
-        return harmless("\n".join(lines))
+        return harmless(text_of(lines))
 
 
 def check_optional(optional: Iterable[str], subjects: Iterable[Subject]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -13,7 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from model_folders import write_model
+from model_folders import write_adapter, write_model
 from test_baselines import sample
 from warm import Warm
 
@@ -47,6 +48,53 @@ def test_names_of_models_targets_and_folders_reach_no_terminal_raw(
     assert "fc1\\x1b]0;owned\\x07" in out
     for text in (out, err):
         assert text.replace("\n", "").isprintable(), text
+
+
+def test_no_name_begins_a_line_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of models, folders, entries, tensors, keys: it would say there what it likes."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    line = "\nforged: yes"
+    plain, model = write_model(tmp_path / "plain"), write_model(tmp_path / f"m{line}")
+    quantized = write_model(tmp_path / "q", quantization_config={"quant_method": f"x{line}"})
+    adapter, many, recipe = tmp_path / f"a{line}", tmp_path / "many", tmp_path / "recipe.yaml"
+    for folder, targets in ((adapter, ["q_proj", f"z{line}"]),
+                            (many, [f"model.layers.{i}.z{line}" for i in range(30)])):  # fmt: skip
+        folder.mkdir()
+        write_adapter(folder, targets)
+    named = f"base_model.model.model.layers.0.z{line}.lora_A.weight"
+    save_file({named: np.full((4, 32), np.nan, np.float32)}, adapter / "adapter_model.safetensors")
+    keys = {"model_name_or_path": str(plain), "finetuning_type": "lora", "lora_target": "q_proj",
+            "stage": "sft", f"more{line}": 1}  # fmt: skip
+    recipe.write_text("\n".join(f"{json.dumps(key)}: {json.dumps(keys[key])}" for key in keys))
+    dead, save = ("--target-modules", f"q_proj,z{line}"), ("--modules-to-save", f"z{line}")
+    commands = [
+        ["check", str(adapter), "--model", str(model), "--weights", "--no-gradients"],
+        ["check", str(adapter), "--no-gradients"],
+        ["check", str(recipe), "--no-gradients"],
+        *(["targets", str(model), *dead, *save, "--modules", "--strict", "--format", form]
+          for form in ("terminal", "markdown", "latex")),
+        ["targets", str(plain), "--adapter", str(many)],
+        ["targets", str(plain), "--adapter", str(adapter)],
+        ["targets", str(plain), *dead, "--method", "ia3"],
+        ["targets", str(quantized), "--target-modules", "q_proj"],
+        ["explain", str(quantized), "--trainable", "1000"],
+        ["methods", str(quantized), *dead, "--budget", "1000"],
+        ["memory", str(model), *dead, *save, "--seq-len", "8"],
+        ["report", "--output", f"z{line}/x"],
+        ["ab", "--baseline-env", f"z{line}"],
+        ["learn", "--weights", str(tmp_path / f"z{line}")],
+        ["list", f"z{line}"],
+    ]  # fmt: skip
+    for command in commands:
+        with contextlib.suppress(SystemExit):
+            main(command)
+        text = "".join(capsys.readouterr())
+        assert "forged: yes" in text, command
+        assert not re.search(r"^\s*forged", text, re.MULTILINE), command
 
 
 def test_the_colours_of_a_report_reach_a_terminal_and_no_file(
