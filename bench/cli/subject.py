@@ -155,6 +155,8 @@ def predicted_step(options: argparse.Namespace) -> StepOptions:
 
 def memory_command(options: argparse.Namespace, case: Case) -> str:
     """The `bench memory` that predicts a changed case of the model that the options name."""
+    from bench.training.options import StepOptions
+
     words = ["bench", "memory", str(options.model)]
     if options.target_modules is not None:
         words += ["--target-modules", as_written(options.target_modules)]
