@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean, median
 
 import pytest
+from documents import script
 
 from bench.baselines import load_stored
 from bench.baselines.runs import Record
@@ -97,3 +98,9 @@ def test_the_t4s_steps_on_the_h200() -> None:
 @pytest.mark.parametrize("path", ["docs/prediction.md", "docs/design/sharded.md"])
 def test_how_many_kinds_of_models_were_stepped_on_several_ranks(path: str) -> None:
     assert told(path, r"(\w+) kinds of models") == (WORDS[len(COMPARED)],)
+
+
+def test_what_commands_take() -> None:
+    page = script("_durations")
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert text == page.written(text), "out of date: python docs/_durations.py"
