@@ -69,7 +69,8 @@ TASKS = (
          labels="masked tokens"),
     Task("sequence-classification", "AutoModelForSequenceClassification",
          "MODEL_FOR_SEQUENCE_CLASSIFICATION", "SEQ_CLS",
-         heads=("classifier", "score"), unnamed_heads=("classification_head", "logits_proj"),
+         heads=("classifier", "score"),
+         unnamed_heads=("classification_head", "logits_proj", "sequence_summary"),
          labels="a class"),
     Task("token-classification", "AutoModelForTokenClassification",
          "MODEL_FOR_TOKEN_CLASSIFICATION", "TOKEN_CLS",
@@ -77,7 +78,8 @@ TASKS = (
     Task("question-answering", "AutoModelForQuestionAnswering", "MODEL_FOR_QUESTION_ANSWERING",
          "QUESTION_ANS", heads=("qa_outputs",), labels="a span"),
     Task("multiple-choice", "AutoModelForMultipleChoice", "MODEL_FOR_MULTIPLE_CHOICE",
-         unnamed_heads=("classifier",), texts=4, labels="a choice"),
+         unnamed_heads=("classifier", "logits_proj", "sequence_summary"), texts=4,
+         labels="a choice"),
     Task("image-classification", "AutoModelForImageClassification",
          "MODEL_FOR_IMAGE_CLASSIFICATION",
          unnamed_heads=("classifier",), inputs=IMAGES, labels="a class"),
@@ -97,15 +99,6 @@ BY_CLASS: Mapping[str, Task] = {task.auto_class: task for task in TASKS}
 BY_TYPE: Mapping[str, Task] = {task.task_type: task for task in TASKS if task.task_type}
 TRAINED: Mapping[str, Task] = {task.auto_class: task for task in TASKS if task.labels}
 """The tasks that a step is written for, by auto class."""
-
-
-def is_label_layer(auto_class: str, name: str) -> bool:
-    """Whether a layer of a classifier is the last of its head, which has a row for each label: the
-    head itself, or the `out_proj` in it."""
-    task = BY_CLASS.get(auto_class)
-    if task is None or not task.labels.startswith("a class"):
-        return False
-    return name.removesuffix(".out_proj").rpartition(".")[2] in task.label_heads
 
 
 def heads_of(task_type: str | None) -> tuple[str, ...]:

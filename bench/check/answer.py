@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.check.base import find_base, is_label_head, with_saved_labels
+from bench.check.base import find_base, label_heads, with_saved_labels
 from bench.check.gate import HazardGate
 from bench.errors import BenchError, check_most
 from bench.formulas import Parameters, lora_parameters
@@ -367,8 +367,9 @@ def _shapes(wrong: tuple[Mismatch, ...], model: Model) -> str:
             ", ".join(map(str, sorted(set(side)))) for side in zip(*ranks, strict=True)
         )
         text += f"; the file's rank is {saved}, {CONFIG} says {wanted}"
+    heads = label_heads(model, (w.key for w in wrong))
     for w in wrong:
-        if w.saved and is_label_head(model, w.key) and w.saved[0] != w.wanted[0]:
+        if w.saved and w.key in heads and w.saved[0] != w.wanted[0]:
             text += (
                 f"; the file's head has {w.saved[0]} labels, the base model's configuration "
                 f"{w.wanted[0]}: load it with num_labels={w.saved[0]}"

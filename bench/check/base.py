@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from bench.models.architectures import MOST_LABELS, Model, load_model
 from bench.models.declared import registered
 from bench.saved.folder import CONFIG
 from bench.saved.header import SavedTensor
-from bench.tasks import is_label_layer
+from bench.tasks import BY_CLASS
 
 
 def find_base(
@@ -90,10 +90,23 @@ def _not_found(message: str) -> bool:
     return "unknown architecture" in message or "neither a registered architecture" in message
 
 
-def is_label_head(model: Model, key: str) -> bool:
-    """Whether a tensor of an adapter's file is the layer of `model` with a row for each label."""
-    layer, _, tensor = key.rpartition(".")
-    return tensor == "weight" and is_label_layer(model.task_class, layer)
+def label_heads(model: Model, keys: Iterable[str]) -> set[str]:
+    """Those tensors of an adapter's file that are the weight of a layer with a row for each label:
+    one that has a row more where the model has a label more."""
+    task = BY_CLASS.get(model.task_class)
+    whole = [key for key in keys if key.endswith(".weight") and ".lora_" not in key]
+    if not whole or task is None or not task.labels.startswith("a class"):
+        return set()
+    plain = {key: value for key, value in model.config.items() if key not in _LABELS}
+    more = replace(model, config={**plain, "num_labels": model.fields["num_labels"] + 1})
+    sizes = {m.name: m.out_features for m in model.table.modules}
+    ends = tuple(
+        f".{m.name}.weight" for m in more.table.modules if m.out_features != sizes.get(m.name)
+    )
+    return {key for key in whole if f".{key}".endswith(ends)}
+
+
+_LABELS = ("num_labels", "id2label", "label2id")
 
 
 def with_saved_labels(
@@ -101,9 +114,9 @@ def with_saved_labels(
 ) -> tuple[Model, tuple[str, ...]]:
     """(`model` with as many labels as the head in `weights` has, a note that says so), where its
     own configuration names none: whoever trained the head gave the number when loading."""
-    if any(model.config.get(key) is not None for key in ("num_labels", "id2label", "label2id")):
+    if any(model.config.get(key) is not None for key in _LABELS):
         return model, ()
-    rows = {t.shape[0] for t in tensors.values() if t.shape and is_label_head(model, t.name)}
+    rows = {tensors[key].shape[0] for key in label_heads(model, tensors) if tensors[key].shape}
     if len(rows) != 1 or not min(rows) or rows == {model.fields["num_labels"]}:
         return model, ()
     (labels,) = rows

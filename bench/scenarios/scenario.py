@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from bench.models.architectures import Model
 from bench.models.declared import Architecture
 from bench.models.modules import OTHER, ModuleTable
 from bench.models.roles import FUSED, check_role, role_in_table, role_of, serves
+from bench.targets import match
+from bench.targets.hazards import frozen_heads
 from bench.tasks import BY_CLASS
 
 
@@ -113,6 +115,20 @@ class Scenario:
         The task type and the fresh heads follow from the model's class. Dropout is left out where
         experts are adapted: PEFT's wrapper for parameters has none.
         """
+        adapter = self._adapter(model, r)
+        task = BY_CLASS.get(model.task_class)
+        if task is None or not task.label_heads:
+            return adapter
+        left = [name.partition(".")[0] for name in frozen_heads(match(model.table, adapter))]
+        base = f"{model.table.base_model}."
+        heads = [
+            head
+            for head in dict.fromkeys(left)
+            if not any(n.startswith(base) and n.endswith(head) for n in model.table.by_name)
+        ]  # PEFT would train those of the base model too
+        return replace(adapter, modules_to_save=(*adapter.modules_to_save, *heads))
+
+    def _adapter(self, model: Model, r: int | None) -> AdapterConfig:
         task = BY_CLASS.get(model.task_class)
         task_type, unnamed = (task.task_type, task.unnamed_heads) if task else (None, ())
         heads = [h for h in unnamed if any(name.endswith(h) for name in _names(model))]

@@ -71,8 +71,18 @@ def find_hazards(ledger: Ledger, role: RoleOf, doubled: list[Adapted]) -> list[H
     table, adapter = ledger.table, ledger.adapter
     trained = {item.owner for item in ledger.adapted} | set(ledger.saved)
     found: dict[str, str] = {}
+    said = []
     if heads := frozen_heads(ledger):
-        found["frozen-head"] = frozen_head_text(table.class_name, heads, adapter.task_type)
+        said.append(frozen_head_text(table.class_name, heads, adapter.task_type))
+    if heads := [name for name in _heads(table) if name in trained and not _saved(ledger, name)]:
+        said.append(
+            f"{_named(heads)}: beyond the base model, newly initialised unless the checkpoint "
+            "holds it, and gets an adapter alone: its own weights stay as they were drawn, and the "
+            "adapter's file does not hold them; leave it out of the targets, and name it in "
+            "modules_to_save"
+        )
+    if said:
+        found["frozen-head"] = "; ".join(said)
     if whole := quantized_copies(table, ledger.saved):
         found["quantized-head"] = (
             f"{', '.join(whole)}: to be trained whole, and loaded as integers, which cannot train "
@@ -274,20 +284,36 @@ def _of_experts(table: ModuleTable, parameter: Parameter) -> bool:
 def frozen_heads(ledger: Ledger) -> list[str]:
     """Names of the modules with weights beyond the base model that get neither an adapter nor a
     trained copy; where the base model is not known, of those called as heads are."""
-    table = ledger.table
-    trained = {item.owner for item in ledger.adapted} | set(ledger.saved)
+    adapted = {item.owner for item in ledger.adapted}
+    return [
+        name
+        for name in _heads(ledger.table)
+        if not _saved(ledger, name)
+        and not any(around == name or name.startswith(f"{around}.") for around in adapted)
+    ]
+
+
+def _heads(table: ModuleTable) -> list[str]:
     fresh = bool(table.base_model) and not _PRETRAINED.search(table.class_name)
     known = {table.output_embedding, *table.tied} if table.tied else set()
+    holders = {p.name.rpartition(".")[0] for p in table.parameters}
     return [
         m.name
         for m in table.modules
-        if m.kind in (LINEAR, CONV1D, *CONVOLUTIONS)
+        if m.name in holders
         and (
             m.name.partition(".")[0] in _HEADS
-            or (fresh and m.name not in known and not m.name.startswith(f"{table.base_model}."))
+            or (
+                fresh
+                and m.name not in known
+                and not f"{m.name}.".startswith(f"{table.base_model}.")
+            )
         )
-        and not any(m.name == t or m.name.startswith(f"{t}.") for t in trained)
     ]
+
+
+def _saved(ledger: Ledger, name: str) -> bool:
+    return any(outer in ledger.saved for outer in (name, *around(name)))
 
 
 def frozen_head_text(class_name: str, heads: list[str], task_type: str | None) -> str:
@@ -297,12 +323,15 @@ def frozen_head_text(class_name: str, heads: list[str], task_type: str | None) -
     offer = "name it in modules_to_save"
     if task and task.task_type != task_type and all(_trains(task, name) for name in heads):
         offer = f"give the task type {task.task_type}, or {offer}"
-    parts = list(dict.fromkeys(name.partition(".")[0] for name in heads))
-    shown = heads if len(heads) <= 3 else parts
     return (
-        f"{', '.join(shown)}: beyond the base model, newly initialised unless the checkpoint holds "
+        f"{_named(heads)}: beyond the base model, newly initialised unless the checkpoint holds "
         f"it, and stays frozen; {offer}"
     )
+
+
+def _named(heads: list[str]) -> str:
+    parts = list(dict.fromkeys(name.partition(".")[0] for name in heads))
+    return ", ".join(heads if len(heads) <= 3 else parts)
 
 
 def _trains(task: Task, name: str) -> bool:
