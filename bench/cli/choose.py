@@ -71,6 +71,10 @@ def run(options: argparse.Namespace) -> int:
 
     model = load_model(options.model, options.auto_class, options.trust_remote_code)
     check_positions(model.config, options.seq_len, model.label)
+    if options.probe:
+        from bench.learning.signal import check_weights_of
+
+        check_weights_of(model, options.weights)
     from bench.choose.rows import PROPOSED_PRECISIONS, RANK
     from bench.choose.table import choose
 

@@ -12,16 +12,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bench.errors import BenchError
 from bench.learning import texts
 from bench.learning.arms import FULL, Arm
 from bench.learning.study import CLASSES, LANGUAGE_MODEL, Origin, Study, text_of
-from bench.models.architectures import find_model
+from bench.models.architectures import Model, find_model
 from bench.statistics import kendall_tau
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from bench.learning.records import Shown
+    from bench.models.modules import Module
 
 BATCHES = 4
 
@@ -35,6 +37,28 @@ class Signal:
     tau: float
     single_tau: float
     singles: int
+
+
+def check_weights_of(model: Model, weights: Path) -> None:
+    """Raise BenchError where the weights in a folder are another model's, by its modules: their
+    names, classes and sizes, but for a task's head."""
+    asked, found = model.table, find_model(str(weights), model.auto_class).table
+    for name in dict.fromkeys((*asked.by_name, *found.by_name)):
+        one, other = asked.by_name.get(name), found.by_name.get(name)
+        if one != other and f"{name}.".startswith(
+            f"{asked.base_model}." if asked.base_model else ""
+        ):
+            raise BenchError(
+                f"--weights {weights}: these are not the weights of {model.label}: {name} is "
+                f"{_in_words(other)} there, not {_in_words(one)}"
+            )
+
+
+def _in_words(module: Module | None) -> str:
+    if module is None:
+        return "no module"
+    size = f" {module.in_features} × {module.out_features}" if module.in_features else ""
+    return f"{module.class_name or module.kind}{size}"
 
 
 def probe_weights(weights: Path, data: Path | None = None, device: str = "cpu") -> dict[str, float]:

@@ -344,8 +344,8 @@ def _with_labels(model: Model, labels: Sequence[str]) -> Model:
 def _material(
     settings: Settings, folder: Path, given: list[Text] | None, where: str, *, alone: bool
 ) -> Material:
-    tokenizer = texts.tokenizer_of(folder)
     text = given if given is not None else texts.from_source(settings.text)
+    tokenizer = texts.tokenizer_of(folder, text)
     make = texts.classified if settings.task == CLASSIFICATION else texts.continued
     sizes = texts.Sizes(
         settings.length, settings.held_back, settings.evaluation, settings.other_examples

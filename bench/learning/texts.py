@@ -131,15 +131,23 @@ def from_source(values: Mapping[str, Any]) -> list[Text]:
     return lookup("source of text", name, SOURCES)(**given)
 
 
-def tokenizer_of(folder: Path) -> Any:
-    """The tokenizer beside a model's weights. Raises BenchError where it cannot be loaded."""
+def tokenizer_of(folder: Path, text: Sequence[Text]) -> Any:
+    """The tokenizer beside a model's weights. Raises BenchError where it cannot be loaded, or knows
+    no word of the text: where its files are missing, transformers may make an empty one."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise BenchError(f"{folder}: its tokenizer cannot be loaded: {first}") from None
+    special = set(tokenizer.all_special_ids)
+    if all(special.issuperset(tokenizer(one.text)["input_ids"]) for one in text):
+        raise BenchError(
+            f"{folder}: its tokenizer knows no word of the text: is the tokenizer's file "
+            "(tokenizer.json or the like) not there, or another's?"
+        )
+    return tokenizer
 
 
 def read_data(path: Path) -> list[Text]:

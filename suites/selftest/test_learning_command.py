@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -81,6 +83,42 @@ def test_a_probe_of_ones_own_text_needs_no_other(
     asked = ("choose", str(mine), "--gpu-memory", "1GiB", "--seq-len", "16", "--precision", "fp32")
     assert main([*asked, "--probe", "--weights", str(mine), "--data", str(text)]) == 0
     assert "gradient" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"num_hidden_layers": 3}, r"model\.layers\.\d is \w+ there, not no module"),
+        ({"num_key_value_heads": 1}, r"k_proj is Linear \d+ × \d+ there, not Linear \d+ × \d+"),
+    ],
+)
+def test_a_probe_takes_the_models_own_weights_alone(
+    own: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    change: dict[str, int], said: str,
+) -> None:  # fmt: skip
+    mine, text = own
+    other = shutil.copytree(mine, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | change))
+    asked = ("choose", str(mine), "--gpu-memory", "1GiB", "--seq-len", "16", "--precision", "fp32")
+    assert main([*asked, "--probe", "--weights", str(other), "--data", str(text)]) == 2
+    assert re.search(f"these are not the weights of {mine.name}: .*{said}", capsys.readouterr().err)
+
+
+def test_an_empty_tokenizer_is_told(
+    own: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """transformers makes one for a folder of GPT-2 that holds none, and of every text nothing."""
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    mine, text = own
+    gpt2 = mine.parent / "gpt2"
+    config = GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=19, n_positions=64)
+    GPT2LMHeadModel(config).save_pretrained(gpt2)
+    assert AutoTokenizer.from_pretrained(gpt2)("a b c")["input_ids"] == []
+    asked = ("--weights", str(gpt2), "--data", str(text))
+    assert main(["learn", *asked, "--plan"]) == 2
+    assert f"{gpt2}: its tokenizer knows no word of the text" in capsys.readouterr().err
 
 
 def test_a_model_that_no_arm_can_train_says_why(

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from learning_study import SETTINGS, small_study, texts_of
+from learning_study import SETTINGS, WORDS, small_study, texts_of
 from test_learning_claims import HIGH, LOW, arm_with
 
 from bench.baselines import load_run, write_run
@@ -298,12 +298,20 @@ def test_every_study_names_arms_that_it_has() -> None:
         assert all(claim.source for claim in said.claims)
 
 
+KNOWN = WORDS[0]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("empty.txt", "", "it holds no text"),
-        ("short.txt", "two words", "the train part is shorter than 8 tokens"),
-        ("one.jsonl", '{"text": "a", "label": "x"}\n{"text": "b", "label": "x"}', "two labels"),
+        ("short.txt", f"{KNOWN} {KNOWN}", "the train part is shorter than 8 tokens"),
+        (
+            "one.jsonl",
+            f'{{"text": "{KNOWN}", "label": "x"}}\n{{"text": "b", "label": "x"}}',
+            "two labels",
+        ),
+        ("strange.txt", "unheard words", "its tokenizer knows no word of the text"),
         ("bad.jsonl", '{"text": "a"}\n{nonsense', "line 2 is not JSON"),
         ("none.csv", "words,label\nhello,x", 'line 2 has no "text"'),
         ("number.jsonl", '{"text": 3}', 'line 1: "text" is 3, and no text'),
