@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.baselines.metrics import LOSS, Metric
-from bench.baselines.runs import StoredRun
+from bench.baselines.runs import Record, StoredRun
 from bench.files import digest_of
 from bench.scenarios.subjects import Subject
 from bench.units import one_line
@@ -140,13 +140,18 @@ def others(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def another_model(baseline: StoredRun, contender: StoredRun, label: str) -> str:
     """That both runs call so what are two models, which lie in two places and whose configurations
-    differ in what a figure may depend on; "" where they are one, or nothing is known of it.
+    differ in what a figure may depend on, or whose own code does; "" where they are one, or nothing
+    is known of it.
 
-    In one place it is one model, whose changed configuration is what a comparison is for.
+    In one place it is one model, whose changed configuration is what a comparison is for. Figures
+    of random weights depend on no value; `other_weights` says which of real ones do.
     """
     places = [run.places.get(label, "") for run in (baseline, contender)]
     old, new = (run.models.get(label) for run in (baseline, contender))
-    if places[0] == places[1] or not (old and new and (differ := changes(old, new))):
+    if places[0] == places[1]:
+        return ""
+    differ = [*(changes(old, new) if old and new else ()), *_other_code(baseline, contender, label)]
+    if not differ:
         return ""
     was, now = (place or "a registered or unknown place" for place in places)
     more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
@@ -154,6 +159,41 @@ def another_model(baseline: StoredRun, contender: StoredRun, label: str) -> str:
         f"another model of the same name: {label} was in {was}, and is in {now}: "
         f"{', '.join(differ[:3])}{more}"
     )
+
+
+def _other_code(baseline: StoredRun, contender: StoredRun, label: str) -> list[str]:
+    old, new = (
+        {s.get("code") for s in run.subjects.values() if s.get("model") == label} - {None}
+        for run in (baseline, contender)
+    )
+    return ["other code of its own"] if old and new and old != new else []
+
+
+def other_weights(
+    baseline: StoredRun, contender: StoredRun, before: Record, after: Record, metric: Metric | None
+) -> str:
+    """That a figure comes from other real weights, whose values it may depend on; "" otherwise.
+
+    Those of int8 do: as many columns are kept apart as the model has outliers. In every other
+    precision values decide no figure of a step.
+    """
+    name = metric.name if metric is not None else ""
+    if name in COUNTED or name == "dtypes" or name.startswith("predicted"):
+        return ""
+    both = ((baseline, before), (contender, after))
+    old, new = (run.subjects.get(_subject(record), {}).get("weights") for run, record in both)
+    differ = old and new and old != new and str(after.precision).startswith("int8")
+    return "other weights, and int8 keeps a column of outliers apart" if differ else ""
+
+
+def in_two_places(baseline: StoredRun, contender: StoredRun, before: Record, after: Record) -> bool:
+    """Whether the models of two records lie in two places."""
+    return baseline.places.get(before.model, "") != contender.places.get(after.model, "")
+
+
+def _subject(record: Record) -> str:
+    """The key of what was measured, which ends the id of its test."""
+    return record.id.partition("[")[2].removesuffix("]")
 
 
 def in_words_of(baseline: StoredRun, contender: StoredRun) -> StoredRun:
@@ -195,6 +235,10 @@ def in_words_of(baseline: StoredRun, contender: StoredRun) -> StoredRun:
         ),
         models={called(label): fields for label, fields in contender.models.items()},
         places={called(label): place for label, place in new.items()},
+        subjects={
+            key(f"[{name}")[1:]: {**facts, "model": called(str(facts.get("model")))}
+            for name, facts in contender.subjects.items()
+        },
     )
 
 

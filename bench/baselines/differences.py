@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from bench.baselines.configuration import COUNTED, changes
+from bench.baselines.configuration import COUNTED, changes, other_weights
 from bench.baselines.metrics import ALLOCATED, RESERVED, TIME, Metric
 from bench.baselines.runs import Record, StoredRun
 from bench.units import format_count, one_line
@@ -35,6 +35,7 @@ def differences(
         *_failures(before, after),
         *_facts(before, after, STRUCTURE if counted else FACTS),
         *_configuration(baseline, contender, before, after, metric),
+        *filter(None, [other_weights(baseline, contender, before, after, metric)]),
         *_modules(before.detail, after.detail),
         *_numbers(before.detail, after.detail, "adapted_by_role"),
         *_dead_entries(before.detail, after.detail),

@@ -15,7 +15,8 @@ Times that one process measured on each side are judged only where both measurem
 side carry their noise in their interval.
 
 A measured figure also needs the same batch size and sequence length, and any figure the same model:
-of two that have one name in two places (`configuration.another_model`) none is compared. No library
+of two that have one name in two places (`configuration.another_model`) none is compared, and no
+figure that their weights decide (`configuration.other_weights`). No library
 version makes figures incomparable: to compare across an upgrade is what the gate is for, and the
 explanation names the versions that differ and can be the cause.
 """
@@ -25,9 +26,9 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from bench.baselines.configuration import another_model, in_words_of
+from bench.baselines.configuration import another_model, in_two_places, in_words_of, other_weights
 from bench.baselines.differences import differences, workload_change
 from bench.baselines.losses import by_seed, compare_losses
 from bench.baselines.machines import MACHINE, MEMORY, other_machine
@@ -194,12 +195,24 @@ def _compare_records(
             )
         elif new is None:
             yield Verdict(before.id, name, VANISHED, _middle(old), explanation="not in this run")
-        elif metric.kind == TIME:
-            yield _compare_times(metric, before, after, thresholds, why)
-        elif metric.kind == LOSS:
-            yield _compare_losses(metric, before, after, thresholds, why)
         else:
-            yield _compare_values(metric, before, after, thresholds, why)
+            found = _compare_figures(metric, before, after, thresholds, why)
+            weights = other_weights(baseline, contender, before, after, metric)
+            if weights and found.verdict != UNCHANGED:
+                where = "another model of the same name, in another place"
+                if in_two_places(baseline, contender, before, after):
+                    found = replace(found, verdict=INCOMPARABLE, explanation=f"{where}: {weights}")
+            yield found
+
+
+def _compare_figures(
+    metric: Metric, before: Record, after: Record, thresholds: Thresholds, why: str
+) -> Verdict:
+    if metric.kind == TIME:
+        return _compare_times(metric, before, after, thresholds, why)
+    if metric.kind == LOSS:
+        return _compare_losses(metric, before, after, thresholds, why)
+    return _compare_values(metric, before, after, thresholds, why)
 
 
 def _compare_outcomes(

@@ -167,6 +167,55 @@ def test_one_name_in_two_places_is_two_models(before, after, verdict: str) -> No
         assert {v.verdict for v in verdicts} == {"unchanged"}
 
 
+REAL = "model-own-r8-{}-real-weights"
+
+
+def with_weights(place: str, weights: str, peak: int, precision: str = "int8", code: str = ""):
+    """A run of a user's model whose weights and code, by their digests, lie there."""
+
+    def edit(body: dict[str, Any]) -> None:
+        key, record = REAL.format(precision), body["records"][STEP]
+        facts = {"scenario": "own", "model": "model", "precision": precision}
+        metrics = {"trainable_parameters": 4, "peak_allocated_bytes": peak}
+        body["records"].clear()
+        body["records"][f"suites/test_steps.py::test_step[{key}]"] = {
+            **record, **facts, "rank": 8, "metrics": metrics,
+        }  # fmt: skip
+        subject = {"model": "model", "weights": weights, "code": code or None}
+        body["detail"] = {"models": {"model": {"hidden_size": 32}}, "places": {"model": place},
+                          "subjects": {key: subject}}  # fmt: skip
+
+    return run_with(edit)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "verdict", "why"),
+    [
+        # LLM.int8 keeps as many columns in 16 bits as the values have outliers: 2.7 GiB on an H200
+        (("a", "1", 100), ("b", "2", 150), "incomparable", "in another place: other weights"),
+        (("a", "1", 100), ("a", "2", 150), "regressed", "other weights, and int8"),  # trained on
+        (("a", "1", 100), ("b", "2", 100), "unchanged", ""),
+        (("a", "1", 100), ("b", "1", 150), "regressed", "nothing recorded"),  # moved
+        (("a", "1", 100, "nf4"), ("b", "2", 150, "nf4"), "regressed", "nothing recorded"),
+    ],
+)
+def test_what_other_weights_decide(before, after, verdict: str, why: str) -> None:
+    """Their values decide no figure but int8's; the counts of parameters compare all the same."""
+    found = {v.metric: v for v in compare(with_weights(*before), with_weights(*after))}
+    assert found["peak_allocated_bytes"].verdict == verdict
+    assert why in found["peak_allocated_bytes"].explanation
+    assert found["trainable_parameters"].verdict == "unchanged"
+
+
+def test_equal_configurations_with_other_code_are_two_models() -> None:
+    before, after = (with_weights(p, "1", 100, "fp32", code=p) for p in ("a", "b"))
+    (only,) = compare(before, after)
+    assert only.verdict == "incomparable"
+    assert only.explanation.endswith("is in b: other code of its own")
+    same = compare(before, with_weights("b", "1", 100, "fp32", code="a"))
+    assert {v.verdict for v in same} == {"unchanged"}
+
+
 def test_a_step_between_two_models_says_so() -> None:
     runs = [in_place("a/model", 5), in_place("a/model", 5), in_place("b/model", 7, hidden_size=64)]
     (series,) = histories(runs, "trainable_parameters")
