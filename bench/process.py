@@ -1,5 +1,6 @@
 """How a process of ours runs: it collects garbage seldom, and SIGTERM and SIGHUP end it as Ctrl-C
-does, so that what is finished is kept. And why one came to nothing: a library that breaks it."""
+does, so that what is finished is kept. It comes to its end, or has not passed; and why one came to
+nothing: a library that breaks it."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NoReturn
 
 ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -69,6 +70,34 @@ def as_interrupts() -> Iterator[list[int]]:
         sys.unraisablehook = dropped
         for number in taken:
             signal.signal(number, signal.SIG_DFL)
+
+
+ENDED = 70
+"""The status of a process that somebody's code ended as if all were well."""
+
+
+@contextmanager
+def to_its_end(
+    shown: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Iterator[None]:
+    """Meanwhile `os._exit(0)`, whoever calls it here, ends the process with status ENDED and a line
+    that says so: what has not come to its end has not passed. Processes that are forked from this
+    one end as they like. `shown`: within it, standard error is what its reader sees."""
+    end, ours = os._exit, os.getpid()
+
+    def ended(status: int) -> NoReturn:
+        if not status and os.getpid() == ours:
+            said = "error: code that runs in this process ended it (os._exit): it has not passed"
+            with shown():
+                os.write(2, f"{said}\n".encode())
+            status = ENDED
+        end(status)
+
+    os._exit = ended
+    try:
+        yield
+    finally:
+        os._exit = end
 
 
 def _send(number: signal.Signals, thread: int) -> None:

@@ -16,7 +16,7 @@ from model_folders import write_model
 
 from bench.adapters.config import AdapterConfig
 from bench.cli import main
-from bench.models.architectures import Model
+from bench.models.architectures import Model, load_model
 from bench.scenarios.scenario import Scenario
 from bench.targets import Ledger, match
 from bench.targets.hazards import frozen_heads
@@ -49,6 +49,8 @@ CLASSES = [
     ("eurobert", TEXT, f"EuroBert{SEQUENCE}", "q_proj"),
     ("bert", TEXT, f"Bert{TOKEN}", "query"),
 ]
+
+REGISTERED = ("roberta-base", "bert-base-cased", "distilbert-base-uncased", "vit-base")
 
 
 def asked(model_type: str, config: dict[str, Any], named: str) -> Model:
@@ -110,6 +112,14 @@ def test_a_scenario_trains_every_new_head(
     adapter = Scenario("own", target_modules=(target,)).adapter(model)
     assert not said_of_heads(match(model.table, adapter))
     assert new <= trained_by_peft(live, adapter)
+
+
+@pytest.mark.parametrize("name", REGISTERED)
+def test_registered_models_declare_their_heads(name: str) -> None:
+    """Their scenarios are made without the model being built."""
+    model = load_model(name)
+    adapter = Scenario("own", target_modules=("all-linear",)).adapter(model)
+    assert not frozen_heads(match(model.table, adapter))
 
 
 def test_a_head_with_an_adapter_alone_is_in_no_file(tmp_path: Path) -> None:

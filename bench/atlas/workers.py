@@ -11,12 +11,11 @@ from concurrent.futures import Future, as_completed
 from multiprocessing import get_context
 from typing import Any
 
+from bench.process import ENDED
+
 # The slowest type takes some seconds on an idle core. Wall-clock time, so a machine that is busy
 # with other things needs room: a hang is rare, and costs this once.
 TIME_LIMIT_SECONDS = 600.0
-
-ENDED = 70
-"""What a process of the pool ends with where it would with 0."""
 
 Apply = Callable[[str], Any]
 Run = Callable[[Apply, Sequence[str]], Iterator[tuple[str, Any, str]]]

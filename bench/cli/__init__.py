@@ -17,7 +17,7 @@ from bench.cli.output import Output, answers, harmless_output, hidden_warnings
 from bench.cli.parser import make_parser
 from bench.errors import BenchError, missing_extra, unimportable
 from bench.models.apart import run_apart, say_status, worker_pipe
-from bench.process import as_interrupts, collect_seldom
+from bench.process import as_interrupts, collect_seldom, to_its_end
 from bench.units import harmless_line
 
 
@@ -30,7 +30,8 @@ def command() -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. Wrong input is one line on standard error."""
     pipe = worker_pipe()
-    with harmless_output(apart=pipe is not None), as_interrupts() as came:
+    whole = to_its_end() if pipe is None else contextlib.nullcontext()  # or the pipe says it
+    with harmless_output(apart=pipe is not None), whole, as_interrupts() as came:
         try:
             with hidden_warnings():
                 status = _main(arguments, in_worker=pipe is not None)

@@ -38,7 +38,7 @@ from bench.plugin.state import (
     storage_folder,
     under_xdist,
 )
-from bench.process import as_interrupts
+from bench.process import as_interrupts, to_its_end
 from bench.scenarios.subjects import Request, select
 from bench.training.liger import check_library
 from bench.training.options import MEASURED_LENGTH, add_step_options, check_step, step_from
@@ -111,6 +111,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)  # before pytest-benchmark reads the options changed here
 def pytest_configure(config: pytest.Config) -> None:
     """Check every option before anything runs: a wrong one ends the run with status 2."""
+    whole = ExitStack()
+    capture: Any = config.pluginmanager.get_plugin("capturemanager")
+    whole.enter_context(to_its_end(*([capture.global_and_fixture_disabled] if capture else [])))
+    config.add_cleanup(whole.close)
     for line in (
         "measured: runs a real training step and measures it",
         "gpu: needs a CUDA device",

@@ -20,8 +20,6 @@ from bench.models.architectures import Model
 from bench.models.declared import Architecture
 from bench.models.modules import OTHER, ModuleTable
 from bench.models.roles import FUSED, check_role, role_in_table, role_of, serves
-from bench.targets import match
-from bench.targets.hazards import frozen_heads
 from bench.tasks import BY_CLASS
 
 
@@ -115,9 +113,12 @@ class Scenario:
         The task type and the fresh heads follow from the model's class. Dropout is left out where
         experts are adapted: PEFT's wrapper for parameters has none.
         """
+        from bench.targets import match
+        from bench.targets.hazards import frozen_heads
+
         adapter = self._adapter(model, r)
         task = BY_CLASS.get(model.task_class)
-        if task is None or not task.label_heads:
+        if model.architecture or task is None or not task.label_heads:  # or one declares its heads
             return adapter
         left = [name.partition(".")[0] for name in frozen_heads(match(model.table, adapter))]
         base = f"{model.table.base_model}."

@@ -17,7 +17,7 @@ from bench.atlas import build, workers
 from bench.errors import BenchError, unimportable
 from bench.measure import Session
 from bench.measure.nodes import facts
-from bench.process import broken_library
+from bench.process import ENDED, broken_library, to_its_end
 
 BREAKS = {
     "raise OSError('libnone.so.9: no such file')": "OSError: libnone.so.9: no such file",
@@ -102,6 +102,32 @@ def test_a_command_names_it_as_wrong_input(broken: Broken, code: str) -> None:
     assert done.stderr.startswith("bench: error: ")
     assert "torch cannot be imported: " in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ["lora_target_bench", "targets", "opt-350m", "--scenario", "query-value"],
+        ["pytest", "suites/test_counts.py", "--scenario", "query-value", "--model", "opt-350m"],
+    ],
+    ids=["command", "suite"],
+)
+def test_a_process_that_is_ended_has_not_passed(broken: Broken, asked: list[str]) -> None:
+    """With status 0, by code that runs in the very process: nothing ran, and nothing is green."""
+    broken("peft" if asked[0] == "pytest" else "torch", "import os; os._exit(0)")
+    done = subprocess.run(
+        [sys.executable, "-m", *asked], capture_output=True, text=True, check=False,
+        cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert done.returncode == ENDED, done.stdout + done.stderr
+    assert done.stderr.endswith("ended it (os._exit): it has not passed\n")
+
+
+def test_forked_processes_end_as_they_like() -> None:
+    with to_its_end():
+        if not (child := os.fork()):
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_what_a_library_raises_while_it_is_imported_names_it(
