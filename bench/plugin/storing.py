@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 import tempfile
 from collections.abc import Generator
 from dataclasses import replace
@@ -199,6 +200,29 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         _write_page(config)
     if config.stash[FAILING] and config.option.gate and session.exitstatus == 0:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+class _Cut:
+    """Whether somebody ended the run, by Ctrl-C or a signal; `pytest.exit` ends it too, in words of
+    its own."""
+
+    came = False
+
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        self.came = isinstance(excinfo.value, KeyboardInterrupt)
+
+
+@pytest.hookimpl(specname="pytest_cmdline_main", wrapper=True, tryfirst=True)
+def pytest_cut_early(config: pytest.Config) -> Generator[None, Any, Any]:
+    """Of a run that was ended before it had a case nothing else tells what is kept."""
+    cut = _Cut()
+    config.pluginmanager.register(cut)
+    status = yield
+    log = config.stash.get(LOG, None)
+    if cut.came and not (log and (log.records or log.resumed)):
+        said = "interrupted before a case had ended: nothing is kept, and none is to --resume"
+        print(said, file=sys.stderr)
+    return status
 
 
 def _without_cases(session: pytest.Session) -> None:

@@ -36,6 +36,7 @@ from bench.plugin.options import pytest_addoption, pytest_configure, pytest_sess
 from bench.plugin.storing import (
     pytest_benchmark_compare_machine_info,
     pytest_benchmark_update_machine_info,
+    pytest_cut_early,
     pytest_sessionfinish,
 )
 from bench.plugin.summary import (
@@ -59,6 +60,7 @@ __all__ = [
     "pytest_collection_modifyitems",
     "pytest_configure",
     "pytest_configure_node",
+    "pytest_cut_early",
     "pytest_deselected",
     "pytest_generate_tests",
     "pytest_ignore_collect",

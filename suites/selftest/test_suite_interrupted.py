@@ -237,6 +237,26 @@ def test_what_decides_a_case_is_told_apart(tmp_path: Path) -> None:
     assert differs(plain, now()) == "mine: other weights"
 
 
+NEVER = """
+import os, signal
+
+def {hook}:
+    os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+@pytest.mark.parametrize("hook", ["pytest_runtest_setup(item)", "pytest_sessionstart(session)"])
+def test_a_run_without_a_case_says_that_nothing_is_kept(
+    run, pytester: pytest.Pytester, hook: str
+) -> None:
+    """Beside pytest's own lines, which tell where it was."""
+    pytester.makeconftest(NEVER.format(hook=hook))
+    cut = run("--benchmark-save", "none", *STEPS, apart=True)
+    assert cut.ret == pytest.ExitCode.INTERRUPTED
+    cut.stderr.fnmatch_lines(["interrupted before a case had ended: nothing is kept*"])
+    assert not list(results_of(pytester).glob("**/*none*"))
+
+
 def test_a_run_that_is_ended_while_the_nodes_are_asked_says_so(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
