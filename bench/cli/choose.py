@@ -114,7 +114,9 @@ def _probed(choice: Choice, options: argparse.Namespace) -> Choice:
     from bench.learning.signal import probe_weights
     from bench.reports.learning import signal_said
 
+    progress("reading the weights, for their first gradient")
     norms = probe_weights(options.weights, options.data)
+    progress("")
     return replace(choice, norms=norms, signal=signal_said(norms))
 
 

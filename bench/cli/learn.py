@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from bench.cli.gating import add_gate, check_gate, judge, verdict_lines
 from bench.cli.options import PRINTED, REPEATABLE, Add, add_format, add_plot, count
-from bench.cli.output import check_plot, json_lines, put, save_figure, say, written
+from bench.cli.output import check_plot, json_lines, put, reading_weights, save_figure, say, written
 from bench.errors import BenchError
 from bench.training.options import MOST
 
@@ -63,6 +63,8 @@ def run(options: argparse.Namespace) -> int:
     _check(options)
     if options.read is not None:
         return _read(options)
+    from dataclasses import replace
+
     from bench.learning.study import Origin, load_study
 
     origin = Origin(
@@ -72,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
     study = load_study(origin)
     if not study.arms:
         raise BenchError(f"nothing to train: {next(iter(study.left_out.values()))}")
-    study = _narrowed(study, options)
+    study = replace(_narrowed(study, options), reading=reading_weights)
     from bench.learning.schedule import default_workers, plan, run_study
 
     workers = options.workers or (1 if options.device != "cpu" else default_workers())

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from bench.errors import BenchError
 from bench.files import finite, write_output
-from bench.units import harmless, harmless_line, text_of
+from bench.units import format_bytes, harmless, harmless_line, text_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -240,6 +240,12 @@ def progress(text: str) -> None:
     """Shown in place of the one before, on a terminal's standard error alone; "" clears it."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{harmless_line(text)}", end="", file=sys.stderr, flush=True)
+
+
+def reading_weights(done: int, of: int) -> None:
+    """Progress of `digest_of`, gone at its end."""
+    text = f"reading the weights: {format_bytes(done)} of {format_bytes(of)}"
+    progress(text if done < of else "")
 
 
 def say(*lines: str) -> None:

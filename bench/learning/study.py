@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -26,10 +26,9 @@ if TYPE_CHECKING:
 FOLDER = FIXTURES / "learning"
 WEIGHTS_OF = {"minilm": packages.minilm, "smollm2": packages.smollm2}
 CLASSIFICATION, LANGUAGE_MODEL = "classification", "language-model"
-CLASSES = {
-    CLASSIFICATION: "AutoModelForSequenceClassification",
-    LANGUAGE_MODEL: "AutoModelForCausalLM",
-}
+CLASSES = {CLASSIFICATION: "AutoModelForSequenceClassification",
+           LANGUAGE_MODEL: "AutoModelForCausalLM"}  # fmt: skip
+_HELD = ("*.safetensors*", "config.json")
 _VARIANTS = ("use_rslora", "use_dora", "init_lora_weights")
 Names = tuple[str, ...]
 Number = int | float
@@ -155,6 +154,7 @@ class Study:
     """Whether it has all its arms."""
     own_weights: bool = False
     """Whether the weights are a user's, which no package's version holds fast."""
+    reading: Callable[[int, int], object] | None = None  # is told how these are read
 
     def material(self, arm: Arm) -> Material:
         """What an arm sees."""
@@ -183,7 +183,7 @@ class Study:
             del values[name]
         found = {**values, "text_digest": self.plain.digest, "shifted_digest": self.shifted.digest}
         if self.own_weights:
-            found["weights_digest"] = digest_of(self.weights, "*.safetensors*", "config.json")
+            found["weights_digest"] = digest_of(self.weights, *_HELD, progress=self.reading)
         return found
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench.cli import main
+from bench.units import format_bytes
 
 
 @pytest.fixture
@@ -35,8 +36,9 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
 
 
 def test_ones_own_model_and_text_are_kept_apart(
-    own: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    own: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """Not as what the study found, which --read would tell; and a token alone foretells none."""
     mine, text = own
     asked = ["learn", "--weights", str(mine), "--data", str(text), "--arm", "query",
@@ -45,7 +47,13 @@ def test_ones_own_model_and_text_are_kept_apart(
     assert "--seq-len 1: a language model foretells each token" in capsys.readouterr().err
     assert main([*asked, "--steps", "1"]) == 2
     assert "--steps 1: two or more" in capsys.readouterr().err
+    said: list[str] = []
+    monkeypatch.setattr("bench.cli.output.progress", said.append)
     assert main([*asked, "--save", "x", "--steps", "2"]) == 0
+    held = [*mine.glob("*.safetensors*"), mine / "config.json"]
+    size = format_bytes(sum(path.stat().st_size for path in held))
+    assert said[0] == f"reading the weights: {format_bytes(0)} of {size}"
+    assert not said[-1]
     (run,) = (tmp_path / "results").rglob("*_x.json")
     assert run.parent.relative_to(tmp_path) == Path("results/learning/own-my-model-text")
 
