@@ -157,7 +157,10 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
             "model_name_or_path: x\nlora_target: all\nlora_rnak: 8\nquantization_bit: 3\n",
             "not understood: lora_rnak (line 3; did you mean lora_rank?)",
         ),
-        ("base_model: x\nadapter: qlora\nlora_r: 8\nlora_alpha: 8\n", "needs load_in_4bit"),
+        (
+            "base_model: x\nadapter: qlora\nlora_r: 8\nlora_alpha: 8\n",
+            "line 2: adapter qlora without load_in_4bit: axolotl refuses it",
+        ),
         ("base_model: x\nadapter: llama-adapter\nlora_r: 8\n", "none of lora and qlora"),
         ("model_name_or_path: x\nfinetuning_type: full\nstage: sft\n", "finetuning_type is 'full'"),
         ("model_name_or_path: x\nlora_target: all\nquantization_bit: 3\n", "quantization_bit 3"),

@@ -7,9 +7,9 @@ Keys and defaults: axolotl 0.19.0 `utils/schemas/` (peft, config, model, trainin
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
-from bench.errors import BenchError
 from bench.readers import trainer
 from bench.readers.document import Document
 from bench.readers.linear import last_segments, linear_modules
@@ -17,13 +17,13 @@ from bench.readers.recipe import (
     Fields,
     Recipe,
     RecipeStep,
-    given,
     load_reader,
     notes_on,
     refuse_whole_model,
     renamed,
     whole,
 )
+from bench.readers.refusals import given
 from bench.readers.values import PYDANTIC
 
 if TYPE_CHECKING:
@@ -57,6 +57,14 @@ def read(document: Document) -> Recipe:
     for field in ("modules_to_save", "init_lora_weights", "exclude_modules"):
         if not given(fields.get(field)):
             fields.pop(field, None)
+    asked = fields.get("target_modules")
+    for entry in asked if isinstance(asked, list) else ():
+        try:
+            re.compile(entry)
+        except re.error as error:
+            line = document.line("lora_target_modules", item=entry)
+            document.wrong.append(f"line {line}: lora_target_modules: axolotl refuses {entry}, "
+                                  f"which is no regular expression: {error}")  # fmt: skip
     if not document.misread("lora_target_modules"):
         fields.setdefault("target_modules", [])
     keys["target_modules"] = ("lora_target_modules", "lora_target_linear")
@@ -102,26 +110,13 @@ def _with_every_linear(model: Model, entries: list[str]) -> list[str]:
 
 def _precision(document: Document) -> tuple[str, tuple[str, ...]]:
     values = document.values
-    peft = values.get("peft") or {}
-    bnb = peft.get("weight_dtype") if peft.get("backend") == "bnb" else None
-    adapter = "qlora" if bnb == "nf4" else values["adapter"]
-    if adapter == "qlora":
-        if values.get("load_in_8bit"):
-            raise BenchError(
-                f"{document.path}: line {document.line('load_in_8bit')}: adapter qlora with "
-                "load_in_8bit: axolotl refuses it; qlora is 4 bit, and adapter lora takes 8"
-            )
-        if not (values.get("load_in_4bit") or bnb):
-            raise BenchError(f"{document.path}: adapter qlora needs load_in_4bit: true; axolotl "
-                             "refuses it without")  # fmt: skip
+    if values["adapter"] == "qlora":
         more = values.get("bnb_config_kwargs") or {}
         double = "-dq" if more.get("bnb_4bit_use_double_quant", True) else ""
         return f"{more.get('bnb_4bit_quant_type', 'nf4')}{double}", ()
-    if values.get("load_in_8bit") or bnb == "int8":
+    if values.get("load_in_8bit"):
         return "int8", ()
     notes: tuple[str, ...] = ()
-    if peft.get("backend") == "torchao":
-        notes = ("peft: torchao's quantization, another than bitsandbytes', which is not computed",)
     if values.get("load_in_4bit"):
         notes = ("load_in_4bit: axolotl quantizes to 4 bit for adapter qlora alone; the weights "
                  "stay in full with adapter lora",)  # fmt: skip

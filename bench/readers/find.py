@@ -9,6 +9,7 @@ from bench.errors import BenchError
 from bench.readers import axolotl, litgpt, llama_factory, ms_swift, peft, trl
 from bench.readers.document import Document, read_document
 from bench.readers.recipe import Reader, Recipe, RecipeFault, not_understood, strange_keys
+from bench.readers.refusals import refusals
 from bench.readers.values import TEXT, parsed
 
 READERS = (axolotl.READER, llama_factory.READER, trl.READER, litgpt.READER, ms_swift.READER)
@@ -38,10 +39,7 @@ def _read(reader: Reader, document: Document) -> Recipe:
     """The recipe; BenchError with everything that is wrong, the keys that may be misspelt too."""
     document = parsed(document, {reader.model_key: TEXT, **reader.kinds}, reader.parser)
     strange = strange_keys(reader, document)
-    for one, other, why in reader.excluding:
-        if document.values.get(one) is True and document.values.get(other) is True:
-            lines = f"lines {document.line(one)} and {document.line(other)}"
-            document.wrong.append(f"{lines}: {one} and {other} are both true: {why}")
+    document.wrong.extend(refusals(reader.refused, reader.tool, document, reader.defaults))
     refused: BenchError | None = None
     recipe: Recipe | None = None
     try:

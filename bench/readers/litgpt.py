@@ -60,6 +60,13 @@ def read(document: Document) -> Recipe:
     if not roles:
         raise BenchError(f"{document.path}: every lora_* switch is off: nothing is adapted")
 
+    train: Any = values.get("train") or {}
+    rows, of = train.get("micro_batch_size") or 1, train.get("global_batch_size") or 16
+    if rows > of:
+        line = document.line("train", "micro_batch_size")
+        document.wrong.append(f"line {line}: train.micro_batch_size {rows}: LitGPT refuses more "
+                              f"than train.global_batch_size, {of}")  # fmt: skip
+
     def targets(model: Model) -> tuple[Fields, tuple[str, ...]]:
         return _names(model, roles, str(document.path))
 

@@ -21,7 +21,6 @@ from bench.readers.recipe import (
     Fields,
     Recipe,
     RecipeStep,
-    given,
     listed,
     load_reader,
     notes_on,
@@ -29,6 +28,7 @@ from bench.readers.recipe import (
     renamed,
     whole,
 )
+from bench.readers.refusals import given
 from bench.readers.values import ARGUMENTS
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError, nearest
 from bench.files import FIXTURES, parse, read_toml
 from bench.readers.document import Document
+from bench.readers.refusals import Refusal, given
 from bench.readers.values import (
     OF_FIELD,
     Parser,
@@ -185,7 +186,8 @@ class _ToolKeys(_Keys):
         said: key → what it changes that is not computed here, of what is adapted.
         choices: key → the only texts that it takes.
         beside: key → texts that it takes beside its kind of value.
-        excluding: pairs of switches of which one may be on, each with what becomes of both.
+        refused: what the tool's own checks refuse of keys that stand together.
+        defaults: key → what the tool takes where a file is silent, for `refused`.
     """
 
     tool: str
@@ -198,7 +200,8 @@ class _ToolKeys(_Keys):
     said: Mapping[str, str] = field(default_factory=dict)
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     beside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    excluding: tuple[tuple[str, str, str], ...] = ()
+    refused: tuple[Refusal, ...] = ()
+    defaults: Mapping[str, bool | int | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,11 +245,6 @@ def load_reader(name: str, parser: Parser, read: Callable[[Document], Recipe]) -
 def _load_keys(name: str, kind: type[T]) -> T:
     path = FIXTURES / "tools" / f"{name}.toml"
     return parse(read_toml(path), kind, str(path))
-
-
-def given(value: object) -> bool:
-    """Whether a value says anything: null, false and what is empty leave the default."""
-    return value not in (None, False, "", [], {}, ())
 
 
 def notes_on(reader: Reader, document: Document) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -60,8 +60,12 @@ def _step(document: Document, notes: tuple[str, ...]) -> RecipeStep:
     values = document.values
     optimizer, more = trainer.optimizer(values.get("optim") or trainer.OPTIMIZER)
     length_key = "max_length" if "max_length" in values else "max_seq_length"
-    length = whole(document, length_key, 1024)
-    rows = "packed to" if values.get("packing") else "of at most"
+    length = whole(document, length_key, None if length_key in values else 1024)
+    if length is None:
+        rows = f"{length_key} is null: rows are as long as they come; give --seq-len"
+    else:
+        joined = "packed to" if values.get("packing") else "of at most"
+        rows = f"rows {joined} {length} tokens: all are predicted full"
     dtype = str(values.get("dtype", values.get("torch_dtype", "float32")))
     if values.get("load_in_4bit"):
         double = "-dq" if values.get("use_bnb_nested_quant") else ""
@@ -80,7 +84,7 @@ def _step(document: Document, notes: tuple[str, ...]) -> RecipeStep:
         precision,
         trainer.autocast_of(values, "bf16"),
         compute_dtype=PRECISION_OF.get(dtype) if values.get("load_in_4bit") else None,
-        notes=(f"rows {rows} {length} tokens: all are predicted full", *more, *notes),
+        notes=(rows, *more, *notes),
     )
 
 
