@@ -65,6 +65,8 @@ SUBSTITUTES: dict[str, Callable[..., Any]] = (
             "int8_mm_dequant",
             "int8_scaled_mm",
             "int8_mixed_scaled_mm",
+            "optimizer_update_32bit",
+            "optimizer_update_8bit_blockwise",
         )
     }
     | {

@@ -177,6 +177,30 @@ def test_quantized_steps_are_as_tracked(case: Case) -> None:
     assert found.peak_by_phase == pytest.approx(real.peak_by_phase, rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("precision", "rank", "optimizer"),
+    [
+        ("fp32", 8, "lion-32bit"),
+        ("bf16", 8, "adamw-32bit"),
+        ("bf16", 70, "adamw-8bit"),  # from 4,096 elements on in 8 bits
+        ("nf4", 70, "paged-lion-8bit"),
+    ],
+)
+def test_bitsandbytes_optimizers_are_as_tracked(precision: str, rank: int, optimizer: str) -> None:
+    """Its CPU kernels are written in torch's operations, each of which has a result of its own."""
+    from dataclasses import replace
+
+    case = tiny_case("opt", precision, optimizer=optimizer)
+    case = replace(case, adapter={**case.adapter, "r": rank})
+    found = predicted(case)
+    with shared_session().start(case) as running:
+        real = running.prepare()
+    assert found.peak_by_phase["optimizer"] == pytest.approx(
+        real.peak_by_phase["optimizer"], abs=4 * 64
+    )
+    assert found.peak_allocated_bytes == pytest.approx(real.peak_allocated_bytes, abs=4 * 64)
+
+
 @pytest.mark.parametrize("name", ["opt", "phi3", "distilbert"])
 def test_dora_in_int8_is_as_the_first_step_is_tracked(name: str) -> None:
     """On the CPU alone the second step fails: PEFT loses the layer's scales when it puts the weight
