@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench.measure import Rounds, StepTime
 from bench.measure.cluster import measure_here
 from bench.measure.spread import Taken
 from bench.training.cases import Case
@@ -29,6 +32,23 @@ def never_ends_at_first(case: Case, *how: Any) -> Taken:
             mark.with_suffix(".new").rename(mark)
             threading.Event().wait()
     return measure_here(case, *how)
+
+
+class _Killed(Rounds):
+    """Rounds of which the second never comes: the process that asks for it is killed."""
+
+    def take(self, step: Callable[[], StepTime]) -> list[StepTime]:
+        step()
+        (Path(os.environ[FOLDER]) / "stepped").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+def is_killed_at_first(case: Case, on_gpu: bool, rounds: Rounds, *how: Any) -> Taken:
+    """As `measure_here`; but the one called "lost" is killed between two of its steps, once."""
+    if case.scenario == "lost" and not (Path(os.environ[FOLDER]) / "stepped").exists():
+        rounds = _Killed(rounds.least, rounds.most, rounds.seconds, rounds.warmup)
+    return measure_here(case, on_gpu, rounds, *how)
 
 
 def ends_its_node(_: Case, *how: Any) -> Taken:

@@ -143,6 +143,22 @@ def test_a_node_that_dies_loses_its_running_case_only(tmp_path, monkeypatch) -> 
 
 
 @pytest.mark.slow
+def test_a_process_that_is_killed_loses_its_running_case_only(tmp_path, monkeypatch) -> None:
+    """In the middle of it, between two steps: it is run again, and its figures are the same."""
+    monkeypatch.setenv(cluster_tasks.FOLDER, str(tmp_path))
+    monkeypatch.setattr(cluster, "measure_here", cluster_tasks.is_killed_at_first)
+    plan = [CASES[0], tiny_case("distilbert", scenario="lost"), CASES[2]]
+    with ray_of({}, {}) as local, Cluster(local.address) as connected:
+        with ClusterSpread(connected, connected.nodes, plan, Rounds.exactly(2), 0) as spread:
+            taken = {case.id: spread.start(case, WorkerClock()) for case in plan}
+        assert (tmp_path / "stepped").exists()
+        for case in plan:
+            _same_as_here(taken[case.id], case)
+        assert [taken[case.id].reruns for case in plan] == [0, 1, 0]
+        assert len(connected.nodes) == 2
+
+
+@pytest.mark.slow
 def test_what_is_built_there_is_as_what_is_built_here(two_nodes) -> None:
     """In processes of their own too: one that dies loses itself alone."""
     items = ["1", "crash", "2", "raise", "3"]
