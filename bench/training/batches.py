@@ -114,9 +114,12 @@ def audio_batch(
     if padded:
         lengths[1:] = torch.randint(max(1, s // 2), s + 1, (b - 1,), generator=generator)
     if "input_features" in asked and hasattr(config, "max_source_positions"):
-        frames = 2 * config.max_source_positions  # the encoder halves them
-        features = torch.randn(b, config.num_mel_bins, frames, generator=generator)
-        batch = {"input_features": features}
+        frames = config.max_source_positions
+        if hasattr(config, "input_feat_per_channel"):  # Speech2Text's, frame by frame
+            size = (b, frames, config.input_feat_per_channel)
+        else:
+            size = (b, config.num_mel_bins, 2 * frames)  # the encoder halves them
+        batch = {"input_features": torch.randn(size, generator=generator)}
         labels = words(s).masked_fill(torch.arange(s) >= lengths[:, None], -100)
     elif "input_values" in asked and hasattr(config, "conv_kernel"):
         samples = _samples(config, s)

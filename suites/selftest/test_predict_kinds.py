@@ -57,6 +57,10 @@ _WHISPER = {
     "max_target_positions": 64, "num_mel_bins": 20, "pad_token_id": 0, "bos_token_id": 1,
     "eos_token_id": 2, "decoder_start_token_id": 3,
 }  # fmt: skip
+_SPEECH2TEXT = {
+    **{k: v for k, v in _WHISPER.items() if k != "num_mel_bins"}, "model_type": "speech_to_text",
+    "input_feat_per_channel": 20, "conv_channels": 32,
+}  # fmt: skip
 _WAV2VEC2 = {
     **_ENCODER, "model_type": "wav2vec2", "vocab_size": 32, "conv_dim": [32] * 7,
     "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4, "layerdrop": 0.1,
@@ -80,6 +84,7 @@ MODELS: dict[str, tuple[dict[str, Any], str, list[str], dict[str, Any]]] = {
     ),
     "llava-text": (_LLAVA, "AutoModelForImageTextToText", ["q_proj", "v_proj"], {}),
     "whisper": (_WHISPER, "AutoModelForSpeechSeq2Seq", ["q_proj", "v_proj"], {}),
+    "speech2text": (_SPEECH2TEXT, "AutoModelForSpeechSeq2Seq", ["q_proj", "v_proj"], {}),
     "wav2vec2": (_WAV2VEC2, "AutoModelForCTC", ["q_proj", "v_proj"], {"seq_len": 49}),
     "wav2vec2-classes": (
         _WAV2VEC2, "AutoModelForAudioClassification", ["q_proj", "v_proj"], {"seq_len": 49},
