@@ -50,15 +50,15 @@ class CachingAllocator:
         self.allocated_bytes = 0
         self.reserved_bytes = 0
         self._used: dict[Hashable, _Block] = {}
-        self._free: dict[bool, list[tuple[int, int]]] = {True: [], False: []}  # size, address
-        self._by_address: dict[int, _Block] = {}
+        self._free: dict[bool, list[tuple[int, int, _Block]]] = {True: [], False: []}
+        """By whether they are small: sorted by size and address, which no two share."""
         self._lowest_address = 1 << 47
 
     def allocate(self, key: Hashable, size: int) -> int:
         """Serve `size` bytes under `key`; returns the bytes of the block, 0 for a size of 0."""
         if size <= 0:
             return 0
-        wanted = rounded(size)
+        wanted = -(-size // ROUNDING) * ROUNDING
         small = wanted <= SMALL
         block = self._find(wanted, small) or self._segment(wanted, small)
         if block.size - wanted >= (ROUNDING if small else SMALL + 1):
@@ -87,15 +87,13 @@ class CachingAllocator:
     @property
     def free_blocks(self) -> list[int]:
         """The sizes of what is reserved and not allocated."""
-        return [size for pool in self._free.values() for size, _ in pool]
+        return [size for pool in self._free.values() for size, *_ in pool]
 
     def _find(self, wanted: int, small: bool) -> _Block | None:
         """The smallest free block that is large enough; of equals, the lowest address."""
         pool = self._free[small]
-        at = bisect_left(pool, (wanted, 0))
-        if at == len(pool):
-            return None
-        return self._by_address.pop(pool.pop(at)[1])
+        at = bisect_left(pool, (wanted,))
+        return pool.pop(at)[2] if at < len(pool) else None
 
     def _segment(self, wanted: int, small: bool) -> _Block:
         if small:
@@ -121,13 +119,11 @@ class CachingAllocator:
 
     def _keep(self, block: _Block) -> None:
         block.free = True
-        insort(self._free[block.small], (block.size, block.address))
-        self._by_address[block.address] = block
+        insort(self._free[block.small], (block.size, block.address, block))
 
     def _forget(self, block: _Block) -> None:
         pool = self._free[block.small]
         pool.pop(bisect_left(pool, (block.size, block.address)))
-        del self._by_address[block.address]
 
 
 def _merged(one: _Block, other: _Block) -> _Block:

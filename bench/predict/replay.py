@@ -42,7 +42,8 @@ def replay(
     """Run every event of the trace through a fresh `allocator`."""
     starts = {name: index for index, name in trace.marks if name in ("first-step", "steady-step")}
     bounds = (0, starts["first-step"], starts["steady-step"], len(trace.events))
-    blocks = [0] * len(trace.sizes)
+    events, sizes = trace.events, trace.sizes
+    blocks = [0] * len(sizes)
     peaks, ends, at = [], [], 0
     by_phase: dict[str, int] = {}
     places: dict[str, int] = {}  # where in the events a phase's peak lies
@@ -58,13 +59,14 @@ def replay(
                 if allocator.allocated_bytes > phase_peak:
                     phase_peak = by_phase[phase] = allocator.allocated_bytes
                     places[phase] = index - 1  # what was there before its first event
-            event = trace.events[index]
+            event = events[index]
             if event > 0:
-                blocks[event] = allocator.allocate(event, trace.sizes[event])
-                if allocator.allocated_bytes > peak:
-                    peak, at = allocator.allocated_bytes, index
-                if allocator.allocated_bytes > phase_peak:
-                    phase_peak = by_phase[phase] = allocator.allocated_bytes
+                blocks[event] = allocator.allocate(event, sizes[event])
+                allocated = allocator.allocated_bytes
+                if allocated > peak:
+                    peak, at = allocated, index
+                if allocated > phase_peak:
+                    phase_peak = by_phase[phase] = allocated
                     places[phase] = index
             else:
                 allocator.release(-event)

@@ -13,7 +13,6 @@ from math import prod
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from bench.compat import instead_of, patched, private
 from bench.errors import BenchError
@@ -307,29 +306,27 @@ def as_on(device: Device, journal: Journal, case: Case) -> Iterator[None]:
     replacements += [(functional, name, value) for name, value in device.functions.items()]
     if device.fused_dropout:
         replacements.append((functional, "dropout", _fused_dropout))
-    with patched(*replacements), _KnownTensors(), loading.undrawn():  # adapters begin on the CPU
+    replacements.append((torch, "tensor", _known_tensor(torch.tensor)))
+    with patched(*replacements), loading.undrawn():  # adapters begin on the CPU
         yield
 
 
-class _KnownTensors(TorchFunctionMode):  # type: ignore[misc]  # torch is seen untyped
+def _known_tensor(made_of: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     """`torch.tensor`, which forgets the values that it is given for meta, and reads those of
-    scalars in a list behind the dispatcher's back."""
+    scalars in a list behind the dispatcher's back. (A function mode would do, and would be asked
+    for every function of torch, which takes a tenth of a trace's time.)"""
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        given = kwargs or {}
-        return func(*args, **given) if func is not torch.tensor else self._tensor(*args, **given)
-
-    def _tensor(self, data: Any, *, device: Any = None, **settings: Any) -> torch.Tensor:
-        made = torch.tensor(self._plain(data), **settings)
-        return made if device is None else made.to(device)
-
-    def _plain(self, data: Any) -> Any:
+    def plain(data: Any) -> Any:
         if isinstance(data, (list, tuple)):
-            return [self._plain(item) for item in data]
+            return [plain(item) for item in data]
         scalar = isinstance(data, torch.Tensor) and data.device.type == "meta" and not data.dim()
         return data.item() if scalar else data
+
+    def tensor(data: Any, *, device: Any = None, **settings: Any) -> torch.Tensor:
+        made = made_of(plain(data), **settings)
+        return made if device is None else made.to(device)
+
+    return tensor
 
 
 def _forked_generator(journal: Journal, state: Callable[[], torch.Tensor]) -> Callable[..., Any]:
