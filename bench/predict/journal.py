@@ -40,6 +40,7 @@ _DispatchMode = private("dispatch mode")
 _AUTOGRAD_NODE = private("node of autograd")
 _SHAPES = KnownShapes()
 """One for all traces: no result on meta depends on more than its arguments."""
+_EMPTY_LIKE = torch.ops.aten.empty_like.default
 _READ = torch.ops.aten._local_scalar_dense.default
 
 
@@ -240,4 +241,4 @@ def _alike(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Te
         aligned = zip(reversed(whole.shape), reversed(other.shape), strict=False)
         if any(theirs not in (mine, 1) for mine, theirs in aligned):
             return None
-    return torch.empty_like(whole)
+    return _SHAPES.run(_EMPTY_LIKE, (whole,), {})

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from test_baselines import sample
+from warm import Warm
 
 from bench.baselines import KEY, write_run
 from bench.reports.comment import MARKER
@@ -150,7 +151,9 @@ def shell(script: str, folder: Path, **variables: str) -> subprocess.CompletedPr
     )  # fmt: skip
 
 
-def test_the_workflow_holds_a_run_against_the_baseline_of_its_verdicts(tmp_path: Path) -> None:
+def test_the_workflow_holds_a_run_against_the_baseline_of_its_verdicts(
+    tmp_path: Path, warm: Warm
+) -> None:
     """Its own steps, on the stored runs of this repository, for a few of its cases; then a change
     that the gate refuses, and the label that lets it pass."""
     shutil.copytree(ROOT / "results" / "structure", tmp_path / "results" / "structure")
@@ -236,7 +239,7 @@ def test_labels_let_pass_where_it_is_measured_too(recipe: str, tmp_path: Path) -
     assert not list(tmp_path.rglob("pwned"))
 
 
-def test_the_recipe_for_gitlab_runs_with_its_labels(tmp_path: Path) -> None:
+def test_the_recipe_for_gitlab_runs_with_its_labels(tmp_path: Path, warm: Warm) -> None:
     """Its own gate, for a few cases: an allowance of nothing is named, a mistyped one fails."""
     shutil.copytree(ROOT / "results" / "structure", tmp_path / "results" / "structure")
     few = f"{ROOT}/suites/test_counts.py -k 'test_counts and opt-125m and attention'"

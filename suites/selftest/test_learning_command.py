@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench.cli import main
+from bench.training.cases import BATCH_SIZE, RANK, SEQ_LEN
 from bench.units import format_bytes
 
 
@@ -88,6 +89,8 @@ def test_a_probe_of_ones_own_text_needs_no_other(
 ) -> None:
     mine, text = own
     monkeypatch.setattr("bench.learning.texts.package", None)  # nothing is read of any
+    # How much more would fit is not asked here, and a search for each row.
+    monkeypatch.setattr("bench.choose.costs.LARGEST", {RANK: 16, SEQ_LEN: 16, BATCH_SIZE: 1})
     asked = ("choose", str(mine), "--gpu-memory", "1GiB", "--seq-len", "16", "--precision", "fp32")
     assert main([*asked, "--probe", "--weights", str(mine), "--data", str(text)]) == 0
     assert "gradient" in capsys.readouterr().out
