@@ -13,7 +13,10 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 from bench.errors import BenchError
@@ -324,9 +327,9 @@ def rewrite_line(reporter: Any, text: str) -> None:
 def patched(*replacements: tuple[Any, str, Any]) -> Iterator[None]:
     """While active, attribute `name` of each `owner` is `value`: (owner, name, value).
 
-    For what a `TorchFunctionMode` does not see: dropout, softmax and attention within a function
-    that it is shown whole (`multi_head_attention_forward`), and functions that take no tensor
-    (`get_rng_state`, `is_autocast_enabled`).
+    A `TorchFunctionMode` would be asked for every function, and would not see dropout, softmax and
+    attention within a function that it is shown whole (`multi_head_attention_forward`), nor
+    functions that take no tensor (`get_rng_state`, `is_autocast_enabled`).
     """
     originals = [
         (owner, name, vars(owner).get(name, _INHERITED)) for owner, name, _ in replacements
@@ -356,3 +359,39 @@ def unreset() -> contextlib.AbstractContextManager[None]:
 
 def _nothing(*_: Any) -> None:
     pass
+
+
+class _Uncompiled:
+    """Finds a module once, and leaves what it has torch compile as it is written."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if name != self._name:
+            return None
+        sys.meta_path.remove(self)
+        if (spec := find_spec(name)) is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def executed(module: ModuleType) -> None:
+            import torch
+
+            with patched((torch, "compile", _as_written)):
+                execute(module)
+
+        spec.loader.exec_module = executed  # type: ignore[method-assign]
+        return spec
+
+
+def spare_the_compiler() -> None:
+    """For the main function of a process in which nothing of somebody else's runs. bitsandbytes has
+    two functions compiled where it is imported, for which torch imports its whole compiler: a sixth
+    of what a command takes that has little else to do. They run uncompiled where that fails."""
+    if "bitsandbytes" not in sys.modules:
+        sys.meta_path.insert(0, _Uncompiled("bitsandbytes"))
+
+
+def _as_written(function: Any = None, **_: Any) -> Any:
+    return function if function is not None else _as_written

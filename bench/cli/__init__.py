@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from bench.cli.output import Output, answers, harmless_output, hidden_warnings
 from bench.cli.parser import make_parser
+from bench.compat import spare_the_compiler
 from bench.errors import BenchError, missing_extra, unimportable
 from bench.models.apart import run_apart, say_status, worker_pipe
 from bench.process import as_interrupts, collect_seldom, to_its_end
@@ -24,6 +25,7 @@ from bench.units import harmless_line
 def command() -> int:
     """`main` in a process that is there for it alone, with the arguments it was started with."""
     collect_seldom()
+    spare_the_compiler()
     return main()
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -177,3 +179,38 @@ def test_a_module_is_patched_too() -> None:
     with patched((owner, "width", 2)):
         assert owner.width == 2
     assert owner.width == 1
+
+
+def test_what_a_library_compiles_where_it_is_imported_stays_as_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    text = (
+        "import torch\n\ndef written(): return 1\n\none = torch.compile(written, dynamic=False)\n"
+        "two = torch.compile(dynamic=False)(written)\n"
+    )
+    (tmp_path / "compiles_itself.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    before, finders = torch.compile, list(sys.meta_path)
+    sys.meta_path.insert(0, compat._Uncompiled("compiles_itself"))
+    made = importlib.import_module("compiles_itself")
+    assert made.one is made.two is made.written
+    assert torch.compile is before
+    assert sys.meta_path == finders
+    sys.meta_path.insert(0, compat._Uncompiled("is_not_installed"))
+    with pytest.raises(ModuleNotFoundError, match="is_not_installed"):
+        importlib.import_module("is_not_installed")
+    assert sys.meta_path == finders
+
+
+def test_a_command_leaves_the_compiler_out() -> None:
+    """In a process of its own: what bitsandbytes wraps is there, and is not compiled."""
+    code = (
+        "import sys\nfrom bench.cli import command\nsys.argv[1:] = ['list', 'models']\ncommand()\n"
+        "import bitsandbytes.backends.default.ops as ops\n"
+        "print(hasattr(ops._dequantize_blockwise_compute, '__wrapped__'),"
+        " [name for name in sys.modules if name == 'torch._inductor.compile_fx'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "True []"
