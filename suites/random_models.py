@@ -13,7 +13,7 @@ from random_adapters import random_adapter
 from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError
 from bench.models.architectures import Model
-from bench.models.modules import read_table
+from bench.models.modules import ModuleTable, read_table
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,10 +47,13 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Example:
-    """A model and a configuration; a failure shrinks to, and prints, what was drawn of both."""
+    """A model and a configuration; a failure shrinks to, and prints, what was drawn of both.
+    `network` is the model, built and read off into `table`, and not injected into yet."""
 
     model: Drawn
     adapter: AdapterConfig
+    network: nn.Module = field(repr=False)
+    table: ModuleTable = field(repr=False)
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         printer.text(f"{self.model.label} {self.model.shown} with {self.adapter.to_dict()}")
@@ -201,7 +204,9 @@ def examples(draw: st.DrawFn, kinds: tuple[str, ...] = KINDS) -> Example:
     """A random model with a random configuration that `AdapterConfig` accepts."""
     model = draw(models(kinds))
     random = draw(st.randoms(use_true_random=False))
+    network = model.build()
+    table = read_table(network)
     try:
-        return Example(model, random_adapter(random, read_table(model.build())))
+        return Example(model, random_adapter(random, table), network, table)
     except BenchError:  # two variants at once
         reject()

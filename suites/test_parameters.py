@@ -14,7 +14,6 @@ from bench.adapters.config import AdapterConfig
 from bench.files import FIXTURES, read_toml
 from bench.formulas import lora_parameters
 from bench.measure.counting import count, inject
-from bench.models.modules import read_table
 from bench.scenarios.expectations import expect
 from bench.scenarios.subjects import Subject
 from bench.targets import match
@@ -61,9 +60,8 @@ def test_user_parameters(user_subject: Subject, peft_count, record) -> None:
 
 def agree(example: Example) -> str:
     """Ledger and formula against PEFT on a fresh model: refused alike, or equal in every count."""
-    network = example.model.build()
     try:
-        kind, difference = disagreement(network, read_table(network), example.adapter)
+        kind, difference = disagreement(example.network, example.table, example.adapter)
     except Unknown:
         return "unknown"
     assert not difference, difference
