@@ -12,10 +12,12 @@ import importlib
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from inspect import signature
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -211,6 +213,9 @@ PRIVATE = {
     **_of("pytest 9.2.0", {
         "a summary as wide as the terminal": {"width of the terminal": ":_tw.fullwidth"},
         "the line that counts the cases": {"terminal": ":_tw._file"},
+        "the project is that of the tests, whatever folder an option names": {
+            "root directory": "_pytest.config.findpaths:determine_setup",
+        },
     }),
     **_of("ray 2.60.0", {
         "a case that began anew on another node says so": {
@@ -302,6 +307,22 @@ def benchmarks_of(config: Any) -> Any:
 def width_of(reporter: Any) -> int:
     """Columns of the terminal that pytest writes to; its reporter tells them to nobody."""
     return int(private("width of the terminal", reporter))
+
+
+@lru_cache(maxsize=1)
+def root_of(config: Any) -> Path:
+    """The root directory of the tests that pytest was given. pytest itself looks for it before it
+    knows a plugin's options, and takes paths among their values for tests: `--model /data/llama`
+    would make that the root, and what the project's pyproject.toml asks for would be dropped."""
+    option = config.option
+    if option.rootdir or option.inifilename:
+        return Path(config.rootpath)
+    find, call = private("root directory"), config.invocation_params
+    given = {
+        "inifile": None, "override_ini": None, "rootdir_cmd_arg": None, "invocation_dir": call.dir,
+        "args": [each for each in config.args if each in call.args],  # as written, no name's folder
+    }  # fmt: skip
+    return Path(find(**{name: given[name] for name in signature(find).parameters})[0])
 
 
 def rename(item: Any, nodeid: str) -> None:

@@ -200,6 +200,7 @@ def check_targets(request: pytest.FixtureRequest) -> Callable[..., Ledger]:
     def check(model: Any = ..., adapter: Any = ..., **options: Any) -> Ledger:
         __tracebackhide__ = True
         from lora_target_bench import check_targets as checked
+        from lora_target_bench.compat import root_of
 
         named = model is not ...
         model = model if named else config.getoption("lora_model", None) or ...
@@ -221,7 +222,7 @@ def check_targets(request: pytest.FixtureRequest) -> Callable[..., Ledger]:
         more = config.getoption("lora_optional", "").split(",")
         listed = tuple(entry.strip() for entry in more if entry.strip())
         options.setdefault("tell", print)
-        options.setdefault("project", config.rootpath)
+        options.setdefault("project", root_of(config))
         ledger: Ledger = checked(model, adapter, optional=(*optional, *listed), **options)
         return ledger
 

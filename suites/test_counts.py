@@ -6,6 +6,7 @@ import pytest
 
 from bench.check.gate import HazardGate
 from bench.cli.options import split
+from bench.compat import root_of
 from bench.formulas import lora_parameters
 from bench.measure.counting import count, inject
 from bench.reports.ledger import ledger_text
@@ -74,7 +75,7 @@ def test_user_targets(user_subject: Subject, peft_count, record, pytestconfig) -
     """A user's own configuration: no dead entry but the optional ones, no hazard that fails, and
     PEFT agrees. What `bench targets` says is printed, for -rA."""
     option = pytestconfig.option
-    gate = HazardGate.of_project(pytestconfig.rootpath).with_options(
+    gate = HazardGate.of_project(root_of(pytestconfig)).with_options(
         split(option.fail_on), (), option.minimum_coverage, strict=True
     )
     found = match(user_subject.model.table, user_subject.adapter, user_subject.model.role_of)

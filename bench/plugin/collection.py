@@ -11,7 +11,7 @@ import pytest
 from bench.baselines import seal
 from bench.baselines.configuration import decided
 from bench.baselines.runlog import Pace
-from bench.compat import rename, rewrite_line, width_of
+from bench.compat import rename, rewrite_line, root_of, width_of
 from bench.errors import BenchError
 from bench.files import SUITES
 from bench.plugin.resuming import begin, leave_out_finished
@@ -135,7 +135,7 @@ def _reads(config: pytest.Config) -> Callable[[int, int], None]:
 
 def _of_suites(config: pytest.Config, path: Path) -> bool:
     """Whether the path lies in the suites: those of the folder that pytest runs in, or our own."""
-    return any(path.is_relative_to(suites) for suites in (config.rootpath / "suites", SUITES))
+    return any(path.is_relative_to(suites) for suites in (root_of(config) / "suites", SUITES))
 
 
 def _is_measured(item: pytest.Item) -> bool:

@@ -16,6 +16,7 @@ from bench.baselines import all_thresholds, begin_verdict_file, gate
 from bench.baselines.accepted import check_gated, load_baseline
 from bench.baselines.runlog import RunLog
 from bench.baselines.storage import check_name
+from bench.compat import root_of
 from bench.errors import BenchError, check_most, missing_extra
 from bench.files import SUFFIXES, check_output
 from bench.models.architectures import load_model
@@ -159,7 +160,7 @@ def pytest_configure(config: pytest.Config) -> None:
         if option.report is not None:
             check_output(option.report, SUFFIXES["html"])
             import_module("jinja2")
-        config.stash[THRESHOLDS] = all_thresholds(option.threshold, config.rootpath)
+        config.stash[THRESHOLDS] = all_thresholds(option.threshold, root_of(config))
         targets: tuple[str, ...] | str = ()
         if option.target_modules is not None:
             targets = written_targets(option.target_modules)

@@ -12,6 +12,7 @@ from bench.baselines import StoredRun, Thresholds, Verdict
 from bench.baselines.journal import RunJournal
 from bench.baselines.machines import MachineKind
 from bench.baselines.runlog import Pace, RunLog
+from bench.compat import root_of
 from bench.measure.cluster import Cluster
 from bench.scenarios.subjects import Subjects
 from bench.training.machine import Machine
@@ -82,5 +83,5 @@ def storage_folder(config: pytest.Config) -> Path:
         return folder / kind.name if kind and config.option.machine else folder
     from bench.files import INSTALLED
 
-    project = config.invocation_params.dir if INSTALLED else config.rootpath
+    project = config.invocation_params.dir if INSTALLED else root_of(config)
     return project / "results" / (kind.name if kind else measured_machine(config).id)

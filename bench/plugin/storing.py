@@ -370,8 +370,8 @@ def save_command(config: pytest.Config) -> str:
 
 
 def _shown(config: pytest.Config, path: Path) -> str:
-    inside = path.is_relative_to(config.rootpath)
-    return harmless(str(path.relative_to(config.rootpath) if inside else path))
+    here = config.invocation_params.dir
+    return harmless(str(path.relative_to(here) if path.is_relative_to(here) else path))
 
 
 def _say(config: pytest.Config, line: str) -> None:

@@ -148,6 +148,34 @@ def test_their_project_is_the_one_that_their_tests_lie_in(theirs: Path, tmp_path
         assert "low-coverage" in done.stdout
 
 
+def test_a_model_elsewhere_does_not_move_their_project(theirs: Path, tmp_path: Path) -> None:
+    """pytest looks for its rootdir before it knows our options: their values are no tests to it."""
+    elsewhere = tmp_path / "models" / "mine"
+    elsewhere.parent.mkdir()
+    (theirs / "mine").rename(elsewhere)
+    (theirs / "pytest.ini").unlink()
+    project = theirs / "pyproject.toml"
+    project.write_text("[tool.lora-target-bench]\nminimum-coverage = 0.9\n")
+    test = "def test(check_targets):\n    check_targets(adapter=['q_proj'])\n"
+    (theirs / "test_theirs.py").write_text(test)
+    for argument in ((), ("test_theirs.py",)):
+        done = _pytest(theirs, "--lora-model", str(elsewhere), *argument)
+        assert done.returncode == 1, done.stdout[-2000:] + done.stderr
+        assert "low-coverage" in done.stdout
+    write_adapter(elsewhere, ["q_proj", "v_proj"])
+    shutil.rmtree(theirs / "bench")
+    named = tuple(str(elsewhere) if word == "mine" else word for word in GATE)
+    asked = tuple(word for word in named if not word.startswith("--benchmark-storage"))
+    done = _run(theirs, *asked, *TIMED)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    assert [path.name for path in theirs.glob("results/*/*_first.json")] == ["0001_first.json"]
+    assert not (elsewhere / "results").exists()
+    project.write_text('[tool.bench.thresholds]\nstep_secondz = "1%"\n')
+    done = _run(theirs, *asked[:-1], *TIMED, "--benchmark-compare", "--gate")
+    assert done.returncode == 2, done.stdout[-2000:]
+    assert f"unknown metric in {project}" in done.stdout + done.stderr
+
+
 def test_their_scripts_in_a_folder_without_init_are_found(theirs: Path) -> None:
     """An installed package goes before such a folder; its modules are there all the same."""
     (theirs / "bench" / "__init__.py").unlink()
