@@ -260,6 +260,13 @@ def test_a_module_that_is_only_called_is_handed_to_nobody() -> None:
     assert weights_handed_over(Mixer) == {"out_proj", "gate"}
 
 
+@pytest.mark.parametrize("kind", ["t5.T5DenseActDense", "nllb_moe.NllbMoeDenseActDense"])
+def test_who_asks_about_a_weight_takes_it_not(kind: str) -> None:
+    folder, _, name = kind.partition(".")
+    module = importlib.import_module(f"transformers.models.{folder}.modeling_{folder}")
+    assert weights_handed_over(getattr(module, name)) == frozenset()
+
+
 @pytest.mark.parametrize("name", ["gpt2", "llama-3.2-1b", "opt-125m", "bloom-560m"])
 def test_fewer_layers_say_the_same_as_all_of_them(name: str) -> None:
     model, adapter = find_model(name), AdapterConfig("all-linear", r=2)

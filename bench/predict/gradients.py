@@ -8,6 +8,7 @@ trains nothing, whatever its count of parameters.
 from __future__ import annotations
 
 import ast
+import builtins
 import contextlib
 import inspect
 import re
@@ -275,12 +276,15 @@ def _loss(out: Any) -> torch.Tensor:
 
 def _fused(base: Any, adapted: list[str]) -> Iterator[str]:
     """Adapted modules whose weight their mixer hands to a kernel, by the names of the model."""
+    from transformers import PreTrainedModel
+
     taken: dict[type, frozenset[str]] = {}
     for name in adapted:
         owner, _, leaf = name.rpartition(".")
         kind = type(base.get_submodule(owner))
         if kind not in taken:
-            taken[kind] = weights_handed_over(kind)
+            whole = issubclass(kind, PreTrainedModel)  # no mixer: it hands its head to a function
+            taken[kind] = frozenset() if whole else weights_handed_over(kind)
         if leaf in taken[kind]:
             yield name
 
@@ -300,6 +304,8 @@ def weights_handed_over(mixer: type) -> frozenset[str]:
             continue
         for node in ast.walk(tree):
             if isinstance(node, ast.Call):
+                if isinstance(node.func, ast.Name) and hasattr(builtins, node.func.id):
+                    continue  # isinstance and its like ask about the weight, and multiply nothing
                 called.add(_child(node.func))
                 given = (*node.args, *(keyword.value for keyword in node.keywords))
                 handed |= {_child(a.value) for a in given

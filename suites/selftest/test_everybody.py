@@ -148,10 +148,11 @@ def test_their_project_is_the_one_that_their_tests_lie_in(theirs: Path, tmp_path
         assert "low-coverage" in done.stdout
 
 
-def test_a_model_elsewhere_does_not_move_their_project(theirs: Path, tmp_path: Path) -> None:
+def test_a_model_elsewhere_does_not_move_their_project(
+    theirs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """pytest looks for its rootdir before it knows our options: their values are no tests to it."""
-    elsewhere = tmp_path / "models" / "mine"
-    elsewhere.parent.mkdir()
+    elsewhere = tmp_path_factory.mktemp("models") / "mine"
     (theirs / "mine").rename(elsewhere)
     (theirs / "pytest.ini").unlink()
     project = theirs / "pyproject.toml"
