@@ -3,6 +3,7 @@ against one real step on the CPU: every registered architecture, and more model 
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import types
 import warnings
