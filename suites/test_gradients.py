@@ -3,7 +3,6 @@ against one real step on the CPU: every registered architecture, and more model 
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import types
 import warnings
@@ -142,7 +141,7 @@ def test_a_fused_kernel_leaves_alone_what_it_takes_the_weight_of(
     import importlib
 
     model, adapter = subject(name)
-    module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
+    module = import_module(f"transformers.models.{name}.modeling_{name}")
 
     def kernel(projected: Any, *tensors: Any, **more: Any) -> Any:
         hidden = tensors[4].shape[0]  # of out_proj's weight
@@ -264,7 +263,7 @@ def test_a_module_that_is_only_called_is_handed_to_nobody() -> None:
 @pytest.mark.parametrize("kind", ["t5.T5DenseActDense", "nllb_moe.NllbMoeDenseActDense"])
 def test_who_asks_about_a_weight_takes_it_not(kind: str) -> None:
     folder, _, name = kind.partition(".")
-    module = importlib.import_module(f"transformers.models.{folder}.modeling_{folder}")
+    module = import_module(f"transformers.models.{folder}.modeling_{folder}")
     assert weights_handed_over(getattr(module, name)) == frozenset()
 
 
