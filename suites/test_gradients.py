@@ -138,8 +138,6 @@ def test_a_fused_kernel_leaves_alone_what_it_takes_the_weight_of(
 ) -> None:
     """The kernel stands in as a function of the weights that it is handed, which is all that one
     has to know of it here: the modules themselves are not called."""
-    import importlib
-
     model, adapter = subject(name)
     module = import_module(f"transformers.models.{name}.modeling_{name}")
 

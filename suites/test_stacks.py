@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from bench.adapters.config import AdapterConfig
 from bench.atlas.build import build_model
+from bench.check.gate import HazardGate
 from bench.models.architectures import Model
 from bench.models.modules import read_table
+from bench.reports.ledger import ledger_text
+from bench.scenarios.subjects import Subject
+from bench.targets import match
 
 # Model type → its stacks by hand: kind, module, and where its configuration holds the depth.
 STACKS: dict[str, list[tuple[str, str, str]]] = {
@@ -150,3 +155,17 @@ def test_the_output_embedding_is_a_head_whatever_its_name() -> None:
     assert model.role_of("proj_out") == HEAD
     saved = Scenario("it", roles=("query",), saved_roles=("head",)).adapter(model)
     assert saved.modules_to_save == ("proj_out",)
+
+
+def test_where_no_linear_weight_is_left_nothing_is_missed() -> None:
+    """ResNet is convolutions, and one classifier that is trained whole here."""
+    config = {"model_type": "resnet", "embedding_size": 16, "hidden_sizes": [16], "depths": [1]}
+    model = Model("resnet", config, "AutoModelForImageClassification")
+    whole = AdapterConfig(("convolution",), r=2, modules_to_save=("classifier",))
+    gate = HazardGate(minimum_coverage=0.5)
+    for adapter, low in ((whole, False), (AdapterConfig(("convolution",), r=2), True)):
+        ledger = gate.judge(match(model.table, adapter, model.role_of))
+        assert ("low-coverage" in {h.code for h in ledger.hazards}) == low
+        assert ("low-coverage" in gate.failing(ledger)) == low
+        said = ledger_text(Subject(model, "own", adapter), ledger, None)
+        assert ("no linear weight left to cover" in said) == (not low)

@@ -12,8 +12,9 @@ from bench.baselines import KEY
 from bench.baselines.accepted import load_baseline
 from bench.baselines.journal import unfinished
 from bench.errors import BenchError
-from bench.models.declared import smaller_labels
+from bench.models.declared import load_architecture, registered, smaller_labels
 from bench.plugin.state import KIND, SAVE, storage_folder
+from bench.scenarios.subjects import Subjects
 from bench.training.speed import half_ratio, is_slow
 
 USUAL, SMALLER = GEOMETRIES = ("reduced", "smaller")
@@ -40,6 +41,19 @@ def is_smaller(config: pytest.Config) -> bool:
         else:
             option.geometry = SMALLER if half_is_slow() else USUAL
     return bool(option.geometry == SMALLER)
+
+
+def check_reduced(geometry: str, subjects: Subjects) -> None:
+    """Raise BenchError where a geometry was asked for and nothing is measured in a reduced one."""
+    if not any(subject.model.reduced for subject in subjects.measured.values()):
+        raise BenchError(
+            f"--geometry {geometry}: nothing asked for here has a reduced geometry; "
+            f"{', '.join(_reducible())} have, without a GPU, --weights and --full-geometry"
+        )
+
+
+def _reducible() -> list[str]:
+    return [name for name, folder in registered().items() if load_architecture(folder).reduced]
 
 
 @cache

@@ -21,7 +21,7 @@ from bench.errors import BenchError, check_most, missing_extra
 from bench.files import SUFFIXES, check_output
 from bench.models.architectures import load_model
 from bench.plugin.benchmarks import check_benchmark_options, name_to_save
-from bench.plugin.geometry import GEOMETRIES, is_smaller
+from bench.plugin.geometry import GEOMETRIES, check_reduced, is_smaller
 from bench.plugin.resuming import open_journal
 from bench.plugin.state import (
     AUTOSAVED,
@@ -165,6 +165,7 @@ def pytest_configure(config: pytest.Config) -> None:
         if option.target_modules is not None:
             targets = written_targets(option.target_modules)
             AdapterConfig(targets)  # nothing at all is wrong, not absent
+        geometry = option.geometry  # is_smaller says one where none was asked for
         config.stash[SUBJECTS] = select(
             Request(
                 models=tuple(option.model),
@@ -182,6 +183,8 @@ def pytest_configure(config: pytest.Config) -> None:
             ),
             partial(is_smaller, config),
         )
+        if geometry is not None:
+            check_reduced(geometry, config.stash[SUBJECTS])
         gate([], option.allow)
         if option.machine is not None and option.cluster is None:
             raise BenchError("--machine needs --cluster ADDRESS: it chooses among its nodes")

@@ -140,9 +140,15 @@ def _coverage_lines(ledger: Ledger, parameters: Parameters | None) -> Iterator[s
     beside = any(reach.stack not in ledger.table.main_stacks for reach in ledger.stacks)
     where = " that text feeds" if beside else ""
     yield (
-        f"  adapted {ledger.adapted_layers} modules: {ledger.weight_coverage:.1%} of the linear "
-        f"weights, {ledger.layer_coverage:.0%} of the layers{where}"
+        f"  adapted {ledger.adapted_layers} modules: {_covered(ledger)}, "
+        f"{ledger.layer_coverage:.0%} of the layers{where}"
     )
+
+
+def _covered(ledger: Ledger) -> str:
+    if not ledger.has_weights_to_cover:
+        return "no linear weight left to cover"
+    return f"{ledger.weight_coverage:.1%} of the linear weights"
 
 
 def _groups(ledger: Ledger) -> Iterator[tuple[str, list[Entry]]]:
@@ -262,8 +268,7 @@ def ledger_report(
         columns = ("module", "role", "r")
         tables.append(Table("Modules", columns, tuple(listed), 1, frozenset(("r",))))
     caption = [
-        f"{ledger.table.class_name}; adapted {ledger.adapted_layers} modules: "
-        f"{ledger.weight_coverage:.1%} of the linear weights."
+        f"{ledger.table.class_name}; adapted {ledger.adapted_layers} modules: {_covered(ledger)}."
     ]
     if parameters:
         share = f"{parameters.trainable:,} of {parameters.total:,} ({parameters.share:.4%})"
