@@ -110,7 +110,8 @@ class HazardGate:
 
     def _too_little(self, ledger: Ledger) -> bool:
         share = self.minimum_coverage
-        return share is not None and ledger.weight_coverage < share
+        little = share is not None and ledger.weight_coverage < share
+        return little and ledger.has_weights_to_cover
 
 
 def _codes(names: Iterable[str], where: str) -> frozenset[str]:

@@ -120,7 +120,8 @@ def find_hazards(ledger: Ledger, role: RoleOf, doubled: list[Adapted]) -> list[H
     if text := _mixed_kinds(ledger):
         found["mixed-kinds"] = text
     deliberate = adapter.layers_to_transform is not None or not ledger.adapted
-    if ledger.weight_coverage < LOW_COVERAGE and not deliberate:
+    little = ledger.has_weights_to_cover and ledger.weight_coverage < LOW_COVERAGE
+    if little and not deliberate:
         found["low-coverage"] = coverage_text(ledger)
     return [Hazard(code, reason) for code, reason in found.items()]
 

@@ -221,12 +221,13 @@ class Ledger:
     def weight_coverage(self) -> float:
         """Share of the linear weights (experts counted; output embedding, and what is trained
         whole, not) that carry an adapter, 0 to 1; of the stacks that text feeds where others stand
-        beside a language model. 1 where there is no such weight: none is left out."""
-        return self._share(self.table.main_stacks) if self.has_weights_to_cover else 1.0
+        beside a language model."""
+        return self._share(self.table.main_stacks)
 
     @cached_property
     def has_weights_to_cover(self) -> bool:
-        """Whether those stacks have linear weights that are not trained whole."""
+        """Whether those stacks have linear weights that are not trained whole: without any, a
+        coverage of 0 misses nothing."""
         return any(self.table.stack_of(n) in self.table.main_stacks for n in self._weights[0])
 
     @cached_property
