@@ -12,12 +12,10 @@ import importlib
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from inspect import signature
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -299,32 +297,6 @@ def _moved_text(entry: Private) -> str:
     )
 
 
-def benchmarks_of(config: Any) -> Any:
-    """The figures that pytest-benchmark has collected; it offers them to no hook."""
-    return private("benchmarks", config)
-
-
-def width_of(reporter: Any) -> int:
-    """Columns of the terminal that pytest writes to; its reporter tells them to nobody."""
-    return int(private("width of the terminal", reporter))
-
-
-@lru_cache(maxsize=1)
-def root_of(config: Any) -> Path:
-    """The root directory of the tests that pytest was given. pytest itself looks for it before it
-    knows a plugin's options, and takes paths among their values for tests: `--model /data/llama`
-    would make that the root, and what the project's pyproject.toml asks for would be dropped."""
-    option = config.option
-    if option.rootdir or option.inifilename:
-        return Path(config.rootpath)
-    find, call = private("root directory"), config.invocation_params
-    given = {
-        "inifile": None, "override_ini": None, "rootdir_cmd_arg": None, "invocation_dir": call.dir,
-        "args": [each for each in config.args if each in call.args],  # as written, no name's folder
-    }  # fmt: skip
-    return Path(find(**{name: given[name] for name in signature(find).parameters})[0])
-
-
 def rename(item: Any, nodeid: str) -> None:
     """Give a collected test another id: pytest makes it from whichever folder is the root. In
     9.2.0 it is an object, in older releases a string."""
@@ -334,14 +306,6 @@ def rename(item: Any, nodeid: str) -> None:
     else:
         make: Any = sys.modules[structured.__module__]
         item._id = make.coerce_node_id(nodeid)
-
-
-def rewrite_line(reporter: Any, text: str) -> None:
-    """Put `text` in the place of the terminal's last line: on the file itself, since pytest's
-    writer counts what it writes, and would break a line that is rewritten."""
-    file = private("terminal", reporter)
-    file.write(f"\r\x1b[K{text}")
-    file.flush()
 
 
 @contextlib.contextmanager

@@ -200,7 +200,7 @@ def check_targets(request: pytest.FixtureRequest) -> Callable[..., Ledger]:
     def check(model: Any = ..., adapter: Any = ..., **options: Any) -> Ledger:
         __tracebackhide__ = True
         from lora_target_bench import check_targets as checked
-        from lora_target_bench.compat import root_of
+        from lora_target_bench.plugin.internals import root_of
 
         named = model is not ...
         model = model if named else config.getoption("lora_model", None) or ...

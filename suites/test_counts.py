@@ -6,9 +6,9 @@ import pytest
 
 from bench.check.gate import HazardGate
 from bench.cli.options import split
-from bench.compat import root_of
 from bench.formulas import lora_parameters
 from bench.measure.counting import count, inject
+from bench.plugin.internals import root_of
 from bench.reports.ledger import ledger_text
 from bench.scenarios.expectations import expect
 from bench.scenarios.scenario import load_scenarios

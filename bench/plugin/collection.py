@@ -11,9 +11,10 @@ import pytest
 from bench.baselines import seal
 from bench.baselines.configuration import decided
 from bench.baselines.runlog import Pace
-from bench.compat import rename, rewrite_line, root_of, width_of
+from bench.compat import rename
 from bench.errors import BenchError
 from bench.files import SUITES
+from bench.plugin.internals import rewrite_line, root_of, width_of
 from bench.plugin.resuming import begin, leave_out_finished
 from bench.plugin.state import (
     LOG,

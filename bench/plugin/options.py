@@ -16,12 +16,12 @@ from bench.baselines import all_thresholds, begin_verdict_file, gate
 from bench.baselines.accepted import check_gated, load_baseline
 from bench.baselines.runlog import RunLog
 from bench.baselines.storage import check_name
-from bench.compat import root_of
 from bench.errors import BenchError, check_most, missing_extra
 from bench.files import SUFFIXES, check_output
 from bench.models.architectures import load_model
 from bench.plugin.benchmarks import check_benchmark_options, name_to_save
 from bench.plugin.geometry import GEOMETRIES, check_reduced, is_smaller
+from bench.plugin.internals import root_of
 from bench.plugin.resuming import open_journal
 from bench.plugin.state import (
     AUTOSAVED,

@@ -12,8 +12,8 @@ from bench.baselines import StoredRun, Thresholds, Verdict
 from bench.baselines.journal import RunJournal
 from bench.baselines.machines import MachineKind
 from bench.baselines.runlog import Pace, RunLog
-from bench.compat import root_of
 from bench.measure.cluster import Cluster
+from bench.plugin.internals import root_of
 from bench.scenarios.subjects import Subjects
 from bench.training.machine import Machine
 

@@ -37,10 +37,10 @@ from bench.baselines.accepted import (
 from bench.baselines.configuration import recorded
 from bench.baselines.storage import named
 from bench.baselines.verdicts import left_out
-from bench.compat import benchmarks_of
 from bench.errors import BenchError
 from bench.files import SUITES, write_output
 from bench.models.architectures import Model
+from bench.plugin.internals import benchmarks_of
 from bench.plugin.resuming import options_of
 from bench.plugin.state import (
     AUTOSAVED,

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from bench.baselines.storage import named
-from bench.compat import width_of
 from bench.errors import unimportable
+from bench.plugin.internals import width_of
 from bench.plugin.state import BASELINE, FAILING, LINES, LOG, RUN, SAVE, VERDICTS, WRONG
 from bench.plugin.storing import save_command
 from bench.units import harmless, one_line

@@ -132,7 +132,7 @@ def test_a_stored_run_finds_its_cases_on_a_machine_of_either_kind(
     full = run(*ONE, "--geometry=smaller", "--full-geometry", "--collect-only", bare=True)
     assert full.ret == 2
     said = str(full.stderr) + str(full.stdout)
-    assert "nothing asked for here has a reduced geometry; distilbert-base-uncased, opt-350m" in said
+    assert "nothing asked for here has a reduced geometry; distilbert-base" in said
 
 
 def test_the_workers_of_xdist_take_what_was_measured_once(
