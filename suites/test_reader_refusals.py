@@ -3,6 +3,7 @@ met and not met, and the rules of libraries that are here against these."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,9 @@ BASES: dict[str, dict[str, Any]] = {
     "LitGPT": {"checkpoint_dir": "a/b", "lora_r": 8},
     "ms-swift": {"model": "x", "tuner_type": "lora", "lora_rank": 8},
 }  # fmt: skip
+TAKEN: dict[str, list[tuple[bool, dict[str, Any]]]] = json.loads(
+    (FIXTURES / "readers" / "refused.json").read_text(encoding="utf-8")
+)
 RULES = [(reader, rule) for reader in READERS for rule in reader.refused]
 IDS = [f"{reader.tool}-{'-'.join(rule.when)}" for reader, rule in RULES]
 # Values to choose from; of a pattern its own words come first.
@@ -145,6 +149,28 @@ def test_every_key_of_a_rule_is_read_with_a_kind_of_its_own(reader: Reader) -> N
     assert len({tuple(rule.when.items()) for rule in reader.refused}) == len(reader.refused)
     page = (FIXTURES.parent / "docs" / "check.md").read_text(encoding="utf-8")
     assert f"| {reader.tool} | {len(reader.refused)} |" in page
+
+
+@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.tool)
+def test_what_the_tool_itself_refuses_is_refused_and_nothing_else(
+    reader: Reader, tmp_path: Path
+) -> None:
+    """`refused.json`: what the tools' own parsers and checks made of the same keys."""
+    path = tmp_path / "train.yaml"
+    other = []
+    for refuses, more in TAKEN[reader.tool]:
+        held = document(reader, {**BASES[reader.tool], **more}, path)
+        try:
+            read_recipe(path)
+            said = ""
+        except BenchError as error:
+            said = str(error)
+        silent = [
+            rule.said(reader.tool, held, reader.defaults) for rule in reader.refused if rule.silent
+        ]
+        if bool(said) != refuses and not any(silent):
+            other.append((more, said))
+    assert other == []
 
 
 def test_both_halves_are_refused_by_transformers_and_one_is_not(tmp_path: Path) -> None:

@@ -193,10 +193,10 @@ def _precision(document: Document) -> str:
     values = document.values
     bits, method = values.get("quant_bits"), values.get("quant_method")
     if method is not None:
-        if method != "bnb" or bits not in (4, 8):
+        if method != "bnb":
             raise BenchError(
-                f"{document.path}: line {document.line('quant_method')}: quant_method {method} in "
-                f"{bits} bit: only bnb in 4 and 8 bit is known here"
+                f"{document.path}: line {document.line('quant_method')}: quant_method {method}: "
+                "only bnb is known here"
             )
         if bits == 8:
             return "int8"

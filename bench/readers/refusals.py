@@ -60,9 +60,10 @@ class Refusal:
             return None
         lines = sorted({part.line for part in parts if part.line})
         does = "takes it without a word" if self.silent else "refuses it"
-        first, *more = (str(part) for part in parts if given(part.value))
+        named = [part for part in parts if given(part.value)] or parts
+        first, *more = map(str, named)
         with_them = f" with {' and '.join(more)}" if more else ""
-        without = " or ".join(part.name for part in parts if not given(part.value))
+        without = " or ".join(part.name for part in parts if part not in named)
         without = f" without {without}" if without else ""
         return f"{_numbered(lines)}{first}{with_them}{without}: {tool} {does}: {self.why}"
 
