@@ -43,13 +43,14 @@ def is_smaller(config: pytest.Config) -> bool:
     return bool(option.geometry == SMALLER)
 
 
-def check_reduced(geometry: str, subjects: Subjects) -> None:
-    """Raise BenchError where a geometry was asked for and nothing is measured in a reduced one."""
-    if not any(subject.model.reduced for subject in subjects.measured.values()):
-        raise BenchError(
-            f"--geometry {geometry}: nothing asked for here has a reduced geometry; "
-            f"{', '.join(_reducible())} have, without a GPU, --weights and --full-geometry"
-        )
+def without_effect(geometry: str, subjects: Subjects) -> str:
+    """That a geometry was asked for and nothing is measured in a reduced one; "" where it is."""
+    if any(subject.model.reduced for subject in subjects.measured.values()):
+        return ""
+    return (
+        f"--geometry {geometry} had no effect: {', '.join(_reducible())} have a reduced geometry, "
+        "without a GPU, --weights and --full-geometry"
+    )
 
 
 def _reducible() -> list[str]:

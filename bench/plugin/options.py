@@ -20,7 +20,7 @@ from bench.errors import BenchError, check_most, missing_extra
 from bench.files import SUFFIXES, check_output
 from bench.models.architectures import load_model
 from bench.plugin.benchmarks import check_benchmark_options, name_to_save
-from bench.plugin.geometry import GEOMETRIES, check_reduced, is_smaller
+from bench.plugin.geometry import GEOMETRIES, is_smaller, without_effect
 from bench.plugin.internals import root_of
 from bench.plugin.resuming import open_journal
 from bench.plugin.state import (
@@ -36,6 +36,7 @@ from bench.plugin.state import (
     THRESHOLDS,
     VERDICTS,
     on_gpu,
+    say,
     storage_folder,
     under_xdist,
 )
@@ -183,8 +184,8 @@ def pytest_configure(config: pytest.Config) -> None:
             ),
             partial(is_smaller, config),
         )
-        if geometry is not None:
-            check_reduced(geometry, config.stash[SUBJECTS])
+        if geometry is not None and (said := without_effect(geometry, config.stash[SUBJECTS])):
+            say(config, said)
         gate([], option.allow)
         if option.machine is not None and option.cluster is None:
             raise BenchError("--machine needs --cluster ADDRESS: it chooses among its nodes")

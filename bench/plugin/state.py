@@ -85,3 +85,8 @@ def storage_folder(config: pytest.Config) -> Path:
 
     project = config.invocation_params.dir if INSTALLED else root_of(config)
     return project / "results" / (kind.name if kind else measured_machine(config).id)
+
+
+def say(config: pytest.Config, line: str) -> None:
+    """Have it told below the verdicts, where the run and its page are."""
+    config.stash.setdefault(LINES, []).append(line)

@@ -49,7 +49,6 @@ from bench.plugin.state import (
     GATE,
     IS_FIRST,
     JOURNAL,
-    LINES,
     LOG,
     RESUMED,
     RUN,
@@ -59,6 +58,7 @@ from bench.plugin.state import (
     VERDICTS,
     WRONG,
     measured_machine,
+    say,
     storage_folder,
 )
 from bench.units import counted, harmless, one_line
@@ -177,7 +177,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     ]
     config.stash[RUN] = run = parse_run(seal(document), "this run")
     if anew := sum("reruns" in record.detail for record in run.records.values()):
-        _say(config, f"{counted(anew, 'case')} begun anew on another node, the first being lost")
+        say(config, f"{counted(anew, 'case')} begun anew on another node, the first being lost")
     refused = None
     try:
         _judge(config, run)
@@ -256,7 +256,7 @@ def _write_page(config: pytest.Config) -> None:
     except BenchError as error:
         _fail(config, f"--report {error}")
     else:
-        _say(config, f"page: {_shown(config, file)}")
+        say(config, f"page: {_shown(config, file)}")
 
 
 def _judge(config: pytest.Config, run: StoredRun) -> None:
@@ -326,21 +326,21 @@ def _save(config: pytest.Config, name: str, document: dict[str, Any]) -> None:
     if journal is not None:
         journal.close(done=True)
         if journal.trouble:
-            _say(config, f"not every case was kept as it ended: {journal.trouble}")
+            say(config, f"not every case was kept as it ended: {journal.trouble}")
         if journal.left is not None:
             left = _shown(config, journal.left)
-            _say(config, f"an earlier run of this name was killed: its cases are {left}")
+            say(config, f"an earlier run of this name was killed: its cases are {left}")
     if taken := config.stash[LOG].resumed:
         before = Path(config.stash[RESUMED]["path"]).stem
-        _say(config, f"{counted(len(taken), 'case')} taken over from {before}, not measured again")
+        say(config, f"{counted(len(taken), 'case')} taken over from {before}, not measured again")
     stored = load_run(path)
     config.stash[RUN] = stored
-    _say(config, f"stored run: {_shown(config, path)}")
+    say(config, f"stored run: {_shown(config, path)}")
     if stored.gate == FIRST:
         record = accept(path, FIRST_REASON)
-        _say(config, f"accepted as the first baseline here: recorded in {_shown(config, record)}")
+        say(config, f"accepted as the first baseline here: recorded in {_shown(config, record)}")
     if why := no_baseline(stored):
-        _say(config, f"it is no baseline for later runs: {why}. {_way_to_a_baseline(config, path)}")
+        say(config, f"it is no baseline for later runs: {why}. {_way_to_a_baseline(config, path)}")
 
 
 def _way_to_a_baseline(config: pytest.Config, path: Path) -> str:
@@ -372,7 +372,3 @@ def save_command(config: pytest.Config) -> str:
 def _shown(config: pytest.Config, path: Path) -> str:
     here = config.invocation_params.dir
     return harmless(str(path.relative_to(here) if path.is_relative_to(here) else path))
-
-
-def _say(config: pytest.Config, line: str) -> None:
-    config.stash.setdefault(LINES, []).append(line)
