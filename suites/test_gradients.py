@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 import types
 import warnings
+from copy import deepcopy
 from dataclasses import replace
 from importlib import import_module
 from typing import Any
@@ -69,7 +70,8 @@ def real(model: Model) -> Any:
     loader = model_class(model.auto_class)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return getattr(loader, "from_config", loader)(model.transformers_config)
+        # A copy: PEFT writes the layers that it adds into the configuration.
+        return getattr(loader, "from_config", loader)(deepcopy(model.transformers_config))
 
 
 def batch_for(base: Any) -> dict[str, Any]:
@@ -236,6 +238,36 @@ def test_a_wrapper_that_breaks_the_forward_pass_is_told(
     (reason,) = (h.reason for h in ledger.hazards if h.code == "forward-fails")
     assert all(word in reason for word in (*broken, task_type or "", name))
     assert "forward-fails" in HazardGate().failing(ledger)
+
+
+def test_layers_that_the_configuration_does_not_know_break_the_forward_pass() -> None:
+    """Qwen2 has a type of attention for each of its own layers; Llama has none."""
+    from peft import LoraConfig, get_peft_model
+
+    grown = AdapterConfig(("q_proj",), r=2, layer_replication=((0, 2), (1, 2)))
+    base = real(tiny("qwen2"))
+    with pytest.raises(IndexError) as raised:
+        get_peft_model(base, LoraConfig(**grown.to_dict()))(**batch_for(base))
+    for name, fails in (("qwen2", True), ("llama", False)):
+        model = tiny(name)
+        ledger = with_gradients(model, match(model.table, grown, model.role_of))
+        found = [h.reason for h in ledger.hazards if h.code == "forward-fails"]
+        assert bool(found) == fails
+        assert all(f"with layer_replication the forward pass on text raises, and without it does "
+                   f"not: IndexError: {raised.value}" in reason for reason in found)  # fmt: skip
+
+
+def test_where_no_adapter_is_on_the_path_none_gets_a_gradient() -> None:
+    """Text feeds no tower: for real the loss then has no gradient at all."""
+    from peft import LoraConfig, get_peft_model
+
+    model, adapter = tiny("qwen2_vl"), AdapterConfig(("mlp.fc2",), r=2)
+    base = real(model)
+    peft_model = get_peft_model(base, LoraConfig(**adapter.to_dict()))
+    assert not peft_model(**batch_for(base)).logits.requires_grad
+    found = trace_gradients(model, adapter)
+    assert found.fed == ("text",)
+    assert found.without == found.adapted != ()
 
 
 def test_what_the_base_model_does_not_get_through_is_not_the_adapters() -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from agreement import agrees, disagreement
 from small_types import small
+from tiny_models import tiny
 
 from bench.adapters.config import NO_TARGETS, AdapterConfig
 from bench.errors import BenchError
@@ -268,6 +269,26 @@ def test_layers_that_are_stacked_again() -> None:
     assert shared == {f"{names[0]}.weight": "", f"{names[1]}.weight": "",
                       f"{names[2]}.weight": f"{names[0]}.weight"}  # fmt: skip
     agrees("bert-SequenceClassification", AdapterConfig(("query",), layer_replication=((0, 2),)))
+
+
+def test_an_exclusion_from_fewer_layers_is_looked_for_in_them() -> None:
+    """The last range goes beyond the layers that are left, and it did in the model as it was."""
+    given = {"r": 2, "layer_replication": ((0, 1), (2, 3))}
+    held = AdapterConfig("all-linear", exclude_modules=("k_proj",), **given)
+    nothing = AdapterConfig("all-linear", exclude_modules=("none_such",), **given)
+    for adapter, dead in ((held, []), (nothing, ["none_such"])):
+        agrees("llama-CausalLM", adapter)
+        ledger = match(small("llama-CausalLM").table, adapter)
+        assert [field.entry for field in ledger.dead_fields] == dead
+
+
+def test_experts_that_layers_share_are_missed_once() -> None:
+    adapter = AdapterConfig(("q_proj",), r=2, layer_replication=((0, 1), (0, 1), (0, 1)))
+    ledger = match(tiny("mixtral").table, adapter)
+    (said,) = (h.reason for h in ledger.hazards if h.code == "experts-not-reached")
+    one = [p for p in ledger.table.expert_parameters if p.name.startswith("model.layers.0.")]
+    share = sum(p.elements for p in one) / ledger.table.total_parameters
+    assert said.startswith(f"6 fused expert weights, {share:.0%} of the model, get no adapter")
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,8 @@ class Gradients:
             installed, which take their weights and never call them.
         broken: adapted modules whose wrapper makes the forward pass raise `error`, which the base
             model's does not; then nothing is known of gradients. Where `error` stands without any,
-            it is PEFT's class for the task type that raises.
+            `field` of the configuration is at fault: `task_type`, PEFT's class for which raises, or
+            `layer_replication`, where the model has something else for each of its own layers.
     """
 
     fed: tuple[str, ...]
@@ -68,6 +69,7 @@ class Gradients:
     fused: tuple[str, ...] = ()
     broken: tuple[str, ...] = ()
     error: str = ""
+    field: str = "task_type"
 
 
 def trace_gradients(model: Model, adapter: AdapterConfig) -> Gradients:
@@ -125,7 +127,12 @@ def _traced(model: Model, adapter: AdapterConfig, kinds: tuple[str, ...]) -> Gra
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(lambda p: got.add(id(p)))
     with _on_meta():
-        _loss(peft_model(**batch_of(model, base, kinds, torch.bfloat16))).backward()
+        batch = batch_of(model, base, kinds, torch.bfloat16)
+        loss = _loss(peft_model(**batch))
+        if loss.requires_grad:
+            loss.backward()
+        elif not _loss(peft_model.requires_grad_(True)(**batch)).requires_grad:
+            raise Untraceable("the loss depends on no weight of the model")
     reached = {owners[key] for key in got & owners.keys()}
     adapted = list(dict.fromkeys(owners.values()))
     return Gradients(
@@ -142,6 +149,8 @@ def _failing(model: Model, adapter: AdapterConfig, kinds: tuple[str, ...]) -> Gr
     base = model.build().to("meta", torch.float32)
     peft_model = _injected(base, adapter).train()
     adapted = dict.fromkeys(_owners(base).values())
+
+    grown = False
 
     def raised(run: Any) -> str:
         try:
@@ -161,11 +170,16 @@ def _failing(model: Model, adapter: AdapterConfig, kinds: tuple[str, ...]) -> Gr
             if not (error := raised(peft_model)):
                 return None
             broken = breaking(base, lambda: raised(base))
+            if broken is None and adapter.layer_replication:  # which `base` has even unwrapped
+                plain = model.build().to("meta", torch.float32)
+                grown = not raised(plain)
     except Exception:  # there is no such batch, or no values for it
         return None
-    if broken is None:
-        return None
-    return Gradients(_fed(kinds), tuple(adapted), (), broken=broken, error=error)
+    if broken is not None:
+        return Gradients(_fed(kinds), tuple(adapted), (), broken=broken, error=error)
+    if grown:
+        return Gradients(_fed(kinds), tuple(adapted), (), error=error, field="layer_replication")
+    return None
 
 
 def _fed(kinds: tuple[str, ...]) -> tuple[str, ...]:
@@ -269,8 +283,6 @@ def _loss(out: Any) -> torch.Tensor:
         if not parts:
             raise Untraceable("no output of the model depends on an adapter")
         found = torch.stack([t.float().sum() for t in parts]).sum()
-    if not found.requires_grad:
-        raise Untraceable("no adapter is on the path to the loss")
     return found
 
 
@@ -334,8 +346,9 @@ def gradient_hazards(found: Gradients, adapter: AdapterConfig) -> tuple[Hazard, 
     if found.error:
         where, out = f"{grouped(found.broken)}: with an adapter there", "them out of the targets"
         if not found.broken:
-            where = f"with PEFT's class for task_type {adapter.task_type}"
-            out = "task_type out"
+            where, out = f"with {found.field}", f"{found.field} out"
+            if found.field == "task_type":
+                where = f"with PEFT's class for task_type {adapter.task_type}"
         return (
             Hazard(
                 "forward-fails",

@@ -70,7 +70,9 @@ def _excluded(
     field, excluded = "exclude_modules", ledger.adapter.exclude_modules or ()
     if not excluded:
         return
-    unexcluded = match(ledger.table, replace(ledger.adapter, exclude_modules=None))
+    # The ledger's table is that of the grown model already.
+    every = replace(ledger.adapter, exclude_modules=None, layer_replication=())
+    unexcluded = match(ledger.table, every)
     without = [item.name for item in unexcluded.adapted if item.module is not None]
     if isinstance(excluded, str):
         if not any(re.fullmatch(excluded, name) for name in without):

@@ -152,14 +152,14 @@ def _not_reached(ledger: Ledger, role: RoleOf) -> dict[str, str]:
     missed = [p for p in missed if not p.name.startswith(whole_in)]
     found = {}
     if experts := [p for p in missed if _of_experts(table, p)]:
-        share = sum(p.elements for p in experts) / table.total_parameters
+        share = sum(p.elements for p in experts if not p.same_as) / table.total_parameters
         names = json.dumps(list(dict.fromkeys(ending_of(p.name, 3) for p in experts)))
         found["experts-not-reached"] = (
             f"{len(experts)} fused expert weights, {share:.0%} of the model, get no adapter: they "
             f"are parameters, which only target_parameters reaches: {names}"
         )
     if others := [p for p in missed if not _of_experts(table, p) and role(p.name) in _WORK]:
-        share = sum(p.elements for p in others) / table.total_parameters
+        share = sum(p.elements for p in others if not p.same_as) / table.total_parameters
         found["parameters-not-reached"] = (
             f"{len(others)} weights of three dimensions, {share:.0%} of the model, get no adapter: "
             f"they are parameters, which only target_parameters reaches ({others[0].name})"
