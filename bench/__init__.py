@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from bench.errors import BenchError
     from bench.predict.live import predict_memory
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 __all__ = [
     "AdapterConfig",
     "BenchError",
