@@ -203,6 +203,24 @@ def test_an_optimizer_that_is_not_predicted_leaves_the_rest(
     assert "title=bench%3A memory::memory is not predicted" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("format", ["terminal", "github"])
+def test_what_a_prediction_leaves_out_of_the_step_is_told_beside_it(
+    format: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """LLaMA-Factory's collator for dpo makes two rows of each pair: data/collator.py."""
+    file = tmp_path / "dpo.yaml"
+    file.write_text(
+        "model_name_or_path: opt-125m\nstage: dpo\nlora_target: q_proj\ncutoff_len: 64\n"
+    )
+    asked = ["check", str(file), "--gpu-memory", "24GiB", "--no-gradients", "--format", format]
+    assert main(asked) == 0
+    told = capsys.readouterr().out
+    begin = "  " if format == "terminal" else "not covered::"
+    assert (
+        f"{begin}note on the step: stage dpo: each row is a pair, twice what is predicted" in told
+    )
+
+
 def test_another_rank_is_one_line_that_says_so(
     old_adapter: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from bench import DeadEntries, check_targets
 from bench.adapters.config import AdapterConfig
 from bench.cli import main
 from bench.formulas import lora_parameters
@@ -102,3 +103,32 @@ def test_registered_images_with_a_text_task() -> None:
     assert ledger.saved == ("classifier",)
     counted = count(inject(model.build(), ledger.adapter))
     assert lora_parameters(ledger).trainable == counted.trainable
+
+
+def test_check_targets_takes_a_live_model_of_a_class_of_ones_own() -> None:
+    """It is read as it is: no class of its name is built, and no size of another."""
+    import torch
+    import transformers
+    from peft import LoraConfig, get_peft_model
+
+    class Mine(transformers.LlamaForCausalLM):
+        pass
+
+    class Own(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = torch.nn.Linear(4, 8), torch.nn.Linear(8, 4)
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 9}
+    for make, targets in (
+        (lambda: Mine(transformers.LlamaConfig(intermediate_size=8, **sizes)), ["q_proj"]),
+        (Own, ["a"]),
+    ):
+        config = LoraConfig(r=2, target_modules=targets)
+        counted = get_peft_model(make(), config).get_nb_trainable_parameters()
+        ledger = check_targets(make(), LoraConfig(r=2, target_modules=targets))
+        found = lora_parameters(ledger)
+        assert (found.trainable, found.total) == counted
+        assert [h.code for h in ledger.hazards if h.code == "frozen-head"] == []
+        with pytest.raises(DeadEntries, match="nope"):
+            check_targets(make(), [*targets, "nope"])

@@ -102,8 +102,16 @@ def _memory(checked: Checked) -> list[str]:
     said = prediction_text(checked.prediction).split("\n")
     return [
         *(f"  {line}" for line in said),
-        *(f"  note on the step: {note}" for note in step.notes),
+        *(f"  {note}" for note in _of_step(checked)),
     ]
+
+
+def _of_step(checked: Checked) -> list[str]:
+    """What the prediction does not cover of the file's own step."""
+    step = checked.recipe.step
+    if checked.prediction is None or step is None:
+        return []
+    return [f"note on the step: {note}" for note in step.notes]
 
 
 def check_json(checked: Checked) -> dict[str, Any]:
@@ -160,7 +168,7 @@ def check_annotations(checked: Checked) -> str:
         lines.append(annotation("error", said, str(checked.recipe.path), 1, "bench: memory"))
     lines += [
         annotation("notice", note, str(checked.recipe.path), 1, "bench: not covered")
-        for note in checked.notes
+        for note in (*checked.notes, *_of_step(checked))
     ]
     return text_of(lines)
 

@@ -99,7 +99,7 @@ def _found(model: Any, config: AdapterConfig, auto_class: str | None) -> tuple[M
     else:
         table = read_table(_live(model))
         named = {"model_type": table.model_type}
-        return Model(table.class_name, named, table.class_name), table
+        return Model(table.class_name, named, table.class_name, at_hand=table), table
     if auto_class is None:
         found = found.for_task(config.task_type)
     return found, found.table

@@ -50,8 +50,8 @@ if TYPE_CHECKING:
 class Model:
     """A model to ask about: a label, the values of its config.json and the class to build.
 
-    `source_folder` is where it was found (None for a hub id); `architecture` is set for registered
-    ones; `place` is what a run knows one of the others by, whatever else is given beside it.
+    `source_folder` is where it was found (None for a hub id), `architecture` set for registered
+    ones, `place` what a run knows one of the others by, `at_hand` what a live model is made of.
     """
 
     label: str
@@ -62,6 +62,7 @@ class Model:
     reduced: bool = False
     trust_remote_code: bool = False
     place: str = ""
+    at_hand: ModuleTable | None = field(default=None, repr=False)
 
     @property
     def model_type(self) -> str:
@@ -224,8 +225,8 @@ class Model:
 
     @cached_property
     def table(self) -> ModuleTable:
-        """The module table, read off one build on the meta device."""
-        return read_table(self.build())
+        """The module table, of the model at hand or else read off one build on the meta device."""
+        return self.at_hand or read_table(self.build())
 
     def matching(self, projection: Projection) -> list[str]:
         """Names of the modules (or expert parameters) that a declared projection names."""
@@ -234,14 +235,11 @@ class Model:
         else:
             names = [m.name for m in self.table.modules if m.kind != OTHER]
         pattern = projection.module if projection.regex else re.escape(projection.module)
-        fits = re.compile(rf"(?:.*\.)?{pattern}").fullmatch
-        return [name for name in names if fits(name)]
+        return [name for name in names if re.fullmatch(rf"(?:.*\.)?{pattern}", name)]
 
     @cached_property
     def _declared_roles(self) -> dict[str, str]:
-        if self.architecture is None:
-            return {}
-        projections = self.architecture.projections(self.fields)
+        projections = self.architecture.projections(self.fields) if self.architecture else ()
         return {name: p.role for p in projections for name in self.matching(p)}
 
     def role_of(self, name: str) -> str:

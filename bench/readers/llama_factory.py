@@ -93,6 +93,11 @@ def read(document: Document) -> Recipe:
     notes, step_notes = notes_on(READER, document)
     if values.get("stage") in ("rm", "ppo"):
         notes = (*notes, f"stage {values['stage']}: a value head is added, which is not counted")
+    if values.get("stage") in ("rm", "ppo", "dpo", "kto"):
+        said = "preference training runs more than one forward pass; one is predicted"
+        if values["stage"] in ("rm", "dpo"):
+            said = f"each row is a pair, twice what is predicted; {said}"
+        step_notes = (*step_notes, f"stage {values['stage']}: {said}")
     precision = _precision(document)
 
     def targets(model: Model) -> tuple[Fields, tuple[str, ...]]:

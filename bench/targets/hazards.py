@@ -296,7 +296,7 @@ def frozen_heads(ledger: Ledger) -> list[str]:
 
 def _heads(table: ModuleTable) -> list[str]:
     fresh = bool(table.base_model) and not _PRETRAINED.search(table.class_name)
-    known = {table.output_embedding, *table.tied} if table.tied else set()
+    known = {table.output_embedding, *table.tied}  # a language model's, whatever its class's name
     holders = {p.name.rpartition(".")[0] for p in table.parameters}
     return [
         m.name
