@@ -308,3 +308,28 @@ def test_values_in_other_dtypes_and_shapes_are_read_or_told(tmp_path: Path) -> N
         assert update.norm == pytest.approx((64 * 64 * 8.0**2) ** 0.5)
     save_file({"x.lora_A.weight": a[0], "x.lora_B.weight": b}, tmp_path / "a.safetensors")
     assert read_values(tmp_path / "a.safetensors").updates == ()
+
+
+def test_a_bias_that_peft_writes_twice_is_no_ignored_key(tmp_path: Path) -> None:
+    """With bias="all" that of a head is in the file as it is, and as the copy that it is of; PEFT
+    reads the first, and what it has loaded answers as what was saved."""
+    import torch
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    given = {"target_modules": ["query"], "bias": "all", "task_type": "SEQ_CLS", "r": 2}
+    model = get_peft_model(built("bert"), LoraConfig(**given)).eval()
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter)
+    model.save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(built("bert"), tmp_path).eval()
+    ids = torch.arange(1, 9)[None]
+    assert torch.equal(model(ids).logits, again(ids).logits)
+    assert loaded_by_peft("bert", tmp_path, None).unexpected != frozenset()
+    assert answered("bert", tmp_path, None).ignored == ()
+    tensors = tensors_of(tmp_path)
+    (twice,) = (key for key in tensors if key.endswith("classifier.modules_to_save.bias"))
+    del tensors[twice.replace(".modules_to_save.", ".")]
+    rewrite(tmp_path, tensors)  # the copy alone is read by nobody
+    assert answered("bert", tmp_path, None).ignored == (twice,)

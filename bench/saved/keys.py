@@ -98,6 +98,10 @@ def compare_keys(model: Model, config: Path, tensors: Mapping[str, SavedTensor])
         and not any(end in key for end in _SHARED_ENDS)
     ]  # fmt: skip
     ignored = [(names.get(id(t), key), key) for key, t in renamed.items() if key not in held]
+    # With bias="all" PEFT writes the bias of what is trained whole twice, and reads one of them.
+    copies = {n: n.replace(".modules_to_save.", ".") for n in tensors if n.endswith(".bias")}
+    twice = {name for name, read in copies.items() if name != read and read in tensors}
+    ignored = [(name, key) for name, key in ignored if name not in twice]
     shapes = [
         Mismatch(names.get(id(t), _as_saved(key)), tuple(t.shape), held[key])
         for key, t in renamed.items()

@@ -211,7 +211,7 @@ def _part_of_the_layers(ledger: Ledger) -> str:
         return ""
     parts: dict[tuple[str, str, int], list[str]] = {}
     for entry in ledger.entries:
-        if any(part.isdigit() for part in entry.entry.split(".")):
+        if any(part.isdigit() for part in re.split(r"\W+", entry.entry)):
             continue  # it names a layer
         for prefix, layers, frozen in _elsewhere(ledger, entry.reached):
             parts.setdefault((prefix, frozen, layers), []).append(entry.entry)
