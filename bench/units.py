@@ -133,3 +133,8 @@ def text_of(lines: Iterable[str]) -> str:
     """Lines as one text. A line break within one is spelled out: it came with a name from somebody
     else's file, which would begin a line of its own, and say there what it likes."""
     return "\n".join(line.replace("\n", "\\n") for line in lines)
+
+
+def reading_text(done: int, of: int) -> str:
+    """How many bytes of a model's weights are read, for a line of progress; "" once all are."""
+    return f"reading the weights: {format_bytes(done)} of {format_bytes(of)}" if done < of else ""

@@ -94,16 +94,12 @@ def _role_of(checked: Checked) -> Callable[[str], str]:
 def _memory(checked: Checked) -> list[str]:
     from bench.reports.predicted import prediction_text
 
-    step = checked.recipe.step
     if checked.not_predicted:
         return [f"  memory is not predicted: {checked.not_predicted}"]
-    if checked.prediction is None or step is None:
+    if checked.prediction is None:
         return []
     said = prediction_text(checked.prediction).split("\n")
-    return [
-        *(f"  {line}" for line in said),
-        *(f"  {note}" for note in _of_step(checked)),
-    ]
+    return [f"  {line}" for line in (*said, *_of_step(checked))]
 
 
 def _of_step(checked: Checked) -> list[str]:

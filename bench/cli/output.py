@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from bench.errors import BenchError
 from bench.files import finite, write_output
-from bench.units import format_bytes, harmless, harmless_line, text_of
+from bench.units import harmless, harmless_line, reading_text, text_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -244,8 +244,7 @@ def progress(text: str) -> None:
 
 def reading_weights(done: int, of: int) -> None:
     """Progress of `digest_of`, gone at its end."""
-    text = f"reading the weights: {format_bytes(done)} of {format_bytes(of)}"
-    progress(text if done < of else "")
+    progress(reading_text(done, of))
 
 
 def say(*lines: str) -> None:

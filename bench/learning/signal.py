@@ -43,18 +43,17 @@ def check_weights_of(model: Model, weights: Path) -> None:
     """Raise BenchError where the weights in a folder are another model's, by its modules: their
     names, classes and sizes, but for a task's head."""
     asked, found = model.table, find_model(str(weights), model.auto_class).table
+    base = asked.base_model and f"{asked.base_model}."
     for name in dict.fromkeys((*asked.by_name, *found.by_name)):
         one, other = asked.by_name.get(name), found.by_name.get(name)
-        if one != other and f"{name}.".startswith(
-            f"{asked.base_model}." if asked.base_model else ""
-        ):
+        if one != other and f"{name}.".startswith(base):
             raise BenchError(
                 f"--weights {weights}: these are not the weights of {model.label}: {name} is "
-                f"{_in_words(other)} there, not {_in_words(one)}"
+                f"{_described(other)} there, not {_described(one)}"
             )
 
 
-def _in_words(module: Module | None) -> str:
+def _described(module: Module | None) -> str:
     if module is None:
         return "no module"
     size = f" {module.in_features} × {module.out_features}" if module.in_features else ""

@@ -29,7 +29,7 @@ from bench.plugin.state import (
 )
 from bench.plugin.storing import run_document
 from bench.training.options import step_from
-from bench.units import format_bytes, harmless
+from bench.units import harmless, reading_text
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -128,8 +128,7 @@ def _reads(config: pytest.Config) -> Callable[[int, int], None]:
     def told(done: int, of: int) -> None:
         if reporter is None or not reporter.isatty:
             return
-        text = f"reading the weights: {format_bytes(done)} of {format_bytes(of)}"
-        rewrite_line(reporter, text[: width_of(reporter) - 1] if done < of else "")
+        rewrite_line(reporter, reading_text(done, of)[: width_of(reporter) - 1])
 
     return told
 

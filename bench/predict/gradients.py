@@ -149,8 +149,7 @@ def _failing(model: Model, adapter: AdapterConfig, kinds: tuple[str, ...]) -> Gr
     base = model.build().to("meta", torch.float32)
     peft_model = _injected(base, adapter).train()
     adapted = dict.fromkeys(_owners(base).values())
-
-    grown = False
+    field = "task_type"
 
     def raised(run: Any) -> str:
         try:
@@ -170,16 +169,15 @@ def _failing(model: Model, adapter: AdapterConfig, kinds: tuple[str, ...]) -> Gr
             if not (error := raised(peft_model)):
                 return None
             broken = breaking(base, lambda: raised(base))
-            if broken is None and adapter.layer_replication:  # which `base` has even unwrapped
-                plain = model.build().to("meta", torch.float32)
-                grown = not raised(plain)
+            # `base` has the layers that were added even unwrapped.
+            grown = broken is None and adapter.layer_replication
+            if grown and not raised(model.build().to("meta", torch.float32)):
+                broken, field = (), "layer_replication"
     except Exception:  # there is no such batch, or no values for it
         return None
-    if broken is not None:
-        return Gradients(_fed(kinds), tuple(adapted), (), broken=broken, error=error)
-    if grown:
-        return Gradients(_fed(kinds), tuple(adapted), (), error=error, field="layer_replication")
-    return None
+    if broken is None:
+        return None
+    return Gradients(_fed(kinds), tuple(adapted), (), broken=broken, error=error, field=field)
 
 
 def _fed(kinds: tuple[str, ...]) -> tuple[str, ...]:
