@@ -72,6 +72,27 @@ def as_interrupts() -> Iterator[list[int]]:
             signal.signal(number, signal.SIG_DFL)
 
 
+@contextmanager
+def held() -> Iterator[list[int]]:
+    """Meanwhile none of `STOPPING` ends this process, or one that it starts: for what must not be
+    half done and is done soon. Gives the numbers that came, in their order. In another thread than
+    the main one it does nothing."""
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    before = {each: signal.signal(each, lambda number, _: came.append(number)) for each in STOPPING}
+    mask = getattr(signal, "pthread_sigmask", None)  # what is blocked is so in a child too
+    blocked = mask(signal.SIG_BLOCK, STOPPING) if mask else None
+    try:
+        yield came
+    finally:
+        if mask:
+            mask(signal.SIG_SETMASK, blocked)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 ENDED = 70
 """The status of a process that somebody's code ended as if all were well."""
 

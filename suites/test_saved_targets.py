@@ -247,3 +247,31 @@ def test_the_base_of_a_further_adapter_is_the_one_around_it(
     (saved / "base" / "config.json").unlink()
     assert main(["check", str(second), "--json"]) == 2
     assert str(saved / "base" / "config.json") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("inside", "written"),
+    [
+        ("saved", "adapter_config.json"),
+        ("saved", "./adapter_config.json"),
+        ("saved", "."),
+        (".", "saved"),
+        (".", "saved/adapter_config.json"),
+        ("saved/base", ".."),
+        ("saved/base", "../adapter_model.safetensors"),
+    ],
+)
+def test_an_adapter_is_the_same_however_its_path_is_written(
+    inside: str,
+    written: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trained_llama(tmp_path / "saved", Path("base"), target_modules=["q_proj", "gone"])
+    write_model(tmp_path / "saved" / "base")
+    monkeypatch.chdir(tmp_path / inside)
+    assert main(["check", written, "--no-gradients", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["model"] == "base"
+    assert {e["entry"]: e["matched"] for e in found["entries"]} == {"q_proj": 2, "gone": 0}

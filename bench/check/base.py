@@ -67,8 +67,9 @@ def _candidates(named: str | None, file: Path) -> list[str]:
     if named:
         folders = [named, str(file.parent / named)]
     folders.append(str(file.parent))
-    around = file.parent.parent / CONFIG
-    if file.name == CONFIG and around.is_file():
+    inside = Path(os.path.abspath(file)).parent  # as written, "." has no other parent than itself
+    around = inside.parent / CONFIG
+    if file.name == CONFIG and inside != inside.parent and around.is_file():
         folders += [str(around.parent / named)] if named else []
         folders += _candidates(_named_in(around), around)
     return list(dict.fromkeys(folders))

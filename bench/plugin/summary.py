@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from collections.abc import Generator
 from typing import Any
 
@@ -12,6 +14,7 @@ from bench.errors import unimportable
 from bench.plugin.internals import width_of
 from bench.plugin.state import BASELINE, FAILING, LINES, LOG, RUN, SAVE, VERDICTS, WRONG
 from bench.plugin.storing import save_command
+from bench.process import held
 from bench.units import harmless, one_line
 
 MOST_DEAD = 5
@@ -20,8 +23,14 @@ MOST_DEAD = 5
 
 @pytest.hookimpl(specname="pytest_sessionfinish", wrapper=True, tryfirst=True)
 def pytest_last_word(session: pytest.Session) -> Generator[None]:
-    """What could not be written, once all that was found out is on the screen: status 2."""
-    yield
+    """What could not be written, once all that was found out is on the screen: status 2. A run
+    whose last test has ended is stored and told whole, whatever signal comes meanwhile."""
+    with held() as came:
+        yield
+    if came:
+        session.exitstatus = pytest.ExitCode.INTERRUPTED
+        name = signal.Signals(came[0]).name
+        print(f"{name} came after the last test: nothing is cut short", file=sys.stderr)
     if text := session.config.stash.get(WRONG, None):
         pytest.exit(text, returncode=2)
 

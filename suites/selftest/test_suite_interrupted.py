@@ -92,6 +92,38 @@ def test_a_killed_run_keeps_its_cases_and_goes_on(
     assert "0002_long came to its end" in over.stdout.str() + over.stderr.str()
 
 
+STORING = """
+import os, pytest, signal, subprocess
+
+ended = []
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session):
+    ended.append(session)
+
+def pytest_benchmark_generate_commit_info(config):
+    if ended:
+        os.kill(os.getpid(), signal.{name})
+        # Ctrl-C reaches what was started too.
+        subprocess.run(["sh", "-c", "kill -s {short} $$"], check=True)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_while_the_run_is_stored_cuts_nothing_short(
+    run, pytester: pytest.Pytester, name: str
+) -> None:
+    """Git is asked for the commit then, and the first run of a machine is accepted after it."""
+    pytester.makeconftest(STORING.format(name=name, short=name[3:]))
+    done = run("-m", "not measured", "--model", "mine", "--benchmark-save", "whole", apart=True)
+    assert done.ret == 2
+    assert "Traceback" not in done.stdout.str() + done.stderr.str()
+    assert f"{name} came after the last test: nothing is cut short" in done.stderr.str()
+    done.stdout.fnmatch_lines(["stored run: *0001_whole.json", "accepted as the first baseline *"])
+    assert not load_run(results_of(pytester) / "0001_whole.json").interrupted
+    assert not list(results_of(pytester).glob(".unfinished*"))
+
+
 CUT = """
 import pytest
 
