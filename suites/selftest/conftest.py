@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from model_folders import write_adapter, write_model
-from suite_runs import SUITES
+from suite_runs import COLLECTED, SUITES
 from warm import Warm, ask_the_processor_once, our_own
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    heavy = {"torch", "transformers", "peft", "pandas"}
+    session.config.stash.setdefault(COLLECTED, heavy & set(sys.modules))
 
 
 @pytest.fixture(scope="session")

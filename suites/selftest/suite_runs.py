@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 SUITES = Path(__file__).resolve().parent.parent
+COLLECTED = pytest.StashKey[set[str]]()
+"""The heavy libraries that were imported when everything was collected."""
 STEPS = ("--precision", "fp32", "--rounds", "5", "--seq-len", "8")
 
 

@@ -67,7 +67,7 @@ def test_the_action_takes_an_option_and_its_value_on_one_line(tmp_path: Path, wa
 
 
 @needs_checkout
-def test_the_hook_stops_a_commit_with_a_dead_entry(tmp_path: Path) -> None:
+def test_the_hook_stops_a_commit_with_a_dead_entry(tmp_path: Path, warm: Warm) -> None:
     pytest.importorskip("pre_commit", reason="pip install pre-commit")
     hooks = tmp_path / "hooks"
     hooks.mkdir()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,10 @@ from bench.models.architectures import Model, load_model
 from bench.predict.gpus import gpu_with_memory
 from bench.predict.result import predict
 from bench.targets import match
-from bench.training.cases import StepOptions, with_value
+from bench.training.cases import BATCH_SIZE, SEQ_LEN, StepOptions, with_value
 
 STEP = StepOptions(batch_size=1, seq_len=64)
-pytestmark = pytest.mark.usefixtures("one_process", "traced_once")
+pytestmark = pytest.mark.usefixtures("one_process", "traced_once", "ranks_alone")
 
 
 def _choice(model: Model, memory: str = "2GiB", **more: object) -> table.Choice:
@@ -46,7 +47,17 @@ def small() -> Model:
 
 
 @pytest.fixture(scope="module")
-def choice(small: Model, one_process: None, traced_once: None) -> table.Choice:
+def ranks_alone() -> Iterator[None]:
+    """Of each row the largest rank is searched for. No other length or batch is tried, each of
+    which takes as long: test_choose_costs.py holds every limit against whole traces."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(costs.LARGEST, SEQ_LEN, STEP.seq_len)
+        patch.setitem(costs.LARGEST, BATCH_SIZE, STEP.batch_size)
+        yield
+
+
+@pytest.fixture(scope="module")
+def choice(small: Model, one_process: None, traced_once: None, ranks_alone: None) -> table.Choice:
     return _choice(small, "700MiB", precisions=("bf16",))
 
 

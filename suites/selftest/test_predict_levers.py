@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import shlex
-from pathlib import Path
 
 import pytest
 
 from bench.cli import main
 
+pytestmark = pytest.mark.usefixtures("traced_once")
 CONFIG = {"model_type": "llama", "hidden_size": 256, "intermediate_size": 512, "vocab_size": 8000,
-          "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4,
+          "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 4,
           "max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
 STEP = ("--target-modules", "all-linear", "--rank", "64", "--batch-size", "2", "--seq-len", "512")
 
@@ -21,10 +21,11 @@ def _said(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict]:
     return status, json.loads(capsys.readouterr().out)
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> str:
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    return str(tmp_path)
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("model")
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    return str(folder)
 
 
 def test_each_change_and_the_sets_that_fit(model: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from model_folders import write_adapter, write_model
-from suite_runs import STEPS, SUITES, results_of
+from suite_runs import COLLECTED, STEPS, SUITES, results_of
 
 from bench.baselines import find_runs, load_run
 
@@ -58,11 +58,13 @@ def test_running_out_of_memory_is_an_outcome(run, pytester: pytest.Pytester) -> 
     result.stdout.fnmatch_lines(["*oom*"])
 
 
-def test_collecting_imports_no_torch() -> None:
-    """Of every suite here: choosing tests takes seconds, and importing torch as many again."""
+def test_collecting_imports_no_torch(pytestconfig: pytest.Config) -> None:
+    """Choosing tests takes seconds, and importing torch as many again. Of all that this very run
+    has collected; and of a suite by itself, without options."""
+    assert not pytestconfig.stash[COLLECTED]
     code = (
         "import sys, pytest\n"
-        "status = pytest.main(['suites', '--collect-only', '-qq'])\n"
+        "status = pytest.main(['suites/test_measurement.py', '--collect-only', '-qq'])\n"
         "heavy = {'torch', 'transformers', 'peft', 'pandas'} & set(sys.modules)\n"
         "assert not status and not heavy, (status, heavy)"
     )
