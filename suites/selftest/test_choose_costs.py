@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("traced_once")
 
 NARROW = {
     "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "head_dim": 16,
-    "num_key_value_heads": 2, "num_hidden_layers": 6, "vocab_size": 512, "pad_token_id": 0,
+    "num_key_value_heads": 2, "num_hidden_layers": 5, "vocab_size": 512, "pad_token_id": 0,
 }  # fmt: skip
 
 

@@ -52,10 +52,9 @@ def test_a_session_ends_everything(ended: Ended) -> None:
         ended.session.start(tiny_case("opt"))
 
 
-def test_a_server_that_is_killed_takes_one_case_with_it(warm_process: Warm) -> None:
-    """Between two cases it costs none; during a case that one has crashed, and the run goes on.
-    What stands in a killed server's place is forked."""
-    with Session(device="cpu", time_limit_seconds=60) as session, warm_process.in_place():
+def test_a_server_that_is_killed_takes_one_case_with_it(warm: Warm) -> None:
+    """Between two cases it costs none; during a case that one has crashed, and the run goes on."""
+    with Session(device="cpu", time_limit_seconds=60) as session:
         first = measure(session, tiny_case("opt"))
         os.kill(session.pid, signal.SIGKILL)
         second = measure(session, tiny_case("opt"))

@@ -78,7 +78,7 @@ def test_cases_are_spread_one_at_a_time_on_each_device(warm: Warm) -> None:
         taken[CASES[1].id].prepare()
 
 
-def test_leaving_ends_what_still_runs() -> None:
+def test_leaving_ends_what_still_runs(warm: Warm) -> None:
     with TwoDevices() as session:
         with Spread(session, CASES * 20, rounds=Rounds.exactly(10_000), loss_steps=0):
             while len(session.running) < 2:

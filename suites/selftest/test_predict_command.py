@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from model_folders import LLAMA, write_model
+from warm import Warm
 
 from bench.cli import main
 from bench.predict.result import LIMITS
@@ -82,7 +83,7 @@ def test_a_step_is_measured_beside_its_prediction(said, tmp_path, warm) -> None:
     assert "not measured" not in table
 
 
-def test_what_cannot_be_measured_here_is_said(said, monkeypatch, capsys) -> None:
+def test_what_cannot_be_measured_here_is_said(said, monkeypatch, warm: Warm) -> None:
     """A step larger than the machine is not tried; a GPU that is not here cannot be measured on."""
     from bench.training import machine
 

@@ -196,8 +196,30 @@ def test_a_signal_reaches_what_runs(warm_process: Warm, number: int) -> None:
             assert started.wait(20) == status
 
 
-def test_nothing_outlives_whom_it_runs_for(warm_process: Warm) -> None:
+# An interpreter whose warm process has imported nothing: it forks in no time.
+BARE = """#!/bin/sh
+[ "$2" = -c ] || exec {python} "$@"
+shift 3
+exec {python} -P -c '{code}' "$@"
+"""
+IMPORTS_NOTHING = f"""
+import sys, types
+sys.path.append("{Path(warm_client.__file__).parent}")
+import warm
+for name in ("numpy", "torch"):
+    sys.modules[name] = types.SimpleNamespace()
+sys.modules["numpy"].random = types.SimpleNamespace(seed=int)
+sys.modules["torch"].cuda = types.SimpleNamespace(device_count=int)
+warm.rehearse = warm.ask_the_processor_once = int
+warm.main()
+"""
+
+
+def test_nothing_outlives_whom_it_runs_for(warm_process: Warm, tmp_path: Path) -> None:
     """Killed as subprocess.run does after a timeout; and where the whole session ends."""
+    bare = tmp_path / "python"
+    bare.write_text(BARE.format(python=sys.executable, code=IMPORTS_NOTHING))
+    bare.chmod(0o755)
 
     def running(warm: Warm) -> tuple[subprocess.Popen[str], int]:
         started = subprocess.Popen([warm.python, "-c", HANGS], stdout=subprocess.PIPE, text=True)
@@ -214,8 +236,9 @@ def test_nothing_outlives_whom_it_runs_for(warm_process: Warm) -> None:
     with started:
         started.kill()
     assert ends(pid)
-    with Warm() as own:
+    with Warm(str(bare)) as own:
         other, pid = running(own)
+        assert other.pid != pid  # it was forked
     with other:
         assert other.wait(20) == -signal.SIGKILL
     assert ends(pid)
