@@ -281,6 +281,17 @@ def test_quantized_layers(kind: str) -> None:
     assert expected.unique == LLAMA.table.total_parameters
 
 
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_initialisations_of_quantized_layers(kind: str) -> None:
+    """Some read the weight as floats, which integers are not: refused where PEFT raises."""
+    for init in INITIALISATIONS:
+        network = quantized(on_cpu(LLAMA), kind)
+        adapter = AdapterConfig(("q_proj",), r=4, init_lora_weights=init)
+        refused = bool(match(read_table(network), adapter).refusals)
+        counted, said = counted_or_refused(network, adapter)
+        assert refused == (counted is None), (init, said)
+
+
 @pytest.mark.parametrize("kind", ["int8", "nf4", "fp4"])
 def test_the_three_totals_are_printed(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Side by side for a quantized model, as bitsandbytes' layers have them."""

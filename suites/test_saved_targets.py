@@ -275,3 +275,21 @@ def test_an_adapter_is_the_same_however_its_path_is_written(
     found = json.loads(capsys.readouterr().out)
     assert found["model"] == "base"
     assert {e["entry"]: e["matched"] for e in found["entries"]} == {"q_proj": 2, "gone": 0}
+
+
+@pytest.mark.parametrize(("init", "status"), [("pissa", 1), ("olora", 0), ("true", 0)])
+def test_what_peft_refuses_on_quantized_weights(
+    init: str, status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file's own precision decides: `init_lora_weights` that needs floats, loaded in 4 bits."""
+    file = tmp_path / "train.yaml"
+    file.write_text(
+        "base_model: facebook/opt-125m\nadapter: qlora\nload_in_4bit: true\nlora_r: 16\n"
+        "lora_alpha: 32\nlora_target_modules: [q_proj]\nmicro_batch_size: 1\n"
+        f"peft_init_lora_weights: {init}\n"
+    )
+    assert main(["check", str(file), "--no-gradients"]) == status
+    refused = "needs weights in floats, and this one is quantized" in capsys.readouterr().out
+    assert refused == bool(status)
+    file.write_text(file.read_text().replace("adapter: qlora\nload_in_4bit: true", "adapter: lora"))
+    assert main(["check", str(file), "--no-gradients"]) == 0

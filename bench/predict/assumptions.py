@@ -42,6 +42,12 @@ def assumptions(case: Case, gpu: Gpu | None, device: str = "cuda") -> tuple[str,
         "float32, to which PEFT casts them" if step.autocast_adapter_dtype else "the base's dtype"
     )
     said.append(f"adapters: in {wide}")
+    if case.decomposed:
+        init = case.adapter["init_lora_weights"]
+        said.append(
+            f"initialisation: {init} leaves tensors as large as PEFT's default; what taking the "
+            "weights apart needs, before the first step, is not predicted"
+        )
     if kind.stored:
         said.append(_stored(case))
     elif kind.quantized and step.parallel != FSDP:

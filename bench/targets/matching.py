@@ -265,11 +265,9 @@ def _user_entries(adapter: AdapterConfig, targets: Targets) -> list[tuple[str, s
 # --- what a layer refuses -------------------------------------------------------------------------
 
 _MAMBA = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
-
 _ANY_LINEAR = (LINEAR, CONV1D)
-
 _FROM_THE_WEIGHT = ("olora", "pissa", "orthogonal", "lora_ga")
-
+_IN_FLOATS = ("pissa", "mica", "corda", "orthogonal")
 _ALONE = "with target_modules=[] PEFT adapts parameters only"
 
 # Kinds that have a variant; MultiheadAttention and bare parameters have none.
@@ -352,6 +350,8 @@ def _module(adapter: AdapterConfig, item: Adapted) -> Iterator[str]:
         yield f"lora_bias goes with the default initialisation only, not with {init!r}"
     if isinstance(init, str) and kind in CONVOLUTIONS and init not in ("gaussian", "lora_ga"):
         yield f"init_lora_weights={init!r} does not go with a convolution"
+    if module.quantized and str(init).startswith(_IN_FLOATS):
+        yield f"init_lora_weights={init!r} needs weights in floats, and this one is quantized"
     if kind == MULTIHEAD and str(init).startswith(_FROM_THE_WEIGHT):
         yield f"init_lora_weights={init!r} reads a weight that a {module.class_name} does not have"
     if init == "orthogonal" and r % 2 and kind in (*_ANY_LINEAR, MULTIHEAD):

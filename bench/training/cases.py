@@ -110,6 +110,15 @@ class Case:
         return str(said) if kind.stored and said in DTYPES.values() else kind.compute
 
     @property
+    def decomposed(self) -> bool:
+        """Whether PEFT takes the weights apart for the adapters' first values, which on meta it
+        cannot, and which leaves every tensor as large as its default does. Of what it refuses it
+        is not said: PiSSA takes no quantized weights."""
+        init = str(self.adapter.get("init_lora_weights"))
+        in_floats = not precision(self.precision).quantized
+        return init == "olora" or (in_floats and init.startswith("pissa"))
+
+    @property
     def scales_loss(self) -> bool:
         """Whether a loss scaler has a place: float16 is computed in, under autocast or without."""
         return self.compute == "float16" or self.step.autocast == "fp16"

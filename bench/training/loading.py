@@ -243,8 +243,11 @@ def adapt(case: Case, model: Any) -> Any:
         )
     if case.step.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing)
+    fields = case.adapter
+    if case.decomposed and next(model.parameters()).is_meta:
+        fields = {**fields, "init_lora_weights": True}  # of the same shapes, strides and dtypes
     model = get_peft_model(
-        model, LoraConfig(**case.adapter), autocast_adapter_dtype=case.step.autocast_adapter_dtype
+        model, LoraConfig(**fields), autocast_adapter_dtype=case.step.autocast_adapter_dtype
     )
     if case.compute == "float16":
         hold_in_float32(model)

@@ -61,6 +61,9 @@ OTHER_ADAPTERS: list[tuple[str, str, str, dict[str, Any]]] = [
     ("biases", "opt", "bf16", {"bias": "all"}),
     ("biases-fp16", "opt", "fp16", {"bias": "all"}),
     ("everything", "opt", "bf16", {"target_modules": "all-linear"}),
+    ("pissa", "opt", "fp16", {"init_lora_weights": "pissa"}),
+    ("pissa-niter", "phi3", "fp32", {"init_lora_weights": "pissa_niter_4"}),
+    ("olora", "opt", "bf16", {"init_lora_weights": "olora", "use_dora": True}),
     ("saved", "opt", "fp16", {"modules_to_save": ["fc1", "lm_head"]}),
 ]
 QUANTIZED = [
@@ -111,10 +114,10 @@ def with_adapter(scenario: str, name: str, precision: str, changes: dict[str, An
     return replace(case, adapter={**case.adapter, **changes})
 
 
-DORA = [
+ADAPTED = [
     with_adapter("dora", name, precision, {"use_dora": True})
     for name, precision in (("opt", "nf4"), ("opt", "fp4"), ("phi3", "nf4-dq"))
-]
+] + [with_adapter("olora", "opt", "nf4", {"init_lora_weights": "olora"})]
 # Autograd sums many gradients of one tensor here, in place. xLSTM trains in fp32 alone: in bf16
 # transformers' own step fails.
 RECURRENT = [
@@ -155,7 +158,7 @@ def test_there_are_enough_configurations() -> None:
     assert {c.precision for c in CASES} == {"fp32", "bf16", "fp16"}
 
 
-@pytest.mark.parametrize("case", QUANTIZED + DORA, ids=lambda case: case.id)
+@pytest.mark.parametrize("case", QUANTIZED + ADAPTED, ids=lambda case: case.id)
 def test_quantized_steps_are_as_tracked(case: Case) -> None:
     """bitsandbytes' CPU kernels allocate outside torch, so the tracker sees the real step."""
     found = predicted(case)
