@@ -10,6 +10,7 @@ import pytest
 from atlas_types import STORED, needs_atlas, stored_atlas
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from model_folders import write_model
 from random_models import Drawn, models
 
 from bench.adapters.config import AdapterConfig
@@ -353,3 +354,22 @@ def test_a_number_that_no_model_has_is_too_large(digits: str) -> None:
     with pytest.raises(BenchError, match="10,000,000,000,000 is most") as caught:
         read_line(digits)
     assert len(str(caught.value)) < 120
+
+
+def test_what_is_not_shown_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of every set of a tiny Llama's seven linear layers at every rank, by hand."""
+    sizes = {"q_proj": (32, 32), "k_proj": (32, 16), "v_proj": (32, 16), "o_proj": (32, 32),
+             "gate_proj": (32, 48), "up_proj": (32, 48), "down_proj": (48, 32)}  # fmt: skip
+    trainable = 2 * 16 * (32 + 32)  # q_proj alone at r 16
+    sets = [s for n in range(1, 8) for s in combinations(sizes, n)]
+    per_rank = [2 * sum(sum(sizes[name]) for name in names) for names in sets]
+    every = sum(trainable % each == 0 for each in per_rank)
+    assert main(["explain", str(write_model(tmp_path)), "--trainable", str(trainable)]) == 0
+    text = capsys.readouterr().out
+    assert "not shown: up to " in text
+    assert main(["explain", str(tmp_path), "--trainable", str(trainable), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert len(answer["exact"]) == 10 < every <= 10 + answer["not_shown"]
+    few = explain(load_model("phi-3-mini").table, 25_165_824)
+    assert len(few.exact) < 10
+    assert few.more == 0

@@ -55,7 +55,8 @@ class Explanation:
     all that was tried, and the nearest of the popular sets.
 
     `remark` says what a total that was given tells; `full`, that the number is the model's own;
-    `tried` is how many configurations were tried, each at every rank.
+    `tried` is how many configurations were tried, each at every rank; `more`, how many beside
+    those in `exact` give the number by their closed form, some of which may adapt the same.
     """
 
     trainable: int
@@ -66,3 +67,4 @@ class Explanation:
     full: bool = False
     tried: int = 0
     nearest_popular: tuple[Found, ...] = ()
+    more: int = 0

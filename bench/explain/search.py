@@ -80,15 +80,17 @@ class Search:
         check_counts(trainable, total)
         base = self.table.total_parameters
         full = trainable == base
-        shown = self._best((*self._popular(trainable), *self._sets(trainable)), trainable, total)
+        candidates = (*self._popular(trainable), *self._sets(trainable))
+        shown, more = self._best(candidates, trainable, total)
         if not (full or any(f.score < _UNLIKELY for f in shown)):
-            some = self._best(self._layers(trainable), trainable, total)
-            shown = sorted((*shown, *some), key=lambda f: f.score)
+            some, further = self._best(self._layers(trainable), trainable, total)
+            shown, more = sorted((*shown, *some), key=lambda f: f.score), more + further
+        more += max(0, len(shown) - _SHOWN)
         missed = not (shown or full)
         return Explanation(
             trainable, base, tuple(shown[:_SHOWN]), self._nearest(trainable) if missed else (),
             _remark(self.table, trainable, total, shown), full, self.tried,
-            self._nearest_usual(trainable) if missed else (),
+            self._nearest_usual(trainable) if missed else (), more,
         )  # fmt: skip
 
     @property
@@ -97,19 +99,23 @@ class Search:
         whole = (len(self.popular) + len(self.sets)) * len(self.extras) * 6
         return whole + int(self.sets.layers.sum()) * len(self.extras)
 
-    def _best(self, found: Iterable[Found], trainable: int, total: int | None) -> list[Found]:
-        """The most plausible, counted again; one of those that adapt the same."""
+    def _best(
+        self, found: Iterable[Found], trainable: int, total: int | None
+    ) -> tuple[list[Found], int]:
+        """The most plausible, counted again, one of those that adapt the same; and how many there
+        are beside them, of which some may adapt the same."""
         packed = packed_total(self.table) - self.table.total_parameters
 
         def order(f: Found) -> tuple[bool, float, int]:
             return total not in (f.total, f.total + packed), f.score, f.adapter.r
 
         kept: dict[object, Found] = {}
-        for candidate in sorted(found, key=order)[: 4 * _SHOWN]:
+        ordered = sorted(found, key=order)
+        for candidate in ordered[: 4 * _SHOWN]:
             verified = _verified(self.table, candidate)
             if verified and verified[0].trainable == trainable:
                 kept.setdefault(verified[1], verified[0])
-        return list(kept.values())
+        return list(kept.values()), len(ordered[4 * _SHOWN :])
 
     def _form(self, popular: Popular) -> AdapterConfig | None:
         """What `Popular.configured` says, asked for once whatever the number of questions."""

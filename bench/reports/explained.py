@@ -24,6 +24,7 @@ def explanation_json(label: str, answer: Explanation) -> dict[str, object]:
         "searched": SEARCHED,
         "tried": answer.tried,
         "exact": [row(f) for f in answer.exact],
+        "not_shown": answer.more,
         "nearest": [row(f) for f in answer.nearest],
         "nearest_popular": [row(f) for f in answer.nearest_popular],
     }
@@ -41,6 +42,11 @@ def explanation_text(label: str, answer: Explanation) -> str:
         lines += [f"  {line}" for line in rest]
         if len(answer.exact) > 1:
             lines.append("the likeliest first: what recipes and defaults say, at a usual rank")
+        if answer.more:
+            lines.append(
+                f"not shown: up to {answer.more:,} more that give it too and are less likely; "
+                "bench targets says what one of your own trains"
+            )
     elif not answer.full:
         lines.append(
             f"{answer.trainable:,} trainable parameters on {label}: not found among "
