@@ -217,13 +217,41 @@ def check_targets(request: pytest.FixtureRequest) -> Callable[..., Ledger]:
                 pytest.skip(f"no {option}")
         if config.getoption("lora_auto_class", None) and isinstance(model, str | Path):
             options.setdefault("auto_class", config.getoption("lora_auto_class"))
-        allowed = options.pop("optional", ())
-        optional = (allowed,) if isinstance(allowed, str) else tuple(allowed)
-        more = config.getoption("lora_optional", "").split(",")
-        listed = tuple(entry.strip() for entry in more if entry.strip())
+        anywhere = _listed(config)
         options.setdefault("tell", print)
         options.setdefault("project", root_of(config))
-        ledger: Ledger = checked(model, adapter, optional=(*optional, *listed), **options)
+        unknown = config.stash.setdefault(_UNKNOWN, set(anywhere))
+        try:
+            ledger: Ledger = checked(model, adapter, optional_anywhere=anywhere, **options)
+        except AssertionError as error:
+            unknown -= _entries(getattr(error, "ledger", None))
+            raise
+        unknown -= _entries(ledger)
         return ledger
 
     return check
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """The entries of --lora-optional that no configuration has: slips, which allow nothing. (Under
+    xdist nobody is told, since each worker has checked a part.)"""
+    if unknown := sorted(config.stash.get(_UNKNOWN, ())):
+        from lora_target_bench.units import harmless_line
+
+        names = harmless_line(", ".join(map(repr, unknown)))
+        said = f"--lora-optional: {names}: in no configuration that check_targets was given"
+        terminalreporter.write_line(said, yellow=True)
+
+
+_UNKNOWN = pytest.StashKey[set[str]]()
+"""Of --lora-optional, what no configuration had so far."""
+
+
+def _entries(ledger: Ledger | None) -> set[str]:
+    return {e.entry for e in ledger.entries} | ledger.adapter.written if ledger else set()
+
+
+def _listed(config: pytest.Config) -> tuple[str, ...]:
+    """The entries of --lora-optional."""
+    listed = config.getoption("lora_optional", "").split(",")
+    return tuple(entry.strip() for entry in listed if entry.strip())

@@ -160,6 +160,9 @@ def test_check_targets_takes_a_configuration_and_no_wrapped_model() -> None:
     with pytest.raises(DeadEntries, match="LlamaConfig: 1 of 1 entries"):
         check_targets(live.config, ["query"])
     check_targets(live, ["q_proj", "zz"], optional="zz")
+    check_targets(live, ["q_proj"], optional_anywhere=["zz"])
+    with pytest.raises(BenchError, match="unknown entry in optional: 'zz': known: q_proj"):
+        check_targets(live, ["q_proj"], optional="zz")
     wrapped = get_peft_model(live, LoraConfig(target_modules=["q_proj"]))
     for carrying in (wrapped, wrapped.base_model.model):
         with pytest.raises(BenchError, match="carries an adapter already"):

@@ -15,7 +15,7 @@ from bench.models.architectures import Model, find_model
 from bench.models.classes import class_of
 from bench.models.modules import ModuleTable, read_table
 from bench.reports.ledger import ledger_text
-from bench.scenarios.subjects import Subject
+from bench.scenarios.subjects import Subject, check_optional
 from bench.targets import Ledger, match
 from bench.units import harmless, harmless_line
 
@@ -43,6 +43,7 @@ def check_targets(
     adapter: Any,
     *,
     optional: Sequence[str] = (),
+    optional_anywhere: Sequence[str] = (),
     fail_on: Sequence[str] = (),
     allow: Sequence[str] = (),
     minimum_coverage: float | None = None,
@@ -62,6 +63,7 @@ def check_targets(
         adapter: a `peft.LoraConfig`, the path of an adapter_config.json, a mapping of its fields,
             a list of target modules, or "all-linear".
         optional: entries that may have no effect; layers by their number as text.
+        optional_anywhere: the same for any number of configurations: `adapter` need not have them.
         fail_on: hazards (docs/hazards.md) that fail, or "all", beside those that mean something
             else than what was written and those of `[tool.lora-target-bench]` in pyproject.toml.
         allow: hazards that never fail.
@@ -84,7 +86,9 @@ def check_targets(
         )
         config = AdapterConfig.of(adapter)
         found, table = _found(model, config, auto_class)
-        return _checked(found, table, config, optional, gate, tell)
+        names = (optional,) if isinstance(optional, str) else tuple(optional)
+        check_optional(names, [Subject(found, "check", config)], "optional")
+        return _checked(found, table, config, (*names, *optional_anywhere), gate, tell)
     except (BenchError, DeadEntries, HazardsFound) as error:
         # The message says it all: where in this library it was noticed is pages of its source.
         raise error.with_traceback(None) from None
@@ -109,14 +113,13 @@ def _checked(  # noqa: PLR0917
     found: Model,
     table: ModuleTable,
     config: AdapterConfig,
-    optional: Sequence[str],
+    optional: tuple[str, ...],
     gate: HazardGate,
     tell: Callable[[str], object] | None,
 ) -> Ledger:
-    names = (optional,) if isinstance(optional, str) else tuple(optional)
     ledger = gate.judge(match(table, config, found.role_of))
     failing = gate.failing(ledger)
-    subject = Subject(found, "check", config, None, names)
+    subject = Subject(found, "check", config, None, optional)
     parameters = None if ledger.refusals else lora_parameters(ledger)
     text = harmless(ledger_text(subject, ledger, parameters, failing=failing))
     if tell is not None:

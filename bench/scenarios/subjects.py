@@ -114,9 +114,11 @@ class Subject:
         return harmless(text_of(lines))
 
 
-def check_optional(optional: Iterable[str], subjects: Iterable[Subject]) -> None:
-    """BenchError for an optional entry that no subject's configuration has: a slip, which would
-    make nothing optional."""
+def check_optional(
+    optional: Iterable[str], subjects: Iterable[Subject], where: str = "--optional"
+) -> None:
+    """BenchError for an optional entry, given `where`, that no subject's configuration has: a slip,
+    which would make nothing optional."""
     if not (optional := tuple(optional)):
         return
     known: set[str] = set()
@@ -125,7 +127,7 @@ def check_optional(optional: Iterable[str], subjects: Iterable[Subject]) -> None
         if subject.adapter.target_modules is None:
             known |= _defaults(subject.model.model_type)
     for name in optional:
-        check_known("entry in --optional:", name, known)
+        check_known(f"entry in {where}:", name, known)
 
 
 def _defaults(model_type: str) -> set[str]:
