@@ -169,3 +169,16 @@ def test_where_no_linear_weight_is_left_nothing_is_missed() -> None:
         assert ("low-coverage" in gate.failing(ledger)) == low
         said = ledger_text(Subject(model, "own", adapter), ledger, None)
         assert ("no linear weight left to cover" in said) == (not low)
+
+
+def test_a_layer_held_out_by_its_number_is_meant() -> None:
+    """`part-of-the-layers` is of layers that lack what an entry names, and of no others."""
+    text = {"vocab_size": 24, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3,
+            "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip
+    mixer = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 4, "attn_layer_indices": [1]}
+    plain = Model("plain", {"model_type": "llama", **text}, "AutoModelForCausalLM")
+    hybrid = Model("hybrid", {"model_type": "bamba", **text, **mixer}, "AutoModelForCausalLM")
+    held = AdapterConfig(r".*\.(q|v)_proj", exclude_modules=r".*layers\.2\..*")
+    for model, told in ((plain, False), (hybrid, True)):
+        codes = {hazard.code for hazard in match(model.table, held).hazards}
+        assert ("part-of-the-layers" in codes) == told

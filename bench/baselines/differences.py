@@ -111,7 +111,8 @@ def _facts(before: Record, after: Record, names: Iterable[str] = FACTS) -> list[
     for name in names:
         old = getattr(before, name, before.detail.get(name))
         new = getattr(after, name, after.detail.get(name))
-        if old != new:
+        unknown = None in (old, new) and before.outcome != after.outcome  # a failed one has it not
+        if old != new and not unknown:
             clues.append(f"{name} {old} -> {new}")
     return clues
 
@@ -133,9 +134,9 @@ def _modules(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[st
 def _dead_entries(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
     old, new = (_names(detail.get("dead_entries")) for detail in (before, after))
     if died := sorted(new - old):
-        yield f"no longer reach a module: {', '.join(died)}"
+        yield f"dead now: {', '.join(died)}"
     if revived := sorted(old - new):
-        yield f"now reach a module: {', '.join(revived)}"
+        yield f"no longer dead: {', '.join(revived)}"
 
 
 def _names(value: Any) -> set[str]:

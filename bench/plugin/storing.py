@@ -239,7 +239,8 @@ def _without_cases(session: pytest.Session) -> None:
         _fail(
             config,
             f"{option}: no case was run, so that nothing is {nothing}: each was deselected or "
-            "skipped (-k, -m, --benchmark-only, --setup-plan)",
+            "skipped (-k, -m, --benchmark-only, --setup-plan), or python_files, python_classes or "
+            "python_functions of your pytest's settings keep the suites' tests from being found",
         )
 
 

@@ -211,8 +211,8 @@ def _part_of_the_layers(ledger: Ledger) -> str:
         return ""
     parts: dict[tuple[str, str, int], list[str]] = {}
     for entry in ledger.entries:
-        if any(part.isdigit() for part in re.split(r"\W+", entry.entry)):
-            continue  # it names a layer
+        if _names_a_layer(entry.entry):
+            continue
         for prefix, layers, frozen in _elsewhere(ledger, entry.reached):
             parts.setdefault((prefix, frozen, layers), []).append(entry.entry)
     by_prefix = {s.prefix: s for s in ledger.table.stacks}
@@ -227,6 +227,10 @@ def _part_of_the_layers(ledger: Ledger) -> str:
     return "; ".join(said)
 
 
+def _names_a_layer(entry: str) -> bool:
+    return any(part.isdigit() for part in re.split(r"\W+", entry))
+
+
 def _elsewhere(ledger: Ledger, names: Iterable[str]) -> Iterator[tuple[str, int, str]]:
     """(stack, layers reached, linear layers in its other layers that stay frozen)."""
     for reach in ledger.reach(names):
@@ -239,14 +243,20 @@ def _elsewhere(ledger: Ledger, names: Iterable[str]) -> Iterator[tuple[str, int,
 
 def _frozen_mixers(ledger: Ledger, stack: Stack, reached: set[str]) -> str:
     """The projections in the other layers that nothing adapts: all of them in a layer without any
-    adapter, in the rest those that the reached layers do not have beside the adapted ones."""
+    adapter, in the rest those that the reached layers do not have beside the adapted ones. A layer
+    that `exclude_modules` holds out by its number is none of them."""
     adapted = {item.name for item in ledger.adapted}
     leaves = {name.rpartition(".")[2] for name in adapted}
     held = (name for name in adapted if ledger.table.stack_of(name) is stack)
     with_adapters = {stack.layer_of(name) for name in held}
     beside: set[str] = set()
     found: list[tuple[str, str]] = []
+    given = ledger.adapter.exclude_modules or ()
+    by_number = any(map(_names_a_layer, (given,) if isinstance(given, str) else given))
+    held_out: set[str] = set()
     for m in ledger.table.modules:
+        if m.leaf in leaves and m.name not in adapted and by_number:
+            held_out.add(stack.layer_of(m.name))
         if m.kind not in (LINEAR, CONV1D) or m.leaf in leaves:
             continue
         if ledger.table.stack_of(m.name) is stack and (layer := stack.layer_of(m.name)):
@@ -255,7 +265,9 @@ def _frozen_mixers(ledger: Ledger, stack: Stack, reached: set[str]) -> str:
             else:
                 found.append((m.leaf, layer))
     frozen = Counter(
-        leaf for leaf, layer in found if layer not in with_adapters or leaf not in beside
+        leaf
+        for leaf, layer in found
+        if layer not in held_out and (layer not in with_adapters or leaf not in beside)
     )
     return ", ".join(f"{leaf} ({n})" for leaf, n in frozen.most_common(4))
 

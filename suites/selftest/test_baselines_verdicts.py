@@ -58,8 +58,7 @@ def test_a_change_names_the_role_the_dead_entry_and_the_library() -> None:
         body["versions"]["peft"] = "0.22.0"
 
     assert only(edit).explanation == (
-        "query_key_value 0 -> 24; query 24 -> 12; no longer reach a module: q_proj; "
-        "peft 0.21.2 -> 0.22.0"
+        "query_key_value 0 -> 24; query 24 -> 12; dead now: q_proj; peft 0.21.2 -> 0.22.0"
     )
 
 
@@ -151,6 +150,12 @@ def test_outcomes() -> None:
     assert (broke.metric, broke.verdict) == ("outcome", "regressed")
     assert (broke.baseline, broke.contender) == ("ok", "oom")
     assert broke.explanation == "peft 0.21.2 -> 0.22.0"
+
+    def unrecorded(body: dict[str, Any]) -> None:  # by a case that failed early
+        body["records"][STEP]["detail"].pop("seq_len")
+
+    failed = found(both(outcome(STEP, "failed"), unrecorded, peft("0.22.0")))
+    assert [f.explanation for f in failed if f.metric == "outcome"] == ["peft 0.21.2 -> 0.22.0"]
     assert only(outcome(STEP, "ok"), outcome(STEP, "crashed")).verdict == "improved"
     assert only(outcome(STEP, "crashed"), outcome(STEP, "oom")).verdict == "changed"
     assert found(outcome(STEP, "oom"), outcome(STEP, "oom")) == []
