@@ -26,11 +26,13 @@ from pathlib import Path
 from typing import Any
 
 from bench.ab.environments import Environment, find_python
+from bench.baselines.configuration import others
 from bench.baselines.machines import other_machine
 from bench.baselines.verdicts import launch_ratios
 from bench.errors import BenchError
-from bench.measure.cluster import Cluster, NodeLost, a_slot
+from bench.measure.cluster import Cluster, a_slot
 from bench.measure.outcome import StepTime
+from bench.measure.submitted import NodeLost
 from bench.statistics import MINIMUM_LAUNCHES, launch_interval
 from bench.training.machine import machine
 
@@ -130,7 +132,7 @@ class Far:
     """Launches on the nodes of `cluster` that comparisons take for this machine.
 
     BenchError where there are none, and where a node's environments have other versions than those
-    of the same path here.
+    of the same path here, or read other models.
     """
 
     def __init__(self, cluster: Cluster, sides: Sequence[SideAsked]) -> None:
@@ -142,18 +144,33 @@ class Far:
         self._slot = a_slot(self._nodes)
         self._at_once = int(sum(node.gpus for node in self._nodes)) or len(self._nodes)
 
-    def check(self, versions: Sequence[Mapping[str, str]]) -> None:
-        """Open both environments on every node."""
+    def check(
+        self, versions: Sequence[Mapping[str, str]], decided: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Open both environments on every node: they have these versions there, and read of models
+        and adapters what is read here."""
         asked = [
-            (node, self._cluster.submit(versions_here, self._sides, nodes=[node], **self._slot))
+            (node, self._cluster.submit(found_here, self._sides, nodes=[node], **self._slot))
             for node in self._nodes
         ]
         for node, task in asked:
-            for side, mine, theirs in zip(self._sides, versions, task.answer(), strict=True):
+            try:
+                answer = task.answer()
+            except (BenchError, NodeLost) as error:
+                raise BenchError(f"on node {node.name}: {error}") from None
+            for side, mine, read, (theirs, read_there) in zip(
+                self._sides, versions, decided, answer, strict=True
+            ):
                 if mine != theirs:
                     raise BenchError(
                         f"{side.option} {side.label}: on node {node.name} it has other versions: "
                         f"{dict(theirs)}, here {dict(mine)}"
+                    )
+                if read != read_there:
+                    raise BenchError(
+                        f"{side.option} {side.label}: node {node.name} reads something else of "
+                        f"the models or the adapter than here: "
+                        f"{'; '.join(others(read, read_there)) or 'other cases'}"
                     )
 
     def launches(self, keys: Keys, rounds: int) -> Launch:
@@ -184,9 +201,11 @@ _open: dict[Any, list[Environment]] = {}
 _loaded: dict[Any, Keys] = {}
 
 
-def versions_here(sides: tuple[SideAsked, SideAsked]) -> list[Mapping[str, str]]:
-    """What both environments have on this node."""
-    return [environment.versions for environment in _opened(sides)[1]]
+def found_here(
+    sides: tuple[SideAsked, SideAsked],
+) -> list[tuple[Mapping[str, str], Mapping[str, Any]]]:
+    """What both environments have on this node, and what they read of the models there."""
+    return [(environment.versions, environment.decided) for environment in _opened(sides)[1]]
 
 
 def launch_here(

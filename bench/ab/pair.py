@@ -192,7 +192,7 @@ def measure(
                 for s, r in zip(sides, requests, strict=True)
             ],
         )
-        far.check([side.versions for side in sides])
+        far.check([side.versions for side in sides], [side.decided for side in sides])
     for number, (key, keys) in enumerate(cases.items(), 1):
         known = None if journal is None else journal.records.get(key)
         say(f"{number}/{len(cases)} {key}{' (measured before)' if known else ''}")

@@ -14,7 +14,7 @@ from typing import Any
 
 from bench.baselines.metrics import LOSS, Metric
 from bench.baselines.runs import Record, StoredRun
-from bench.files import digest_of
+from bench.files import CODE, WEIGHTS, digest_of
 from bench.scenarios.subjects import Subject
 from bench.units import one_line
 
@@ -106,8 +106,8 @@ def decided(
             "model": model.label,
             "ranked": subject.ranked_key,
             "class": model.auto_class,
-            "weights": of(subject.weights, "*.safetensors", "*.safetensors.index.json"),
-            "code": of(model.own_code, "**/*.py"),
+            "weights": of(subject.weights, *WEIGHTS),
+            "code": of(model.own_code, *CODE),
         }
         whole = json.dumps([named, model.config, adapter], sort_keys=True, default=str)
         digest = hashlib.sha256(whole.encode()).hexdigest()

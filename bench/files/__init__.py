@@ -3,16 +3,17 @@
 # fmt: off
 # isort: off
 from bench.files.disk import (
-    FIXTURES, INSTALLED, OWN_RESULTS, PACKAGE, RESULTS, SUFFIXES, SUITES, check_output,
-    check_readable, check_weights, digest_of, finite, project_file, read_json, read_rows, read_text,
-    read_toml, saving, strict_json, tool_table, unreadable, write_atomically, write_output,
+    CODE, FIXTURES, INSTALLED, OWN_RESULTS, PACKAGE, RESULTS, SUFFIXES, SUITES, WEIGHTS,
+    check_output, check_readable, check_weights, digest_of, finite, project_file, read_json,
+    read_rows, read_text, read_toml, saving, strict_json, tool_table, unreadable, write_atomically,
+    write_output,
 )
 from bench.files.tables import fits, in_words, kept_rows, keyed, parse, parse_rows
 
 __all__ = [
-    "FIXTURES", "INSTALLED", "OWN_RESULTS", "PACKAGE", "RESULTS", "SUFFIXES", "SUITES",
-    "check_output", "check_readable", "check_weights", "digest_of", "finite", "fits", "in_words",
-    "kept_rows", "keyed", "parse", "parse_rows", "project_file", "read_json", "read_rows",
-    "read_text", "read_toml", "saving", "strict_json", "tool_table", "unreadable",
+    "CODE", "FIXTURES", "INSTALLED", "OWN_RESULTS", "PACKAGE", "RESULTS", "SUFFIXES", "SUITES",
+    "WEIGHTS", "check_output", "check_readable", "check_weights", "digest_of", "finite", "fits",
+    "in_words", "kept_rows", "keyed", "parse", "parse_rows", "project_file", "read_json",
+    "read_rows", "read_text", "read_toml", "saving", "strict_json", "tool_table", "unreadable",
     "write_atomically", "write_output",
 ]

@@ -168,6 +168,12 @@ def check_weights(folder: Path) -> None:
         )
 
 
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+"""What is read of a folder of real weights."""
+CODE = ("**/*.py",)
+"""... and of one whose own code builds a model."""
+
+
 def digest_of(
     folder: Path, *patterns: str, progress: Callable[[int, int], object] | None = None
 ) -> str:

@@ -19,26 +19,23 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self
 
-from bench.compat import instead_of, patched, private
+from bench.compat import instead_of, patched
 from bench.errors import BenchError
 from bench.measure import outcome
 from bench.measure.engine import Session
+from bench.measure.folders import anywhere, require_same
 from bench.measure.nodes import Facts, Node, facts, last_line, obstacle
 from bench.measure.outcome import CaseFailed, Outcome
 from bench.measure.rounds import Rounds
 from bench.measure.running import WorkerClock
 from bench.measure.spread import Taken, measure_ahead
+from bench.measure.submitted import LOOK_SECONDS, NODE_ID, NodeLost, Submitted
 from bench.training.cases import Case
-
-ATTEMPTS = 3
-"""How often a task begins at most: one that ends its node each time is not worth all of them."""
 
 _CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 30.0
 _FACTS_SECONDS = 300.0
 """Imports take minutes on a cold network disk, seconds otherwise."""
-_LOOK_SECONDS = 5.0
-"""Between two looks at which nodes are left."""
 _PART = 16
 """Items of one task of `run_all`: each starts a process, and imports the libraries in it."""
 
@@ -54,7 +51,6 @@ class Cluster:
     def __init__(self, address: str) -> None:
         self.address = address
         self.nodes: tuple[Node, ...] = ()
-        self._carry_out: Any = None
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -63,7 +59,6 @@ class Cluster:
             # Of a node that dies Ray prints the last lines of its log: records say what it cost.
             silent = instead_of("messages of nodes", lambda *_, **__: None)
             self._stack.enter_context(patched(silent))
-            self._carry_out = _remote(_carry_out)
             self.nodes = self._ask_nodes()
         except BaseException:
             self.close()
@@ -97,9 +92,8 @@ class Cluster:
         gpus: float = 0,
     ) -> Submitted:
         """Queue a call of a module's function on one of `nodes`, or of all."""
-        nodes = nodes or self.nodes
-        options = {"num_cpus": cpus, "num_gpus": gpus, "label_selector": _one_of(nodes)}
-        return Submitted(self._carry_out.options(**options).remote(function, *arguments), nodes)
+        asks = {"num_cpus": cpus, "num_gpus": gpus}
+        return Submitted((function, *arguments), nodes or self.nodes, asks)
 
     def map(
         self, function: Callable[[Any], Any], items: Iterable[Any]
@@ -107,16 +101,16 @@ class Cluster:
         """Each item with its finished task, in the order in which they finish."""
         import ray
 
-        waiting = {}
-        for item in items:
-            task = self.submit(function, item)
-            waiting[task.reference] = (item, task)
+        waiting = [(item, self.submit(function, item)) for item in items]
         while waiting:
-            ready, _ = ray.wait(list(waiting), timeout=_LOOK_SECONDS)
+            by_reference = {task.reference: (item, task) for item, task in waiting}
+            ready, _ = ray.wait(list(by_reference), timeout=LOOK_SECONDS)
             if not ready:
-                _require_alive(self.nodes)
+                for _, task in waiting:
+                    task.look()
             for reference in ready:
-                yield waiting.pop(reference)
+                waiting.remove(by_reference[reference])
+                yield by_reference[reference]
 
     def run_all(
         self, task: Callable[[str], Any], items: Sequence[str]
@@ -140,9 +134,9 @@ class Cluster:
         if not lending:
             raise BenchError(f"--cluster {self.address}: no node of it lends a processor or a GPU")
         # A process that has asked torch for its GPUs holds memory on one: it ends with the task.
-        ask = _remote(facts, num_cpus=0, max_calls=1, max_retries=0)
+        ask = ray.remote(num_cpus=0, max_calls=1, max_retries=0)(facts)
         asked = {
-            ask.options(label_selector={_NODE_ID: found["NodeID"]}).remote(): found
+            ask.options(label_selector={NODE_ID: found["NodeID"]}).remote(): found
             for found in lending
         }
         _, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_FACTS_SECONDS)
@@ -168,48 +162,6 @@ class Cluster:
         return tuple(nodes)
 
 
-class NodeLost(Exception):
-    """The node that a task ran on was gone before its end, or its process there, each time."""
-
-
-class Submitted:
-    """One call somewhere in the cluster. `reruns`: how often it began anew elsewhere."""
-
-    def __init__(self, reference: Any, nodes: Sequence[Node]) -> None:
-        self.reference = reference
-        self.reruns = 0
-        self._nodes = nodes
-
-    def answer(self) -> Any:
-        """What the call returned, waited for; raises what it raised. NodeLost after ATTEMPTS, and
-        BenchError where none of its nodes is left."""
-        import ray
-        from ray import exceptions
-
-        while not ray.wait([self.reference], timeout=_LOOK_SECONDS)[0]:
-            _require_alive(self._nodes)
-        try:
-            self.reruns, answer = ray.get(self.reference)
-        except exceptions.RayTaskError as error:
-            raise error.cause from None
-        except exceptions.TaskUnschedulableError:
-            raise BenchError(_NOBODY) from None
-        except exceptions.RayError as error:
-            self.reruns = ATTEMPTS - 1
-            raise NodeLost(
-                f"the node or its process was gone in each of {ATTEMPTS} attempts: "
-                f"{last_line(error)}"
-            ) from None
-        return answer
-
-    def cancel(self) -> None:
-        """Do not begin it, or end it."""
-        import ray
-
-        with contextlib.suppress(Exception):  # done, or nobody is left to tell
-            ray.cancel(self.reference, force=True)
-
-
 class ClusterSpread:
     """What `Spread` is on one machine's devices, on the nodes of a cluster that are one kind of
     machine: a case a GPU at a time; where there are none and steps are timed, a case a node, else
@@ -230,13 +182,16 @@ class ClusterSpread:
         memory_limit_bytes: int | None = None,
         time_limit_seconds: float | None = None,
     ) -> None:
-        self._cluster, self._nodes, self._plan = cluster, nodes, plan
+        self._cluster, self._nodes = cluster, nodes
+        self._plan = [anywhere(case) for case in plan]
         self._slot = a_slot(nodes, timed=timed)
         on_gpu = self._slot["gpus"] > 0
         self._how = (on_gpu, rounds, loss_steps, memory_limit_bytes, time_limit_seconds)
         self._tasks: dict[str, Submitted] = {}
 
     def __enter__(self) -> Self:
+        """BenchError where a node lacks a folder that the cases read, or has another one."""
+        require_same(self._cluster, self._nodes, self._plan)
         for case in self._plan:
             self._tasks[case.id] = self._cluster.submit(
                 measure_here, case, *self._how, nodes=self._nodes, **self._slot
@@ -312,36 +267,7 @@ def _run_part(part: tuple[Callable[[str], Any], Sequence[str]]) -> list[tuple[st
     return list(run_all(*part, jobs=1))
 
 
-def _carry_out(function: Callable[..., Any], *arguments: Any) -> tuple[int, Any]:
-    """How often this task was begun before, and its answer."""
-    import ray
-
-    worker = ray.get_runtime_context().worker
-    return private("attempt of a task")(worker.core_worker), function(*arguments)
-
-
 # The connection.
-
-_NOBODY = "no node of this kind of machine is left in the cluster"
-_NODE_ID = "ray.io/node-id"
-
-
-def _one_of(nodes: Sequence[Node]) -> dict[str, str]:
-    return {_NODE_ID: f"in({','.join(node.id for node in nodes)})"}
-
-
-def _remote(function: Callable[..., Any], **options: Any) -> Any:
-    import ray
-
-    return ray.remote(**{"max_retries": ATTEMPTS - 1, **options})(function)
-
-
-def _require_alive(nodes: Sequence[Node]) -> None:
-    import ray
-
-    alive = {found["NodeID"] for found in ray.nodes() if found["Alive"]}
-    if not any(node.id in alive for node in nodes):
-        raise BenchError(_NOBODY)
 
 
 def _connect(address: str) -> None:

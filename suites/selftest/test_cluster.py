@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import socket
 import subprocess
@@ -16,7 +15,8 @@ from typing import Any
 import cluster_tasks
 import pytest
 from atlas_types import stored_atlas
-from measure_support import shared_session, tiny_case
+from cluster_support import appears, ray_of, same_as_here
+from measure_support import tiny_case
 from model_folders import write_model
 from warm import Warm
 
@@ -33,8 +33,6 @@ from bench.training.cases import StepOptions
 from bench.training.machine import Accelerator, machine
 
 ROOT = Path(__file__).resolve().parents[2]
-EXACT = ("operations", "breakdown_by_phase", "flops", "allocated_bytes_total", "loaded_bytes",
-         "peak_allocated_bytes", "loss", "trainable_parameters", "adapted_layers")  # fmt: skip
 CASES = [
     tiny_case("opt"),
     tiny_case("distilbert", learning_rate=1e30),
@@ -43,50 +41,10 @@ CASES = [
 ]
 
 
-@contextlib.contextmanager
-def ray_of(*nodes: dict[str, Any], warm: Warm | None = None) -> Iterator[Any]:
-    """A head that lends nothing, and the nodes; each lends one processor. With `warm` what runs on
-    them is forked."""
-    pytest.importorskip("ray", reason="needs the extra [cluster]")
-    from ray.cluster_utils import Cluster as LocalCluster
-
-    small = {"object_store_memory": 80 << 20, "include_dashboard": False}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.delenv("RAY_ADDRESS", raising=False)
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where cluster_tasks lies
-        with warm.in_place() if warm else contextlib.nullcontext():
-            local = LocalCluster(
-                initialize_head=True,
-                head_node_args={
-                    **small,
-                    "num_cpus": 0,
-                    # A node that does not answer is given up within seconds.
-                    "_system_config": {
-                        "health_check_period_ms": 500,
-                        "health_check_timeout_ms": 2000,
-                    },
-                },
-            )
-        try:
-            with warm.in_place() if warm else contextlib.nullcontext():
-                for node in nodes:
-                    local.add_node(**{**small, "num_cpus": 1, **node})
-            yield local
-        finally:
-            local.shutdown()
-
-
 @pytest.fixture(scope="module")
 def two_nodes(warm_process: Warm) -> Iterator[Any]:
     with ray_of({}, {}, warm=warm_process) as local:
         yield local
-
-
-def _same_as_here(taken: Any, case: Any) -> None:
-    with taken as running, shared_session().start(case) as reference:
-        mine, expected = running.prepare(), reference.prepare()
-        assert {n: getattr(mine, n) for n in EXACT} == {n: getattr(expected, n) for n in EXACT}
 
 
 def test_exact_figures_are_those_of_this_machine(two_nodes) -> None:
@@ -103,7 +61,7 @@ def test_exact_figures_are_those_of_this_machine(two_nodes) -> None:
         on = {connected.submit(cluster_tasks.here, nodes=[node]).answer() for node in kind.nodes}
         assert on == {node.id for node in kind.nodes}
     for case in (CASES[0], CASES[2], CASES[3]):
-        _same_as_here(taken[case.id], case)
+        same_as_here(taken[case.id], case)
         steps = [taken[case.id].step() for _ in range(3)]
         assert min(step.total_seconds for step in steps) > 0
         assert taken[case.id].check_loss()[1] < taken[case.id].check_loss()[0]
@@ -121,12 +79,14 @@ def test_a_node_that_dies_loses_its_running_case_only(tmp_path, monkeypatch) -> 
     plan = [CASES[0], tiny_case("distilbert", scenario="lost"), CASES[2], CASES[3]]
     with ray_of({}, {}) as local, Cluster(local.address) as connected:
         with ClusterSpread(connected, connected.nodes, plan, Rounds.exactly(2), 0) as spread:
-            _appears(tmp_path / "begun")
-            (lost,) = (n for n in local.worker_nodes if n.node_id == _read(tmp_path / "begun"))
+            appears(tmp_path / "begun")
+            (lost,) = (
+                n for n in local.worker_nodes if n.node_id == (tmp_path / "begun").read_text()
+            )
             local.remove_node(lost, allow_graceful=False)
             taken = {case.id: spread.start(case, WorkerClock()) for case in plan}
         for case in plan:
-            _same_as_here(taken[case.id], case)
+            same_as_here(taken[case.id], case)
         assert [taken[case.id].reruns for case in plan] == [0, 1, 0, 0]
         # A case that ends whatever it runs in is given up; the others are not concerned.
         monkeypatch.setattr(cluster, "measure_here", cluster_tasks.ends_its_node)
@@ -153,7 +113,7 @@ def test_a_process_that_is_killed_loses_its_running_case_only(tmp_path, monkeypa
             taken = {case.id: spread.start(case, WorkerClock()) for case in plan}
         assert (tmp_path / "stepped").exists()
         for case in plan:
-            _same_as_here(taken[case.id], case)
+            same_as_here(taken[case.id], case)
         assert [taken[case.id].reruns for case in plan] == [0, 1, 0]
         assert len(connected.nodes) == 2
 
@@ -172,15 +132,6 @@ def test_what_is_built_there_is_as_what_is_built_here(two_nodes) -> None:
         built = build_atlas(types, connected.run_all)
         assert built.types == {name: stored_atlas().types[name] for name in types}
         assert not built.unbuilt
-
-
-def _appears(path: Path) -> None:
-    while not path.exists():
-        threading.Event().wait(0.05)
-
-
-def _read(path: Path) -> str:
-    return path.read_text()
 
 
 @pytest.mark.slow
