@@ -219,10 +219,6 @@ PRIVATE = {
         "a case that began anew on another node says so": {
             "attempt of a task": "ray._raylet:CoreWorker.get_current_task_attempt_number",
         },
-        "a case whose node says nothing any more begins anew on another one": {
-            "leave a note": "ray.experimental.internal_kv:_internal_kv_put",
-            "note of a task": "ray.experimental.internal_kv:_internal_kv_get",
-        },
         "they are kept off the screen": {
             "messages of nodes": "ray._private.worker:print_to_stdstream",
         },

@@ -23,7 +23,7 @@ from bench.compat import instead_of, patched
 from bench.errors import BenchError
 from bench.measure import outcome
 from bench.measure.engine import Session
-from bench.measure.folders import anywhere, require_same
+from bench.measure.folders import anywhere
 from bench.measure.nodes import Facts, Node, facts, last_line, obstacle
 from bench.measure.outcome import CaseFailed, Outcome
 from bench.measure.rounds import Rounds
@@ -190,8 +190,6 @@ class ClusterSpread:
         self._tasks: dict[str, Submitted] = {}
 
     def __enter__(self) -> Self:
-        """BenchError where a node lacks a folder that the cases read, or has another one."""
-        require_same(self._cluster, self._nodes, self._plan)
         for case in self._plan:
             self._tasks[case.id] = self._cluster.submit(
                 measure_here, case, *self._how, nodes=self._nodes, **self._slot

@@ -29,7 +29,7 @@ def anywhere(case: Case) -> Case:
 def read_by(cases: Iterable[Case]) -> list[Asked]:
     """The folders that measuring the cases reads: a config travels with its case, those do not."""
     asked: dict[Asked, None] = {}
-    for case in cases:
+    for case in map(anywhere, cases):
         if case.weights:
             asked["--weights", case.weights, WEIGHTS] = None
         if case.code:

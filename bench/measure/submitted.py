@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
-from uuid import uuid4
 
 from bench.compat import private
 from bench.errors import BenchError
@@ -18,8 +17,6 @@ LOOK_SECONDS = 5.0
 """Between two looks at which nodes are left."""
 NODE_ID = "ray.io/node-id"
 
-_SILENT_SECONDS = 10.0
-"""How long Ray itself has for a task whose node it has given up."""
 _NOBODY = "no node of this kind of machine is left in the cluster"
 
 
@@ -32,9 +29,8 @@ class Submitted:
     needs there. `reruns`: how often it began anew elsewhere.
 
     Ray begins a task anew when the connection to it breaks. A host that loses its power or its
-    network breaks none: Ray gives up the node within a minute, and the task after seven, and asking
-    more often makes it end healthy ones ("too many pings"). So each task leaves a note of where
-    it is, and is sent again where that node was given up.
+    network breaks none: Ray gives up the node within about a minute, and the task after seven; its
+    servers refuse to be asked more often ("too many pings"), and healthy tasks end.
     """
 
     def __init__(
@@ -42,21 +38,9 @@ class Submitted:
         asks: Mapping[str, float],
     ) -> None:  # fmt: skip
         self.reruns = 0
-        self._call, self._nodes, self._asks = call, nodes, asks
-        self._before = 0
-        self._send()
-
-    def _send(self) -> None:
-        import ray
-
-        self._ticket = uuid4().hex
-        self._silent_since: float | None = None
-        one_of = f"in({','.join(node.id for node in self._nodes)})"
-        self.reference = ray.remote(
-            **self._asks,
-            max_retries=ATTEMPTS - 1 - self._before,
-            label_selector={NODE_ID: one_of},
-        )(_carry_out).remote(self._ticket, *self._call)
+        self._nodes = nodes
+        one_of = f"in({','.join(node.id for node in nodes)})"
+        self.reference = _remote().options(**asks, label_selector={NODE_ID: one_of}).remote(*call)
 
     def answer(self) -> Any:
         """What the call returned, waited for; raises what it raised. NodeLost after ATTEMPTS, and
@@ -67,7 +51,7 @@ class Submitted:
         while not ray.wait([self.reference], timeout=LOOK_SECONDS)[0]:
             self.look()
         try:
-            attempt, answer = ray.get(self.reference)
+            self.reruns, answer = ray.get(self.reference)
         except exceptions.RayTaskError as error:
             raise error.cause from None
         except exceptions.TaskUnschedulableError:
@@ -78,29 +62,15 @@ class Submitted:
                 f"the node or its process was gone in each of {ATTEMPTS} attempts: "
                 f"{last_line(error)}"
             ) from None
-        self.reruns = self._before + attempt
         return answer
 
     def look(self) -> None:
-        """Send it again where its node is given up. BenchError where none of its nodes is left."""
+        """BenchError where none of its nodes is left."""
         import ray
 
         alive = {found["NodeID"] for found in ray.nodes() if found["Alive"]}
         if not any(node.id in alive for node in self._nodes):
             raise BenchError(_NOBODY)
-        node, _, attempt = (_note(self._ticket) or "").partition(" ")
-        if not node or node in alive:
-            self._silent_since = None
-            return
-        now = time.monotonic()
-        if self._silent_since is None:
-            self._silent_since = now
-        elif now - self._silent_since >= _SILENT_SECONDS:
-            begun = self._before + int(attempt) + 1
-            if begun < ATTEMPTS:  # else its error comes, in time
-                self.cancel()
-                self._before = begun
-                self._send()
 
     def cancel(self) -> None:
         """Do not begin it, or end it."""
@@ -110,21 +80,17 @@ class Submitted:
             ray.cancel(self.reference, force=True)
 
 
-def _note(ticket: str) -> str | None:
-    found = private("note of a task")(ticket.encode(), namespace=_NOTES)
-    return None if found is None else found.decode()
+@cache
+def _remote() -> Any:
+    """One for all of them: tasks of one function and like needs share a queue."""
+    import ray
+
+    return ray.remote(max_retries=ATTEMPTS - 1)(_carry_out)
 
 
-_NOTES = "lora-target-bench"
-
-
-def _carry_out(ticket: str, function: Callable[..., Any], *arguments: Any) -> tuple[int, Any]:
+def _carry_out(function: Callable[..., Any], *arguments: Any) -> tuple[int, Any]:
     """How often this task was begun before, and its answer."""
     import ray
 
-    here = ray.get_runtime_context()
-    attempt = private("attempt of a task")(here.worker.core_worker)
-    private("leave a note")(
-        ticket.encode(), f"{here.get_node_id()} {attempt}".encode(), namespace=_NOTES
-    )
-    return attempt, function(*arguments)
+    worker = ray.get_runtime_context().worker
+    return private("attempt of a task")(worker.core_worker), function(*arguments)

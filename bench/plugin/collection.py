@@ -17,6 +17,8 @@ from bench.files import SUITES
 from bench.plugin.internals import rewrite_line, root_of, width_of
 from bench.plugin.resuming import begin, leave_out_finished
 from bench.plugin.state import (
+    CLUSTER,
+    KIND,
     LOG,
     MEASURED,
     PARAMETERS,
@@ -112,6 +114,14 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             check_case_length(subject.case(step))
         except BenchError as error:
             pytest.exit(harmless(f"error: --seq-len: {error}"), returncode=2)
+    if keys and (cluster := config.stash.get(CLUSTER, None)) is not None:
+        from bench.measure.folders import require_same
+
+        try:
+            require_same(cluster, config.stash[KIND].nodes, [subjects[k].case(step) for k in keys])
+        except BenchError as error:
+            config.stash[LOG].resumed = {}
+            pytest.exit(harmless(f"error: {error}"), returncode=2)
     if config.stash[SAVE]:
         try:
             config.stash[LOG].subjects = decided(subjects, _reads(config))["subjects"]
