@@ -198,7 +198,7 @@ HAZARDS = {
     "part-of-both": ("bamba", entries("q_proj", "in_proj")),
     "part-by-number": ("bamba", entries("layers.1.self_attn.q_proj")),
     "part-beside-a-number": ("bamba", entries("layers.1.self_attn.k_proj", "q_proj")),
-    "part-of-the-second-stack": ("llava", {
+    "part-held-out-by-number": ("llava", {
         **entries("q_proj"), "exclude_modules": ["language_model.layers.0.self_attn.q_proj"]}),
     "part-on-purpose": ("bamba", {**entries("q_proj"), "layers_to_transform": [1]}),
     "part-and-containers": ("bamba", {"target_modules": r".*\.2\..*_proj"}),
