@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,15 @@ PUBLISHED = {
     "opt-350m": {"q_proj-v_proj"},
     "distilbert-base-uncased": {"query-value"},
 }
+SMALL = "distilbert-base-uncased"
+# Of the measured cases each scenario of a small model, and each precision of one of them; of ranks
+# each for that model, and one for the others. (A suite without a subject has no string there.)
+FEW: dict[str, Callable[[str], bool]] = {
+    "measured": lambda case: (
+        case.startswith(SMALL) and (case.endswith("-fp32") or "-query-value-" in case)
+    ),
+    "ranked": lambda case: case.startswith(SMALL) or case.endswith("-r8"),
+}
 
 
 LONGEST = (
@@ -33,8 +43,12 @@ LONGEST = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    wheel = "wheel: builds a wheel and runs what it installs; slow, and part of `tox run -e tests`"
-    config.addinivalue_line("markers", wheel)
+    for line in (
+        "wheel: builds a wheel and runs what it installs; slow, and part of the evidence",
+        "evidence: whole matrices, of which few cases are run beside the other tests, the wheel's "
+        "tests, and the documents' commands: `tox run -e evidence`",
+    ):
+        config.addinivalue_line("markers", line)
     collect_seldom()
 
 
@@ -68,7 +82,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before those marked slow are left out
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Every registered scenario can be predicted: hundreds, so only if asked for."""
+    """Every registered scenario can be predicted: hundreds, so only if asked for. Of the measured
+    cases, and of ranks, all but a few are evidence."""
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: item.path.name not in LONGEST)
     published = {f"{model}-{name}" for model, names in PUBLISHED.items() for name in names}
@@ -77,3 +92,5 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         predicted = "predicted_in" in values and "subject" in values
         if predicted and not config.option.model and values["subject"] not in published:
             item.add_marker(pytest.mark.slow)
+        if any(isinstance(values.get(n), str) and not few(values[n]) for n, few in FEW.items()):
+            item.add_marker(pytest.mark.evidence)

@@ -10,6 +10,7 @@ import pytest
 from atlas_types import STORED, needs_atlas, stored_atlas
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from matrices import matrix
 from model_folders import write_model
 from random_models import Drawn, models
 
@@ -332,8 +333,15 @@ def test_old_expert_names_on_fused_experts(tmp_path: Path) -> None:
 TYPES = sorted(stored_atlas().types) if STORED else []
 
 
+def _kinds(name: str) -> set[object]:
+    """What the search tells apart: the kinds and roles of modules, experts, the model's size."""
+    found = stored_atlas().types[name]
+    parts = {part for module in found.projections for part in (module.kind, module.role)}
+    return {*parts, bool(found.bare), len(str(found.parameters))}
+
+
 @needs_atlas
-@pytest.mark.parametrize("name", TYPES[:: max(1, len(TYPES) // 30)][:30])
+@pytest.mark.parametrize("name", matrix(TYPES[:: max(1, len(TYPES) // 30)][:30], _kinds))
 def test_no_number_ends_in_a_traceback(name: str) -> None:
     """Thirty types of the atlas × twenty numbers, small, odd, huge, and the model's own."""
     table = stored_atlas().types[name].table(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from matrices import matrix
 from method_models import COMMON, CONFIGS, ENCODER, TASKS, counted_of, formula_of, model_called
 
 from bench.errors import BenchError, UnknownName
@@ -46,7 +47,11 @@ COUNTED = [
 ]
 
 
-@pytest.mark.parametrize(("label", "name", "number"), COUNTED, ids=str)
+@pytest.mark.parametrize(
+    ("label", "name", "number"),
+    matrix(COUNTED, by=lambda label, name, number: {label, (name, number)}),
+    ids=str,
+)
 def test_method(label: str, name: str, number: int) -> None:
     """A method's closed form equals PEFT's count, or both refuse the model."""
     model, fields = model_called(label), SETTINGS.get(name, [{}])[number]

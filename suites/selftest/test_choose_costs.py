@@ -7,6 +7,7 @@ import signal
 from typing import Any
 
 import pytest
+from matrices import matrix
 
 from bench.choose import costs, rows
 from bench.errors import BenchError
@@ -24,12 +25,15 @@ NARROW = {
 
 @pytest.mark.parametrize(
     ("name", "more", "scenario"),
-    [
-        ("llama-3.2-1b", {}, rows.EVERYTHING),
-        ("phi-3-mini", {}, "everything"),
-        ("mixtral-8x7b", {"num_local_experts": 4}, "attention"),
-        ("bert-base-cased", {"max_position_embeddings": 600}, "everything"),
-    ],
+    matrix(
+        [
+            ("llama-3.2-1b", {}, rows.EVERYTHING),
+            ("phi-3-mini", {}, "everything"),
+            ("mixtral-8x7b", {"num_local_experts": 4}, "attention"),
+            ("bert-base-cased", {"max_position_embeddings": 600}, "everything"),
+        ],
+        by=lambda name, more, scenario: {scenario},
+    ),
 )
 def test_a_row_says_what_a_prediction_of_whole_traces_says(
     name: str, more: dict[str, Any], scenario: str

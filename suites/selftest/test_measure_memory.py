@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
+from matrices import matrix
 from measure_support import kept_out_of_collections, recurrence, shared_session, tiny_case
 
 from bench.measure import Session
@@ -107,7 +108,7 @@ def profiled(case: Case) -> Profiled:
 
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+@pytest.mark.parametrize("case", matrix(CASES), ids=lambda case: case.id)
 def test_tracked_peaks_are_the_profilers(session: Session, case: Case) -> None:
     with session.start(case) as running:
         tracked = running.prepare()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from matrices import matrix
 from measure_support import kept_out_of_collections, tiny_case
 from test_measure_memory import profiled
 from test_predict_kinds import kind_case
@@ -38,7 +39,7 @@ def imported() -> Iterator[None]:
 
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+@pytest.mark.parametrize("case", matrix(CASES), ids=lambda case: case.id)
 def test_autocast_peaks_are_the_profilers(case: Case) -> None:
     from bench.predict import kernels, predict
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matrices import matrix
 from measure_support import (
     RECURRENCES,
     kept_out_of_collections,
@@ -136,7 +137,7 @@ def imported() -> Iterator[None]:
 
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+@pytest.mark.parametrize("case", matrix(CASES), ids=lambda case: case.id)
 def test_predicted_peaks_are_the_profilers(case: Case) -> None:
     found = predicted(case)
     reference = profiled(case)
@@ -158,7 +159,7 @@ def test_there_are_enough_configurations() -> None:
     assert {c.precision for c in CASES} == {"fp32", "bf16", "fp16"}
 
 
-@pytest.mark.parametrize("case", QUANTIZED + ADAPTED, ids=lambda case: case.id)
+@pytest.mark.parametrize("case", matrix(QUANTIZED + ADAPTED), ids=lambda case: case.id)
 def test_quantized_steps_are_as_tracked(case: Case) -> None:
     """bitsandbytes' CPU kernels allocate outside torch, so the tracker sees the real step."""
     found = predicted(case)
@@ -333,6 +334,7 @@ print([float(parameter.detach().double().sum()) for parameter in load(case).mode
 """
 
 
+@pytest.mark.evidence
 def test_a_prediction_leaves_the_libraries_as_they_are() -> None:
     """In a fresh process, which imports the libraries while it predicts: real weights are drawn
     afterwards as they are in this one, which had imported them before."""

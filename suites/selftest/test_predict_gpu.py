@@ -21,6 +21,7 @@ from gpu_reference import (
     predicted,
     stored_case,
 )  # fmt: skip
+from matrices import matrix
 
 from bench.baselines import Accelerator, Record, StoredRun, load_run
 from bench.files import FIXTURES, read_rows
@@ -114,7 +115,9 @@ def hold_stored(run: StoredRun, record: Record) -> None:
     assert found.trainable_parameters == record.metrics["trainable_parameters"]
 
 
-@pytest.mark.parametrize(("run", "record"), stored_cases())
+@pytest.mark.parametrize(
+    ("run", "record"), matrix(stored_cases(), lambda _, record: {record.model, record.precision})
+)
 def test_predictions_against_stored_gpu_figures(run: StoredRun, record: Record) -> None:
     hold_stored(run, record)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from matrices import matrix
 from measure_support import kept_out_of_collections, predicted
 from test_measure_memory import profiled
 
@@ -121,7 +122,7 @@ def imported() -> Iterator[None]:
 
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+@pytest.mark.parametrize("case", matrix(CASES), ids=lambda case: case.id)
 def test_every_kind_is_as_the_profiler_saw_it(case: Case) -> None:
     found, reference = predicted(case), profiled(case)
     assert found.loaded_bytes == pytest.approx(reference.loaded_bytes, rel=1e-3)

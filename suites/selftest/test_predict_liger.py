@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from liger_reference import CASES, liger_case
+from matrices import matrix
 from measure_support import kept_out_of_collections, predicted, tiny_case
 from model_folders import write_model
 
@@ -44,7 +45,7 @@ def test_there_are_enough_configurations() -> None:
     assert {case.model for case in CASES} == set(liger.PREDICTED)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+@pytest.mark.parametrize("case", matrix(CASES), ids=lambda case: case.id)
 def test_the_second_steps_peak_is_ligers(case: Case) -> None:
     found = predicted(case)
     assert sum(found.breakdown.values()) == found.peak_allocated_bytes

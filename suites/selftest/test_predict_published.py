@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from matrices import matrix
 
 from bench.errors import BenchError
 from bench.predict import evidence
@@ -26,10 +27,13 @@ QUICK = (*(row.id for row in ROWS if row.code), "metamathqa-r32")
 
 @pytest.mark.parametrize(
     "row",
-    [
-        pytest.param(row, id=row.id, marks=[] if row.id in QUICK else pytest.mark.slow)
-        for row in ROWS
-    ],
+    matrix(
+        (
+            pytest.param(row, id=row.id, marks=[] if row.id in QUICK else pytest.mark.slow)
+            for row in ROWS
+        ),
+        by=lambda row: {row.code, row.case.config.get("model_type"), row.case.precision},
+    ),
 )
 def test_prediction_is_near_the_published_figure(row: PublishedFigure) -> None:
     predicted = predict_published(row)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from matrices import facts, matrix
 from measure_support import kept_out_of_collections, predicted
 from ranks_support import (
     GEMMA2,
@@ -54,6 +55,7 @@ CASES = [
     classifier("ddp", "nf4", ROBERTA, "query value", optimizer="adagrad"),
     classifier("ddp", "fp32", ROBERTA, "query value", loop="trainer", accumulation=2),
 ]  # fmt: skip
+NAMED = [spread_case(p, precision) for p in ("ddp", "fsdp") for precision in ("bf16", "nf4")]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -63,11 +65,16 @@ def imported() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def real(
-    tmp_path_factory: pytest.TempPathFactory, warm_process: Warm
-) -> list[tuple[dict[str, int], ...]]:
-    """For each case every rank's peaks."""
+    tmp_path_factory: pytest.TempPathFactory, warm_process: Warm, request: pytest.FixtureRequest
+) -> dict[int, tuple[dict[str, int], ...]]:
+    """Every rank's peaks in each case that is asked for, and in those that tests below name."""
     file = str(tmp_path_factory.mktemp("group") / "store")
-    return list(zip(*processes(warm_process, CASES, range(RANKS), file), strict=True))
+    params = [getattr(item, "callspec", None) for item in request.session.items]
+    asked = {each.params.get("number") for each in params if each is not None}
+    numbers = [n for n, case in enumerate(CASES) if n in asked or case in NAMED]
+    cases = [CASES[n] for n in numbers]
+    seen = zip(*processes(warm_process, cases, range(RANKS), file), strict=True)
+    return dict(zip(numbers, seen, strict=True))
 
 
 @cache
@@ -75,7 +82,11 @@ def _predicted(number: int) -> Prediction:
     return predicted(CASES[number])
 
 
-@pytest.mark.parametrize("number", range(len(CASES)), ids=lambda number: CASES[number].id)
+@pytest.mark.parametrize(
+    "number",
+    matrix(range(len(CASES)), by=lambda number: facts(CASES[number])),
+    ids=lambda number: CASES[number].id,
+)
 def test_peaks_are_those_of_the_real_ranks(number: int, real: Any) -> None:
     found = _predicted(number)
     for rank, seen in enumerate(real[number]):

@@ -165,6 +165,7 @@ def test_what_accelerate_cannot_shard_is_told_in_its_own_words(case: Case) -> No
     assert f"{type(seen.value).__name__}: {said[:60]}" in str(found.value)
 
 
+@pytest.mark.evidence
 def test_the_pages_table_is_what_is_predicted(capsys: pytest.CaptureFixture[str]) -> None:
     page = (FIXTURES.parent / "docs" / "prediction.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (one GPU|`--parallel [^`]+`) \| (.+?) \| (.+?) \|$", page, re.M)

@@ -7,6 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from matrices import matrix
 
 from bench.choose.rows import EVERYTHING
 from bench.choose.rows import scenario as scenario_of
@@ -87,12 +88,15 @@ def _agrees(case: Case) -> Any:
 
 @pytest.mark.parametrize(
     ("model", "scenario", "precision", "checkpointing"),
-    [
-        ("llama-3.2-1b", "everything", "nf4", True),
-        ("opt-350m", "query-value", "int8", False),
-        ("phi-3-mini", "feed-forward", "bf16", True),
-        ("distilbert-base-uncased", "attention", "bf16", False),
-    ],
+    matrix(
+        [
+            ("llama-3.2-1b", "everything", "nf4", True),
+            ("opt-350m", "query-value", "int8", False),
+            ("phi-3-mini", "feed-forward", "bf16", True),
+            ("distilbert-base-uncased", "attention", "bf16", False),
+        ],
+        by=lambda model, scenario, precision, checkpointing: {precision, checkpointing},
+    ),
 )
 def test_stretched_steps_are_those_of_the_whole_trace(
     model: str, scenario: str, precision: str, checkpointing: bool
@@ -102,14 +106,20 @@ def test_stretched_steps_are_those_of_the_whole_trace(
     assert _agrees(_case(model, scenario, precision, checkpointing)).layers == FEW + 1
 
 
-@pytest.mark.parametrize("model", NARROW)
+STEPS = {
+    "fp16": StepOptions(batch_size=2, seq_len=24, optimizer="adamw-8bit"),
+    "nf4": StepOptions(seq_len=40, gradient_checkpointing=True, attention="eager"),
+    "int8": StepOptions(batch_size=2, seq_len=24, autocast="bf16", accumulation=2),
+}
+
+
 @pytest.mark.parametrize(
-    ("precision", "step"),
-    [
-        ("fp16", StepOptions(batch_size=2, seq_len=24, optimizer="adamw-8bit")),
-        ("nf4", StepOptions(seq_len=40, gradient_checkpointing=True, attention="eager")),
-        ("int8", StepOptions(batch_size=2, seq_len=24, autocast="bf16", accumulation=2)),
-    ],
+    ("precision", "step", "model"),
+    matrix(
+        pytest.param(precision, step, model, id=f"{precision}-step{number}-{model}")
+        for model in NARROW
+        for number, (precision, step) in enumerate(STEPS.items())
+    ),
 )
 def test_small_models_agree_however_the_step_is_run(
     model: str, precision: str, step: StepOptions
@@ -128,7 +138,9 @@ def test_a_list_of_every_layers_norms_grows_with_the_layers(loop: str) -> None:
 
 @pytest.mark.parametrize(
     ("loop", "precision", "layers"),
-    [("plain", "bf16", 6), ("plain", "nf4", 2), ("trainer", "bf16", 2), ("trainer", "nf4", 2)],
+    matrix(
+        [("plain", "bf16", 6), ("plain", "nf4", 2), ("trainer", "bf16", 2), ("trainer", "nf4", 2)]
+    ),
 )
 def test_of_many_accumulated_batches_a_few_are_traced(
     loop: str, precision: str, layers: int
@@ -149,7 +161,10 @@ def test_of_many_accumulated_batches_a_few_are_traced(
 
 @pytest.mark.parametrize(
     ("what", "values"),
-    [("rank", (3, 37)), ("batch-size", (3, 5)), ("seq-len", (7, 300, 3100))],
+    matrix(
+        [("rank", (3, 37)), ("batch-size", (3, 5)), ("seq-len", (7, 300, 3100))],
+        by=lambda what, _: {what == "rank"},  # in proportion to one side, or to all of a batch
+    ),
 )
 def test_other_values_are_predicted_as_they_are_alone(what: str, values: tuple[int, ...]) -> None:
     """3,100 tokens are more than the backward pass of an embedding takes without sorting."""

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from matrices import matrix
 from measure_support import kept_out_of_collections, predicted, shared_session, tiny_case
 from trainer_reference import third_step_peak, trainer_case
 
@@ -47,7 +48,7 @@ def test_there_are_enough_configurations() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+@pytest.mark.parametrize("case", matrix(CASES), ids=lambda case: case.id)
 def test_the_third_steps_peak_is_the_real_trainers(
     narrow: None, tmp_path: Path, case: Case
 ) -> None:

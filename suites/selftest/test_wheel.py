@@ -31,6 +31,7 @@ from bench.files import FIXTURES, INSTALLED
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.wheel,
+    pytest.mark.evidence,
     pytest.mark.skipif(INSTALLED, reason="a wheel is built from the repository"),
 ]
 ROOT = FIXTURES.parent
