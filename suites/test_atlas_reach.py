@@ -42,6 +42,7 @@ pytest_generate_tests = parametrize_types
 pytestmark = needs_atlas
 
 
+@pytest.mark.evidence
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_ledger_on_the_atlas_reaches_what_peft_injected(scenario: str) -> None:
     """All types: the ledger's count on the stored table, and PEFT's on the real model."""
@@ -55,6 +56,7 @@ def test_ledger_on_the_atlas_reaches_what_peft_injected(scenario: str) -> None:
     assert set(expected) == set(concerned)
 
 
+@pytest.mark.evidence
 @on_types(size=8, always=("llama", "mixtral", "vit"))
 def test_ledger_equals_peft(model_type: str) -> None:
     """Module for module, on a live model; where one refuses, so does the other."""

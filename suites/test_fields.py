@@ -52,6 +52,7 @@ def transformers_conv1d(rows: int, columns: int) -> nn.Module:
     return Conv1D(rows, columns)
 
 
+@pytest.mark.evidence
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_variant_and_initialisation(kind: str) -> None:
     """On real weights, rank below and above the layer's: refused alike, or equal in every count."""

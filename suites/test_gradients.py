@@ -125,6 +125,7 @@ def trained_modules(model: Model, adapter: AdapterConfig) -> tuple[set[str], set
     return adapted, trained
 
 
+@pytest.mark.evidence
 @pytest.mark.parametrize("name", [*registered(), *OTHERS, "qwen2_vl", "gpt_neox", "phi", "gemma2"])
 def test_adapters_without_a_gradient_are_those_that_a_real_step_leaves_alone(name: str) -> None:
     model, adapter = subject(name)
@@ -297,6 +298,7 @@ def test_who_asks_about_a_weight_takes_it_not(kind: str) -> None:
     assert weights_handed_over(getattr(module, name)) == frozenset()
 
 
+@pytest.mark.evidence
 @pytest.mark.parametrize("name", ["gpt2", "llama-3.2-1b", "opt-125m", "bloom-560m"])
 def test_fewer_layers_say_the_same_as_all_of_them(name: str) -> None:
     model, adapter = find_model(name), AdapterConfig("all-linear", r=2)

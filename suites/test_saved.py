@@ -155,6 +155,7 @@ def answered(name: str, folder: Path, auto_class: str | None) -> KeysFound:
     return compare_keys(tiny(name, auto_class), folder / "adapter_config.json", tensors)
 
 
+@pytest.mark.evidence
 @pytest.mark.parametrize("damage", DAMAGES, ids=[d.__name__.replace("_", "-") for d in DAMAGES])
 @pytest.mark.parametrize("name", MODELS)
 def test_keys_are_what_peft_misses_and_does_not_expect(

@@ -127,6 +127,7 @@ def pair(upgraded: Path, tmp_path_factory: pytest.TempPathFactory, warm_process:
     return found
 
 
+@pytest.mark.evidence
 def test_what_the_upgrade_changed(pair: Pair) -> None:
     before, after = pair.runs
     assert list(before.records) == [LLAMA_CASE, OPT_CASE, PHI_CASE]

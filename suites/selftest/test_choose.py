@@ -61,6 +61,7 @@ def choice(small: Model, one_process: None, traced_once: None, ranks_alone: None
     return _choice(small, "700MiB", precisions=("bf16",))
 
 
+@pytest.mark.evidence
 def test_rows_are_scenarios_by_precision_by_checkpointing(choice: table.Choice) -> None:
     told = {(r.plan.scenario, r.precision, r.checkpointing) for r in choice.rows}
     assert len(told) == len(choice.rows) == len(rows.PROPOSED_SCENARIOS) * 2
@@ -84,6 +85,7 @@ def test_front_is_what_no_row_dominates(choice: table.Choice) -> None:
     assert 0 < len(front) < len(found)
 
 
+@pytest.mark.evidence
 @pytest.mark.parametrize("memory", ["513MiB", "560MiB"])
 def test_what_does_not_fit_is_on_no_front(small: Model, memory: str) -> None:
     for row in _choice(small, memory, precisions=("bf16",)).rows:
@@ -131,6 +133,7 @@ def test_rows_of_a_model_with_towers_reach_its_language_model_alone() -> None:
         assert all(".language_model.layers." in f".{name}" for name in names)
 
 
+@pytest.mark.evidence
 @pytest.mark.parametrize("model", ["llama-3.2-1b", "phi-3-mini", "opt-350m", VISION_LANGUAGE])
 def test_peft_reaches_the_rows_modules_from_the_printed_code(model: str) -> None:
     found = load_model(model)

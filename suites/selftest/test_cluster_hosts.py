@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,23 +18,26 @@ from bench.measure.folders import require_same
 from bench.measure.nodes import Node
 from bench.training.machine import machine
 
-NODES = [Node("a", "first", 1, 0, machine()), Node("b", "second", 1, 0, machine())]
+
+@cache
+def two_nodes() -> list[Node]:
+    return [Node("a", "first", 1, 0, machine()), Node("b", "second", 1, 0, machine())]
 
 
 class OtherDisks:
     """Two nodes, of which the second has `there` where this one has `here`."""
 
     address = "auto"
-    nodes = NODES
 
     def __init__(self, here: Path, there: Path) -> None:
+        self.nodes = two_nodes()
         self.here, self.there = here, there
 
     def submit(
         self, function: Callable[..., Any], asked: Any, *, nodes: Any, cpus: float
     ) -> SimpleNamespace:
         def answer() -> Any:
-            if nodes == [NODES[0]]:
+            if nodes == [two_nodes()[0]]:
                 return function(asked)
             there = [(o, f.replace(str(self.here), str(self.there)), p) for o, f, p in asked]
             return function(there)
@@ -57,18 +61,18 @@ def test_what_is_read_on_a_node_is_what_is_here(
     folder = tmp_path / "here" / "own"
     case = replace(tiny_case("opt"), **{field: "own" if field == "weights" else str(folder)})
     disks: Any = OtherDisks(tmp_path / "here", tmp_path / "there")
-    require_same(disks, NODES, [tiny_case("t5"), case, case])
+    require_same(disks, two_nodes(), [tiny_case("t5"), case, case])
     other = tmp_path / "there" / "own" / name
     other.write_bytes(b"two")
     with pytest.raises(BenchError) as refused:
-        require_same(disks, NODES, [case])
+        require_same(disks, two_nodes(), [case])
     line = str(refused.value)
     assert line.startswith(f"--cluster auto: node second: {told.format(folder)}: other ")
     assert "node first" not in line
     other.unlink()
     other.parent.rmdir()
     with pytest.raises(BenchError, match=r"node second: .*own: no such folder there$"):
-        require_same(disks, NODES, [case])
+        require_same(disks, two_nodes(), [case])
 
 
 def test_bench_ab_reads_on_a_node_what_it_reads_here(monkeypatch) -> None:
@@ -85,9 +89,9 @@ def test_bench_ab_reads_on_a_node_what_it_reads_here(monkeypatch) -> None:
     def far(second: Callable[[], Any]) -> Far:
         def submit(*_: Any, nodes: Any, **__: Any) -> SimpleNamespace:
             same = [({"peft": "1"}, here)] * 2
-            return SimpleNamespace(answer=second if nodes == [NODES[1]] else lambda: same)
+            return SimpleNamespace(answer=second if nodes == [two_nodes()[1]] else lambda: same)
 
-        there: Any = SimpleNamespace(address="auto", nodes=NODES, submit=submit)
+        there: Any = SimpleNamespace(address="auto", nodes=two_nodes(), submit=submit)
         return Far(there, [side, side])
 
     asked = [{"peft": "1"}] * 2, [here] * 2

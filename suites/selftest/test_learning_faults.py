@@ -86,11 +86,13 @@ def test_a_frozen_adapter_fails(study, baseline, monkeypatch) -> None:
     assert fails(study, baseline) == ["evaluation_loss regressed"]
 
 
+@pytest.mark.evidence
 def test_b_not_trained_fails(study, baseline, monkeypatch) -> None:
     changed_model(monkeypatch, lambda model: freeze(model, "lora_B"))
     assert fails(study, baseline) == ["evaluation_loss regressed"]
 
 
+@pytest.mark.evidence
 @pytest.mark.parametrize("factor", [1 / 16, 16], ids=["too-small", "too-large"])
 def test_a_wrong_alpha_fails(study, baseline, monkeypatch, factor: float) -> None:
     from peft.tuners.lora import LoraLayer

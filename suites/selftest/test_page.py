@@ -278,6 +278,7 @@ def test_it_fits_a_phone_and_paper(shown: Any) -> None:
     assert shown.locator("#cases").is_visible()
 
 
+@pytest.mark.evidence
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_no_violation(shown: Any, scheme: str) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")

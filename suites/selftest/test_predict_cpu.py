@@ -335,6 +335,7 @@ print([float(parameter.detach().double().sum()) for parameter in load(case).mode
 
 
 @pytest.mark.evidence
+@pytest.mark.evidence
 def test_a_prediction_leaves_the_libraries_as_they_are() -> None:
     """In a fresh process, which imports the libraries while it predicts: real weights are drawn
     afterwards as they are in this one, which had imported them before."""

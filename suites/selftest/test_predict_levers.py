@@ -61,11 +61,13 @@ def test_nothing_is_tried_where_it_fits_or_nothing_was_asked(
         assert "fits with" not in capsys.readouterr().out
 
 
+@pytest.mark.evidence
 def test_what_cannot_be_made_to_fit_is_said(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["memory", model, *STEP, "--gpu-memory", "513MiB"]) == 1
     assert "no set of these changes that was tried surely fits" in capsys.readouterr().out
 
 
+@pytest.mark.evidence
 def test_a_change_that_the_gpu_refuses_is_left_out(
     model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -166,6 +166,7 @@ def test_the_first_autosaved_run_says_how_there_is_a_baseline(
     assert "no gate has judged it. Where its figures are right" in without
 
 
+@pytest.mark.evidence
 def test_reading_the_weights_is_told_on_a_terminal(run, pytester: pytest.Pytester) -> None:
     """They are read whole before anything is measured; the line is gone when they are."""
     import torch
