@@ -293,3 +293,17 @@ def test_what_peft_refuses_on_quantized_weights(
     assert refused == bool(status)
     file.write_text(file.read_text().replace("adapter: qlora\nload_in_4bit: true", "adapter: lora"))
     assert main(["check", str(file), "--no-gradients"]) == 0
+
+
+def test_dropped_layers_leave_the_total(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a configuration's file as of `bench targets`: the model that `layer_replication` makes."""
+    values = {"peft_type": "LORA", "r": 8, "target_modules": ["q_proj"]}
+    values |= {"layer_replication": [[0, 4]], "task_type": "CAUSAL_LM"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(values))
+    assert main(["targets", "llama-3.2-1b", "--adapter", str(tmp_path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    asked = ["check", str(tmp_path), "--model", "llama-3.2-1b", "--no-gradients", "--json"]
+    assert main(asked) == 0
+    found = json.loads(capsys.readouterr().out)
+    names = ("trainable_parameters", "total_parameters")
+    assert [found[n] for n in names] == [told[n] for n in names]
