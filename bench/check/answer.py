@@ -119,13 +119,14 @@ def check(path: Path, question: Question) -> Checked:
     adapter, notes = recipe.adapter(model)
     file = found.config if found.config.name == CONFIG else None
     subject = Subject(model, "own", adapter, None, question.optional, adapter_file=file)
+    held = model
+    if recipe.step is not None and "quantization_config" not in model.config:
+        held = model.loaded_in(recipe.step.precision)  # PEFT refuses some of it on integers
     try:
-        ledger = match(model.table, adapter, model.role_of)
-        if recipe.step is not None and "quantization_config" not in model.config:
-            held = model.loaded_in(recipe.step.precision)  # PEFT refuses some of it on integers
-            if held is not model:
-                found_there = match(held.table, adapter, model.role_of)
-                ledger = replace(found_there, table=ledger.table)  # sizes as they were before
+        ledger = match(held.table, adapter, model.role_of)
+        if held is not model:  # sizes are told of the model as it is stored, grown where it grows
+            plain = match(model.table, adapter, model.role_of, described=False)
+            ledger = replace(ledger, table=plain.table)
     except BenchError as error:
         raise BenchError(f"{found.config}: {error}") from None
     ledger = replace(ledger, hazards=(*ledger.hazards, *_slips(recipe)))

@@ -101,16 +101,16 @@ class Cluster:
         """Each item with its finished task, in the order in which they finish."""
         import ray
 
-        waiting = [(item, self.submit(function, item)) for item in items]
+        waiting = {}
+        for item in items:
+            task = self.submit(function, item)
+            waiting[task.reference] = (item, task)
         while waiting:
-            by_reference = {task.reference: (item, task) for item, task in waiting}
-            ready, _ = ray.wait(list(by_reference), timeout=LOOK_SECONDS)
+            ready, _ = ray.wait(list(waiting), timeout=LOOK_SECONDS)
             if not ready:
-                for _, task in waiting:
-                    task.look()
+                task.look()  # all of them are for the same nodes
             for reference in ready:
-                waiting.remove(by_reference[reference])
-                yield by_reference[reference]
+                yield waiting.pop(reference)
 
     def run_all(
         self, task: Callable[[str], Any], items: Sequence[str]

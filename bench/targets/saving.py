@@ -61,28 +61,14 @@ class _Node:
             node = node.child(name) if node else None
         return node
 
-    def walk(self) -> Iterator[tuple[str, _Node]]:
-        """Every module inside, a parent before its children. Without recursion: what lies eight
-        modules deep would be handed up through eight generators."""
-        open_ = [("", iter(self.children.items()))]
-        while open_:
-            before, children = open_[-1]
-            for name, child in children:
-                yield before + name, child
-                if child.children:
-                    open_.append((f"{before}{name}.", iter(child.children.items())))
-                    break
-            else:
-                open_.pop()
+    def walk(self, path: str = "") -> Iterator[tuple[str, _Node]]:
+        for name, child in self.children.items():
+            here = f"{path}.{name}" if path else name
+            yield here, child
+            yield from child.walk(here)
 
     def every_tensor(self) -> set[_Tensor]:
-        found: set[_Tensor] = set()
-        waiting = [self]
-        while waiting:
-            node = waiting.pop()
-            found.update(node.tensors)
-            waiting.extend(node.children.values())
-        return found
+        return {t for node in (self, *(n for _, n in self.walk())) for t in node.tensors}
 
 
 @dataclass(frozen=True)
