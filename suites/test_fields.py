@@ -245,6 +245,26 @@ def test_wrong_fields(fields: dict, message: str) -> None:
         AdapterConfig.from_dict({"target_modules": ["q_proj"], **fields}, "adapter_config.json")
 
 
+def test_layers_beside_targets_are_refused_where_peft_refuses_them() -> None:
+    """An empty pattern is one too, beside a string."""
+    from peft import LoraConfig
+
+    for targets, pattern, layers in product(
+        ("all-linear", ".*q_proj", ["q_proj"]), (None, "", [], "layers", ["h"]), (None, 0, [0])
+    ):
+        fields: dict[str, Any] = {"target_modules": targets, "layers_pattern": pattern,
+                                  "layers_to_transform": layers}  # fmt: skip
+        raised = []
+        for build in (LoraConfig, AdapterConfig.from_dict):
+            try:
+                build(**fields) if build is LoraConfig else build(fields)
+            except (ValueError, BenchError) as error:
+                raised.append(str(error))
+            else:
+                raised.append("")
+        assert bool(raised[0]) == bool(raised[1]), (fields, raised)
+
+
 def test_unused_variants_may_be_written_down() -> None:
     """A saved configuration names every field; null, false and empty ask for nothing."""
     saved = {"target_modules": ["q_proj"], "use_bdlora": False, "kasa_config": None,
@@ -283,14 +303,36 @@ def test_quantized_layers(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
-def test_initialisations_of_quantized_layers(kind: str) -> None:
-    """Some read the weight as floats, which integers are not: refused where PEFT raises."""
-    for init in INITIALISATIONS:
+def test_variants_of_quantized_layers(kind: str) -> None:
+    """bitsandbytes' layers have other variants than those in floats, and some initialisations read
+    floats: refused alike, equal in every count, and what is left out without a word is told."""
+    blocks = {"target_modules_bd_b": ["q_proj"]}
+    asked: list[dict[str, Any]] = [
+        *({"init_lora_weights": init} for init in INITIALISATIONS),
+        *(each for each in VARIANTS if "use_bdlora" not in each),
+        {"use_bdlora": blocks},
+        {"use_bdlora": {**blocks, "nblocks": 2, "match_strict": False}},
+        {"use_bdlora": {**blocks, "nblocks": 7, "match_strict": False}},
+        {"kasa_config": {}, "r": 4096},
+        {"trainable_token_indices": {"k_proj": (1,)}},
+    ]
+    told = {}
+    for fields, head in product(asked, ((), ("lm_head",))):
         network = quantized(on_cpu(LLAMA), kind)
-        adapter = AdapterConfig(("q_proj",), r=4, init_lora_weights=init)
-        refused = bool(match(read_table(network), adapter).refusals)
+        adapter = AdapterConfig(("q_proj", *head), **{"r": 4, **fields})
+        ledger = match(read_table(network), adapter)
         counted, said = counted_or_refused(network, adapter)
-        assert refused == (counted is None), (init, said)
+        assert bool(ledger.refusals) == (counted is None), (fields, head, said)
+        if counted is not None:
+            formula = lora_parameters(ledger)
+            ours = (formula.trainable, formula.total)
+            assert ours == (counted.trainable, counted.total), (fields, head)
+        for dead in ledger.dead_fields:
+            told[dead.field, head] = dead.reason
+    fields_left_out = {"kasa_config", "monteclora_config", "use_bdlora"}
+    assert {field for field, _ in told} == fields_left_out
+    assert {"all 2 adapted" in why for (_, head), why in told.items() if not head} == {True}
+    assert {"2 of 3 adapted" in why for (_, head), why in told.items() if head} == {True}
 
 
 @pytest.mark.parametrize("kind", ["int8", "nf4", "fp4"])
@@ -321,6 +363,8 @@ def quantized(network: nn.Module, kind: str) -> nn.Module:
             layer = bnb.nn.Linear4bit(*size, quant_type=kind)
         layer.load_state_dict(module.state_dict())
         network.set_submodule(name, layer.requires_grad_(False).to("cpu"))
+    # By these PEFT chooses its own layers for them; without, it takes them for layers in floats.
+    network.is_loaded_in_8bit, network.is_loaded_in_4bit = kind == "int8", kind != "int8"
     return network
 
 

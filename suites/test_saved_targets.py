@@ -307,3 +307,19 @@ def test_dropped_layers_leave_the_total(tmp_path: Path, capsys: pytest.CaptureFi
     found = json.loads(capsys.readouterr().out)
     names = ("trainable_parameters", "total_parameters")
     assert [found[n] for n in names] == [told[n] for n in names]
+
+
+def test_what_has_no_closed_form_names_its_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of several: the others are told of as usual."""
+    for name, init in (("plain", True), ("shared-out", "eva")):
+        (tmp_path / name).mkdir()
+        values = {"peft_type": "LORA", "target_modules": ["q_proj"], "init_lora_weights": init}
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps(values))
+    paths = [str(tmp_path / name) for name in ("shared-out", "plain")]
+    assert main(["check", *paths, "--model", "opt-125m", "--no-gradients"]) == 2
+    said = capsys.readouterr()
+    file = tmp_path / "shared-out" / "adapter_config.json"
+    assert f"bench: error: {file}: no closed form for init_lora_weights='eva'" in said.err
+    assert "trainable" in said.out

@@ -140,7 +140,7 @@ def _regular_expressions(given: Mapping[str, Any]) -> Iterable[tuple[str, str, s
 
 def _check_together(given: Mapping[str, Any]) -> None:
     if isinstance(given["target_modules"], str) and (
-        given["layers_to_transform"] is not None or given["layers_pattern"]
+        given["layers_to_transform"] is not None or given["layers_pattern"] is not None
     ):
         raise BenchError(
             "layers_to_transform and layers_pattern need a list of target_modules, not a regex"

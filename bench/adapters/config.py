@@ -34,6 +34,9 @@ INERT = frozenset(
 VARIANTS = ("use_dora", "kasa_config", "monteclora_config", "use_bdlora", "velora_config",
             "alora_invocation_tokens")  # fmt: skip
 
+# Those that PEFT's int8 and 4-bit layers do not have, and leave out without a word.
+IN_FLOATS_ONLY = ("kasa_config", "monteclora_config", "use_bdlora")
+
 # What is not computed, and why; `from_dict` says so.
 NOT_UNDERSTOOD = {
     "arrow_config": "it routes between adapters that exist already",
@@ -104,6 +107,15 @@ class AdapterConfig:
             if getattr(self, name) not in (None, False, ())
         ]  # fmt: skip
         return tuple(given) + (("mica",) if self.init_lora_weights == "mica" else ())
+
+    def on(self, quantized: bool) -> AdapterConfig:
+        """This one as a layer of the model takes it: a quantized one leaves some variants out.
+
+        Source: peft 0.21 `tuners/lora/bnb.py` (`resolve_lora_variant`).
+        """
+        if not (quantized and set(IN_FLOATS_ONLY).intersection(self.variants)):
+            return self
+        return self.but(**dict.fromkeys(IN_FLOATS_ONLY))
 
     @property
     def ranks(self) -> tuple[tuple[str, int], ...]:

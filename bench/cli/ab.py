@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from bench.training.cases import MEASURED_LENGTH
 if TYPE_CHECKING:
     from bench.ab.environments import Environment
     from bench.ab.pair import Pair, Plan
+    from bench.scenarios.subjects import Subject
 
 HELP = "what an upgrade changed, measured in two environments side by side"
 _SIDES = ("--baseline-env", "--contender-env")
@@ -92,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
             "there is nothing to compare: give --contender-env, or another configuration with "
             "--contender-adapter, --contender-target-modules or --contender-rank"
         )
-    unreached = _unreached(plan)
+    unreached = _unreached(plan, options)
     for each in unreached:
         say(f"not measured: {each}")
     with ExitStack() as stack:
@@ -140,15 +142,20 @@ def _check_measured(pair: Pair) -> None:
     raise BenchError(f"nothing was measured on either side: {why or 'no case'}")
 
 
-def _unreached(plan: Plan) -> tuple[str, ...]:
+def _unreached(plan: Plan, options: argparse.Namespace) -> tuple[str, ...]:
     """What of one's own configurations has no effect, on the models of this environment.
 
-    BenchError where two configurations have no case in common: none would be compared.
+    BenchError where two configurations have no case in common: none would be compared; and where
+    this environment's PEFT refuses every case of a side that is measured in it.
     """
     from bench.baselines.verdicts import OWN
     from bench.scenarios.subjects import select
 
     asked = [select(request) for request in (plan.request, plan.contender) if request is not None]
+    if options.baseline_env == sys.executable:
+        here = asked if options.contender_env is None else asked[:1]
+        for found in here:
+            _check_injectable(found.measured.values())
     ids = [
         {(s.key if s.name == OWN else s.ranked_key, s.precision) for s in found.measured.values()}
         for found in asked
@@ -160,6 +167,20 @@ def _unreached(plan: Plan) -> tuple[str, ...]:
         )
     own = (subject for found in asked for subject in found.own.values())
     return tuple(dict.fromkeys(said for subject in own for said in subject.unreached().values()))
+
+
+def _check_injectable(subjects: Iterable[Subject]) -> None:
+    """BenchError with the first reason where PEFT refuses every one of the subjects."""
+    refused = None
+    for subject in subjects:
+        try:
+            subject.check_injectable()
+        except BenchError as error:
+            refused = refused or error
+        else:
+            return
+    if refused is not None:
+        raise refused
 
 
 def _experiment(options: argparse.Namespace) -> int:

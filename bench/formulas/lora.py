@@ -108,7 +108,8 @@ def lora_parameters(ledger: Ledger) -> Parameters:
     * `dora`: one magnitude for each output feature (https://arxiv.org/abs/2402.09353);
     * `lora_bias`: a bias in B, one for each output feature;
     * `kasa`: r singular values a layer (https://arxiv.org/abs/2412.06071);
-    * `monteclora`: r deviations and `num_samples` (8) sample weights a layer.
+    * `monteclora`: r deviations and `num_samples` (8) sample weights a layer. Quantized layers get
+      neither of the two, and no block-diagonal matrices: PEFT makes plain LoRA of them.
 
     The base is that of the grown model under `layer_replication`: repeated layers share their
     weights and count once, layers that no range names are gone.
@@ -132,8 +133,8 @@ def lora_parameters(ledger: Ledger) -> Parameters:
         terms.append(_token_term(ledger))
     if adapter.bias != "none":
         terms.append(bias_term(ledger))
-    for name, elements in _variant_terms(adapter, free).items():
-        terms.append(Term(name, elements, elements, len(free)))
+    for name, each in _variant_terms(adapter, free).items():
+        terms.append(Term(name, sum(each), sum(each), len(each)))
     return Parameters(tuple(terms), table.total_parameters)
 
 
@@ -142,6 +143,7 @@ def adapted_matrices(adapter: AdapterConfig, item: Adapted) -> Matrices:
     if item.module is None:
         assert item.parameter is not None
         return parameter_matrices(item.parameter, item.r)
+    adapter = adapter.on(item.module.quantized)
     whole = module_matrices(item.module, _rank(adapter, item.module, item.r))
     if adapter.use_bdlora is None:
         return whole
@@ -162,24 +164,26 @@ def _rank(adapter: AdapterConfig, module: Module, r: int) -> int:
     return r
 
 
-def _variant_terms(adapter: AdapterConfig, items: Iterable[Adapted]) -> dict[str, int]:
-    """Elements, trained and added, that a variant puts beside A and B."""
+def _variant_terms(adapter: AdapterConfig, items: Iterable[Adapted]) -> dict[str, list[int]]:
+    """Elements, trained and added, that a variant puts beside A and B of each layer."""
     modules = [(item.module, item.r) for item in items if item.module is not None]
-    terms: dict[str, int] = {}
+    in_floats = [(module, r) for module, r in modules if not module.quantized]
+    terms: dict[str, list[int]] = {}
     if adapter.use_dora:
-        terms["dora"] = sum(module.out_features for module, _ in modules)
+        terms["dora"] = [module.out_features for module, _ in modules]
     if adapter.lora_bias:
-        terms["lora_bias"] = sum(module_matrices(module, r).b_bias for module, r in modules)
+        terms["lora_bias"] = [module_matrices(module, r).b_bias for module, r in modules]
     if adapter.kasa_config is not None:
-        terms["kasa"] = sum(r for _, r in modules)
+        terms["kasa"] = [r for _, r in in_floats]
     if adapter.monteclora_config is not None:
         samples = adapter.monteclora_config.get("num_samples", _MONTECLORA_SAMPLES)
-        terms["monteclora"] = sum(r + samples for _, r in modules)
-    return terms
+        terms["monteclora"] = [r + samples for _, r in in_floats]
+    return {name: each for name, each in terms.items() if each}
 
 
 def _all_added(adapter: AdapterConfig, item: Adapted) -> int:
-    return adapted_matrices(adapter, item).elements + sum(_variant_terms(adapter, [item]).values())
+    beside = _variant_terms(adapter, [item]).values()
+    return adapted_matrices(adapter, item).elements + sum(map(sum, beside))
 
 
 def _check_known(ledger: Ledger) -> None:

@@ -38,7 +38,7 @@ from bench.models.modules import CONV1D, EMBEDDING, LINEAR, Module, ModuleTable,
 from bench.targets import Ledger, match
 from bench.targets.entries import Filter, matching_pattern
 from bench.targets.ledger import DeadField, Entry, RoleOf, adapter_of
-from bench.targets.matching import unsupported
+from bench.targets.refusals import unsupported
 
 _WITHOUT_DEFAULT = ("total_step", "num_virtual_tokens")
 """Settings that PEFT wants to be given; their values here are bench's."""

@@ -26,12 +26,27 @@ def find_dead_fields(
     """The entries of the other fields that have no effect, in the order of the fields below."""
     return (
         *(DeadField(name, "", reason) for name, reason in ledger.adapter.ignored),
+        *_variants(ledger),
         *_patterns(ledger),
         *_saved(ledger),
         *_excluded(ledger, match),
         *_layers(ledger),
         *_layer_patterns(ledger),
     )
+
+
+def _variants(ledger: Ledger) -> Iterator[DeadField]:
+    """Variants that layers leave out since they are quantized."""
+    adapter = ledger.adapter
+    plain = [a for a in ledger.adapted if a.module is not None and a.module.quantized]
+    left_out = set(adapter.variants) - set(adapter.on(bool(plain)).variants)
+    for name in sorted(left_out):
+        share = "all" if len(plain) == len(ledger.adapted) else f"{len(plain)} of"
+        reason = (
+            f"PEFT has it for layers in floats, and {share} {len(ledger.adapted)} adapted ones are "
+            "quantized: those get plain LoRA"
+        )
+        yield DeadField(name, "", reason)
 
 
 def _patterns(ledger: Ledger) -> Iterator[DeadField]:

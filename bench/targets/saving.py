@@ -294,6 +294,11 @@ def token_layers(table: ModuleTable, adapter: AdapterConfig) -> tuple[TokenLayer
         for module in found:
             if module.kind not in (EMBEDDING, LINEAR):
                 raise BenchError(f"{module.name} is a {module.class_name} and holds no tokens")
+            if module.quantized:
+                raise BenchError(
+                    f"trainable_token_indices: {module.name} is quantized, and rows of integers "
+                    "cannot train"
+                )
             rows = module.in_features if module.kind == EMBEDDING else module.out_features
             if indices and max(indices) >= rows:
                 raise BenchError(

@@ -81,14 +81,18 @@ def test_two_configurations_are_one_case_and_a_cut_comparison_goes_on(
 
 
 def test_two_sides_that_both_fail_have_not_passed(
-    model: str, warm: Warm, capsys: pytest.CaptureFixture[str]
+    model: str, warm: Warm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ["ab", "--model", model, "--precision", "fp32", *FEW, "--rank", "4"]
-    assert main([*asked, "--target-modules", "nothere", "--contender-rank", "8"]) == 2
+    """MiCA reads floats: what is loaded in 4 bits has none, which only the side itself finds."""
+    config = tmp_path / "adapter_config.json"
+    config.write_text(json.dumps({"peft_type": "LORA", "target_modules": ["q_proj"], "r": 4,
+                                  "init_lora_weights": "mica"}))  # fmt: skip
+    asked = ["ab", "--model", model, "--precision", "nf4", *FEW, "--adapter", str(config)]
+    assert main([*asked, "--contender-rank", "8"]) == 2
     said = capsys.readouterr()
     assert said.out == ""
     assert "nothing was measured on either side: " in said.err
-    assert "nothere" in said.err.splitlines()[-1]
+    assert "MiCA" in said.err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -109,6 +113,8 @@ def test_two_sides_that_both_fail_have_not_passed(
         (("--contender-target-modules", ""), "target_modules is empty"),
         (("--contender-rank", "2", "--rank", "0"), "r must be a whole number of at least 1, not 0"),
         (("--contender-rank", "2", "--resume"), "--resume needs --save DIR"),
+        ((*TWO[:2], "--target-modules", "zzz", "--contender-rank", "2"), "nothing matches"),
+        ((*TWO, "--contender-target-modules", "zzz"), "zzz reaches nothing"),
         ((*TWO, "--save", "/proc/none"), "cannot be written to"),
         ((*TWO, "--save", "new", "--resume"), "no unfinished comparison lies"),
         ((*TWO[:2], "--contender-target-modules", "q_proj"), "have no case in common"),

@@ -66,6 +66,7 @@ def test_the_action_takes_an_option_and_its_value_on_one_line(tmp_path: Path, wa
     assert "none-such" in only
 
 
+@pytest.mark.evidence
 @needs_checkout
 def test_the_hook_stops_a_commit_with_a_dead_entry(tmp_path: Path, warm: Warm) -> None:
     pytest.importorskip("pre_commit", reason="pip install pre-commit")
