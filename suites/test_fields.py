@@ -272,6 +272,12 @@ def test_unused_variants_may_be_written_down() -> None:
     assert AdapterConfig.from_dict(saved) == AdapterConfig(("q_proj",))
 
 
+def test_an_entry_written_twice_is_one() -> None:
+    """PEFT makes a set of the list."""
+    (entry,) = match(LLAMA.table, AdapterConfig(("q_proj", "q_proj"))).entries
+    assert (entry.entry, len(entry.reached)) == ("q_proj", 2)
+
+
 def test_every_field_of_peft_is_known() -> None:
     """Each field of PEFT's LoraConfig is counted, declared to change nothing, or refused by name.
 

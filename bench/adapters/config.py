@@ -270,6 +270,8 @@ class AdapterConfig:
     @classmethod
     def from_file(cls, path: Path) -> AdapterConfig:
         """From an adapter_config.json, or a folder that holds one."""
+        if path.suffix.lower() in (".yaml", ".yml") and path.is_file():
+            raise BenchError(f"{path}: no adapter_config.json; `bench check` takes training files")
         return cls.from_dict(read_json(path / "adapter_config.json" if path.is_dir() else path),
                              str(path))  # fmt: skip
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from bench.baselines.runs import StoredRun, load_run
 from bench.baselines.storage import SAVE_HINT, alone, find_runs, named, names_run, stored_files
 from bench.errors import BenchError
-from bench.files import parse, read_json, write_atomically
+from bench.files import parse, read_json, write_output
 from bench.units import one_line
 
 FILE = "accepted.json"
@@ -56,7 +56,7 @@ def accept(path: Path, reason: str) -> Path:
     with alone(path.parent):
         accepted = {**_accepted(file), path.stem: entry}
         entries = {name: asdict(accepted[name]) for name in sorted(accepted)}
-        write_atomically(file, json.dumps(entries, indent=1) + "\n")
+        write_output(file, json.dumps(entries, indent=1) + "\n")
     return file
 
 

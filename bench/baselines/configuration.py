@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -34,6 +34,8 @@ _NEVER = re.compile(
     r"|use_rslora|alpha_pattern\b.*)"
 )
 """What no figure but a loss depends on."""
+_BOOKKEEPING = re.compile(r"(?:\S*\.)?(?:_name_or_path|transformers_version|peft_version) ")
+"""What nothing depends on."""
 _NOT_SHAPES = re.compile(
     r"(?:.*\.)?(?:\w*drop(?:out)?\w*|\w*_act|\w*activation\w*|(?:torch_)?dtype|\w*implementation"
     r"|sliding_window|init_lora_weights)"
@@ -119,23 +121,53 @@ def decided(
 def others(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs, subject by subject, between two answers of `decided`, in words; of the subjects
     that both have."""
-    said: dict[str, None] = {}
+    said = (
+        f"{label}: {', '.join(changed[:3]) or 'another configuration'}"
+        for label, changed in _changed(before, now)
+    )
+    return [one_line(each) for each in dict.fromkeys(said)]
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """(model or configuration, its fields that differ) of each subject that both have; none of
+    these is known where the digests alone differ."""
     for key, new in now["subjects"].items():
         old = before["subjects"].get(key)
-        if old is None or old.get("digest") == new["digest"]:
+        if old is None or old.get("digest") == new.get("digest"):
             continue
         label = new["model"]
         of_model = [
             *differing(before["models"].get(label, {}), now["models"].get(label, {})),
-            *differing({"class": old.get("class")}, {"class": new["class"]}),
-            *(f"other {what}" for what in ("weights", "code") if old.get(what) != new[what]),
+            *differing({"class": old.get("class")}, {"class": new.get("class")}),
+            *(f"other {what}" for what in ("weights", "code") if old.get(what) != new.get(what)),
         ]
-        of_adapter = differing(old.get("adapter", {}), new["adapter"])
+        of_adapter = differing(old.get("adapter", {}), new.get("adapter", {}))
         if of_model or not of_adapter:
-            said[f"{label}: {', '.join(of_model[:3]) or 'another configuration'}"] = None
+            yield label, of_model
         if of_adapter:
-            said[f"{new['ranked']}: {', '.join(of_adapter[:3])}"] = None
-    return [one_line(each) for each in said]
+            yield str(new.get("ranked")), of_adapter
+
+
+def unseen_changes(
+    baseline: StoredRun, contender: StoredRun, told: Collection[str]
+) -> tuple[str, ...]:
+    """`mine-own-r8: use_rslora absent -> True`: what a case has configured otherwise than in the
+    baseline and none of the verdicts' explanations, `told`, says: no figure shows it, or the
+    explanation named others first."""
+    contender = in_words_of(baseline, contender)
+    said = []
+    for label, changed in _changed(vars(baseline), vars(contender)):
+        unseen = [c for c in changed if not (_BOOKKEEPING.match(c) or _is_told(c, told))]
+        if unseen:
+            more = f" and {len(unseen) - 3} more" if len(unseen) > 3 else ""
+            said.append(one_line(f"{label}: {', '.join(unseen[:3])}{more}"))
+    return tuple(dict.fromkeys(said))
+
+
+def _is_told(change: str, told: Collection[str]) -> bool:
+    """Whether one of the explanations names the change; a rank is called so there."""
+    words = {change, re.sub(r"^r (?=\d)", "rank ", change)}
+    return any(word in text for word in words for text in told)
 
 
 def another_model(baseline: StoredRun, contender: StoredRun, label: str) -> str:

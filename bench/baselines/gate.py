@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.baselines.accepted import unproven
+from bench.baselines.configuration import unseen_changes
 from bench.baselines.metrics import ALLOCATED, METRICS, RESERVED, TIME, Thresholds
 from bench.baselines.runs import Record, StoredRun
 from bench.baselines.verdicts import FAILING, NEW, VERDICTS, Verdict, left_out
@@ -165,7 +166,8 @@ def write_verdicts(
 
     Figures are raw, in the unit that stands beside them; a ratio from zero is null. `fails` says
     whether this verdict failed the gate. `not_compared` names the baseline's cases that the run was
-    not asked for. `unproven` of the baseline says that it has passed no gate, where it has not.
+    not asked for. `configured_otherwise` what they have configured otherwise and no verdict says.
+    `unproven` of the baseline says that it has passed no gate, where it has not.
     What could not be judged is `unchanged` among the verdicts, and counted apart in
     the summary.
     """
@@ -180,6 +182,9 @@ def write_verdicts(
         baseline={**_origin(baseline), "unproven": unproven(baseline)},
         contender=_origin(contender),
         not_compared=left_out(baseline, contender),
+        configured_otherwise=list(
+            unseen_changes(baseline, contender, {v.explanation for v in verdicts})
+        ),
         verdicts=[
             {**as_json(verdict), "fails": (verdict.record, verdict.metric) in failed}
             for verdict in verdicts

@@ -6,7 +6,6 @@ machine. `results/predicted/` has them, a case a line, so that a change is a rea
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Iterable, Mapping
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from msgspec import Meta
 
 from bench.errors import BenchError
-from bench.files import OWN_RESULTS, RESULTS, kept_rows, keyed, parse, unreadable, write_atomically
+from bench.files import OWN_RESULTS, RESULTS, kept_rows, keyed, parse, read_json, write_atomically
 from bench.training.machine import versions
 from bench.training.options import StepOptions
 from bench.units import format_quantity
@@ -69,11 +68,7 @@ def load_predictions(path: Path) -> dict[str, Figures]:
     """Figures by case id; empty where there is no such file. BenchError for one that is wrong."""
     if not path.exists():
         return {}
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise unreadable(path, error) from None
-    kept = parse(data, _File, str(path)).predictions
+    kept = parse(read_json(path), _File, str(path)).predictions
     return {case: parse(kept[case], _FIGURES, f"{path}: {case}") for case in kept}
 
 

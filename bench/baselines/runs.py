@@ -19,7 +19,7 @@ from msgspec import Meta
 
 from bench.baselines.metrics import EXACT, LOSS, TIME, Metric, metric_named
 from bench.errors import BenchError, UnknownName, check_known
-from bench.files import check_readable, finite, parse, strict_json, unreadable
+from bench.files import check_readable, finite, malformed, parse, strict_json, unreadable
 from bench.training.machine import INSTRUCTION_SETS, Machine
 
 KEY = "lora_bench"
@@ -211,7 +211,7 @@ def load_run(path: Path | str) -> StoredRun:
             f"{error.msg} at line {error.lineno}, column {error.colno}"
         ) from None
     except (ValueError, RecursionError) as error:
-        raise BenchError(f"{path}: not a stored run: {error}") from None
+        raise BenchError(f"{path}: not a stored run: {malformed(error)}") from None
     return parse_run(document, str(path), Path(path))
 
 
@@ -282,7 +282,7 @@ def _body(document: Any, where: str) -> _Body:
     try:
         intact = body.get("digest") == digest(document)
     except (ValueError, RecursionError) as error:
-        raise BenchError(f"{where}: not a stored run: {error}") from None
+        raise BenchError(f"{where}: not a stored run: {malformed(error)}") from None
     if not intact:
         raise BenchError(
             f"{where}: edited: its content does not match its digest. "

@@ -45,7 +45,7 @@ def judge(
     if options.verdict_file is not None:
         write_verdicts(options.verdict_file, verdicts, failing, baseline, contender)
     if options.format in ("csv", "json"):
-        for line in beside_data(verdicts, baseline, options.allow):
+        for line in beside_data(verdicts, baseline, contender, options.allow):
             say(line)
     return verdicts, failing
 

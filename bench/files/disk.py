@@ -79,7 +79,16 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:  # not JSON, a number without end
-        raise BenchError(f"{path}: not JSON: {error}") from None
+        raise BenchError(f"{path}: not JSON: {malformed(error)}") from None
+
+
+def malformed(error: Exception) -> str:
+    """What a parser has against a text; in other words where its own are about Python."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if "set_int_max_str_digits" in str(error):
+        return "it holds a whole number of more than 4,300 digits"
+    return str(error)
 
 
 def strict_json(text: str) -> Any:
@@ -115,7 +124,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BenchError(f"{path}: not TOML: {error}") from None
+        raise BenchError(f"{path}: not TOML: {malformed(error)}") from None
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

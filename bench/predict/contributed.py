@@ -17,7 +17,7 @@ from msgspec import Meta
 
 from bench.adapters.checks import LARGEST_RANK, Rank
 from bench.errors import BenchError
-from bench.files import check_output, check_readable, fits, parse, read_text, strict_json
+from bench.files import check_output, check_readable, fits, malformed, parse, read_text, strict_json
 from bench.training.cases import Case
 from bench.training.machine import versions
 
@@ -134,7 +134,7 @@ def _step(line: str, where: str) -> MeasuredStep:
     try:
         data = strict_json(line)
     except (ValueError, RecursionError) as error:
-        raise BenchError(f"{where}: not JSON: {error}") from None
+        raise BenchError(f"{where}: not JSON: {malformed(error)}") from None
     try:
         step = parse(data, MeasuredStep, where)
     except BenchError as error:

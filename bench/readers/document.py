@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError
-from bench.files import check_readable, read_text
+from bench.files import check_readable, malformed, read_text
 
 if TYPE_CHECKING:
     from yaml import Node
@@ -66,8 +66,8 @@ def read_document(path: Path) -> Document:
 def _json(path: Path, text: str) -> Document:
     try:
         values = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise BenchError(f"{path}: not JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise BenchError(f"{path}: not JSON: {malformed(error)}") from None
     _check_table(path, values)
     try:  # JSON is YAML, but for tabs, and YAML knows the lines
         root = _compose(text)
@@ -161,8 +161,8 @@ def _places(
     return lines, items, tuple(repeated)
 
 
-def _one_line(error: BaseException) -> str:
+def _one_line(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or str(error).strip().partition("\n")[0]
+    problem = getattr(error, "problem", None) or malformed(error).strip().partition("\n")[0]
     where = f" (line {mark.line + 1})" if mark is not None else ""
     return f"{problem or type(error).__name__}{where}"

@@ -49,7 +49,7 @@ def _in_yaml(text: str) -> float:
         return float(text)
     try:
         value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise ValueError from None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError

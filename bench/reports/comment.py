@@ -9,14 +9,14 @@ from bench.baselines.accepted import unproven
 from bench.baselines.verdicts import UNCHANGED
 from bench.reports.layout import Report, Table, markdown_cell, markdown_table
 from bench.reports.tables import describe
-from bench.reports.verdicts import ranked, summary, verdict_report
+from bench.reports.verdicts import ranked, summary, unseen_line, verdict_report
 from bench.units import counted, one_line
 
 MARKER = "<!-- lora-target-bench: verdicts -->"
 """The first line: by it the next comment is an edit of this one, and no second comment."""
 
 VISIBLE_LINES = 59
-_MOST_FAILING, _MOST_OTHERS = 20, 10
+_MOST_FAILING, _MOST_OTHERS = 20, 8
 
 
 def comment(
@@ -32,6 +32,8 @@ def comment(
     lines = [MARKER, f"### {mark}", "", summary(verdicts), ""]
     if told := unproven(baseline):
         lines += [f"**Baseline**: {markdown_cell(told)}", ""]
+    for line in unseen_line(baseline, contender, verdicts):
+        lines += [markdown_cell(line), ""]
     others = [v for v in ranked(verdicts) if v.verdict != UNCHANGED and v not in failing]
     if failing:
         lines += _rows(ranked(failing), _MOST_FAILING, failing, baseline, contender)

@@ -21,6 +21,7 @@ from bench.baselines import (
     unused,
 )
 from bench.baselines.accepted import unproven
+from bench.baselines.configuration import unseen_changes
 from bench.baselines.metrics import LOSS, TIME
 from bench.baselines.storage import SAVE_HINT, named
 from bench.baselines.verdicts import INCOMPARABLE, NEW, UNCHANGED
@@ -135,16 +136,35 @@ def verdict_report(
             f"{counted(len(missing), 'case')} of the baseline not compared: this run was not "
             f"asked for {'it' if len(missing) == 1 else 'them'}."
         )
+    notes += unseen_line(baseline, contender, verdicts)
     if failing and not contender.interrupted and (contender.path or save_command):
         notes.append(f"To accept the new figures: {_accepting(contender, save_command)}")
     return Report("Verdicts", caption, (table,) if lines else (), tuple(notes))
 
 
 def beside_data(
-    verdicts: Sequence[Verdict], baseline: StoredRun, allow: Iterable[str] = ()
+    verdicts: Sequence[Verdict],
+    baseline: StoredRun,
+    contender: StoredRun,
+    allow: Iterable[str] = (),
 ) -> list[str]:
     """What is to be said beside verdicts in a format that holds verdicts alone."""
-    return [*filter(None, [unproven(baseline)]), *_unused(verdicts, allow)]
+    return [
+        *filter(None, [unproven(baseline)]),
+        *_unused(verdicts, allow),
+        *unseen_line(baseline, contender, verdicts),
+    ]
+
+
+def unseen_line(
+    baseline: StoredRun, contender: StoredRun, verdicts: Sequence[Verdict], most: int = 3
+) -> list[str]:
+    """In one line, or none, what is configured otherwise and no verdict says."""
+    found = unseen_changes(baseline, contender, {v.explanation for v in verdicts})
+    if not found:
+        return []
+    more = f"; and {len(found) - most} more" if len(found) > most else ""
+    return [f"Configured otherwise, which no figure shows: {'; '.join(found[:most])}{more}."]
 
 
 def _unused(verdicts: Sequence[Verdict], allow: Iterable[str]) -> list[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import BenchError
-from bench.files import unreadable
+from bench.files import malformed, unreadable
 
 LARGEST_HEADER = 32 << 20
 """Bytes of header. An adapter of ten thousand tensors has one of 2 MB."""
@@ -65,7 +65,9 @@ def read_header(path: Path) -> dict[str, SavedTensor]:
     try:
         entries = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BenchError(f"{path}: no safetensors file: its header is no JSON: {error}") from None
+        raise BenchError(
+            f"{path}: no safetensors file: its header is no JSON: {malformed(error)}"
+        ) from None
     if not isinstance(entries, dict):
         raise BenchError(f"{path}: no safetensors file: its header is no table")
     found = {

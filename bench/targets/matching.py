@@ -245,7 +245,7 @@ def _user_entries(adapter: AdapterConfig, targets: Targets) -> list[tuple[str, s
         given = targets or ()
     if given == NO_TARGETS:
         given = ()
-    modules = [given] if isinstance(given, str) else list(given)
+    modules = [given] if isinstance(given, str) else list(dict.fromkeys(given))
     return [(e, "target_modules") for e in modules] + [
         (e, "target_parameters") for e in adapter.target_parameters
     ]

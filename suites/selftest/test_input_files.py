@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.cli import main
 from bench.errors import BenchError
 from bench.models.architectures import find_model
 from bench.models.declared import load_architecture, registered
@@ -48,6 +49,31 @@ def test_wrong_scenario_file(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(BenchError, match=said) as error:
         load_scenarios(tmp_path)
     assert "mine.toml" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "mine.yaml"])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"peft_type": "LORA", "target_modules": ["q"], "r": %s}' % ("9" * 5000),
+         "it holds a whole number of more than 4,300 digits"),
+        ("[" * 100_000, "it is nested too deeply"),
+    ],
+)  # fmt: skip
+def test_what_python_cannot_hold_is_told_in_words(
+    name: str, text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No traceback, and no word of Python's own settings."""
+    file = tmp_path / name
+    file.write_text(text)
+    assert main(["check", str(file), "--model", "opt-125m"]) == 2
+    assert capsys.readouterr().err == f"bench: error: {file}: not {NAMES[file.suffix]}: {said}\n"
+    assert main(["targets", "opt-125m", "--adapter", str(file)]) == 2
+    told = said if file.suffix == ".json" else "`bench check` takes training files"
+    assert told in capsys.readouterr().err
+
+
+NAMES = {".json": "JSON", ".yaml": "YAML"}
 
 
 @pytest.mark.parametrize(

@@ -123,3 +123,17 @@ def test_who_accepted_a_run_and_that_it_is_that_one(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match=r"no run in .* may be a baseline"):
         load_baseline(tmp_path)
     assert find_runs(tmp_path) == [path]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_was_accepted_is_recorded_where_a_link_points(there: bool, tmp_path: Path) -> None:
+    """`accepted.json` may lie elsewhere: the link stays one, and so does what it held."""
+    elsewhere = tmp_path / "elsewhere.json"
+    first, second = (write_run(tmp_path / "runs", name, sample()) for name in ("a", "b"))
+    if there:
+        accept(first, "as it should be").rename(elsewhere)
+    link = tmp_path / "runs" / "accepted.json"
+    link.symlink_to(elsewhere)
+    accept(second, "as it should be")
+    assert link.is_symlink()
+    assert sorted(json.loads(elsewhere.read_text())) == ["0001_a", "0002_b"][not there :]
