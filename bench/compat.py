@@ -173,6 +173,9 @@ PRIVATE = {
             "initialized": ":_is_hf_initialized",
         },
     }),
+    **_of("peft 0.21.2", {
+        "KaSA's step is traced on meta": {"pending cuts": ":_lora_kasa_truncation_deferred"},
+    }),
     **_of("accelerate 1.15.0", {
         "a trainer is traced beside one that trains": {
             "accelerate's process": "accelerate.state:PartialState._shared_state",

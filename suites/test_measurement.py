@@ -7,7 +7,6 @@ import pytest
 from bench.formulas import lora_parameters
 from bench.measure import CaseFailed, WorkerClock
 from bench.scenarios.subjects import Subject
-from bench.targets import match
 
 CLOCK = WorkerClock()
 
@@ -25,7 +24,7 @@ def test_step(
     pytestconfig,
 ) -> None:
     """One training step: peak memory in one pass, seconds by the worker's clock in another."""
-    ledger = match(measured.model.table, measured.adapter, measured.model.role_of)
+    ledger = measured.ledger
     parameters = lora_parameters(ledger)
     record.ledger(ledger)
     record.parameters(parameters)

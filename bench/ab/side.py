@@ -28,7 +28,6 @@ from bench.measure import CaseFailed, Running, Session, StepTime
 from bench.measure.messages import Line
 from bench.process import collect_seldom
 from bench.scenarios.subjects import MEASURED, Request, Subject, select
-from bench.targets import match
 from bench.training.cases import StepOptions
 from bench.training.machine import machine, versions
 from bench.training.options import check_positions
@@ -166,7 +165,7 @@ def _structure(subject: Subject, recorder: Recorder) -> None:
     """Counts and names: where bench's ledger and PEFT differ, PEFT's, which is what trains."""
     from bench.measure.counting import count, inject
 
-    ledger = match(subject.model.table, subject.adapter, subject.model.role_of)
+    ledger = subject.ledger
     recorder.ledger(ledger)
     if not ledger.refusals:
         recorder.parameters(lora_parameters(ledger))

@@ -17,7 +17,7 @@ from bench.predict.contributed import measured_step
 from bench.predict.live import kept_random_state, live_case
 from bench.predict.result import Prediction, predict
 from bench.reports.predicted import beside_text
-from bench.targets import match
+from bench.scenarios.subjects import Subject
 from bench.training.cases import Case
 from bench.training.machine import gpu_facts
 from bench.training.memory import MemoryTracker
@@ -284,6 +284,7 @@ def _longest(loader: Any) -> int | None:
 def hazards_of(case: Case) -> list[str]:
     """The dead entries and hazards of a case's configuration, a line each."""
     found = Model(case.model, case.config, case.auto_class)
-    ledger = match(found.table, AdapterConfig.from_dict(case.adapter), found.role_of)
+    adapter = AdapterConfig.from_dict(case.adapter)
+    ledger = Subject(found, "own", adapter, precision=case.precision).ledger
     dead = [f"dead-entry: {e.entry}{e.why_dead}" for e in ledger.entries if e.dead]
     return [*dead, *(f"{hazard.code}: {hazard.reason}" for hazard in ledger.hazards)]

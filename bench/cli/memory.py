@@ -127,7 +127,10 @@ def run(options: argparse.Namespace) -> int:
     line = _Line(len(cases))
     for subject in subjects:
         subject.check_injectable()
-    nothing = {s.name: dead for s in subjects if (dead := s.unreached())}
+    nothing: dict[str, dict[str, str]] = {}
+    for subject in subjects:
+        if dead := subject.unreached():
+            nothing.setdefault(subject.name, {}).update(dead)
     unreached = tuple(said for dead in nothing.values() for said in dead.values())
     if options.measure:
         return _beside(cases, options, line, unreached)
@@ -340,8 +343,11 @@ def _table(
 ) -> None:
     from bench.reports.predicted import prediction_report, prediction_rows
 
-    entries = "; ".join(f"{name}: {', '.join(dead)}" for name, dead in nothing.items())
-    said = [f"not in these figures, and reaching nothing: {entries}"] if entries else []
+    entries = {name: [e for e in dead if not e.endswith(" ")] for name, dead in nothing.items()}
+    listed = "; ".join(f"{name}: {', '.join(found)}" for name, found in entries.items() if found)
+    said = [f"not in these figures, and reaching nothing: {listed}"] if listed else []
+    # A whole field, which may have its effect in another precision: its sentence says where.
+    said += [text for dead in nothing.values() for e, text in dead.items() if e.endswith(" ")]
     if format != "csv":
         report = prediction_report(found, card)
         put(written(replace(report, notes=(*report.notes, *said)), format))

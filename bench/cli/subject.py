@@ -126,15 +126,22 @@ def card_of(options: argparse.Namespace) -> Gpu | None:
 
 
 def cases_of(options: argparse.Namespace) -> tuple[list[Subject], list[Case]]:
-    """The subjects, and every case of theirs, that the options ask to predict."""
+    """Every case that the options ask to predict; and the subjects, each in the first precision of
+    those in which its model has other layers: in floats, and quantized."""
+    from bench.models.precision import precision
     from bench.training.parallel import check_parallel
 
     step = predicted_step(options)
-    subjects = predicted_subjects(options)
-    cases = []
-    for subject in subjects:
+    subjects: list[Subject] = []
+    cases: list[Case] = []
+    for subject in predicted_subjects(options):
         precisions, as_stored = _precisions(subject, options, step)
-        cases += [replace(subject, precision=p).case(as_stored) for p in precisions]
+        kinds: dict[bool, Subject] = {}
+        for name in precisions:
+            loaded = replace(subject, precision=name)
+            kinds.setdefault(precision(name).quantized, loaded)
+            cases.append(loaded.case(as_stored))
+        subjects += kinds.values()
     for case in cases:
         check_parallel(case)
     if cases and not step.loss_scaling and not any(case.scales_loss for case in cases):

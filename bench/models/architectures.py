@@ -121,8 +121,16 @@ class Model:
         kind = precision(precision_name)
         if not kind.quantized:
             return self
-        settings = bitsandbytes_config(kind).to_dict()
-        return replace(self, config={**self.config, "quantization_config": settings})
+        if kind.name not in self._loaded:
+            settings = bitsandbytes_config(kind).to_dict()
+            config = {**self.config, "quantization_config": settings}
+            self._loaded[kind.name] = replace(self, config=config)
+        return self._loaded[kind.name]
+
+    @cached_property
+    def _loaded(self) -> dict[str, Model]:
+        """By precision: each is built once, for all the subjects that ask for it."""
+        return {}
 
     def for_task(self, task_type: str | None) -> Model:
         """This model with the head that PEFT's task type is for, where there is such a class."""

@@ -43,9 +43,10 @@ def assumptions(case: Case, gpu: Gpu | None, device: str = "cuda") -> tuple[str,
     )
     said.append(f"adapters: in {wide}")
     if case.decomposed:
-        init = case.adapter["init_lora_weights"]
+        init = case.adapter.get("init_lora_weights")
+        named = init if isinstance(init, str) else "kasa_config"
         said.append(
-            f"initialisation: {init} leaves tensors as large as PEFT's default; what taking the "
+            f"initialisation: {named} leaves tensors as large as PEFT's default; what taking the "
             "weights apart needs, before the first step, is not predicted"
         )
     if kind.stored:

@@ -13,6 +13,7 @@ from bench.errors import BenchError, check_known
 from bench.files import check_weights
 from bench.models.architectures import Model, load_model
 from bench.models.declared import registered
+from bench.models.modules import ModuleTable
 from bench.models.precision import precision
 from bench.scenarios.scenario import Scenario, find_scenario, load_scenarios
 from bench.targets import Ledger, match
@@ -71,9 +72,24 @@ class Subject:
         )
 
     @property
+    def table(self) -> ModuleTable:
+        """The modules as the precision's step has them, on which PEFT decides: quantized but for
+        those that are trained whole. A config.json that says how is obeyed, whatever is asked for.
+        """
+        if self.precision is None or "quantization_config" in self.model.config:
+            return self.model.table
+        table = self.model.loaded_in(self.precision).table
+        whole = self.adapter.saved_modules
+        kept = (
+            replace(m, class_name="Linear") if m.quantized and m.name.endswith(whole) else m
+            for m in table.modules
+        )
+        return replace(table, modules=tuple(kept)) if whole else table
+
+    @property
     def ledger(self) -> Ledger:
         """What each entry reaches on the model: worked out anew each time."""
-        return match(self.model.table, self.adapter, self.model.role_of)
+        return match(self.table, self.adapter, self.model.role_of)
 
     def check_injectable(self) -> None:
         """BenchError, with what reaches nothing, where PEFT refuses the configuration."""

@@ -111,12 +111,12 @@ class Case:
 
     @property
     def decomposed(self) -> bool:
-        """Whether PEFT takes the weights apart for the adapters' first values, which on meta it
-        cannot, and which leaves every tensor as large as its default does. Of what it refuses it
-        is not said: PiSSA takes no quantized weights."""
+        """Whether PEFT takes the weights apart before the first step, which on meta it cannot, and
+        which leaves every tensor as large as its default does. Of what it refuses it is not said:
+        PiSSA takes no quantized weights; nor of KaSA there, which is none."""
         init = str(self.adapter.get("init_lora_weights"))
-        in_floats = not precision(self.precision).quantized
-        return init == "olora" or (in_floats and init.startswith("pissa"))
+        cut = init.startswith("pissa") or self.adapter.get("kasa_config") is not None
+        return init == "olora" or (cut and not precision(self.precision).quantized)
 
     @property
     def scales_loss(self) -> bool:

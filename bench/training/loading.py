@@ -249,6 +249,10 @@ def adapt(case: Case, model: Any) -> Any:
     model = get_peft_model(
         model, LoraConfig(**fields), autocast_adapter_dtype=case.step.autocast_adapter_dtype
     )
+    if case.decomposed:
+        for layer in model.modules():
+            if hasattr(layer, "lora_diag"):  # KaSA's; on meta it would cut at the first forward
+                private("pending cuts", layer).clear()
     if case.compute == "float16":
         hold_in_float32(model)
     return model.train()

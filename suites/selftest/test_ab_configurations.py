@@ -83,16 +83,16 @@ def test_two_configurations_are_one_case_and_a_cut_comparison_goes_on(
 def test_two_sides_that_both_fail_have_not_passed(
     model: str, warm: Warm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """MiCA reads floats: what is loaded in 4 bits has none, which only the side itself finds."""
+    """CorDA wants data seen before: the layers alone do not say that PEFT will raise."""
     config = tmp_path / "adapter_config.json"
     config.write_text(json.dumps({"peft_type": "LORA", "target_modules": ["q_proj"], "r": 4,
-                                  "init_lora_weights": "mica"}))  # fmt: skip
-    asked = ["ab", "--model", model, "--precision", "nf4", *FEW, "--adapter", str(config)]
+                                  "init_lora_weights": "corda"}))  # fmt: skip
+    asked = ["ab", "--model", model, "--precision", "fp32", *FEW, "--adapter", str(config)]
     assert main([*asked, "--contender-rank", "8"]) == 2
     said = capsys.readouterr()
     assert said.out == ""
     assert "nothing was measured on either side: " in said.err
-    assert "MiCA" in said.err.splitlines()[-1]
+    assert "preprocess_corda" in said.err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ OTHER_ADAPTERS: list[tuple[str, str, str, dict[str, Any]]] = [
     ("everything", "opt", "bf16", {"target_modules": "all-linear"}),
     ("pissa", "opt", "fp16", {"init_lora_weights": "pissa"}),
     ("pissa-niter", "phi3", "fp32", {"init_lora_weights": "pissa_niter_4"}),
+    ("kasa", "opt", "bf16", {"kasa_config": {}}),
     ("olora", "opt", "bf16", {"init_lora_weights": "olora", "use_dora": True}),
     ("saved", "opt", "fp16", {"modules_to_save": ["fc1", "lm_head"]}),
 ]
@@ -118,7 +119,10 @@ def with_adapter(scenario: str, name: str, precision: str, changes: dict[str, An
 ADAPTED = [
     with_adapter("dora", name, precision, {"use_dora": True})
     for name, precision in (("opt", "nf4"), ("opt", "fp4"), ("phi3", "nf4-dq"))
-] + [with_adapter("olora", "opt", "nf4", {"init_lora_weights": "olora"})]
+] + [
+    with_adapter("olora", "opt", "nf4", {"init_lora_weights": "olora"}),
+    with_adapter("kasa", "opt", "nf4", {"kasa_config": {}}),
+]
 # Autograd sums many gradients of one tensor here, in place. xLSTM trains in fp32 alone: in bf16
 # transformers' own step fails.
 RECURRENT = [
