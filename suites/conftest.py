@@ -7,6 +7,7 @@ import gc
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,13 +26,25 @@ PUBLISHED = {
     "distilbert-base-uncased": {"query-value"},
 }
 SMALL = "distilbert-base-uncased"
+PUBLISHED_CASES = {f"{model}-{name}" for model, names in PUBLISHED.items() for name in names}
+
+
+def _few_scenarios(case: str) -> bool:
+    every = (SMALL, "opt-350m", "phi-3-mini-fused")
+    return case.startswith(every) or case.endswith("-everything") or case in PUBLISHED_CASES
+
+
 # Of the measured cases each scenario of a small model, and each precision of one of them; of ranks
-# each for that model, and one for the others. (A suite without a subject has no string there.)
+# each for that model, and one for the others; of scenarios each on such a model, the published, and
+# the widest of every other model. (A suite without a subject has no string there.)
 FEW: dict[str, Callable[[str], bool]] = {
     "measured": lambda case: (
         case.startswith(SMALL) and (case.endswith("-fp32") or "-query-value-" in case)
     ),
-    "ranked": lambda case: case.startswith(SMALL) or case.endswith("-r8"),
+    "ranked": lambda case: (
+        case.startswith(SMALL) or (case.endswith("-r8") and _few_scenarios(case[:-3]))
+    ),
+    "subject": _few_scenarios,
 }
 
 
@@ -50,6 +63,20 @@ def pytest_configure(config: pytest.Config) -> None:
     ):
         config.addinivalue_line("markers", line)
     collect_seldom()
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist's
+def pytest_configure_node(node: Any) -> None:
+    """The workers share a warm interpreter, which takes ten seconds to make. It is the
+    controller's, which outlives them."""
+    folder = Path(__file__).resolve().parent / "selftest"
+    asked = [Path(argument.partition("::")[0]).resolve() for argument in node.config.args]
+    if any(folder in (path, *path.parents) or path in folder.parents for path in asked):
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
+        from warm import our_own
+
+        node.workerinput["warm"] = str(our_own().folder)
 
 
 IMPORTS = pytest.StashKey[int]()
@@ -83,14 +110,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.hookimpl(tryfirst=True)  # before those marked slow are left out
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Every registered scenario can be predicted: hundreds, so only if asked for. Of the measured
-    cases, and of ranks, all but a few are evidence."""
+    cases, of ranks and scenarios, all but a few are evidence; of Phi-3-medium's predictions those
+    in one precision are not."""
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: item.path.name not in LONGEST)
-    published = {f"{model}-{name}" for model, names in PUBLISHED.items() for name in names}
     for item in items:
         values = getattr(getattr(item, "callspec", None), "params", {})
         predicted = "predicted_in" in values and "subject" in values
-        if predicted and not config.option.model and values["subject"] not in published:
+        if predicted and not config.option.model and values["subject"] not in PUBLISHED_CASES:
             item.add_marker(pytest.mark.slow)
+        if predicted and values["predicted_in"] != "nf4" and "-published-" in values["subject"]:
+            item.add_marker(pytest.mark.evidence)
         if any(isinstance(values.get(n), str) and not few(values[n]) for n, few in FEW.items()):
             item.add_marker(pytest.mark.evidence)

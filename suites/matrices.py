@@ -20,12 +20,12 @@ Facts = Callable[..., Iterable[Hashable]]
 def matrix(cases: Iterable[Any], by: Facts | None = None) -> list[Any]:
     """The parameters of a test, in their order. As few as can be found of them are unmarked: so
     many that each of their `facts`, or of what `by` says of them, is there. What is marked `slow`
-    is left as it is, and shows nothing."""
+    or `evidence` is left as it is, and shows nothing."""
     found = [_parameter(case) for case in cases]
     shown = {
         number: set((by or facts)(*each.values))
         for number, each in enumerate(found)
-        if not any(mark.name == "slow" for mark in each.marks)
+        if not any(mark.name in ("slow", "evidence") for mark in each.marks)
     }
     kept, missing = set(), set().union(*shown.values())
     while missing:

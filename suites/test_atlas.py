@@ -11,9 +11,9 @@ import tomllib
 
 import pytest
 from atlas_depth import depths
-from atlas_types import needs_atlas, on_types, parametrize_types, stored_atlas
+from atlas_types import atlas_of, needs_atlas, on_types, parametrize_types, stored_atlas
 
-from bench.atlas import find_atlas, load_atlas, stored_versions
+from bench.atlas import stored_versions
 from bench.atlas.build import Unbuildable, build_entry, build_model, model_types
 from bench.atlas.diff import FUSED_INTO, RENAMED, diff_atlases
 from bench.atlas.reviewed import with_roles
@@ -72,7 +72,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("model_type", PUBLISHED)
 def test_totals_are_the_published_ones(model_type: str, stored: str) -> None:
     published, _ = PUBLISHED[model_type]
-    types = load_atlas(find_atlas(stored)).types
+    types = atlas_of(stored).types
     if model_type not in types:
         pytest.skip(f"transformers {stored} has no {model_type}")
     total = types[model_type].parameters
@@ -99,14 +99,14 @@ def test_stored_renames_are_what_the_atlases_say() -> None:
 @pytest.mark.parametrize("stored", stored_versions())
 def test_stored_roles_are_what_the_rules_say(stored: str) -> None:
     """After a change of a rule: `bench atlas --roles`."""
-    atlas = load_atlas(find_atlas(stored))
+    atlas = atlas_of(stored)
     assert with_roles(atlas) == atlas
 
 
 @pytest.mark.parametrize("stored", stored_versions())
 def test_linear_modules_have_a_role(stored: str) -> None:
     """At least 98 in 100 linear modules (and bare weights) of the causal LMs."""
-    known, every = load_atlas(find_atlas(stored)).role_coverage()
+    known, every = atlas_of(stored).role_coverage()
     assert known >= 0.98 * every
 
 
@@ -152,7 +152,7 @@ def test_twice_the_depth_is_twice_the_layers(model_type: str) -> None:
 @pytest.fixture(scope="module")
 def from_4_to_5():
     olds = [v for v in stored_versions() if v.startswith("4.")]
-    old, new = (load_atlas(find_atlas(v)) for v in (olds[-1], "5.23.0"))
+    old, new = map(atlas_of, (olds[-1], "5.23.0"))
     return {t: [c for c in diff_atlases(old, new) if c.model_type == t] for t in ("vit", "mixtral")}
 
 

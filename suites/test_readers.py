@@ -7,11 +7,13 @@ import json
 import re
 import tomllib
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+from matrices import matrix
 
 from bench.check.answer import Question, check
 from bench.errors import BenchError
@@ -45,7 +47,16 @@ def counted(folder: str, class_name: str, lora: dict[str, Any]) -> tuple[set[str
     return adapted, *peft_model.get_nb_trainable_parameters()
 
 
-@pytest.mark.parametrize("name", EXPECTED)
+def _kinds(name: str) -> Iterator[object]:
+    """The tool, the model, each field that PEFT is given, and whether an entry is dead."""
+    expected = EXPECTED[name]
+    yield name.partition("/")[0]
+    yield expected["model"], expected.get("class")
+    yield bool(expected.get("dead"))
+    yield from expected["lora"]
+
+
+@pytest.mark.parametrize("name", matrix(EXPECTED, by=_kinds))
 def test_a_file_reaches_and_trains_what_peft_makes_of_it(name: str) -> None:
     expected = EXPECTED[name]
     class_name = expected.get("class", "AutoModelForCausalLM")

@@ -8,9 +8,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import warm as warm_module
 from model_folders import write_adapter, write_model
 from suite_runs import COLLECTED, SUITES
 from warm import Warm, ask_the_processor_once, our_own
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    warm_module.LENT = getattr(config, "workerinput", {}).get("warm", "")
 
 
 @pytest.hookimpl(tryfirst=True)

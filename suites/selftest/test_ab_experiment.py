@@ -28,7 +28,12 @@ def steady(warm_process: Warm) -> Iterator[Session]:
 
 
 @pytest.mark.parametrize(
-    ("slowdown", "expected"), [(0, "unchanged"), (3, "unchanged"), (10, "regressed")]
+    ("slowdown", "expected"),
+    [
+        (0, "unchanged"),
+        pytest.param(3, "unchanged", marks=pytest.mark.evidence),
+        pytest.param(10, "regressed", marks=pytest.mark.evidence),
+    ],
 )
 def test_a_comparison_is_right(steady: Session, slowdown: int, expected: str) -> None:
     found = compare_once(steady, slowdown, 4, (8, 10))

@@ -215,6 +215,7 @@ def test_matched_parameters_come_from_the_nearest_rank(small: Model) -> None:
         assert nearest == r
 
 
+@pytest.mark.evidence
 def test_nothing_is_proposed_where_nothing_fits(small: Model) -> None:
     found = _choice(small, "513MiB", precisions=("bf16",))
     assert found.proposed is None
@@ -376,4 +377,6 @@ def test_what_may_fit_is_not_said_not_to(
         return replace(cost, fit=replace(fit, verdict=verdict, margin_bytes=room - fit.high_bytes))
 
     monkeypatch.setattr(table, "costs", lambda *_: [judged(cost) for cost in predicted])
-    assert re.search(said, _choice(small, f"{mebibytes}MiB", precisions=("bf16",)).reason)
+    found = _choice(small, f"{mebibytes}MiB", precisions=("bf16",))
+    assert re.search(said, found.reason)
+    assert (found.proposed is None) == ("nothing" in said)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,17 +20,36 @@ DOCUMENTS = sorted(
 )  # docs/atlas.md is generated whole, and suites/test_atlas_reach.py holds it
 
 
+def _dear(command: str) -> bool:
+    """What takes as long as all else that the README shows."""
+    return command.startswith("bench choose ")
+
+
 @pytest.mark.skipif(not DOCUMENTS, reason="an installation has no documents")
 @pytest.mark.parametrize(
-    "path",
+    ("path", "chosen"),
     [
-        pytest.param(path, marks=[] if path.name == "README.md" else pytest.mark.evidence)
+        pytest.param(
+            path,
+            chosen,
+            id=f"{path.relative_to(ROOT)}{name}",
+            marks=[] if name == "-few" else pytest.mark.evidence,
+        )
         for path in DOCUMENTS
+        for name, chosen in (
+            {"-few": lambda c: not _dear(c), "-dear": _dear}
+            if path.name == "README.md"
+            else {"": bool}
+        ).items()
     ],
-    ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_commands_print_what_stands_there(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm: Warm, one_process: None
+    path: Path,
+    chosen: Callable[[str], bool],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    warm: Warm,
+    one_process: None,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
@@ -37,7 +57,7 @@ def test_commands_print_what_stands_there(
     (tmp_path / "pyproject.toml").write_text(
         '[tool.bench.thresholds]\ntime = "1000%"\nreserved = "1000%"\n'
     )
-    wrong = check(path)
+    wrong = check(path, chosen)
     assert not wrong, "\n".join(wrong)
 
 
@@ -65,6 +85,9 @@ def test_a_document_that_lies_is_caught(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.delenv(UPDATE)
     assert "one two\n" in page.read_text()
     assert check(page) == []
+    page.write_text("```console\n$ echo one two\none three\n$ echo four\nfour\n```\n")
+    assert check(page, lambda command: "four" in command) == []
+    assert len(check(page, lambda command: "four" not in command)) == 1
 
 
 def test_how_a_block_is_read() -> None:

@@ -92,7 +92,14 @@ def _pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return _run(folder, "-m", "pytest", *plugins, "--model", "their model", *arguments)
 
 
-@pytest.mark.parametrize("options", [(), ("--benchmark-save", "x"), ("--benchmark-autosave",)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--benchmark-save", "x"),
+        pytest.param(("--benchmark-autosave",), marks=pytest.mark.evidence),
+    ],
+)
 def test_their_tests_run_beside_their_own_bench(theirs: Path, options: tuple[str, ...]) -> None:
     done = _pytest(theirs, *options)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr

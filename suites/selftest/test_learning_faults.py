@@ -119,6 +119,7 @@ def test_shifted_labels_fail(study, baseline, monkeypatch) -> None:
     assert fails(study, baseline) == ["evaluation_loss regressed"]
 
 
+@pytest.mark.evidence
 def test_dropout_on_in_evaluation_fails(study, baseline, monkeypatch) -> None:
     @contextmanager
     def evaluating(model):

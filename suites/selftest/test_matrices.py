@@ -60,11 +60,12 @@ def test_few_cases_show_all_that_differs() -> None:
     assert [each.values for each in by_number if not each.marks] == [("a", 1), ("a", 2)]
 
 
-def test_what_is_slow_shows_nothing_and_stays_slow() -> None:
-    slow = pytest.param("a", 1, id="one", marks=pytest.mark.slow)
+@pytest.mark.parametrize("name", ["slow", "evidence"])
+def test_what_is_marked_shows_nothing_and_stays_so(name: str) -> None:
+    slow = pytest.param("a", 1, id="one", marks=getattr(pytest.mark, name))
     found = matrix([slow, ("a", 2), pytest.param("a", 1, id="same")])
     assert found[0] is slow
-    assert [_marks(each) for each in found] == [{"slow"}, set(), set()]
+    assert [_marks(each) for each in found] == [{name}, set(), set()]
     assert found[2].id == "same"
 
 

@@ -8,9 +8,11 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
+from matrices import matrix
 from model_folders import write_model
 from warm import Warm
 
@@ -191,8 +193,9 @@ def test_the_suites_run_own_code_in_a_worker_alone(
     )
     asked = ("-m", "pytest", str(PROJECT / "suites" / "test_counts.py"), "--model", "own", "-q",
              "--adapter", "adapter.json", "-k", "user", "-p", "no:cacheprovider")  # fmt: skip
-    with contextlib.nullcontext() if trusted else warm_process.in_place():
+    with warm_process.in_place():
         done = _run(own, *asked, *["--trust-remote-code"] * trusted)
+        apart = trusted and _ran_apart(own)
     if not trusted:
         assert done.returncode != 0
         assert "only run with --trust-remote-code" in done.stdout + done.stderr
@@ -200,15 +203,16 @@ def test_the_suites_run_own_code_in_a_worker_alone(
         return
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
     assert "1 passed" in done.stdout
-    assert _ran_apart(own)
+    assert apart
     with warm_process.in_place():
         ended = _run(own, *asked, "--trust-remote-code", BENCH_ENDS="1")
     assert ended.returncode == 2
     assert "ended or crashed it" in ended.stderr
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
-@pytest.mark.parametrize("command", ["targets", "pytest"])
+@pytest.mark.parametrize(
+    ("command", "name"), matrix(product(("targets", "pytest"), ("SIGINT", "SIGTERM", "SIGHUP")))
+)
 def test_a_signal_ends_the_worker_too(
     own: Path, command: str, name: str, warm_process: Warm
 ) -> None:

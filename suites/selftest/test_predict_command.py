@@ -98,7 +98,8 @@ def test_what_cannot_be_measured_here_is_said(said, monkeypatch, warm: Warm) -> 
 @pytest.mark.parametrize(
     "more",
     [(), ("--json",), ("--gpu", "l4"), ("--precision", "bf16", "--precision", "fp32"),
-     ("--format", "latex"), ("--gpu", "l4", "--solve", "batch-size")],
+     ("--format", "latex"),
+     pytest.param(("--gpu", "l4", "--solve", "batch-size"), marks=pytest.mark.evidence)],
 )  # fmt: skip
 def test_what_reaches_nothing_is_said_beside_the_figures(said, more: tuple[str, ...]) -> None:
     own = ("--target-modules", "q_proj,nothere", "--modules-to-save", "nohead")

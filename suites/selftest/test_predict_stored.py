@@ -206,6 +206,7 @@ def test_roberta_as_published(capsys) -> None:
     assert 8 <= found["peak_allocated_bytes"] / GIB <= 11
 
 
+@pytest.mark.evidence
 def test_a_vision_language_model_has_a_figure(capsys) -> None:
     """Asked of Qwen2.5-VL-3B (`vlm-memory`): 3,754,622,976 weights of two bytes, and the adapters
     of `q_proj` and `v_proj` in four; the allocator's blocks are up to a MiB larger."""

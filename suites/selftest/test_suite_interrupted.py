@@ -48,7 +48,12 @@ def killed(request):
 
 
 @pytest.mark.parametrize(
-    ("name", "arrives"), [("SIGTERM", "get"), ("SIGHUP", "in_a_callback"), ("SIGKILL", "get")]
+    ("name", "arrives"),
+    [
+        pytest.param("SIGTERM", "get", marks=pytest.mark.evidence),
+        ("SIGHUP", "in_a_callback"),
+        ("SIGKILL", "get"),
+    ],
 )
 def test_a_killed_run_keeps_its_cases_and_goes_on(
     run, pytester: pytest.Pytester, name: str, arrives: str
@@ -135,7 +140,11 @@ def cut(request):
 
 
 @pytest.mark.parametrize(
-    ("what", "options"), [("raise KeyboardInterrupt", ()), ("assert 1 == 2", ("-x",))]
+    ("what", "options"),
+    [
+        ("raise KeyboardInterrupt", ()),
+        pytest.param("assert 1 == 2", ("-x",), marks=pytest.mark.evidence),
+    ],
 )
 def test_an_interrupted_run_is_kept_and_is_no_baseline(
     run, pytester: pytest.Pytester, what: str, options: tuple[str, ...]

@@ -133,9 +133,23 @@ class Warm:
             raise RuntimeError(f"the warm process ended (status {status}): {said[-2000:]}")
 
 
+class Lent(Warm):
+    """Another process's, which ends it: that of the controller, in a worker of pytest-xdist."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+        self.python, self.log = str(self.folder / "python"), self.folder / "log"
+
+
+LENT = ""
+"""The folder of the one that our controller has lent; empty where there is none."""
+
+
 @functools.cache
 def our_own() -> Warm:
-    """The one of this process, started when it is first asked for."""
+    """The one of this process, lent or started when it is first asked for."""
+    if LENT:
+        return Lent(LENT)
     warm = Warm()
     atexit.register(warm.__exit__)
     return warm
