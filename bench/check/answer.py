@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bench.check.base import find_base, with_saved_labels
 from bench.check.findings import Finding, findings_of
 from bench.check.gate import HazardGate
+from bench.check.memory import with_prediction
 from bench.errors import BenchError, check_most
 from bench.formulas import Parameters, lora_parameters
 from bench.models.architectures import MOST_LABELS, Model
@@ -24,7 +25,6 @@ from bench.targets import Hazard, Ledger, match
 if TYPE_CHECKING:
     from bench.predict.gpus import Gpu
     from bench.predict.result import Prediction
-    from bench.training.options import StepOptions
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def _answer(path: Path, found: AdapterFound, question: Question) -> Checked:
     if question.gradients and not ledger.refusals:
         checked = _with_gradients(checked)
     if question.gpu is not None:
-        checked = _with_prediction(checked, question)
+        checked = with_prediction(checked, question.gpu, question.seq_len)
     failing = question.gate.failing(checked.ledger)
     return replace(checked, failing=failing, findings=tuple(findings_of(checked, failing)))
 
@@ -216,71 +216,3 @@ def _with_gradients(checked: Checked) -> Checked:
     except BenchError as error:
         return replace(checked, notes=(*checked.notes, str(error)))
     return replace(checked, ledger=ledger)
-
-
-def _with_prediction(checked: Checked, question: Question) -> Checked:
-    """The file's own step, predicted; or why it is not."""
-    from bench.predict import predict
-    from bench.training.cases import StepOptions
-
-    step = checked.recipe.step
-    length = question.seq_len or (step.seq_len if step else None)
-    if step is None:
-        return replace(checked, not_predicted=f"{checked.kind} describes no step: see bench memory")
-    if checked.ledger.refusals:
-        return replace(checked, not_predicted="PEFT refuses the configuration")
-    if not step.optimizer:
-        return replace(checked, not_predicted=next(n for n in step.notes if "optimizer" in n))
-    if length is None:
-        return replace(checked, not_predicted="the file names no length: give --seq-len")
-    options = StepOptions(
-        batch_size=step.batch_size or 1,
-        seq_len=length,
-        optimizer=step.optimizer.removeprefix(_PAGED),
-        gradient_checkpointing=step.gradient_checkpointing,
-        autocast=step.autocast,
-        reentrant=step.reentrant,
-        compute_dtype=step.compute_dtype,
-    )
-    reasons = []
-    if step.liger:
-        options, checked = _with_liger(options, checked)
-    for left_out in _LEFT_OUT:
-        try:
-            plainer = replace(options, **{name: _PLAIN[name] for name in left_out})
-            case = replace(checked.subject, precision=step.precision).case(plainer)
-            prediction = predict(case, gpu=question.gpu)
-        except BenchError as error:
-            reasons.append(str(error))
-            continue
-        said = [name for name in left_out if getattr(options, name) != _PLAIN[name]]
-        notes = tuple(f"the file's {name} is left out of the prediction" for name in said)
-        if step.optimizer.startswith(_PAGED):
-            notes += (
-                f"{step.optimizer}: its state can move to the host; it is predicted on the GPU",
-            )
-        return replace(checked, prediction=prediction, notes=(*checked.notes, *notes))
-    return replace(checked, not_predicted=reasons[0])
-
-
-def _with_liger(options: StepOptions, checked: Checked) -> tuple[StepOptions, Checked]:
-    """The step with Liger's kernels, or a note on why they are left out."""
-    from bench.training.liger import check_liger
-
-    with_kernels = replace(options, liger=True)
-    assert checked.recipe.step is not None
-    subject = replace(checked.subject, precision=checked.recipe.step.precision)
-    try:
-        check_liger(subject.case(with_kernels))
-    except BenchError as error:
-        why = str(error).removeprefix("--liger: ")
-        note = f"the file's use_liger_kernel is left out of the prediction: {why}"
-        return options, replace(checked, notes=(*checked.notes, note))
-    return with_kernels, checked
-
-
-_PAGED = "paged-"
-"""bitsandbytes' optimizers whose state lies in managed memory, which no trace sees."""
-_LEFT_OUT = ((), ("autocast",), ("autocast", "reentrant", "compute_dtype"))
-"""What is left out of the step, in turn, where it cannot be predicted with it."""
-_PLAIN: dict[str, Any] = {"autocast": None, "reentrant": False, "compute_dtype": None}

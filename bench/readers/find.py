@@ -45,7 +45,8 @@ def _read(reader: Reader, document: Document) -> Recipe:
     try:
         recipe = reader.read(document)
         if not document.wrong:
-            return replace(recipe, slips=tuple(slip for slip in strange if slip.decides))
+            slips = tuple(slip for slip in strange if slip.decides)
+            return replace(recipe, slips=slips, step_keys=reader.step)
     except BenchError as error:
         refused = error
     said = [*document.wrong]

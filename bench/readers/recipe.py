@@ -40,7 +40,8 @@ class RecipeStep:
     """The training step that a file describes; None where the file and the tool leave it open.
 
     `optimizer` and `precision` are this project's names; `optimizer` is "" where the file's own
-    is none that is predicted. `notes` is said beside a prediction.
+    is none that is predicted. `reentrant` is a way of checkpointing, and off where that is.
+    `notes` is said beside a prediction.
     """
 
     batch_size: int | None = None
@@ -53,6 +54,10 @@ class RecipeStep:
     compute_dtype: str | None = None
     liger: bool = False
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.gradient_checkpointing:  # the tools leave the key beside it unread then
+            object.__setattr__(self, "reentrant", False)
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,7 @@ class Recipe:
         fields: keyword arguments of `peft.LoraConfig`.
         targets: adds what depends on the model, where the tool works that out.
         keys: our field → the file's keys for it, to find the line again.
+        step_keys: an option of `StepOptions` → the tool's keys that say it.
         notes: what the answer does not cover, or what the tool does that one may not expect.
         slips: keys that the tool is not known to have, and that may be slips of what decides.
         list_of_one: whether a list of one name stays a list.
@@ -97,6 +103,7 @@ class Recipe:
     num_labels: int | None = None
     slips: tuple[Slip, ...] = ()
     list_of_one: bool = True
+    step_keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
 
     @property
     def path(self) -> Path:
@@ -183,6 +190,7 @@ class _ToolKeys(_Keys):
         trainer: whether Trainer's keys are its own too.
         marks: keys that only this tool has; a file with `model_key` and one of them is its.
         fields: their key → the field of `peft.LoraConfig`, values as they are.
+        step: an option of `StepOptions` → the keys that say it, for what is wrong with it.
         said: key → what it changes that is not computed here, of what is adapted.
         choices: key → the only texts that it takes.
         beside: key → texts that it takes beside its kind of value.
@@ -197,6 +205,7 @@ class _ToolKeys(_Keys):
     trainer: bool
     marks: frozenset[str]
     fields: Mapping[str, str]
+    step: Mapping[str, tuple[str, ...]]
     said: Mapping[str, str] = field(default_factory=dict)
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     beside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
