@@ -55,7 +55,16 @@ def pytest_load_initial_conftests(
                 file = f"/{rest[1:].replace('.', '/')}.py" if rest else ""
                 asked[index] = f"{SUITES}{file}{''.join(argument.partition('::')[1:])}"
     if not any(map(_in_suites, known.file_or_dir)):
-        return (yield)
+        try:
+            return (yield)
+        except ValueError as error:  # "option dest 'lora_model' already used"
+            if name := next((n for n in _OPTIONS if n in str(error)), ""):
+                option = f"--{name.replace('_', '-')}"
+                _refuse(
+                    f"a conftest.py here defines {option}, which lora-target-bench has too: rename "
+                    "it, or leave the plugin out: -p no:lora_target_bench.pytest_plugin"
+                )
+            raise
     _check_extra()
     values = _values(args)
     known.file_or_dir[:] = [each for each in known.file_or_dir if each not in values]
@@ -74,6 +83,10 @@ def pytest_load_initial_conftests(
     if pytest.version_tuple < (9,) and (text := _taken(early_config)):
         _refuse(text)  # these find it later, when they parse
     return found
+
+
+_OPTIONS = ("lora_model", "lora_adapter", "lora_optional", "lora_auto_class")
+"""Where pytest keeps the values of ours."""
 
 
 def _in_suites(argument: str) -> bool:

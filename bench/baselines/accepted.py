@@ -3,7 +3,7 @@
 A run that failed must not become what the next one is held against: a second try would turn green.
 So a stored run records how its gate ended, and `bench accept` writes `accepted.json` beside it, an
 entry a run: the reason, by whom and when, and the run's digest, so that no other run of that name
-is meant. The first run has nothing to be held against: if it is whole, all its tests passed and
+is meant. The first run has nothing to be held against: if it is whole, none of its tests failed and
 somebody gave it its name, that is its acceptance, recorded in the same file for a review to see.
 """
 
@@ -27,7 +27,7 @@ FILE = "accepted.json"
 PASSED, FAILED, FIRST, NARROWER = "passed", "failed", "first", "narrower"
 """How a run's gate ended; FIRST: all tests passed, and there was no baseline to hold it against;
 NARROWER: it passed, and was not asked for every case of its baseline."""
-FIRST_REASON = "the first run stored here: all its tests passed, and no baseline says otherwise"
+FIRST_REASON = "the first run stored here: none of its tests failed, and no baseline says otherwise"
 
 
 @dataclass(frozen=True)

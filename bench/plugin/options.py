@@ -195,6 +195,8 @@ def pytest_configure(config: pytest.Config) -> None:
                 f"{given} does not go with pytest-xdist: cases that run side by side are not "
                 "measured, and what runs in other processes is not stored. Run it with -n 0"
             )
+        if option.gate and option.collectonly:
+            raise BenchError("--gate: --collect-only runs no case: leave one of them out")
         if option.gate and not option.benchmark_compare:
             raise BenchError("--gate needs --benchmark-compare: there is nothing to hold against")
         if option.benchmark_compare == "":

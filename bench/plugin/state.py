@@ -36,6 +36,7 @@ RESUMED = pytest.StashKey[dict[str, Any]]()  # the document of the run to go on 
 CLUSTER = pytest.StashKey[Cluster]()  # with --cluster: where tasks run
 KIND = pytest.StashKey[MachineKind]()  # ... and the machine that is measured there
 LINES = pytest.StashKey[list[str]]()
+ENDED = pytest.StashKey[bool]()  # of an item: it came to its end, whatever that was
 WRONG = pytest.StashKey[str]()  # what could not be written at the end, told after the summary
 
 # Fixture name → the subjects that parametrize it.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 import tempfile
 from collections.abc import Generator
 from dataclasses import replace
@@ -40,6 +39,7 @@ from bench.baselines.verdicts import left_out
 from bench.errors import BenchError
 from bench.files import SUITES, write_output
 from bench.models.architectures import Model
+from bench.plugin.ending import is_whole
 from bench.plugin.internals import benchmarks_of
 from bench.plugin.resuming import options_of
 from bench.plugin.state import (
@@ -160,8 +160,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if config.option.collectonly or hasattr(config, "workerinput"):
         return
     log = config.stash[LOG]
-    cut = session.exitstatus == pytest.ExitCode.INTERRUPTED
-    log.interrupted = bool(cut or session.shouldfail or session.shouldstop)
+    log.interrupted = not is_whole(session)
+    if log.interrupted and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.INTERRUPTED  # a plugin ended it as if all were well
     # The case that was cut is not a failed one.
     log.records = {key: record for key, record in log.records.items() if record.reported}
     if not log.records and not log.resumed:
@@ -200,29 +201,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         _write_page(config)
     if config.stash[FAILING] and config.option.gate and session.exitstatus == 0:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-
-class _Cut:
-    """Whether somebody ended the run, by Ctrl-C or a signal; `pytest.exit` ends it too, in words of
-    its own."""
-
-    came = False
-
-    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-        self.came = isinstance(excinfo.value, KeyboardInterrupt)
-
-
-@pytest.hookimpl(specname="pytest_cmdline_main", wrapper=True, tryfirst=True)
-def pytest_cut_early(config: pytest.Config) -> Generator[None, Any, Any]:
-    """Of a run that was ended before it had a case nothing else tells what is kept."""
-    cut = _Cut()
-    config.pluginmanager.register(cut)
-    status = yield
-    log = config.stash.get(LOG, None)
-    if cut.came and not (log and (log.records or log.resumed)):
-        said = "interrupted before a case had ended: nothing is kept, and none is to --resume"
-        print(said, file=sys.stderr)
-    return status
 
 
 def _without_cases(session: pytest.Session) -> None:

@@ -16,6 +16,7 @@ from bench.plugin.collection import (
     pytest_report_teststatus,
     pytest_runtest_setup,
 )
+from bench.plugin.ending import pytest_cut_early, pytest_runtest_protocol
 from bench.plugin.fixtures import (
     cluster,
     launches,
@@ -36,7 +37,6 @@ from bench.plugin.options import pytest_addoption, pytest_configure, pytest_sess
 from bench.plugin.storing import (
     pytest_benchmark_compare_machine_info,
     pytest_benchmark_update_machine_info,
-    pytest_cut_early,
     pytest_sessionfinish,
 )
 from bench.plugin.summary import (
@@ -69,6 +69,7 @@ __all__ = [
     "pytest_last_word",
     "pytest_report_teststatus",
     "pytest_runtest_makereport",
+    "pytest_runtest_protocol",
     "pytest_runtest_setup",
     "pytest_sessionfinish",
     "pytest_sessionstart",

@@ -31,6 +31,9 @@ def pytest_last_word(session: pytest.Session) -> Generator[None]:
         session.exitstatus = pytest.ExitCode.INTERRUPTED
         name = signal.Signals(came[0]).name
         print(f"{name} came after the last test: nothing is cut short", file=sys.stderr)
+    if session.exitstatus == pytest.ExitCode.INTERNAL_ERROR:  # pytest then has no summary
+        for line in session.config.stash.get(LINES, []):
+            print(line, file=sys.stderr)
     if text := session.config.stash.get(WRONG, None):
         pytest.exit(text, returncode=2)
 

@@ -96,3 +96,14 @@ def test_help_and_version_answer_without_torch(capsys) -> None:
         "assert not {'torch', 'transformers', 'peft', 'pandas'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_conftest_with_an_option_of_the_plugins_is_told(pytester: pytest.Pytester) -> None:
+    """In a line with the way out, in the place of pytest's traceback."""
+    pytester.makeconftest("def pytest_addoption(parser):\n    parser.addoption('--lora-model')\n")
+    pytester.makepyfile("def test_mine(pytestconfig):\n    pytestconfig.getoption('lora_model')\n")
+    refused = pytester.runpytest_subprocess()
+    assert refused.ret == 2
+    (line,) = refused.stderr.str().splitlines()
+    assert line.startswith("error: a conftest.py here defines --lora-model, which lora-target-ben")
+    assert pytester.runpytest_subprocess(*line.split(": ")[-1].split()).ret == 0

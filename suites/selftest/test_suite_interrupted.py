@@ -178,6 +178,51 @@ def test_an_interrupted_run_is_kept_and_is_no_baseline(
     assert "interrupted: not every case was reached" in " ".join(named.stdout.str().split())
 
 
+ENDS = {
+    # Ctrl-C twice, the second while pytest looks where the first arrived.
+    "twice": """
+import os, signal
+
+def pytest_runtest_setup(item):
+    if item.name.startswith("test_step"):
+        os.kill(os.getpid(), signal.SIGINT)
+
+def pytest_keyboard_interrupt(excinfo):
+    os.kill(os.getpid(), signal.SIGINT)
+    signal.sigtimedwait([], 5)
+""",
+    "exit": """
+import pytest
+
+def pytest_runtest_setup(item):
+    if item.name.startswith("test_step"):
+        pytest.exit("enough", returncode=0)
+""",
+    "internal": """
+def pytest_runtest_logstart(nodeid):
+    assert "test_step" not in nodeid
+""",
+}
+
+
+@pytest.mark.parametrize("what", ENDS)
+def test_a_run_that_ends_before_its_last_test_is_cut(
+    run, pytester: pytest.Pytester, what: str
+) -> None:
+    """Whatever status pytest has for that: it is no baseline, goes on with --resume, and is red."""
+    pytester.makeconftest(ENDS[what])
+    mine = ("--model", "mine", *STEPS, "-p", "no:randomly")
+    done = run("--benchmark-save", "cut", *mine, apart=True)
+    assert done.ret == (3 if what == "internal" else 2)
+    assert "Traceback" not in done.stderr.str()
+    told = done.stderr if what == "internal" else done.stdout
+    told.fnmatch_lines(["it is no baseline for later runs: it was interrupted. Go on *"])
+    (path,) = find_runs(results_of(pytester), "cut")
+    assert load_run(path).interrupted
+    assert len(load_run(path).records) == 1
+    assert not (results_of(pytester) / "accepted.json").exists()
+
+
 def test_a_full_disk_while_saving_loses_no_case(
     run, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:

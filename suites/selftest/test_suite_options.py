@@ -43,6 +43,10 @@ from bench.units import format_bytes
         (["--model", "./nowhere"], "nowhere"),
         (["--benchmark-compare"], "no stored run in"),
         (["--gate"], "--gate needs --benchmark-compare"),
+        (
+            ["--gate", "--benchmark-compare", "--collect-only"],
+            "--gate: --collect-only runs no case",
+        ),
         (["--verdict-file", "v.json"], "--verdict-file needs --benchmark-compare"),
         (["--rounds", "99999999999"], "--rounds is 99,999,999,999: 100,000 is most"),
         (["--check-loss", "99999999999"], "--check-loss is 99,999,999,999"),
