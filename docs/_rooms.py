@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import tomllib
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +27,7 @@ def files_of(room: str) -> list[Path]:
     return [single] if single.exists() else sorted((ROOT / "bench" / room).rglob("*.py"))
 
 
+@cache
 def names_of(path: Path) -> set[str]:
     """Every name that a file imports, with its module; lazily or not, for types alone left out."""
     tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -251,7 +251,7 @@ FIELD = FIXTURES / "field"
 
 @pytest.mark.parametrize(
     ("case", "trainable", "total", "r", "said"),
-    [
+    matrix([
         ("gemma4-26b-moe", 32 * (1_161_600 + 690_768), 25_865_209_648, 32,
          "attention and feed-forward"),
         ("gemma4-26b-moe", 62_290_432, 25_868_224_304, 32, "all-linear"),
@@ -260,7 +260,7 @@ FIELD = FIXTURES / "field"
         ("nemotron-nano-9b-v2", 18_061_312, None, 16, "attention and feed-forward"),
         ("gpt-neox-20b-halved", 8_650_752, 20_563_218_432, 8, "default"),
         ("llama3-8b-bnb-4bit", 41_943_040, 8_072_204_288, 16, "every linear layer"),
-    ],
+    ], by=lambda case, trainable, total, r, said: {case}),
 )  # fmt: skip
 def test_field_cases(case: str, trainable: int, total: int | None, r: int, said: str) -> None:
     """The first answer is what was trained, and PEFT counts the same of it."""

@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import Any
 
 import pytest
+from matrices import matrix
 from tiny_models import COMMON, MODELS, OTHERS, adapted_as, other, tiny
 
 from bench.adapters.config import AdapterConfig
@@ -181,7 +182,13 @@ OF_TASK = {
 their own."""
 
 
-@pytest.mark.parametrize(("task", "at"), [(t, n) for t in OF_TASK for n in range(len(OF_TASK[t]))])
+@pytest.mark.parametrize(
+    ("task", "at"),
+    matrix(
+        [(t, n) for t in OF_TASK for n in range(len(OF_TASK[t]))],
+        by=lambda task, at: {task, OF_TASK[task][at][0]},
+    ),
+)
 def test_every_task_has_a_batch_that_its_models_take(task: str, at: int) -> None:
     """The real model trains on the task's batch, and the step is traced with it on meta."""
     import torch

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
+from matrices import matrix
 from method_models import counted_of, formula_of, model_called
 
 from bench.errors import BenchError
@@ -70,8 +72,9 @@ LAYERED = [n for n, k in METHODS.items() if "layers_to_transform" in k.common]
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", [n for n in LAYERED if n != "lora-fa"])
-@pytest.mark.parametrize("layers", [2, 3])
+@pytest.mark.parametrize(
+    ("name", "layers"), matrix(product([n for n in LAYERED if n != "lora-fa"], (2, 3)))
+)
 def test_layers_beside_any_targets(name: str, layers: int) -> None:
     """LoRA, AdaLoRA and FourierFT refuse layers beside a string; the others take them, look at none
     beside an expression, and of all-linear make names first, of twenty and more their endings."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from itertools import product
 
 import pytest
 from agreement import agrees, disagreement
+from matrices import matrix
 from small_types import small
 from tiny_models import tiny
 
@@ -111,25 +113,29 @@ def test_refused_after_injection(label: str, targets: tuple, saved: tuple) -> No
     agrees(label, AdapterConfig(targets, modules_to_save=saved), "refused")
 
 
-@pytest.mark.parametrize("task", [None, "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"])
+NESTED = [
+    ("base_layer",),
+    ("decoder", "layers.0"),
+    ("decoder", "layers.0", "layers.0.self_attn"),
+    ("layers.0", "layers.0.self_attn"),
+    ("layers.0", "layers.0.self_attn.k_proj"),
+    ("layers.0.self_attn", "layers.0.self_attn.k_proj", "layers.0"),
+    ("decoder", "k_proj"),
+    ("layers.0", "layers.0.self_attn.k_proj", "layers.1.fc2"),  # the second is found no more
+    ("ecoder", "ayers.0"),  # endings that keep no adapter out
+    ("ecoder", "ayers.1.fc2", "ayers.1"),
+    ("embed_tokens",),
+]
+
+
 @pytest.mark.parametrize(
-    "saved",
-    [
-        ("base_layer",),
-        ("decoder", "layers.0"),
-        ("decoder", "layers.0", "layers.0.self_attn"),
-        ("layers.0", "layers.0.self_attn"),
-        ("layers.0", "layers.0.self_attn.k_proj"),
-        ("layers.0.self_attn", "layers.0.self_attn.k_proj", "layers.0"),
-        ("decoder", "k_proj"),
-        ("layers.0", "layers.0.self_attn.k_proj", "layers.1.fc2"),  # the second is found no more
-        ("ecoder", "ayers.0"),  # endings that keep no adapter out
-        ("ecoder", "ayers.1.fc2", "ayers.1"),
-        ("embed_tokens",),
-    ],
-    ids="-".join,
+    ("saved", "task", "bias"),
+    matrix(
+        product(
+            NESTED, (None, "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"), ("none", "all", "lora_only")
+        )
+    ),
 )
-@pytest.mark.parametrize("bias", ["none", "all", "lora_only"])
 def test_saved_inside_saved(saved: tuple[str, ...], task: str | None, bias: str) -> None:
     """A module in a saved one, its children's children, the adapters inside, task heads' second
     look: PEFT's counts."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matrices import matrix
 
 from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError
@@ -158,7 +159,7 @@ def offered(text: str) -> str | tuple[str, ...]:
 
 @pytest.mark.parametrize(
     ("model", "written", "expected"),
-    [
+    matrix([
         ("llava-1.5-7b", r"language_model.model.layers.*(q_proj|v_proj)",
          {"model.language_model": 32 * 2}),
         ("llava-1.5-7b", r".*language_model\.model\.layers\.\d+\.self_attn\.(q|k|v|o)_proj",
@@ -177,7 +178,7 @@ def offered(text: str) -> str | tuple[str, ...]:
         ("whisper-large-v3", r"model.model.decoder.*(q_proj|v_proj)",
          {"model.decoder": 32 * 2 * 2}),
         ("llama-3.2-1b-bare", r"model\.layers\.\d+\.self_attn\.(q|v)_proj", {"": 16 * 2}),
-    ],
+    ], by=lambda model, written, expected: {model}),
 )  # fmt: skip
 def test_a_pattern_on_moved_names_keeps_its_tower(
     answer, model: str, written: str, expected: dict[str, int]
@@ -192,7 +193,7 @@ def test_a_pattern_on_moved_names_keeps_its_tower(
 
 @pytest.mark.parametrize(
     ("model", "written", "expected"),
-    [
+    matrix([
         ("smolvlm", ("self_attn",), 27 * 4 + 24 * 4),
         ("smolvlm", ("layers.0", "layers.1"), 2 * (6 + 7)),
         ("llama-3.2-1b-bare", ("layers.3",), 7),
@@ -203,7 +204,7 @@ def test_a_pattern_on_moved_names_keeps_its_tower(
         ("qwen3-vl-4b", ("merger",), 2),
         ("whisper-large-v3", ("decoder",), 32 * 10),
         ("whisper-large-v3", ("encoder", "decoder"), 32 * 16),
-    ],
+    ], by=lambda model, written, expected: {model}),
 )  # fmt: skip
 def test_an_entry_that_names_whole_modules(
     answer, model: str, written: tuple[str, ...], expected: int

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
 from report_runs import run_of
 from test_golden import measured
 
-from bench.baselines import StoredRun, compare, gate
+from bench.baselines import StoredRun, Verdict, compare, gate
 from bench.reports.closing import MOST_LINES, closing
 
 PLACES = ("stored run: results/x/0002_new.json", "page: report.html", "bench report 0002")
@@ -24,12 +25,19 @@ def run(name: str, number: int, worse: int = 0) -> StoredRun:
     )  # fmt: skip
 
 
+@cache
+def judged(number: int, worse: int) -> tuple[StoredRun, StoredRun, list[Verdict], list[Verdict]]:
+    """Compared once for every width."""
+    before, after = run("before", number), run("after", number, worse)
+    verdicts = compare(before, after)
+    return before, after, verdicts, gate(verdicts)
+
+
 @pytest.mark.parametrize("width", [40, 80, 120])
 @pytest.mark.parametrize(("number", "worse"), [(1, 0), (3, 2), (60, 5), (300, 200)])
 def test_it_is_at_most_forty_lines(number: int, worse: int, width: int) -> None:
-    before, after = run("before", number), run("after", number, worse)
-    verdicts = compare(before, after)
-    text = closing(after, before, verdicts, gate(verdicts), **HERE, width=width)
+    before, after, verdicts, failing = judged(number, worse)
+    text = closing(after, before, verdicts, failing, **HERE, width=width)
     assert len(text.splitlines()) <= MOST_LINES == 40
     assert ("FAILED" in text) == bool(worse)
     if width >= 80:

@@ -6,9 +6,11 @@ The model is that of `test_formula_terms`.
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
+from matrices import matrix
 from test_dead import LLAMA, model
 from test_formula_terms import BASE, BD, TWO
 
@@ -218,8 +220,7 @@ SIZED = {"lora": 8, "lora-fa": 8, "adalora": 8, "loha": 8, "vera": 8, "fourierft
          "trainable-tokens": 1, "prefix-tuning": 0, "prompt-tuning": 0, "p-tuning": 0}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", SIZED)
-@pytest.mark.parametrize("budget", [1, 200, 448, 560, 700])
+@pytest.mark.parametrize(("name", "budget"), matrix(product(SIZED, (1, 200, 448, 560, 700))))
 def test_the_nearest_size_by_trying_all(table: ModuleTable, name: str, budget: int) -> None:
     """Of the sizes 1 to 130 the one whose count is nearest, the smaller of two as near."""
     config, kind = model(LLAMA).transformers_config, METHODS[name]

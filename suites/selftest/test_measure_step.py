@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 
 import pytest
+from matrices import matrix
 from measure_support import MODELS, tiny_case
 
 from bench.models.precision import PRECISIONS
@@ -45,8 +47,7 @@ def test_every_task_trains(name: str) -> None:
     assert training.adapted_layers == MODELS[name][3]
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("name", ["distilbert", "phi3"])
+@pytest.mark.parametrize(("name", "precision"), matrix(product(("distilbert", "phi3"), PRECISIONS)))
 def test_every_precision_trains_as_what_it_says(name: str, precision: str) -> None:
     import torch
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
+from matrices import matrix
 from measure_support import tiny_case
 from trainer_reference import SEVEN, run_with, trainer_case
 
@@ -88,8 +90,7 @@ def test_a_live_training_draws_on_as_if_nothing_had_been_predicted() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("loop", ["trainer", "sft"])
-@pytest.mark.parametrize("shape", ["full", "padded"])
+@pytest.mark.parametrize(("loop", "shape"), matrix(product(("trainer", "sft"), ("full", "padded"))))
 def test_the_callback_holds_the_prediction_against_the_run(
     tmp_path: Path, loop: str, shape: str
 ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matrices import matrix
 from test_history import runs
 
 from bench.baselines.history import histories
@@ -109,8 +110,13 @@ def history() -> Any:
     return plots.history_figure(series, ORIGIN)
 
 
-@pytest.mark.parametrize("make", [cost, choice, ranks, memory, reach, coverage, history])
-@pytest.mark.parametrize("form", ["svg", "png"])
+MADE = (cost, choice, ranks, memory, reach, coverage, history)
+
+
+@pytest.mark.parametrize(
+    ("make", "form"),
+    matrix(itertools.product(MADE, ("svg", "png")), by=lambda make, form: {make, form}),
+)
 def test_every_plot_is_written_in_both_formats(
     make: Callable[[], Any], form: str, tmp_path: Path
 ) -> None:

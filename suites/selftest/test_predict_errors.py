@@ -198,7 +198,7 @@ def test_what_a_name_decides_is_refused_before_torch_is_loaded(
     assert subprocess.run([sys.executable, "-c", code, *command], check=False).returncode == 2
 
 
-@pytest.mark.parametrize("packed", [(), ("--packed",)])
+@pytest.mark.parametrize("packed", [(), pytest.param(("--packed",), marks=pytest.mark.evidence)])
 def test_a_search_ends_where_a_batch_has_the_most_tokens(
     llama: str, packed: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,6 +19,7 @@ from statistics import fmean
 from typing import Any
 
 import pytest
+from matrices import matrix
 
 from bench.cli import main, memory
 from bench.cli.subject import cases_of
@@ -80,7 +81,10 @@ def _quick(row: Measured) -> bool:
 
 @pytest.mark.parametrize(
     "row",
-    [pytest.param(r, id=r.id, marks=[] if _quick(r) else _slow(r)) for r in ROWS],
+    matrix(
+        [pytest.param(r, id=r.id, marks=[] if _quick(r) else _slow(r)) for r in ROWS],
+        by=lambda row: {row.quantized, "eager" in row.id},
+    ),
 )
 def test_a_step_on_a_t4(row: Measured) -> None:
     found = predicted(row)

@@ -95,7 +95,7 @@ def _agrees(case: Case) -> Any:
             ("phi-3-mini", "feed-forward", "bf16", True),
             ("distilbert-base-uncased", "attention", "bf16", False),
         ],
-        by=lambda model, scenario, precision, checkpointing: {precision, checkpointing},
+        by=lambda model, scenario, precision, checkpointing: {checkpointing},
     ),
 )
 def test_stretched_steps_are_those_of_the_whole_trace(
@@ -127,7 +127,7 @@ def test_small_models_agree_however_the_step_is_run(
     _agrees(_subject(_narrow(model), "everything", precision).case(step))
 
 
-@pytest.mark.parametrize("loop", ["trainer", "sft"])
+@pytest.mark.parametrize("loop", ["trainer", pytest.param("sft", marks=pytest.mark.evidence)])
 def test_a_list_of_every_layers_norms_grows_with_the_layers(loop: str) -> None:
     """Trainers clip gradients: one tensor holds a norm for each of them."""
     pytest.importorskip({"trainer": "accelerate", "sft": "trl"}[loop])
