@@ -76,7 +76,7 @@ def test_a_file_describes_its_step(name: str) -> None:
     fields = {key: value for key, value in asdict(step).items() if key != "notes"}
     silent = {
         "seq_len": None, "autocast": None, "reentrant": False, "compute_dtype": None,
-        "liger": False,
+        "liger": False, "attention": "sdpa", "accumulation": 1,
     }  # fmt: skip
     assert fields == {**silent, **EXPECTED[name]["step"]}
 

@@ -101,6 +101,7 @@ def check(path: Path, question: Question) -> Checked:
 
 def _answer(path: Path, found: AdapterFound, question: Question) -> Checked:
     recipe, model = _read(found.config, question)
+    recipe = recipe.on(model)
     kind = _kind(found, recipe)
     if recipe.num_labels is not None:
         check_most(f"{found.config}: num_labels", recipe.num_labels, MOST_LABELS)

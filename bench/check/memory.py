@@ -69,6 +69,8 @@ def _options(step: RecipeStep, length: int) -> StepOptions:
         autocast=step.autocast,
         reentrant=step.reentrant,
         compute_dtype=step.compute_dtype,
+        attention=step.attention,
+        accumulation=step.accumulation,
     )
 
 
@@ -108,6 +110,8 @@ def _with_liger(options: StepOptions, checked: Checked) -> tuple[StepOptions, Ch
 
 _PAGED = "paged-"
 """bitsandbytes' optimizers whose state lies in managed memory, which no trace sees."""
-_LEFT_OUT = ((), ("autocast",), ("autocast", "reentrant", "compute_dtype"))
+_LEFT_OUT = (
+    (), ("reentrant",), ("autocast",), ("autocast", "reentrant", "compute_dtype"),
+)  # fmt: skip
 """What is left out of the step, in turn, where it cannot be predicted with it."""
 _PLAIN: dict[str, Any] = {"autocast": None, "reentrant": False, "compute_dtype": None}

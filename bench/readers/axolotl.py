@@ -8,6 +8,7 @@ Keys and defaults: axolotl 0.19.0 `utils/schemas/` (peft, config, model, trainin
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bench.readers import trainer
@@ -31,6 +32,16 @@ if TYPE_CHECKING:
 
 # The last segment of the output embedding's name, which lora_target_linear leaves out.
 OUTPUT_EMBEDDING = {"gpt_neox": "embed_out"}
+
+# Older flags of axolotl, in the order in which the first counts → what transformers calls them.
+ATTENTION = {
+    "xformers_attention": "xformers",
+    "sage_attention": "sage",
+    "flex_attention": "flex_attention",
+    "flash_attention": "flash_attention_2",
+    "sdp_attention": "sdpa",
+    "eager_attention": "eager",
+}
 
 LIGER = (
     "liger_rope", "liger_rms_norm", "liger_glu_activation", "liger_fused_linear_cross_entropy",
@@ -81,13 +92,20 @@ def read(document: Document) -> Recipe:
         return {"target_modules": _with_every_linear(model, _beside(fields))}, ()
 
     precision, more = _precision(document)
+    step = _step(document, precision, step_notes)
+
+    def step_on(model: Model) -> RecipeStep:
+        held = model.table.model_type.startswith("gemma4")  # it takes none that is reentrant
+        return replace(step, reentrant=False) if held else step
+
     return Recipe(
         tool=READER.tool,
         version=READER.version,
         document=document,
         model=values.get("base_model"),
         fields=fields,
-        step=_step(document, precision, step_notes),
+        step=step,
+        step_on=step_on,
         targets=targets if values.get("lora_target_linear") else None,
         keys=keys,
         notes=(*notes, *more),
@@ -134,6 +152,9 @@ def _step(document: Document, precision: str, notes: tuple[str, ...]) -> RecipeS
     if isinstance(checkpointing, str):
         more += (f"gradient_checkpointing: {checkpointing}: moves what is kept off the GPU, which "
                  "leaves less than is predicted",)  # fmt: skip
+    attention, said = _attention(document)
+    how = "gradient_checkpointing_kwargs"
+    more += (*said, *trainer.ways_of_checkpointing(how, values.get(how)))
     liger = [key for key in LIGER if values.get(key)]
     plugins = values.get("plugins") or []
     loaded = LIGER_PLUGIN in (plugins if isinstance(plugins, list) else [plugins])
@@ -148,9 +169,38 @@ def _step(document: Document, precision: str, notes: tuple[str, ...]) -> RecipeS
         bool(checkpointing),
         precision,
         "bf16" if values.get("bf16") is True else trainer.autocast_of(values, "bf16"),
+        _reentrant(document),
+        attention=attention,
+        accumulation=_accumulation(document),
         liger=loaded and liger == [*LIGER],
         notes=(f"rows {rows} sequence_len, {length} tokens: all are predicted full", *more, *notes),
     )
+
+
+def _attention(document: Document) -> tuple[str, tuple[str, ...]]:
+    """As `trainer.attention`; of the older flags the first of axolotl's table counts."""
+    values = document.values
+    if asked := values.get("attn_implementation"):
+        return trainer.attention("attn_implementation", asked)
+    flag = next((flag for flag in ATTENTION if values.get(flag)), "")
+    return trainer.attention(f"{flag}:", ATTENTION.get(flag))
+
+
+def _reentrant(document: Document) -> bool:
+    """axolotl makes checkpointing reentrant unless the file says how, prefers, or unfreezes."""
+    values = document.values
+    others = ("unfrozen_parameters", "rl", "gradient_checkpointing_kwargs")
+    silent = not any(values.get(key) is not None for key in others)
+    silent = silent and values.get("activation_offloading") != "hidden_states"
+    return trainer.reentrant(values.get("gradient_checkpointing_kwargs"), silent)
+
+
+def _accumulation(document: Document) -> int:
+    values = document.values
+    if batches := whole(document, "gradient_accumulation_steps", None):
+        return batches
+    rows = whole(document, "micro_batch_size", 1) or 1
+    return max(1, int(values.get("batch_size") or rows) // rows)
 
 
 def _some_of_liger(keys: list[str], loaded: bool) -> str:

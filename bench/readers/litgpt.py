@@ -149,9 +149,10 @@ def _step(document: Document) -> RecipeStep:
         notes.append("train.max_seq_length is null: LitGPT takes the longest row of the data; "
                      "give --seq-len")  # fmt: skip
     notes.append("LitGPT's own model, whose kernels are not transformers'")
+    rows, of = train.get("micro_batch_size") or 1, train.get("global_batch_size") or 16
     return RecipeStep(
-        train.get("micro_batch_size", 1), train.get("max_seq_length"), kind, False, precision,
-        autocast, notes=tuple(notes),
+        rows, train.get("max_seq_length"), kind, False, precision, autocast,
+        accumulation=max(1, of // rows), notes=tuple(notes),
     )  # fmt: skip
 
 

@@ -7,7 +7,8 @@ they do: `model/adapter.py`, `model/model_utils/misc.py` (`find_all_linear_modul
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError
@@ -26,6 +27,7 @@ from bench.readers.recipe import (
     whole,
 )
 from bench.readers.values import DATACLASSES
+from bench.training.options import EAGER, SDPA
 
 if TYPE_CHECKING:
     from bench.models.architectures import Model
@@ -74,6 +76,11 @@ COMPOSITES = {
 }  # fmt: skip
 
 
+# `flash_attn` → what transformers calls it; "auto" is its own choice.
+ATTENTION = {"disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2",
+             "fa3": "flash_attention_3"}  # fmt: skip
+
+
 def read(document: Document) -> Recipe:
     """The recipe of a LLaMA-Factory file. Raises BenchError for one that trains no LoRA adapter."""
     values = document.values
@@ -100,8 +107,13 @@ def read(document: Document) -> Recipe:
         step_notes = (*step_notes, f"stage {values['stage']}: {said}")
     precision = _precision(document)
 
+    step = _step(document, precision, step_notes)
+
     def targets(model: Model) -> tuple[Fields, tuple[str, ...]]:
         return _targets(model, fields, values)
+
+    def step_on(model: Model) -> RecipeStep:
+        return _attention_on(model.table.model_type, document, step)
 
     return Recipe(
         tool=READER.tool,
@@ -109,7 +121,8 @@ def read(document: Document) -> Recipe:
         document=document,
         model=values.get("model_name_or_path"),
         fields=fields,
-        step=_step(document, precision, step_notes),
+        step=step,
+        step_on=step_on,
         targets=targets,
         keys={**keys, "target_modules": ("lora_target",)},
         notes=notes,
@@ -206,17 +219,55 @@ def _step(document: Document, precision: str, notes: tuple[str, ...]) -> RecipeS
     length = whole(document, "cutoff_len", 2048)
     packed = values.get("packing") or values.get("neat_packing")
     rows = "packed to" if packed else "of at most"
+    asked = ATTENTION.get(str(values.get("flash_attn")))
+    attention, said = trainer.attention(f"flash_attn {values.get('flash_attn')}:", asked)
+    how = "gradient_checkpointing_kwargs"
+    more += (*said, *trainer.ways_of_checkpointing(how, values.get(how)))
+    checkpointing, reentrant = _checkpointing(values)
     return RecipeStep(
         whole(document, "per_device_train_batch_size", trainer.BATCH_SIZE),
         length,
         optimizer,
-        not values.get("disable_gradient_checkpointing"),
+        checkpointing,
         precision,
         None if values.get("pure_bf16") else trainer.autocast_of(values),
-        bool(values.get("use_reentrant_gc", True)),
+        reentrant,
+        attention=attention,
+        accumulation=whole(document, "gradient_accumulation_steps", 1) or 1,
         liger=trainer.liger(values),
         notes=(f"rows {rows} cutoff_len, {length} tokens: all are predicted full", *more, *notes),
     )
+
+
+def _checkpointing(values: Mapping[str, Any]) -> tuple[bool, bool]:
+    """(whether it is on, whether it is reentrant). LLaMA-Factory switches it on itself; Trainer's
+    own key does so once more, by the method that LLaMA-Factory has put there if it did."""
+    by_itself = not values.get("disable_gradient_checkpointing")
+    if values.get("gradient_checkpointing"):
+        return True, trainer.reentrant(values.get("gradient_checkpointing_kwargs"), by_itself)
+    return by_itself, bool(values.get("use_reentrant_gc", True))
+
+
+def _attention_on(kind: str, document: Document, step: RecipeStep) -> RecipeStep:
+    """The step with the attention that LLaMA-Factory takes on a model of this type."""
+    asked = document.values.get("flash_attn") or "auto"
+    if kind == "gpt_oss":
+        said = ("LLaMA-Factory takes FlashAttention-3 of the hub on this model, which is left out "
+                f"of the prediction; {SDPA} is predicted in its place",)  # fmt: skip
+        own = tuple(note for note in step.notes if not note.startswith("flash_attn "))
+        return replace(step, attention=SDPA, notes=(*said, *own))
+    if asked == "fa3":
+        line = document.line("flash_attn")
+        raise BenchError(f"{document.path}: line {line}: flash_attn fa3: LLaMA-Factory refuses it "
+                         "on any model but gpt_oss")  # fmt: skip
+    if kind == "gemma2" and asked in ("auto", "fa2"):
+        said = (f"flash_attn {asked}: LLaMA-Factory takes eager attention on this model where "
+                "flash-attn is not installed, which is predicted",)  # fmt: skip
+        own = tuple(note for note in step.notes if not note.startswith("flash_attn "))
+        return replace(step, attention=EAGER, notes=(*said, *own))
+    if kind in ("youtu", "youtu_vl") and asked in ("auto", "sdpa"):
+        return replace(step, attention=EAGER)
+    return step
 
 
 READER = load_reader("llama_factory", DATACLASSES, read)

@@ -9,6 +9,8 @@ multimodal model; here they are the stacks that the model's own module tree tell
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from math import ceil
 from typing import TYPE_CHECKING
 
 from bench.errors import BenchError
@@ -30,6 +32,7 @@ from bench.readers.recipe import (
 )
 from bench.readers.refusals import given
 from bench.readers.values import ARGUMENTS
+from bench.training.options import EAGER
 
 if TYPE_CHECKING:
     from bench.models.architectures import Model
@@ -40,6 +43,8 @@ TASK_TYPES = {"causal_lm": "CAUSAL_LM", "seq_cls": "SEQ_CLS"}
 # Modules that ms-swift takes off the list on these model types, since PEFT refuses them.
 MAMBA = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
 MAMBA_REFUSED = ("out_proj", "conv1d")
+# Model types that its loaders load with eager attention where the file names none.
+EAGER_TYPES = ("gemma3", "gemma3_text", "hunyuan_vl")
 HEADS = ("lm_head", "score", "v_head", "classifier")
 
 
@@ -67,6 +72,12 @@ def read(document: Document) -> Recipe:
         notes = (*notes, f"tuner_backend {values['tuner_backend']}: it builds the model, and may "
                  "name other target modules")  # fmt: skip
 
+    step = _step(document, step_notes)
+
+    def step_on(model: Model) -> RecipeStep:
+        eager = model.table.model_type in EAGER_TYPES and not values.get("attn_impl")
+        return replace(step, attention=EAGER) if eager else step
+
     def targets(model: Model) -> tuple[Fields, tuple[str, ...]]:
         found, said = _targets(model, document, fields)
         if values.get("freeze_llm") and len(model.table.stacks) == 1:
@@ -79,7 +90,8 @@ def read(document: Document) -> Recipe:
         document=document,
         model=values.get("model"),
         fields=fields,
-        step=_step(document, step_notes),
+        step=step,
+        step_on=step_on,
         targets=targets,
         keys={**keys, "target_modules": ("target_modules", "target_regex")},
         notes=notes,
@@ -171,20 +183,29 @@ def _by_stack(model: Model, document: Document, embeddings: bool) -> tuple[Field
 def _step(document: Document, notes: tuple[str, ...]) -> RecipeStep:
     values = document.values
     optimizer, more = trainer.optimizer(values.get("optim") or trainer.OPTIMIZER)
+    attention, said = trainer.attention("attn_impl", values.get("attn_impl"))
+    more += said
+    kwargs = values.get("gradient_checkpointing_kwargs")
+    more += trainer.ways_of_checkpointing("gradient_checkpointing_kwargs", kwargs)
+    rows = whole(document, "per_device_train_batch_size", 1) or 1
+    batches = 1 if values.get("rlhf_type") == "grpo" else max(1, ceil(16 / rows))
     length = whole(document, "packing_length", whole(document, "max_length", None))
     if length is None:
         more += ("max_length is null: ms-swift takes the model's own limit; give --seq-len",)
     else:
-        rows = "packed to" if values.get("packing") else "of at most"
-        more += (f"rows {rows} {length} tokens: all are predicted full",)
+        filled = "packed to" if values.get("packing") else "of at most"
+        more += (f"rows {filled} {length} tokens: all are predicted full",)
     return RecipeStep(
-        whole(document, "per_device_train_batch_size", 1),
+        rows,
         length,
         optimizer,
         bool(values.get("gradient_checkpointing", True)),
         _precision(document),
         trainer.autocast_of(values, "bf16"),
+        trainer.reentrant(kwargs, True),
         liger=trainer.liger(values),
+        attention=attention,
+        accumulation=whole(document, "gradient_accumulation_steps", None) or batches,
         notes=(*more, *notes),
     )
 

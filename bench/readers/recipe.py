@@ -22,6 +22,7 @@ from bench.readers.values import (
     one_of,
     repeated_names,
 )
+from bench.training.options import SDPA
 
 if TYPE_CHECKING:
     from bench.models.architectures import Model
@@ -41,7 +42,7 @@ class RecipeStep:
 
     `optimizer` and `precision` are this project's names; `optimizer` is "" where the file's own
     is none that is predicted. `reentrant` is a way of checkpointing, and off where that is.
-    `notes` is said beside a prediction.
+    `attention` is what `bench memory --attention` calls it. `notes` is said beside a prediction.
     """
 
     batch_size: int | None = None
@@ -53,6 +54,8 @@ class RecipeStep:
     reentrant: bool = False
     compute_dtype: str | None = None
     liger: bool = False
+    attention: str = SDPA
+    accumulation: int = 1
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -86,6 +89,7 @@ class Recipe:
         targets: adds what depends on the model, where the tool works that out.
         keys: our field → the file's keys for it, to find the line again.
         step_keys: an option of `StepOptions` → the tool's keys that say it.
+        step_on: the step on a model, where the tool does other things on some models.
         notes: what the answer does not cover, or what the tool does that one may not expect.
         slips: keys that the tool is not known to have, and that may be slips of what decides.
         list_of_one: whether a list of one name stays a list.
@@ -104,6 +108,7 @@ class Recipe:
     slips: tuple[Slip, ...] = ()
     list_of_one: bool = True
     step_keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    step_on: Callable[[Model], RecipeStep] | None = field(default=None, repr=False)
 
     @property
     def path(self) -> Path:
@@ -129,6 +134,10 @@ class Recipe:
                 said += f"; not understood: {', '.join(map(str, self.slips))}"
             raise BenchError(said) from None
         return config, (*self.notes, *notes)
+
+    def on(self, model: Model) -> Recipe:
+        """The recipe with the step that `model` gets. Raises BenchError where the tool refuses."""
+        return self if self.step_on is None else replace(self, step=self.step_on(model))
 
     def advised(self, ledger: Ledger) -> Ledger:
         """The ledger without the advice to write a list of one name, where the tool makes a string

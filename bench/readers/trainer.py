@@ -1,14 +1,16 @@
 """Arguments of transformers' Trainer, which TRL, LLaMA-Factory and ms-swift take as their own.
 
-Names and defaults: transformers 5.23 `training_args.py` (`TrainingArguments`).
+Names and defaults: transformers 5.23 `training_args.py` (`TrainingArguments`), `modeling_utils.py`.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from contextlib import suppress
 
 from bench.errors import BenchError
-from bench.training.options import optimizer_name
+from bench.training.options import EAGER, SDPA, optimizer_name
 
 BATCH_SIZE = 8
 """`per_device_train_batch_size` where a file is silent."""
@@ -28,6 +30,43 @@ def liger(values: Mapping[str, object]) -> bool:
     """Whether Trainer puts all of Liger's kernels into the model; some of them are not predicted,
     and `SAID_OF_STEP` tells them."""
     return bool(values.get("use_liger_kernel")) and not values.get("liger_kernel_config")
+
+
+def attention(key: str, asked: object) -> tuple[str, tuple[str, ...]]:
+    """(the attention that is predicted for what transformers calls `attn_implementation`, what to
+    say of another one). None is transformers' own choice."""
+    if asked in (None, SDPA, EAGER):
+        return str(asked or SDPA), ()
+    return SDPA, (f"{key} {asked}: what that kernel keeps is left out of the prediction; {SDPA} is "
+                  "predicted in its place",)  # fmt: skip
+
+
+def table(asked: object) -> Mapping[str, object]:
+    """`gradient_checkpointing_kwargs`, which may be text in JSON; empty where it is none."""
+    if isinstance(asked, str):
+        with suppress(ValueError, RecursionError):
+            asked = json.loads(asked)
+    return asked if isinstance(asked, Mapping) else {}
+
+
+def reentrant(kwargs: object, silent: bool = False) -> bool:
+    """Whether `gradient_checkpointing_kwargs` ask for reentrant checkpointing; `silent` where there
+    are none. A table without `use_reentrant` leaves it to torch, whose own default it is."""
+    if not (found := table(kwargs)):
+        return silent
+    asked = found.get("use_reentrant")
+    return asked is None or bool(asked)
+
+
+def ways_of_checkpointing(key: str, kwargs: object) -> tuple[str, ...]:
+    """What to say of the other keys of that table: they change what is kept, or where."""
+    found = table(kwargs)
+    keys = [name for name, value in found.items() if value and name not in _KEEPS_AS_MUCH]
+    return tuple(f"{key}.{name}: checkpointing of every layer, whole, on the GPU is predicted"
+                 for name in keys)  # fmt: skip
+
+
+_KEEPS_AS_MUCH = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop")
 
 
 def autocast_of(values: object, default: str | None = None) -> str | None:

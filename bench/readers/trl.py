@@ -56,6 +56,19 @@ def read(document: Document) -> Recipe:
     )
 
 
+def _checkpointing(document: Document) -> tuple[bool, dict[str, object], tuple[str, ...]]:
+    """(whether it is on, how, what to say of that). transformers' new names for it go before the
+    old ones, and TRL sets use_reentrant to false in a table that is silent."""
+    values = document.values
+    on, how = values.get("gradient_checkpointing", True), "gradient_checkpointing_kwargs"
+    if values.get("activation_checkpointing") is not None:
+        on = values["activation_checkpointing"]
+    if values.get("activation_checkpointing_kwargs") is not None:
+        how = "activation_checkpointing_kwargs"
+    kwargs = {"use_reentrant": False, **trainer.table(values.get(how))}
+    return bool(on), kwargs, trainer.ways_of_checkpointing(how, kwargs)
+
+
 def _step(document: Document, notes: tuple[str, ...]) -> RecipeStep:
     values = document.values
     optimizer, more = trainer.optimizer(values.get("optim") or trainer.OPTIMIZER)
@@ -66,6 +79,10 @@ def _step(document: Document, notes: tuple[str, ...]) -> RecipeStep:
     else:
         joined = "packed to" if values.get("packing") else "of at most"
         rows = f"rows {joined} {length} tokens: all are predicted full"
+    attention, said = trainer.attention("attn_implementation", values.get("attn_implementation"))
+    more += said
+    on, kwargs, said = _checkpointing(document)
+    more += said
     dtype = str(values.get("dtype", values.get("torch_dtype", "float32")))
     if values.get("load_in_4bit"):
         double = "-dq" if values.get("use_bnb_nested_quant") else ""
@@ -80,10 +97,13 @@ def _step(document: Document, notes: tuple[str, ...]) -> RecipeStep:
         whole(document, "per_device_train_batch_size", trainer.BATCH_SIZE),
         length,
         optimizer,
-        bool(values.get("gradient_checkpointing", True)),
+        on,
         precision,
         trainer.autocast_of(values, "bf16"),
+        trainer.reentrant(kwargs),
         compute_dtype=PRECISION_OF.get(dtype) if values.get("load_in_4bit") else None,
+        attention=attention,
+        accumulation=whole(document, "gradient_accumulation_steps", 1) or 1,
         notes=(rows, *more, *notes),
     )
 

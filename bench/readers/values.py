@@ -83,6 +83,8 @@ class ValueKind:
 
     said: str
     parse: Callable[[Parser, Any], object]
+    texts: bool = False
+    """Whether nothing but texts belongs, of which no parser makes anything else."""
 
     def beside(self, *texts: str) -> ValueKind:
         """This kind, or one of `texts`."""
@@ -161,7 +163,7 @@ BOOLEAN = ValueKind("true or false", _boolean)
 NUMBER = ValueKind("a number", _number)
 INTEGER = ValueKind("a whole number", _integer)
 WHOLE = ValueKind("a whole number of at least 1", _whole)
-TEXT = ValueKind("text", _text)
+TEXT = ValueKind("text", _text, texts=True)
 ANY = ValueKind("anything", lambda _, value: value)
 NAMES = ValueKind("a list of names, or text", _names)
 TABLE = ValueKind("a table of keys", _table)
@@ -175,7 +177,7 @@ def one_of(*texts: str) -> ValueKind:
             raise ValueError
         return str(value)
 
-    return ValueKind(f"one of {', '.join(texts)}", parse)
+    return ValueKind(f"one of {', '.join(texts)}", parse, texts=True)
 
 
 OF_FIELD = {
@@ -223,7 +225,7 @@ def parsed(document: Document, kinds: Mapping[str, ValueKind], parser: Parser) -
 
 def _wrong(document: Document, key: str, value: Any, kind: ValueKind, parser: Parser) -> str:
     line = document.line(*key.split("."))
-    why = f" ({parser.why})" if parser.why and isinstance(value, str) and kind is not TEXT else ""
+    why = f" ({parser.why})" if parser.why and isinstance(value, str) and not kind.texts else ""
     return f"line {line}: {key} must be {kind.said}, not {shown(value)}{why}"
 
 
