@@ -118,7 +118,7 @@ def test_switches_of_litgpt_and_ms_swift_are_read_alike(tmp_path: Path) -> None:
         (TRL.replace("use_peft: true", "use_peft: 'false'"), "use_peft is not true"),
         (TRL.replace("use_peft: true", "use_peft: 'on'"), "line 2: use_peft must be true or false"),
         (f"{TRL}bnb_4bit_quant_type: int4\n", "line 5: bnb_4bit_quant_type must be one of"),
-        (f"{TRL}optim: 5\n", "line 5: optim must be text, not 5"),
+        (f"{TRL}optim: 5\n", "line 5: optim must be one of adamw_torch, "),
         (f"{SWIFT}freeze_vit: maybe\n", "line 5: freeze_vit must be true or false, not 'maybe'"),
         (f"{SWIFT}max_length: long\n", "line 5: max_length must be a whole number"),
         (f"{LITGPT}lora_mlp: '1'\n", "line 6: lora_mlp must be true or false, not '1'"),

@@ -182,11 +182,15 @@ class _Keys:
         inert: patterns of keys that change neither what is adapted nor what a step takes.
         said_of_step: key → what it changes that is not computed here, of the memory of a step.
         values: the name of a kind of value (`named_kind`) → the keys that take it.
+        names: an enumeration → its texts.
+        choices: key → the only texts that it takes, or enumerations of them.
     """
 
     inert: tuple[str, ...]
     said_of_step: Mapping[str, str] = field(default_factory=dict)
     values: Mapping[str, tuple[str, ...]]
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +205,6 @@ class _ToolKeys(_Keys):
         fields: their key → the field of `peft.LoraConfig`, values as they are.
         step: an option of `StepOptions` → the keys that say it, for what is wrong with it.
         said: key → what it changes that is not computed here, of what is adapted.
-        choices: key → the only texts that it takes.
         beside: key → texts that it takes beside its kind of value.
         refused: what the tool's own checks refuse of keys that stand together.
         defaults: key → what the tool takes where a file is silent, for `refused`.
@@ -216,7 +219,6 @@ class _ToolKeys(_Keys):
     fields: Mapping[str, str]
     step: Mapping[str, tuple[str, ...]]
     said: Mapping[str, str] = field(default_factory=dict)
-    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     beside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     refused: tuple[Refusal, ...] = ()
     defaults: Mapping[str, bool | int | str] = field(default_factory=dict)
@@ -250,11 +252,16 @@ def load_reader(name: str, parser: Parser, read: Callable[[Document], Recipe]) -
     kinds = {key: OF_FIELD[ours] for key, ours in keys.fields.items() if ours in OF_FIELD}
     for table in (shared.values, keys.values):
         kinds |= {key: named_kind(kind, name) for kind, found in table.items() for key in found}
-    kinds |= {key: one_of(*texts) for key, texts in keys.choices.items()}
+    choices = {
+        key: tuple(each for text in texts for each in shared.names.get(text, (text,)))
+        for key, texts in {**shared.choices, **keys.choices}.items()
+    }
+    kinds |= {key: one_of(*texts) for key, texts in choices.items()}
     kinds |= {key: kinds[key].beside(*texts) for key, texts in keys.beside.items()}
     merged = {
         "inert": (*shared.inert, *keys.inert),
         "said_of_step": {**shared.said_of_step, **keys.said_of_step},
+        "choices": choices,
     }
     return Reader(**{**vars(keys), **merged}, kinds=kinds, parser=parser, read=read)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
-from bench.errors import lookup
+from bench.errors import lookup, nearest
 from bench.readers.document import Document
 
 
@@ -85,6 +85,8 @@ class ValueKind:
     parse: Callable[[Parser, Any], object]
     texts: bool = False
     """Whether nothing but texts belongs, of which no parser makes anything else."""
+    choices: tuple[str, ...] = ()
+    """The texts that belong, where they are that few."""
 
     def beside(self, *texts: str) -> ValueKind:
         """This kind, or one of `texts`."""
@@ -169,6 +171,9 @@ NAMES = ValueKind("a list of names, or text", _names)
 TABLE = ValueKind("a table of keys", _table)
 
 
+_MOST_SHOWN = 15
+
+
 def one_of(*texts: str) -> ValueKind:
     """One of some texts."""
 
@@ -177,7 +182,10 @@ def one_of(*texts: str) -> ValueKind:
             raise ValueError
         return str(value)
 
-    return ValueKind(f"one of {', '.join(texts)}", parse, texts=True)
+    shown, more = texts, ""
+    if len(texts) > _MOST_SHOWN:
+        shown, more = texts[:3], f", ... ({len(texts)} names)"
+    return ValueKind(f"one of {', '.join(shown)}{more}", parse, texts=True, choices=texts)
 
 
 OF_FIELD = {
@@ -226,6 +234,8 @@ def parsed(document: Document, kinds: Mapping[str, ValueKind], parser: Parser) -
 def _wrong(document: Document, key: str, value: Any, kind: ValueKind, parser: Parser) -> str:
     line = document.line(*key.split("."))
     why = f" ({parser.why})" if parser.why and isinstance(value, str) and not kind.texts else ""
+    if isinstance(value, str) and (near := nearest(value, kind.choices)):
+        why = f"; did you mean {near}?"
     return f"line {line}: {key} must be {kind.said}, not {shown(value)}{why}"
 
 
