@@ -142,7 +142,6 @@ def test_opt_notebook_compatible_modules_are_of_a_wrapped_model(opt) -> None:
     assert holding("proj", "fc", "dense") == 146 + 2 * 24 * SUBMODULES == 626
 
 
-@pytest.mark.evidence
 @pytest.mark.filterwarnings("ignore:You are trying to modify a model with PEFT for a second time")
 def test_opt_notebook_791_modules_are_nineteen_wraps(opt) -> None:
     """791 = 273 + 2·24·10 + 2·19: the cell had been run nineteen times on the same model."""

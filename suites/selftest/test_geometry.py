@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
+from warm import Warm
 
 from bench.errors import BenchError
 from bench.models.architectures import load_model
@@ -39,7 +40,7 @@ def _flags() -> str:
 
 
 @pytest.mark.skipif(" avx512_bf16" not in _flags(), reason="a processor with bfloat16's products")
-def test_a_processor_with_instructions_for_it_is_fast() -> None:
+def test_a_processor_with_instructions_for_it_is_fast(warm: Warm) -> None:
     assert not is_slow(half_ratio())
 
 

@@ -83,7 +83,7 @@ def _quick(row: Measured) -> bool:
     "row",
     matrix(
         [pytest.param(r, id=r.id, marks=[] if _quick(r) else _slow(r)) for r in ROWS],
-        by=lambda row: {row.quantized, "eager" in row.id},
+        by=lambda row: {("quantized", row.quantized), ("eager", "eager" in row.id)},
     ),
 )
 def test_a_step_on_a_t4(row: Measured) -> None:

@@ -96,10 +96,10 @@ def test_it_ends_as_the_interpreter_does(warm_process: Warm, code: str) -> None:
     assert forked.stderr.splitlines()[-1:] == started.stderr.splitlines()[-1:]
 
 
-def test_what_runs_fails_and_says_so_as_ever(warm_process: Warm) -> None:
+def test_what_runs_fails_and_says_so_as_ever(warm_process: Warm, tmp_path: Path) -> None:
     """An assertion in a test, a module that is not there, output that nobody can take."""
     for arguments in (["-m", "no_such_module"], ["-m", "pytest", "no_such_file.py", "-q"]):
-        forked, started = both(warm_process, *arguments)
+        forked, started = both(warm_process, *arguments, cwd=tmp_path)
         assert forked.returncode == started.returncode != 0
     with open("/dev/full", "w") as full:
         python = [warm_process.python, sys.executable]
