@@ -69,7 +69,7 @@ def agree(example: Example) -> str:
 
 
 RANDOM = settings(
-    max_examples=200,
+    max_examples=100,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )

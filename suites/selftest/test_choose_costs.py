@@ -27,12 +27,12 @@ NARROW = {
     ("name", "more", "scenario"),
     matrix(
         [
-            ("llama-3.2-1b", {}, rows.EVERYTHING),
             ("phi-3-mini", {}, "everything"),
+            ("llama-3.2-1b", {}, rows.EVERYTHING),
             ("mixtral-8x7b", {"num_local_experts": 4}, "attention"),
             ("bert-base-cased", {"max_position_embeddings": 600}, "everything"),
         ],
-        by=lambda name, more, scenario: {scenario == rows.EVERYTHING},
+        by=lambda *_: {"a row"},
     ),
 )
 def test_a_row_says_what_a_prediction_of_whole_traces_says(

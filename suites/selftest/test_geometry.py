@@ -44,6 +44,7 @@ def test_a_processor_with_instructions_for_it_is_fast(warm: Warm) -> None:
     assert not is_slow(half_ratio())
 
 
+@pytest.mark.evidence
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the variables are x86's")
 def test_a_processor_without_them_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")

@@ -106,6 +106,7 @@ def test_a_wrong_alpha_fails(study, baseline, monkeypatch, factor: float) -> Non
     assert fails(study, baseline) == ["evaluation_loss regressed"]
 
 
+@pytest.mark.evidence
 def test_shifted_labels_fail(study, baseline, monkeypatch) -> None:
     """In training alone: each text is taught the class of its neighbour."""
     batches = texts.batches

@@ -164,6 +164,7 @@ def test_a_table_of_scenarios_and_precisions(said) -> None:
     assert r"\toprule" in said(*asked, "--format", "latex")[1]
 
 
+@pytest.mark.evidence
 def test_solved_for_the_batch(said) -> None:
     options = ("--target-modules", "q_proj", "--gpu-memory", "538MiB", "--solve", "batch-size")
     status, text = said(*options, "--json")

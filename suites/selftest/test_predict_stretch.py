@@ -139,7 +139,8 @@ def test_a_list_of_every_layers_norms_grows_with_the_layers(loop: str) -> None:
 @pytest.mark.parametrize(
     ("loop", "precision", "layers"),
     matrix(
-        [("plain", "bf16", 6), ("plain", "nf4", 2), ("trainer", "bf16", 2), ("trainer", "nf4", 2)]
+        [("plain", "bf16", 6), ("plain", "nf4", 2), ("trainer", "bf16", 2), ("trainer", "nf4", 2)],
+        by=lambda loop, precision, layers: {"accumulated"},
     ),
 )
 def test_of_many_accumulated_batches_a_few_are_traced(

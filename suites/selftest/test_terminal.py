@@ -209,7 +209,15 @@ UNREAD = {
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes as POSIX has them")
 @pytest.mark.parametrize(
-    ("name", "both"), [*((name, False) for name in UNREAD), ("check", True), ("wrong", True)]
+    ("name", "both"),
+    [
+        *(
+            pytest.param(name, False, marks=[pytest.mark.evidence] * (name == "check"))
+            for name in UNREAD
+        ),
+        ("check", True),
+        ("wrong", True),
+    ],
 )
 def test_the_verdict_decides_where_nobody_reads_it(
     name: str, both: bool, tmp_path: Path, warm_process: Warm
