@@ -309,7 +309,12 @@ def test_new_names_of_checkpointing_go_before_the_old(tmp_path: Path) -> None:
     [
         ("axolotl", "", 1),
         ("axolotl", "gradient_accumulation_steps: 4\n", 4),
-        ("axolotl", "batch_size: 12\nmicro_batch_size: 3\n", 4),
+        ("axolotl", "batch_size: 12\nmicro_batch_size: 3\n", 1),  # the default goes before it
+        (
+            "axolotl",
+            "batch_size: 12\nmicro_batch_size: 3\ngradient_accumulation_steps: null\n",
+            4,
+        ),
         ("LLaMA-Factory", "", 1),
         ("LLaMA-Factory", "gradient_accumulation_steps: 4\n", 4),
         ("TRL", "", 1),

@@ -155,6 +155,9 @@ def _step(document: Document, precision: str, notes: tuple[str, ...]) -> RecipeS
     attention, said = _attention(document)
     how = "gradient_checkpointing_kwargs"
     more += (*said, *trainer.ways_of_checkpointing(how, values.get(how)))
+    if values.get("batch_size") and "gradient_accumulation_steps" not in values:
+        more += ("batch_size: axolotl takes one batch a step where gradient_accumulation_steps is "
+                 "not in the file",)  # fmt: skip
     liger = [key for key in LIGER if values.get(key)]
     plugins = values.get("plugins") or []
     loaded = LIGER_PLUGIN in (plugins if isinstance(plugins, list) else [plugins])
@@ -196,11 +199,16 @@ def _reentrant(document: Document) -> bool:
 
 
 def _accumulation(document: Document) -> int:
-    values = document.values
-    if batches := whole(document, "gradient_accumulation_steps", None):
-        return batches
-    rows = whole(document, "micro_batch_size", 1) or 1
-    return max(1, int(values.get("batch_size") or rows) // rows)
+    """`batch_size` counts where gradient_accumulation_steps is null, and not where it is silent."""
+    values, key = document.values, "gradient_accumulation_steps"
+    asked, rows = values.get("batch_size"), whole(document, "micro_batch_size", 1) or 1
+    if key not in values or values[key] is not None:
+        return whole(document, key, 1) or 1
+    if not asked:
+        line = document.line(key)
+        document.wrong.append(f"line {line}: {key} must be a whole number of at least 1, not null, "
+                              "without batch_size")  # fmt: skip
+    return max(1, int(asked or rows) // rows)
 
 
 def _some_of_liger(keys: list[str], loaded: bool) -> str:

@@ -37,7 +37,8 @@ def read_recipe(path: Path) -> Recipe:
 
 def _read(reader: Reader, document: Document) -> Recipe:
     """The recipe; BenchError with everything that is wrong, the keys that may be misspelt too."""
-    document = parsed(document, {reader.model_key: TEXT, **reader.kinds}, reader.parser)
+    kinds = {reader.model_key: TEXT, **reader.kinds}
+    document = parsed(document, kinds, reader.parser, reader.not_null)
     strange = strange_keys(reader, document)
     document.wrong.extend(refusals(reader.refused, reader.tool, document, reader.defaults))
     refused: BenchError | None = None

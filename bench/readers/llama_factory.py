@@ -85,7 +85,7 @@ def read(document: Document) -> Recipe:
     """The recipe of a LLaMA-Factory file. Raises BenchError for one that trains no LoRA adapter."""
     values = document.values
     method = values.get("finetuning_type", "lora")
-    if method != "lora":
+    if method != "lora" and not document.misread("finetuning_type"):
         raise refuse_whole_model(document, READER, f"finetuning_type is {method!r}")
     fields, keys = renamed(document, READER.fields)
     fields["r"] = whole(document, "lora_rank", 8)
@@ -245,7 +245,7 @@ def _checkpointing(values: Mapping[str, Any]) -> tuple[bool, bool]:
     by_itself = not values.get("disable_gradient_checkpointing")
     if values.get("gradient_checkpointing"):
         return True, trainer.reentrant(values.get("gradient_checkpointing_kwargs"), by_itself)
-    return by_itself, bool(values.get("use_reentrant_gc", True))
+    return by_itself, values.get("use_reentrant_gc") in (True, None)  # None leaves it to torch
 
 
 def _attention_on(kind: str, document: Document, step: RecipeStep) -> RecipeStep:

@@ -206,6 +206,7 @@ class _ToolKeys(_Keys):
         step: an option of `StepOptions` → the keys that say it, for what is wrong with it.
         said: key → what it changes that is not computed here, of what is adapted.
         beside: key → texts that it takes beside its kind of value.
+        not_null: "always", or a key that must be given → the keys that are not null then.
         refused: what the tool's own checks refuse of keys that stand together.
         defaults: key → what the tool takes where a file is silent, for `refused`.
     """
@@ -220,6 +221,7 @@ class _ToolKeys(_Keys):
     step: Mapping[str, tuple[str, ...]]
     said: Mapping[str, str] = field(default_factory=dict)
     beside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    not_null: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     refused: tuple[Refusal, ...] = ()
     defaults: Mapping[str, bool | int | str] = field(default_factory=dict)
 

@@ -27,12 +27,14 @@ PRECISION_OF = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 def read(document: Document) -> Recipe:
     """The recipe of a TRL YAML. Raises BenchError for one without `use_peft: true`."""
     values = document.values
-    if not values.get("use_peft"):
+    if not values.get("use_peft") and not document.misread("use_peft"):
         raise refuse_whole_model(
             document, READER, "use_peft is not true: TRL trains the whole model"
         )
     fields, keys = renamed(document, READER.fields)
     fields = {**DEFAULTS, **fields, "r": whole(document, "lora_r", DEFAULTS["r"])}  # type: ignore[arg-type]
+    if "lora_task_type" in values:
+        fields["task_type"] = values["lora_task_type"]
     notes, step_notes = notes_on(READER, document)
     targets = fields.get("target_modules")
     if isinstance(targets, list) and len(targets) == 1:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import reduce
+from types import MappingProxyType
 from typing import Any
 
 from bench.errors import lookup, nearest
@@ -213,16 +214,28 @@ def named_kind(name: str, where: str) -> ValueKind:
     return reduce(ValueKind.either, kinds)
 
 
-def parsed(document: Document, kinds: Mapping[str, ValueKind], parser: Parser) -> Document:
+def parsed(
+    document: Document,
+    kinds: Mapping[str, ValueKind],
+    parser: Parser,
+    not_null: Mapping[str, Collection[str]] = MappingProxyType({}),
+) -> Document:
     """The document with the values that `parser` makes of them. What does not belong is left out
-    as if it were not written, and said in the document's `wrong`. A key within a table is
-    `table.key` among the kinds, behind the table's own.
+    as if it were not written, and said in the document's `wrong`; so is a null where the tool takes
+    none (`not_null` as a reader has it). A key within a table is `table.key` among the kinds,
+    behind the table's own.
     """
+    held = {key for when, keys in not_null.items() for key in keys
+            if when == "always" or document.values.get(when)}  # fmt: skip
     values = {k: dict(v) if isinstance(v, dict) else v for k, v in document.values.items()}
     for key, kind in sorted(kinds.items(), key=lambda item: document.line(*item[0].split("."))):
         *outer, name = key.split(".")
         table = values.get(outer[0]) if outer else values
-        if not isinstance(table, dict) or table.get(name) is None:
+        if not isinstance(table, dict) or name not in table:
+            continue
+        if table[name] is None:
+            if key in held:
+                document.wrong.append(_wrong(document, key, table.pop(name), kind, parser))
             continue
         try:
             table[name] = kind.parse(parser, table[name])
