@@ -281,7 +281,7 @@ def test_ligers_kernels_are_predicted_where_there_are_some(
     def peak(more: str) -> tuple[int, str]:
         (tmp_path / "swift.yaml").write_text(
             f"model: {name}\ntuner_type: lora\ntarget_modules: [q_proj]\nlora_rank: 8\n"
-            f"max_length: 256\n{more}"
+            f"max_length: 256\ngradient_accumulation_steps: 1\n{more}"
         )
         asked = ["check", str(tmp_path / "swift.yaml"), "--gpu-memory", "80GiB", "--no-gradients"]
         assert main([*asked, "--json"]) == 0
