@@ -219,6 +219,8 @@ def _ia3(table: ModuleTable, module: Module, settings: Settings) -> Elements:
 
 def _ln_tuning(table: ModuleTable, module: Module, settings: Settings) -> Elements:
     each = sum(p.elements for p in table.below(module.name))
+    if not each:
+        raise BenchError(f"ln-tuning: {module.name} has no parameters, and PEFT raises")
     return each, each
 
 
@@ -296,6 +298,7 @@ PARTS = {
         "fourierft": "fourierft_spectrum",
         "ia3": "ia3_l",
         "ln-tuning": "ln_tuning_layers ln_tuning_layers.default",
+        "trainable-tokens": "trainable_tokens_delta trainable_tokens_original",
     }.items()
 }  # fmt: skip
 """The modules within a layer that a method wraps, which PEFT's search for modules to save meets."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from dataclasses import fields as fields_of
+from functools import partial
 from typing import Any
 
 from bench.adapters.config import (
@@ -38,7 +39,9 @@ from bench.models.modules import CONV1D, EMBEDDING, LINEAR, Module, ModuleTable,
 from bench.targets import Ledger, match
 from bench.targets.entries import Filter, matching_pattern
 from bench.targets.ledger import DeadField, Entry, RoleOf, adapter_of
+from bench.targets.matching import class_refusals
 from bench.targets.refusals import unsupported
+from bench.tasks import heads_of
 
 _WITHOUT_DEFAULT = ("total_step", "num_virtual_tokens")
 """Settings that PEFT wants to be given; their values here are bench's."""
@@ -163,7 +166,7 @@ def method_ledger(table: ModuleTable, method: Method, role: RoleOf = lambda name
     # PEFT translates the expert names of transformers 4 for LoRA alone.
     table = replace(table, moe_conversion="") if table.moe_conversion else table
     if kind.name == "full" or kind.name in prompts.PROMPT_METHODS:
-        return match(table, _adapter(method, NO_TARGETS), role)
+        return match(table, _adapter(method, NO_TARGETS), role, parts=())
     targets = method.common.get("target_modules")
     if targets is None and kind.name == "trainable-tokens":
         targets = (table.input_embedding or "embed_tokens",)
@@ -175,7 +178,13 @@ def method_ledger(table: ModuleTable, method: Method, role: RoleOf = lambda name
         replace(e, suggestion="") if e.suggestion.startswith("target_parameters") else e
         for e in ledger.entries
     )
-    return replace(ledger, entries=entries)
+    refusals = ledger.refusals
+    if "modules_to_save" not in kind.common:  # its task type was left out: see `_adapter`
+        refusals = (*class_refusals(table, method.task_type), *refusals)
+        if heads_of(method.task_type) and method.task_type != "SEQ_CLS":
+            refusals += (f"PEFT looks for modules to save with {method.task_type}, and there are "
+                         "none here: it raises",)  # fmt: skip
+    return replace(ledger, entries=entries, refusals=tuple(dict.fromkeys(refusals)))
 
 
 def _matched(table: ModuleTable, method: Method, targets: Any, role: RoleOf) -> Ledger:
@@ -183,17 +192,18 @@ def _matched(table: ModuleTable, method: Method, targets: Any, role: RoleOf) -> 
     layers, and compares no layer with what an expression fits."""
     dead: list[DeadField] = []
     layered = {name: method.common[name] for name in _LAYERS if method.common.get(name)}
+    matched = partial(match, role=role, parts=PARTS[method.name][1:])
     bare = replace(method, common={k: v for k, v in method.common.items() if k not in _LAYERS})
     if not _layers_of_a_string(method.kind, targets, method.common):
-        ledger = match(table, _adapter(method, targets), role)
+        ledger = matched(table, _adapter(method, targets))
     elif targets.lower() == ALL_LINEAR:
         names = tuple(matching_pattern(table, _adapter(bare, ALL_LINEAR), ALL_LINEAR))
-        ledger = _as_one(match(table, _adapter(method, names), role), ALL_LINEAR)
+        ledger = _as_one(matched(table, _adapter(method, names)), ALL_LINEAR)
         inside = Filter(ledger.adapter)
         if any(inside.layer_index(a.name) not in (inside.indices or ()) for a in ledger.adapted):
             dead += [DeadField(name, "", _IN_FULL) for name in layered]
     else:
-        ledger = match(table, _adapter(bare, targets), role)
+        ledger = matched(table, _adapter(bare, targets))
         dead += [DeadField(name, "", _BESIDE) for name in layered]
     keys = {**method.kind.settings, **method.settings}.get("n_frequency_pattern", ())
     for key in keys:
@@ -234,11 +244,11 @@ def method_parameters(table: ModuleTable, method: Method, config: Any = None) ->
         total = table.total_parameters
         return Parameters((Term("full", total, 0, len(table.modules)),), total)
     ledger = method_ledger(table, method)
+    if ledger.refusals:
+        named = "" if kind.name in ("lora", "lora-fa") else f"{kind.name}: "
+        raise BenchError(f"{named}{ledger.refusals[0]}")
     if kind.name in prompts.PROMPT_METHODS:
-        embedding = table.by_name.get(table.input_embedding)
-        width = embedding.out_features if embedding else 0
-        elements = prompts.elements(kind.name, values, config, method.task_type, width)
-        return _with_common(ledger, Term(kind.name, elements, elements, 0))
+        return _virtual(ledger, method, values, config)
     if kind.name in ("lora", "lora-fa"):
         return _lora(ledger, frozen_a=kind.name == "lora-fa")
     if kind.name == "trainable-tokens":
@@ -269,8 +279,23 @@ def _adapter(method: Method, targets: Any = None) -> AdapterConfig:
     return AdapterConfig(bias="lora_only" if bias == method.kind.bias else bias, **common)
 
 
-def _with_common(ledger: Ledger, own: Term) -> Parameters:
-    terms = [own]
+def _virtual(ledger: Ledger, method: Method, values: Settings, config: Any) -> Parameters:
+    name, table, adapter = method.name, ledger.table, ledger.adapter
+    for part in prompts.PARTS if adapter.later_heads else ():
+        if part.endswith(adapter.saved_modules):
+            raise BenchError(f"no closed form for {name} with its own {part} in modules_to_save")
+    elements = prompts.elements(name, values, config, method.task_type)
+    words = prompts.word_embedding(name, table, config)
+    prompts.check_sampled(name, values, words)
+    if words is not None:
+        width = words.out_features
+        elements = prompts.elements(name, values, config, method.task_type, width)
+    left = prompts.unfrozen(table)
+    return _with_common(ledger, Term(name, elements, elements, 0), *filter(None, [left]))
+
+
+def _with_common(ledger: Ledger, *own: Term) -> Parameters:
+    terms = [*own]
     if ledger.saved:
         terms.append(saved_term(ledger))
     if ledger.adapter.bias != "none":
@@ -279,13 +304,9 @@ def _with_common(ledger: Ledger, own: Term) -> Parameters:
 
 
 def _supported(ledger: Ledger, kind: Kind) -> list[Module]:
-    if not ledger.adapted:
-        raise BenchError(f"{kind.name}: nothing matches, and PEFT raises")
     for item in ledger.adapted:
         if item.module is None or item.module.kind not in kind.kinds:
             raise BenchError(f"{item.name}: no closed form for {kind.name} on this kind of layer")
-        if item.name.endswith(ledger.adapter.saved_modules):
-            raise BenchError(f"{item.name} is adapted and named in modules_to_save")
         for part in PARTS.get(kind.name, ()):
             if f"{item.name}.{part}".endswith(ledger.adapter.saved_modules):
                 raise BenchError(
@@ -316,8 +337,6 @@ def _default(table: ModuleTable, kind: Kind, key: str) -> tuple[str, ...] | str:
 
 
 def _lora(ledger: Ledger, *, frozen_a: bool) -> Parameters:
-    if ledger.refusals:
-        raise BenchError(ledger.refusals[0])
     counted = lora_parameters(ledger)
     if not frozen_a:
         return counted
@@ -340,7 +359,7 @@ def _tokens(ledger: Ledger, method: Method, values: Settings) -> Parameters:
     kind, table, indices = method.kind, ledger.table, values["token_indices"]
     # On a tied model the output embedding follows the input embedding's tokens.
     follow = table.tied if any(a.name == table.input_embedding for a in ledger.adapted) else ()
-    own = tuple(a for a in ledger.adapted if a.name not in follow)
+    own = tuple(a for a in ledger.adapted if a.name not in {*follow} - {table.input_embedding})
     ledger = replace(ledger, adapted=own)
     elements = 0
     for module in _supported(ledger, kind):

@@ -17,6 +17,9 @@ attention d is head_dim · num_key_value_heads. T is not doubled in prefix tunin
 
 The sizes come from the model's configuration, as in PEFT: on a model whose embeddings are narrower
 than its layers (opt-350m) PEFT takes the layers' width.
+
+PEFT freezes the model child by child here, and so leaves a parameter of the model itself trainable
+(`query_tokens` of BLIP-2): the term `unfrozen`.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from bench.errors import BenchError
+from bench.formulas.terms import Term
+from bench.models.modules import EMBEDDING, Module, ModuleTable
 
 _SIZES: dict[str, Any] = {
     "num_virtual_tokens": 20, "token_dim": None, "num_layers": None, "num_attention_heads": None,
@@ -44,13 +49,89 @@ PROMPT_METHODS: dict[str, dict[str, Any]] = {
 is the model's."""
 
 
+PARTS = tuple(
+    f"prompt_encoder.default{part}"
+    for part in ("", ".embedding", ".lstm_head", ".transform", ".mlp_head",
+                 *(f".transform.{n}" for n in range(3)), *(f".mlp_head.{n}" for n in range(5)))
+)  # fmt: skip
+"""The modules that hold virtual tokens, where a task's later search for modules to save meets them.
+Not every method has each."""
+_WORDS = "embeddings.word_embeddings"
+
+
+def unfrozen(table: ModuleTable) -> Term | None:
+    """The base model's parameters that train beside the virtual tokens: those of no child that are
+    not a child's as well. None where there are none.
+
+    Source: peft 0.21 `peft_model.py` (`_setup_prompt_encoder`).
+    """
+    inside = {p.same_as or p.name for p in table.parameters if "." in p.name}
+    found = [p for p in table.parameters if not ("." in p.name or p.same_as or p.name in inside)]
+    if not found:
+        return None
+    return Term("unfrozen", sum(p.elements for p in found), 0, 0)
+
+
+def word_embedding(name: str, table: ModuleTable, config: Any) -> Module | None:
+    """The module that PEFT takes for the word embedding: the one called so, or the first of the
+    first transformers model inside whose weight has as many rows as the vocabulary.
+
+    Raises BenchError where PEFT raises on its way: the configuration has no vocabulary, or a
+    parameter before it is a scalar, or as long as the vocabulary and no module's weight.
+
+    Source: peft 0.21 `peft_model.py` (`_setup_prompt_encoder`).
+    """
+    names = {**table.by_name, **{n: table.by_name[first] for n, first in table.repeated}}
+    if _WORDS in names:
+        return names[_WORDS]
+    within = f"{table.backbone}." if table.backbone else ""
+    for parameter in table.parameters:
+        if not parameter.name.startswith(within):
+            continue
+        rows = _vocabulary(name, config)
+        if not parameter.shape:
+            raise BenchError(
+                f"{name}: PEFT looks for the word embedding by the rows of each parameter, and "
+                f"{parameter.name} is a scalar, which has none"
+            )
+        if parameter.shape[0] != rows:
+            continue
+        owner = within + parameter.name.removeprefix(within).replace(".weight", "")
+        if owner not in names:
+            raise BenchError(
+                f"{name}: PEFT takes {parameter.name} for the word embedding, the first of as many "
+                "rows as the vocabulary, and it is no module's weight"
+            )
+        return names[owner]
+    return None
+
+
+def _vocabulary(name: str, config: Any) -> Any:
+    """The vocabulary's size, read as PEFT reads it off the configuration's text part."""
+    try:
+        text = config.get_text_config() if hasattr(config, "get_text_config") else config
+        return text.vocab_size
+    except (AttributeError, ValueError) as error:
+        raise BenchError(
+            f"{name}: PEFT asks the configuration for vocab_size, and raises: {error}"
+        ) from None
+
+
+def check_sampled(name: str, settings: Mapping[str, Any], words: Module | None) -> None:
+    """BenchError where SAMPLE_VOCAB has no embedding to copy rows of."""
+    sampled = settings.get("prompt_tuning_init") == "SAMPLE_VOCAB"
+    if sampled and (words is None or words.kind != EMBEDDING):
+        found = f"takes {words.name}, a {words.class_name}, for it" if words else "finds none"
+        raise BenchError(f"{name}: SAMPLE_VOCAB needs a word embedding, and PEFT {found}")
+
+
 def elements(
     name: str, settings: Mapping[str, Any], config: Any, task_type: str | None, embedding: int = 0
 ) -> int:
     """Trained elements of a method on a model with this transformers configuration.
 
-    `embedding` is the width of the model's token embedding, where it has one: SAMPLE_VOCAB copies
-    rows of it, whatever the configuration says.
+    `embedding` is the width of the word embedding, where PEFT finds one: SAMPLE_VOCAB copies rows
+    of it, whatever the configuration says.
 
     Raises BenchError without a task type, which PEFT needs here, or where the configuration does
     not tell a size.

@@ -117,6 +117,7 @@ class ModuleTable:
             whatever the targets.
         repeated: (further name, first name) of modules that are registered twice.
         base_model: name of the module that holds the pretrained model without a head, or "".
+        backbone: name of the first child of transformers' own kind, or "".
         stacks: the towers of layers, in the model's order; at least one.
         says_tied: whether the configuration says that embeddings are tied, whatever the class does
             of it; PEFT asks for trainable tokens.
@@ -135,6 +136,7 @@ class ModuleTable:
     ties_unknown: bool = False
     repeated: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     base_model: str = ""
+    backbone: str = ""
     stacks: tuple[Stack, ...] = ()
     says_tied: bool = True
     pretrained: bool = True
@@ -280,6 +282,7 @@ def read_table(model: nn.Module) -> ModuleTable:
         ties_unknown=_ties_unknown(model),
         repeated=repeated,
         base_model=base_model,
+        backbone=next((n for n, m in model.named_children() if _is_pretrained(m)), ""),
         stacks=read_stacks(model, widths, base=base_model, head=output_embedding, width=width),
         says_tied=_says_tied(model),
         pretrained=_is_pretrained(model),

@@ -43,7 +43,7 @@ from bench.targets.entries import (
 from bench.targets.hazards import find_hazards
 from bench.targets.ledger import Adapted, Entry, Ledger, RoleOf
 from bench.targets.refusals import layer_refusals, unsupported
-from bench.targets.saving import save, token_refusals
+from bench.targets.saving import LORA_PARTS, save, token_refusals
 from bench.targets.suggestions import recounted, suggest, unlisted, ways_out
 
 # The task types for which PEFT wraps the model's own generation.
@@ -51,18 +51,27 @@ _GENERATING = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
 
 
 def match(
-    table: ModuleTable, adapter: AdapterConfig, role: RoleOf = role_of, *, described: bool = True
+    table: ModuleTable,
+    adapter: AdapterConfig,
+    role: RoleOf = role_of,
+    *,
+    described: bool = True,
+    parts: tuple[str, ...] = LORA_PARTS,
 ) -> Ledger:
     """The ledger of `adapter` on the model that `table` describes. `role` names a module's role.
 
     With `layer_replication` the ledger's table is that of the grown model. Without `described` it
     says what is adapted, saved and refused, and nothing of the user's own words: it has no entries,
     hazards, dead fields and ways out, which take as long again.
+
+    `parts` are the modules within a layer that the method adapts. Where they are not LoRA's, what
+    LoRA's layers alone refuse is left out; without any nothing is injected (virtual tokens).
     """
     check_patterns(adapter.expressions(), [*table.by_name, *(p.name for p in table.parameters)])
     if adapter.layer_replication:
         table = replicate(table, adapter.layer_replication)
-    refusals = _class_refusals(table, adapter)
+    lora = parts == LORA_PARTS
+    refusals = class_refusals(table, adapter.task_type, injected=bool(parts))
     translated = translate_experts(table, adapter, refusals)
     tying = tie(table, adapter, translated.targets)
     targets = _default_targets(table, tying.adapter, tying.targets, refusals)
@@ -71,9 +80,10 @@ def match(
     if not reached and not parameters and targets != NO_TARGETS:
         refusals.append("nothing matches: PEFT raises when no entry reaches anything")
     adapted = _inject(table, tying, translated.ranks, reached, parameters, role)
-    refusals += unsupported(table, reached, (a.owner for a in adapted))
-    refusals += layer_refusals(tying.adapter, adapted, later=tying.adapted)[:1]
-    saving = save(table, tying.adapter, adapted, tying.saved)
+    if lora:
+        refusals += unsupported(table, reached, (a.owner for a in adapted))
+        refusals += layer_refusals(tying.adapter, adapted, later=tying.adapted)[:1]
+    saving = save(table, tying.adapter, adapted, tying.saved, parts)
     refusals += saving.refusals
     refusals += token_refusals(table, adapter, {a.owner for a in adapted})
     ledger = Ledger(
@@ -89,18 +99,20 @@ def match(
     if not described:
         return ledger
     lists = _lists(translated, tying, targets, reached) | by_parameter
-    return _describe(ledger, translated, targets, lists, role)
+    return _describe(ledger, translated, targets, lists, role, parts)
 
 
-def _class_refusals(table: ModuleTable, adapter: AdapterConfig) -> list[str]:
+def class_refusals(
+    table: ModuleTable, task_type: str | None, *, injected: bool = True
+) -> list[str]:
     """What PEFT asks of the model's class, whatever the targets are."""
     found = []
-    if table.ties_unknown:
+    if table.ties_unknown and injected:
         found.append(f"PEFT cannot find the input embedding that {table.class_name} ties to")
-    if adapter.task_type in _GENERATING and not table.generates:
+    if task_type in _GENERATING and not table.generates:
         found.append(
             f"{table.class_name} does not generate: PEFT serves it with no task type or another "
-            f"one, not with {adapter.task_type}"
+            f"one, not with {task_type}"
         )
     return found
 
@@ -168,12 +180,13 @@ def _lists(
     return lists
 
 
-def _describe(
+def _describe(  # noqa: PLR0917
     ledger: Ledger,
     translated: Translated,
     targets: Targets,
     lists: Mapping[str, list[str]],
     role: RoleOf,
+    parts: tuple[str, ...],
 ) -> Ledger:
     """The ledger with an entry for each of the user's, hazards and dead fields."""
     table, asked = ledger.table, ledger.adapter
@@ -213,7 +226,7 @@ def _describe(
     return replace(
         ledger,
         hazards=tuple(find_hazards(ledger, role, doubled)),
-        dead_fields=find_dead_fields(ledger, partial(match, described=False)),
+        dead_fields=find_dead_fields(ledger, partial(match, described=False, parts=parts)),
         ways_out=ways_out(ledger) if ledger.refusals else (),
     )
 

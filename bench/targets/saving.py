@@ -26,9 +26,11 @@ from bench.targets.ledger import Adapted, Copies, adapter_of
 
 _LISTS = ("ModuleList", "ModuleDict", "ParameterList", "ParameterDict", "ParametrizationList")
 _TUNER, _WRAPPER = "adapter", "saved"
-# What LoRA puts into a layer; those with an entry for each adapter have a child "default".
-_PARTS = {"lora_dropout": True, "lora_A": True, "lora_B": True, "lora_embedding_A": False,
-          "lora_embedding_B": False, "lora_magnitude_vector": False}  # fmt: skip
+LORA_PARTS = (
+    "lora_dropout", "lora_dropout.default", "lora_A", "lora_A.default", "lora_B", "lora_B.default",
+    "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector",
+)  # fmt: skip
+"""The modules that LoRA puts into a layer."""
 _COPY, _ORIGINAL = ".modules_to_save.default", ".original_module"
 
 
@@ -86,15 +88,19 @@ class Saving:
 
 
 def save(
-    table: ModuleTable, adapter: AdapterConfig, adapted: tuple[Adapted, ...], tied: tuple[str, ...]
+    table: ModuleTable,
+    adapter: AdapterConfig,
+    adapted: tuple[Adapted, ...],
+    tied: tuple[str, ...],
+    parts: tuple[str, ...] = LORA_PARTS,
 ) -> Saving:
     """What `modules_to_save` (the task's heads among it) reaches on the injected model; `tied` are
-    the modules that take over the input embedding's copy."""
+    the modules that take over the input embedding's copy, `parts` those within an adapted layer."""
     wanted = (*adapter.saved_modules, *tied)
     names = (*table.by_name, *(name for name, _ in table.repeated))
     if not wanted or not (adapted or any(name.endswith(wanted) for name in names)):
         return Saving()
-    model = _injected(table, adapted)
+    model = _injected(table, adapted, parts)
     refusals = _wrap(model, adapter.guarded_modules)
     if tied and not refusals:
         lender = model.at(f"{table.input_embedding}.modules_to_save.default")
@@ -103,7 +109,10 @@ def save(
         refusals += _wrap(model, tied, lender)
     whole = model
     if adapter.later_heads and not refusals:
-        whole = _Node(children={"base_model": _Node(children={"model": model})})
+        held = {"base_model": _Node(children={"model": model})}
+        if not parts:  # virtual tokens wrap nothing, and stand beside the model
+            held = {"base_model": model, "prompt_encoder": _Node("ModuleDict")}
+        whole = _Node(children=held)
         refusals += _wrap(whole, adapter.saved_modules)
     saved = _names(model)
     quantized = quantized_copies(table, tuple(re.sub(r"\.base_layer$", "", n) for n in saved))
@@ -112,7 +121,7 @@ def save(
     return Saving(saved, followers, _copies(whole), tuple(refusals[:1]))
 
 
-def _injected(table: ModuleTable, adapted: tuple[Adapted, ...]) -> _Node:
+def _injected(table: ModuleTable, adapted: tuple[Adapted, ...], parts: tuple[str, ...]) -> _Node:
     """The model after the injection."""
     root = _Node()
     tensors: dict[str, _Tensor] = {}
@@ -137,7 +146,7 @@ def _injected(table: ModuleTable, adapted: tuple[Adapted, ...]) -> _Node:
         if holder is not None and tensor not in holder.tensors:
             holder.tensors.append(tensor)
     for item in adapted:
-        _adapt(root, item)
+        _adapt(root, item, parts)
     return root
 
 
@@ -148,7 +157,7 @@ def _containers(root: _Node, path: str) -> _Node:
     return node
 
 
-def _adapt(root: _Node, item: Adapted) -> None:
+def _adapt(root: _Node, item: Adapted, parts: tuple[str, ...]) -> None:
     owner = item.owner
     parent, _, leaf = owner.rpartition(".")
     holder = root.at(parent)
@@ -156,10 +165,13 @@ def _adapt(root: _Node, item: Adapted) -> None:
     if holder is None or inner is None:
         return
     outer = _Node(_TUNER, {"base_layer": inner})
-    for part, each in _PARTS.items():
-        inside = {"default": _Node()} if each else {}
-        outer.children[part] = _Node("ModuleDict", inside)
-    outer.children["lora_A"].children["default"].tensors.append(_Tensor(adapter_of(item.name)))
+    for part in parts:
+        outside, _, own = part.rpartition(".")
+        within = outer.at(outside)
+        assert within is not None, part  # each stands behind the one around it
+        within.children[own] = _Node("" if outside else "ModuleDict")
+    holds = outer.at("lora_A.default") or outer
+    holds.tensors.append(_Tensor(adapter_of(item.name)))
     holder.children[leaf] = outer
 
 
