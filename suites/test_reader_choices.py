@@ -75,6 +75,9 @@ def test_the_enumerations_of_trl_are_known_with_their_texts() -> None:
     assert set(found) >= {"optim", "lr_scheduler_type", "save_strategy", "eval_strategy"}
     for key, kind in found.items():
         assert list(BY_TOOL["TRL"].choices[key]) == [str(each.value) for each in kind], key
+    from peft import TaskType
+
+    assert set(BY_TOOL["TRL"].choices["lora_task_type"]) == {each.value for each in TaskType}
     taken = set(BY_TOOL["axolotl"].choices["lr_scheduler"]) - {"one_cycle", "rex"}
     assert taken == {each.value for each in SchedulerType}
 

@@ -240,6 +240,9 @@ def test_names_of_attention_are_those_of_transformers(name: str, tmp_path: Path)
 @pytest.mark.parametrize(
     ("tool", "more", "said"),
     [
+        ("axolotl", "attn_implementation: ''\n", "line 8: attn_implementation must be text, and"),
+        ("TRL", "attn_implementation: ''\n", "line 7: attn_implementation must be text, and not"),
+        ("ms-swift", "attn_impl: ''\n", "line 7: attn_impl must be text, and not"),
         ("axolotl", "attn_implementation: banana\n", "attn_implementation banana: axolotl refuses"),
         ("LLaMA-Factory", "flash_attn: banana\n",
          "line 6: flash_attn must be one of auto, disabled, sdpa, fa2, fa3, not 'banana'$"),

@@ -233,6 +233,7 @@ def test_layers_that_the_model_does_not_have_fail(tmp_path: Path) -> None:
         (f"{AXOLOTL}peft_layer_replication: [[0, 9]]\n", "train.yaml: layer_replication"),
         (f"{FACTORY.replace('sft', 'nosuch')}", "line 2: stage must be one of pt, sft"),
         (f"{TRL}dtype: float64\n", "line 5: dtype must be one of float32"),
+        (f"{TRL}lora_task_type: nosuch\n", "line 5: lora_task_type must be one of CAUSAL_LM"),
         (f"{SWIFT}torch_dtype: nosuch\n", "line 5: torch_dtype must be one of float32"),
         (f"{SWIFT}task_type: nosuch\n", "line 5: task_type must be one of causal_lm"),
         (f"{AXOLOTL}peft:\n  backend: bnb\n", "line 7: peft.backend bnb: axolotl takes it without"),

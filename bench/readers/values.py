@@ -149,6 +149,12 @@ def _text(_: Parser, value: Any) -> str:
     return value
 
 
+def _name(_: Parser, value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError
+    return value
+
+
 def _names(_: Parser, value: Any) -> str | list[str]:
     items = value if isinstance(value, list) else [value]
     if not all(isinstance(item, str) for item in items):
@@ -167,6 +173,7 @@ NUMBER = ValueKind("a number", _number)
 INTEGER = ValueKind("a whole number", _integer)
 WHOLE = ValueKind("a whole number of at least 1", _whole)
 TEXT = ValueKind("text", _text, texts=True)
+NAME = ValueKind("text, and not empty", _name, texts=True)
 ANY = ValueKind("anything", lambda _, value: value)
 NAMES = ValueKind("a list of names, or text", _names)
 TABLE = ValueKind("a table of keys", _table)
@@ -203,7 +210,7 @@ OF_FIELD = {
 
 _NAMED = {
     "boolean": BOOLEAN, "number": NUMBER, "integer": INTEGER, "whole": WHOLE, "text": TEXT,
-    "any": ANY, "names": NAMES, "table": TABLE,
+    "name": NAME, "any": ANY, "names": NAMES, "table": TABLE,
 }  # fmt: skip
 
 
