@@ -8,9 +8,13 @@ import pytest
 from matrices import matrix
 from method_models import COMMON, ENCODER, counted_of, formula_of, model_called
 
+from bench.adapters.config import AdapterConfig
+from bench.errors import BenchError
 from bench.formulas import prompts
 from bench.formulas.kinds import METHODS
+from bench.measure.counting import inject
 from bench.models.architectures import Model
+from bench.targets import match
 
 _VISION = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 1,
            "num_attention_heads": 2, "image_size": 28, "patch_size": 14}  # fmt: skip
@@ -159,3 +163,16 @@ def test_a_normalisation_layer_without_parameters() -> None:
 def test_tokens_of_an_embedding_that_is_listed_as_tied() -> None:
     (tokens, _), _ = both(PROPHETNET, "trainable-tokens", token_indices=[1, 2])
     assert tokens == 2 * 32
+
+
+@pytest.mark.parametrize("targets", [["q_proj"], []], ids=str)
+def test_a_parameter_of_the_model_itself_gets_no_lora(targets: list[str]) -> None:
+    adapter = AdapterConfig.from_dict(
+        {"target_modules": targets, "target_parameters": ["query_tokens"]}
+    )
+    refusals = match(BLIP2.table, adapter).refusals
+    assert refusals == (
+        "query_tokens: a parameter of the model itself, around which PEFT puts no adapter",
+    )
+    with pytest.raises(BenchError, match=r"top-level module is not supported"):
+        inject(BLIP2.build(), adapter)

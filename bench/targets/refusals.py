@@ -56,6 +56,8 @@ def layer_refusals(
             continue  # nothing here concerns it: the common case, kept fast
         if item.module is not None:
             reasons = _module(adapter, item)
+        elif not item.owner:
+            reasons = iter(["a parameter of the model itself, around which PEFT puts no adapter"])
         elif item.owner in modules and item.owner not in later:
             reasons = iter([f"{item.owner} is adapted through target_modules already; {_ALONE}"])
         elif inside := next((o for o in around(item.owner) if o in owners), ""):
