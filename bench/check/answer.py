@@ -15,6 +15,7 @@ from bench.errors import BenchError, check_most
 from bench.formulas import Parameters, lora_parameters
 from bench.models.architectures import MOST_LABELS, Model
 from bench.readers import Recipe, RecipeFault, read_recipe
+from bench.readers.peft import OtherMethod
 from bench.saved.folder import CONFIG, AdapterFound, find, further
 from bench.saved.header import SavedTensor, read_header
 from bench.saved.keys import KeysFound, compare_keys
@@ -157,6 +158,8 @@ def _read(file: Path, question: Question) -> tuple[Recipe, Model]:
     try:
         recipe = read_recipe(file)
         named = recipe.model
+    except OtherMethod as error:
+        raise error.on(question.model) from None
     except RecipeFault as error:
         faults.append(error)
         recipe, named = error.recipe, error.model

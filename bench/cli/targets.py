@@ -150,8 +150,6 @@ def _drawn(subject: Subject, ledger: Ledger) -> Figure:
 
 # Options that say nothing about another method, and what to write instead.
 _LORA_ONLY = {
-    "adapter": "an adapter_config.json is LoRA's; write its fields with --set, or leave out "
-               "--method",
     "scenario": "a scenario is a LoRA configuration; name its modules with --target-modules",
     "target_parameters": "only LoRA reaches parameters, without --method",
     "fail_on": "hazards are LoRA's",
@@ -176,6 +174,7 @@ def _other_method(options: argparse.Namespace) -> int:
             f"--format {options.format} does not go with --method: its answer is text, or --json"
         )
     kind = method(options.method).kind
+    file = _of_file(kind, options)
     given = _settings(kind, options.settings)
     for option, value in _asked(options).items():
         field = _field(kind, option)
@@ -185,8 +184,27 @@ def _other_method(options: argparse.Namespace) -> int:
     status = 0
     for name in options.models:
         model = load_model(name, options.auto_class, options.trust_remote_code)
-        status = max(status, _tell_method(with_head(model, options), kind, given, options))
+        model = with_head(model, options)
+        if not (options.auto_class or options.task_type):
+            model = model.for_task(file.get("task_type"))
+        status = max(status, _tell_method(model, kind, {**file, **given}, options))
     return status
+
+
+def _of_file(kind: Kind, options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of the adapter's file, where one is given; options and --set come before them."""
+    if options.adapter is None:
+        return {}
+    if kind.peft_class in ("LoraConfig", ""):
+        raise BenchError(
+            f"--adapter does not go with --method {kind.name}: an adapter_config.json of LoRA is "
+            "read without --method"
+        )
+    if options.target_modules is not None:
+        raise BenchError("give one of --adapter, --target-modules")
+    from bench.readers.peft import method_fields
+
+    return method_fields(options.adapter, kind)
 
 
 def _tell_method(
