@@ -123,6 +123,16 @@ def test_an_optimizer_that_there_is_not_is_refused_at_its_line(
         assert refused(tmp_path, f"{text}{key}: {name}\n") == "", name
 
 
+def test_an_optimizer_of_the_tools_that_is_not_predicted_is_called_no_slip(tmp_path: Path) -> None:
+    for tool, name in (("axolotl", "muon"), ("TRL", "lomo"), ("LitGPT", "SGD")):
+        text = f"{without_optimizer(tool)}{OPTIMIZER[tool]}: {name}\n"
+        assert refused(tmp_path, text) == ""
+        step = read_recipe(tmp_path / "train.yaml").step
+        assert step is not None
+        assert step.optimizer == ""
+        assert f"optimizer {name} is not predicted" in step.notes
+
+
 def test_a_slip_in_a_long_list_of_names_is_told_with_the_nearest(tmp_path: Path) -> None:
     said = refused(tmp_path, f"{without_optimizer('TRL')}optim: adamw_toch\n")
     assert "optim must be one of adamw_torch, adamw_torch_fused, adamw_torch_xla, ... (" in said

@@ -22,8 +22,8 @@ def optimizer(name: object) -> tuple[str, tuple[str, ...]]:
     asked = str(getattr(name, "value", name))
     try:
         return optimizer_name(asked), ()
-    except BenchError as error:
-        return "", (str(error),)
+    except BenchError:  # one of the tool's own names all the same: others are refused before
+        return "", (f"optimizer {asked} is not predicted",)
 
 
 def liger(values: Mapping[str, object]) -> bool:
