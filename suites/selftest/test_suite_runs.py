@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from model_folders import write_adapter, write_model
@@ -56,6 +57,22 @@ def test_running_out_of_memory_is_an_outcome(run, pytester: pytest.Pytester) -> 
                if r.suite == "measurement")  # fmt: skip
     assert step.outcome == "oom"
     result.stdout.fnmatch_lines(["*oom*"])
+
+
+@pytest.mark.parametrize(
+    "options", [("mine", "--scenario", "query-value"), ("opt-125m", "--target-modules", "q_proj")]
+)
+def test_all_suites_are_collected_for_what_is_ones_own(
+    options: tuple[str, ...], tmp_path: Path
+) -> None:
+    """With their own conftest.py, where most of them have no subject then."""
+    write_model(tmp_path / "mine")
+    command = [sys.executable, "-m", "pytest", str(SUITES), "-q", "--collect-only", "--model"]
+    done = subprocess.run(
+        [*command, *options], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    assert "test_measurement.py" in done.stdout
 
 
 def test_collecting_imports_no_torch(pytestconfig: pytest.Config) -> None:
