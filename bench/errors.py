@@ -66,7 +66,12 @@ def lookup(kind: str, name: str, table: Mapping[str, T]) -> T:
 def check_most(what: str, value: float | None, most: int) -> None:
     """Raise BenchError, naming `what`, for more of it than anybody means."""
     if value is not None and value > most:
-        raise BenchError(f"{what} is {value:,}: {most:,} is most")
+        said = f"{value:,}"
+        said = said if len(said) < _SHOWN else f"{said[:_SHOWN]}... ({len(said):,} characters)"
+        raise BenchError(f"{what} is {said}: {most:,} is most")
+
+
+_SHOWN = 40
 
 
 EXTRAS = {

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from bench.cli import main
@@ -58,3 +61,23 @@ def test_the_answer_says_what_its_line_contradicts(capsys: pytest.CaptureFixture
     line = "trainable params: 1,572,864 || all params: 332,769,280 || trainable%: 99"
     assert main(["explain", "opt-350m", "--trainable", line]) == 0
     assert capsys.readouterr().out.startswith("note: the line says trainable% 99, and 1,572,864")
+
+
+def test_answers_of_another_total_are_left_out(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """DoRA on every linear layer of a ViT, and its biases in the place of the magnitudes: the same
+    number, of another total."""
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "vit", "architectures": ["ViTForImageClassification"]})
+    )
+    asked = ["explain", str(tmp_path), "--trainable", "1416210"]
+    assert main(asked) == 0
+    said = capsys.readouterr().out
+    assert "bias lora_only" in said
+    assert main([*asked, "--total", "87216404"]) == 0
+    said = capsys.readouterr().out
+    assert "bias lora_only" not in said
+    assert "the total fits; with another total: 1, left out" in said
+    assert main([*asked, "--total", "87216405"]) == 0
+    assert "does not fit" in capsys.readouterr().out

@@ -11,7 +11,7 @@ import pytest
 from method_models import COMMON, CONFIGS, counted_of, model_called
 
 from bench.cli import main
-from bench.formulas.kinds import METHODS
+from bench.formulas.kinds import METHODS, UNCOUNTED
 from bench.formulas.methods import method, method_parameters
 from bench.formulas.settings import check_settings, type_of
 from bench.models.architectures import Model
@@ -44,7 +44,7 @@ def test_method_command(command: Callable[..., tuple[int, str]]) -> None:
     status, said = command("targets", *options_of("prompt-tuning", "num_virtual_tokens=7"))
     assert (status, f"trainable {7 * 64:,}" in said) == (0, True)
     status, said = command("methods", "--budget", "5000", "--target-modules", "q_proj")
-    assert (status, said.count("\n")) == (0, len(METHODS) + 1)
+    assert (status, said.count("\n")) == (0, len(METHODS) + 2)
     status, said = command("targets", *options_of("ia3", "r"))
     assert (status, "FIELD=VALUE" in said) == (2, True)
     assert command("targets", *options_of("ia3", "rank=8"))[0] == 2
@@ -220,3 +220,42 @@ def test_a_size_far_from_the_budget_is_said_in_multiples(
     count = int(cells[2].replace(",", ""))
     assert cells == ["lora", "r=1", f"{count:,}", f"× {count:,}"]
     assert count % 128 == 0
+
+
+def test_the_methods_that_are_left_out_are_named(
+    command: Callable[..., tuple[int, str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = command("methods", "--budget", "1000")[1]
+    assert main(["list", "methods"]) == 0
+    listed = capsys.readouterr().out
+    for name in UNCOUNTED:
+        assert name in said
+        assert name in listed
+    line = command("methods", "--budget", "1000", "--json")[1].splitlines()[0]
+    assert set(json.loads(line)["methods_left_out"]) == UNCOUNTED
+
+
+@pytest.mark.parametrize("digits", [30, 4000, 5000])
+def test_a_number_without_end_is_told_in_short(
+    command: Callable[..., tuple[int, str]],
+    capsys: pytest.CaptureFixture[str],
+    digits: int,
+) -> None:
+    number = "9" * digits
+    for options in (["--rank", number], options_of("loha", f"r={number}")):
+        try:
+            status, said = command("targets", "--target-modules", "q_proj", *options)
+        except SystemExit as error:  # argparse's own way to end
+            status, said = int(str(error.code)), capsys.readouterr().err
+        assert status == 2
+        assert "999" in said
+        assert len(said) < 300
+
+
+def test_modules_that_are_trained_whole_are_told_up_to_six(
+    command: Callable[..., tuple[int, str]],
+) -> None:
+    said = command("targets", "--target-modules", "q_proj", "--modules-to-save", "norm,_proj")[1]
+    (line,) = [line for line in said.splitlines() if "trained whole:" in line]
+    assert line.count(",") == 5
+    assert re.search(r"and \d+ more \(--modules lists all\)$", line)

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Iterator
 
 from bench.cli.options import TEXT, Add, add_format
-from bench.cli.output import json_lines, put
+from bench.cli.output import fitted, json_lines, put
 
 HELP = "the names that options take: models, scenarios, gpus, precisions, methods"
 
@@ -27,6 +27,10 @@ def run(options: argparse.Namespace) -> int:
         return 0
     width = max(len(name) for name, _ in rows)
     put("".join(f"{name:{width}}  {about}".rstrip() + "\n" for name, about in rows))
+    if options.what == "methods":
+        from bench.reports.methods import left_out
+
+        put(fitted(left_out()) + "\n")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`bench methods`: every PEFT method at one budget of trained parameters."""
+"""`bench methods`: PEFT's methods that have a closed form, at one budget of parameters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from bench.cli.options import MOST_PARAMETERS, TEXT, Add, add_format, add_model,
 from bench.cli.output import fitted, json_lines, put
 from bench.units import text_of
 
-HELP = "every PEFT method at one budget of trained parameters"
+HELP = "the PEFT methods that have a closed form, at one budget of trained parameters"
 
 
 def add_options(add: Add) -> None:

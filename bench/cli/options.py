@@ -72,7 +72,22 @@ def add_hazard_gate(add: Add) -> None:
 
 def add_rank(add: Add) -> None:
     """One rank instead of the scenario's own."""
-    add("--rank", type=int, metavar="R", help="at this rank instead of the scenario's own")
+    add("--rank", type=_whole, metavar="R", help="at this rank instead of the scenario's own")
+
+
+def _whole(text: str) -> int:
+    """A whole number, for which a configuration says what it may be; of digits without end the
+    first are told."""
+    try:
+        if len(text) <= _DIGITS:
+            return int(text)
+    except ValueError:
+        pass
+    shown = text if len(text) < 40 else f"{text[:40]}..."
+    raise argparse.ArgumentTypeError(f"expected a whole number, not {shown!r}")
+
+
+_DIGITS = 20
 
 
 def add_step(add: Add, batch_size: int, seq_len: int) -> None:

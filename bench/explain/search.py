@@ -58,8 +58,8 @@ def explain(table: ModuleTable, trainable: int, total: int | None = None) -> Exp
     """Every LoRA configuration on the model with exactly `trainable` trained parameters.
 
     Tried: what SEARCHED says; some of the layers only where nothing on all of them fits. With
-    `total`, the configurations that give it too come first. Raises BenchError for a count below 1
-    or a total below the count.
+    `total`, the others are left out where a configuration gives it too. Raises BenchError for a
+    count below 1 or a total below the count.
     """
     return Search(table).explain(trainable, total)
 
@@ -85,11 +85,13 @@ class Search:
         if not (full or any(f.score < _UNLIKELY for f in shown)):
             some, further = self._best(self._layers(trainable), trainable, total)
             shown, more = sorted((*shown, *some), key=lambda f: f.score), more + further
+        every, packed = shown, packed_total(self.table) - base
+        shown = [f for f in every if total in (f.total, f.total + packed)] or every
         more += max(0, len(shown) - _SHOWN)
         missed = not (shown or full)
         return Explanation(
             trainable, base, tuple(shown[:_SHOWN]), self._nearest(trainable) if missed else (),
-            _remark(self.table, trainable, total, shown), full, self.tried,
+            _remark(self.table, trainable, total, shown, len(every)), full, self.tried,
             self._nearest_usual(trainable) if missed else (), more,
         )  # fmt: skip
 
@@ -115,7 +117,8 @@ class Search:
             verified = _verified(self.table, candidate)
             if verified and verified[0].trainable == trainable:
                 kept.setdefault(verified[1], verified[0])
-        return list(kept.values()), len(ordered[4 * _SHOWN :])
+        fitting = [f for f in ordered if not order(f)[0]]  # all others are left out beside them
+        return list(kept.values()), max(0, len(fitting or ordered) - 4 * _SHOWN)
 
     def _form(self, popular: Popular) -> AdapterConfig | None:
         """What `Popular.configured` says, asked for once whatever the number of questions."""
@@ -365,17 +368,20 @@ def packed_total(table: ModuleTable) -> int:
     return table.total_parameters - halved
 
 
-def _remark(table: ModuleTable, trainable: int, total: int | None, exact: list[Found]) -> str:
+def _remark(
+    table: ModuleTable, trainable: int, total: int | None, exact: list[Found], every: int
+) -> str:
     base, packed = table.total_parameters, packed_total(table)
     if total is None:
         return ""
+    left_out = f"; with another total: {every - len(exact)}, left out" * (every > len(exact))
     if any(f.total == total for f in exact):
-        return "the total fits"
+        return f"the total fits{left_out}"
     if any(f.total - base + packed == total for f in exact):
         return (
             f"the total fits a model in 4 bits, whose stored elements were counted: {packed:,} "
             f"(packed, two weights in one) and {total - packed:,}; unpacked it is "
-            f"{exact[0].total:,}"
+            f"{exact[0].total:,}{left_out}"
         )
     if total == base:
         return f"the total {total:,} is the base model's: the adapter is not in it"

@@ -17,7 +17,7 @@ from msgspec import Meta
 
 from bench.adapters.checks import Index, Name, Rank, Share
 from bench.adapters.config import ALL_LINEAR
-from bench.errors import BenchError
+from bench.errors import BenchError, check_most
 from bench.files import fits, in_words
 
 
@@ -155,6 +155,12 @@ def check_settings(method: str, settings: Mapping[str, Any]) -> None:
     for field, value in settings.items():
         found = type_of(method, field)
         assert found is not None, f"{method}.{field} has no declared type"
+        if isinstance(value, int):
+            check_most(f"{method}: {field}", value, _MOST_WHOLE)
         if not found.fits(value):
             said = json.dumps(list(value) if isinstance(value, tuple) else value, default=str)
+            said = said if len(said) < _SHOWN else f"{said[:_SHOWN]}..."
             raise BenchError(f"{method}: {field} must be {in_words(found.kind)}, not {said}")
+
+
+_SHOWN, _MOST_WHOLE = 80, 10**18

@@ -23,6 +23,9 @@ _MOST_ENTRIES = 16
 """Of more entries than these, those that differ in numbers only are told in one line."""
 
 
+_SAVED_SHOWN = 6
+
+
 def ledger_json(
     subject: Subject,
     ledger: Ledger,
@@ -112,7 +115,9 @@ def ledger_text(
         lines.append(f"  {colours[0]}{written:{width}}  {said}{colours[1]}")
     lines += [f"  {red}{harmless_line(str(dead))}{plain}" for dead in ledger.dead_fields]
     if ledger.saved:
-        lines.append(f"  trained whole: {', '.join(ledger.saved)}")
+        more = len(ledger.saved) - _SAVED_SHOWN
+        rest = f" and {more} more (--modules lists all)" if more > 0 else ""
+        lines.append(f"  trained whole: {', '.join(ledger.saved[:_SAVED_SHOWN])}{rest}")
     if not ledger.refusals:
         lines += _coverage_lines(ledger, parameters)
     if parameters:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from bench.formulas.kinds import UNCOUNTED
 from bench.reports.layout import aligned
 from bench.units import format_change, text_of
 
@@ -52,6 +53,7 @@ def budget_json(
         "notes": list(model.notes),
         "budget": budget,
         "dead_entries": dead_entries,
+        "methods_left_out": sorted(UNCOUNTED),
     }
     return [{**shared, **asdict(row)} for row in rows]
 
@@ -67,4 +69,9 @@ def budget_text(model: Model, budget: int, rows: Iterable[BudgetRow]) -> str:
     ]
     said = iter(aligned(sizes, "lrr"))
     lines = [(r.method, r.refusal if r.trainable is None else next(said)) for r in every]
-    return text_of([head, *(f"  {line}" for line in aligned(lines, "ll"))])
+    return text_of([head, *(f"  {line}" for line in aligned(lines, "ll")), left_out()])
+
+
+def left_out() -> str:
+    """PEFT's methods that are not counted."""
+    return f"left out, with no closed form here: {', '.join(sorted(UNCOUNTED))}"
