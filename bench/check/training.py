@@ -12,8 +12,9 @@ from transformers import TrainerCallback
 
 from bench.adapters.config import AdapterConfig
 from bench.errors import BenchError
+from bench.files import check_output
 from bench.models.architectures import Model
-from bench.predict.contributed import measured_step
+from bench.predict.contributed import append_step, measured_step
 from bench.predict.live import kept_random_state, live_case
 from bench.predict.result import Prediction, predict
 from bench.reports.predicted import beside_text
@@ -22,7 +23,7 @@ from bench.training.cases import Case
 from bench.training.machine import gpu_facts
 from bench.training.memory import MemoryTracker
 from bench.training.options import PHASES
-from bench.training.storages import tag_model
+from bench.training.storages import tag_model, tag_optimizer
 from bench.units import format_bytes, harmless, text_of
 
 _SAMPLE = 256  # rows of a data set whose lengths are looked at
@@ -36,13 +37,15 @@ class MemoryCallback(TrainerCallback):  # type: ignore[misc]  # transformers is 
     when it begins, of those that were trained on when it ends. Measured are the steps from the
     second on, by `torch.cuda`'s counters, which are reset at each phase; the first step makes the
     optimizer's state. On the CPU every tensor is followed instead, which takes time: it is there
-    for small models. Clipping counts as backward when it is measured, as optimizer when predicted:
-    Trainer tells of the optimizer's step only after it.
+    for small models. The loss is taken for the one that the model computes: where no labels reach
+    it, that is said at the end in the place of the figures. Clipping counts as backward when it is
+    measured, as optimizer when predicted: Trainer tells of the optimizer's step only after it.
 
     Args:
         seq_len: tokens of the longest sequence, where the data does not show it.
         gpu: a GPU by name to hold the prediction against.
-        file: where the line of JSON is added, besides being said.
+        file: where the line of JSON is added, besides being said; BenchError when the run begins
+            if it cannot be.
         say: what a line of text is given to (default: print).
     """
 
@@ -62,6 +65,7 @@ class MemoryCallback(TrainerCallback):  # type: ignore[misc]  # transformers is 
         self._predicted: Prediction | None = None
         self._case: Case | None = None
         self._seen: tuple[int, int, bool] = (0, 0, False)
+        self._unlabelled = False
 
     def say(self, text: str) -> None:
         """To whom it was asked to; there is no command here whose `Output` makes it harmless."""
@@ -69,6 +73,8 @@ class MemoryCallback(TrainerCallback):  # type: ignore[misc]  # transformers is 
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """The ledger's hazards and the prediction for this run."""
+        if self.file is not None:
+            check_output(self.file)
         model = given["model"]
         length = self.seq_len or _longest(given.get("train_dataloader"))
         self._predict(model, args, args.per_device_train_batch_size, length or 512, False)
@@ -76,7 +82,9 @@ class MemoryCallback(TrainerCallback):  # type: ignore[misc]  # transformers is 
             for hazard in hazards_of(self._case):
                 self.say(text_of([f"bench: hazard {hazard}"]))
         device = next(model.parameters()).device.type
-        self._meter: _Meter | _Tracked = _Meter() if device == "cuda" else _Tracked(model)
+        self._meter = _Meter()
+        if device != "cuda":
+            self._meter = _Tracked(model, given.get("optimizer"))
         self._hooks = [
             model.register_forward_pre_hook(self._sees, with_kwargs=True),
             model.register_forward_hook(self._leaves),
@@ -111,13 +119,22 @@ class MemoryCallback(TrainerCallback):  # type: ignore[misc]  # transformers is 
         if self._steps < 2:
             self.say("bench: one step is too few to measure: the second has the optimizer's state")
             return
+        if self._unlabelled:
+            self.say(
+                "bench: no labels reached the model: the loss was computed outside of it (label "
+                "smoothing, compute_loss_func, a compute_loss of one's own), which is not the step "
+                "that was predicted"
+            )
+            return
         line = json.dumps(self._measured())
         self.record = record = json.loads(line)
         self.say(f"bench: {beside_text(record['predicted'], record['measured'])}")
         self.say(f"bench: {line}")
         if self.file is not None:
-            with self.file.open("a") as file:
-                file.write(line + "\n")
+            try:
+                append_step(self.file, record)
+            except BenchError as error:  # what was trained is not to be lost for it
+                self.say(f"bench: {error}")
 
     def _measured(self) -> dict[str, Any]:
         assert self._case is not None
@@ -147,7 +164,7 @@ class MemoryCallback(TrainerCallback):  # type: ignore[misc]  # transformers is 
         self.say(
             f"bench: {found.case}: predicted peak {format_bytes(found.peak_allocated_bytes)} "
             f"allocated, {format_bytes(found.peak_reserved_bytes)} reserved, in {found.peak_phase} "
-            f"({found.step})"
+            f"({found.step}, with the loss that the model computes)"
         )
         if found.fit is not None and found.fit.doubt:
             self.say(f"bench: that {found.fit.doubt}")
@@ -157,6 +174,8 @@ class MemoryCallback(TrainerCallback):  # type: ignore[misc]  # transformers is 
         if torch.is_grad_enabled():
             self._meter.phase("forward", counts=self._steps > 1)
         ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
+        if torch.is_grad_enabled():
+            self._unlabelled |= not any("label" in k or k.endswith("_positions") for k in kwargs)
         if ids is not None and torch.is_grad_enabled():
             batch, length = ids.shape
             if (batch * length, batch) > (self._seen[0] * self._seen[1], self._seen[0]):
@@ -207,10 +226,12 @@ class _Meter:
 class _Tracked(_Meter):
     """The same on the CPU, every storage followed: nothing is reserved there."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, optimizer: Any) -> None:
         super().__init__()
         self._tracker = MemoryTracker()
         tag_model(self._tracker.storages, model)
+        if optimizer is not None:  # it has its state where a run goes on
+            tag_optimizer(self._tracker.storages, optimizer)
 
     def begin(self) -> None:
         self._tracker.__enter__()
@@ -239,6 +260,8 @@ def _options_of(args: Any) -> dict[str, Any]:
     packed = bool(getattr(args, "padding_free", False) or getattr(args, "packing", False))
     if packed:
         raise BenchError("padding-free batches have as many tokens as the data gives them")
+    if getattr(args, "label_smoothing_factor", 0):
+        raise BenchError("label_smoothing_factor: the loss is then computed outside of the model")
     liger = bool(getattr(args, "use_liger_kernel", False))
     if liger and getattr(args, "liger_kernel_config", None):
         raise BenchError("liger_kernel_config: only all of Liger's kernels together are predicted")

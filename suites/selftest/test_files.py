@@ -93,6 +93,7 @@ def test_what_a_file_allows_stays(tmp_path: Path) -> None:
         ("folder", "this is a folder; name a file in it"),
         ("loop", "cannot be written: Too many levels of symbolic links"),
         ("file.md/table.md", "cannot be written: Not a directory"),
+        ("/proc/table.md", "the folder /proc cannot be written to"),
     ],
 )
 def test_what_cannot_be_written_is_refused_by_name(tmp_path: Path, name: str, said: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from matrices import matrix
 from measure_support import tiny_case
-from trainer_reference import SEVEN, run_with, trainer_case
+from trainer_reference import SEVEN, real_trainer, run_with, trainer_case
 
 import bench
 from bench.errors import BenchError
@@ -142,3 +142,53 @@ def test_hazards_are_said_at_the_start() -> None:
     case = tiny_case("opt")
     case = replace(case, adapter={**case.adapter, "target_modules": ["q_proj", "query"]})
     assert any(line.startswith("dead-entry: query") for line in hazards_of(case))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_the_optimizer_has_when_a_run_goes_on_is_counted(tmp_path: Path) -> None:
+    """A second `train()` begins with the state of the first; so does one that is resumed."""
+    pytest.importorskip("datasets", reason="needs the extra [trainers]")
+    callback = bench.MemoryCallback(say=lambda _: None)
+    trainer = real_trainer(trainer_case("trainer", "fp32"), tmp_path, callback)
+    measured = []
+    for _ in range(2):
+        trainer.train()
+        assert callback.record is not None
+        measured.append(callback.record["measured"])
+    assert measured[0] == measured[1]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("where", ["setting", "function"])
+def test_a_loss_outside_of_the_model_is_not_taken_for_its_own(tmp_path: Path, where: str) -> None:
+    """Neither predicted nor measured as the step that it is not."""
+    pytest.importorskip("datasets", reason="needs the extra [trainers]")
+    said: list[str] = []
+    callback = bench.MemoryCallback(file=tmp_path / "steps.jsonl", say=said.append)
+    trainer = real_trainer(trainer_case("trainer", "fp32"), tmp_path, callback)
+    if where == "setting":
+        trainer.args.label_smoothing_factor = 0.1
+    else:
+        trainer.compute_loss_func = lambda outputs, labels, **_: outputs.logits.float().mean()
+    trainer.train()
+    expected = {
+        "setting": "bench: this run is not predicted: label_smoothing_factor: the loss is then",
+        "function": "bench: no labels reached the model: the loss was computed outside of it",
+    }
+    assert said[-1].startswith(expected[where])
+    assert callback.record is None
+    assert not (tmp_path / "steps.jsonl").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_file_that_cannot_be_written_costs_no_training(tmp_path: Path) -> None:
+    """Told before the first step; one that fails at the end is a line."""
+    pytest.importorskip("datasets", reason="needs the extra [trainers]")
+    case, said = trainer_case("trainer", "fp32"), list[str]()
+    trainer = real_trainer(case, tmp_path, bench.MemoryCallback(file=tmp_path, say=said.append))
+    with pytest.raises(BenchError, match="this is a folder; name a file in it"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    trainer = real_trainer(case, tmp_path, bench.MemoryCallback(file="/dev/full", say=said.append))
+    trainer.train()
+    assert said[-1] == "bench: /dev/full: the step was not kept: No space left on device"

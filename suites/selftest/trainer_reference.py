@@ -65,7 +65,7 @@ def third_step_peak(case: Case, folder: Path) -> int:
         torch.backends.mkldnn.flags(enabled=case.step.autocast is None),
         profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
     ):
-        trainer = _trainer(case, folder, Steps())
+        trainer = real_trainer(case, folder, Steps())
         gc.collect()
         gc.disable()
         try:
@@ -89,10 +89,10 @@ def run_with(case: Case, folder: Path, callback: Any) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     with torch.backends.mkldnn.flags(enabled=case.step.autocast is None):
-        _trainer(case, folder, callback).train()
+        real_trainer(case, folder, callback).train()
 
 
-def _trainer(case: Case, folder: Path, steps: Any) -> Any:
+def real_trainer(case: Case, folder: Path, steps: Any) -> Any:
     import datasets
     import peft
     import transformers
