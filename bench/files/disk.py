@@ -246,7 +246,7 @@ def check_output(path: Path | str, suffixes: Sequence[str] = (), ours: str = "")
     except FileNotFoundError:
         if not target.parent.is_dir():
             raise BenchError(f"{path}: there is no folder {target.parent} to write it in") from None
-        of_system = target.parts[:2] in (("/", "proc"), ("/", "sys"))  # root may all, and makes none
+        of_system = target.parts[:2] in (("/", "proc"), ("/", "sys"))  # root too
         if of_system or not os.access(target.parent, os.W_OK):
             raise BenchError(f"{path}: the folder {target.parent} cannot be written to") from None
         return
