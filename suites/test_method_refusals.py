@@ -152,6 +152,17 @@ def test_modules_that_a_task_looks_for_later(name: str, task: str, given: dict[s
         both(model, name, task_type=task, modules_to_save=["query"], num_virtual_tokens=2)
 
 
+def test_the_word_embedding_is_met_twice() -> None:
+    """PEFT's model holds it beside the base model, and its later search would copy it again."""
+    given = {"num_virtual_tokens": 2, "modules_to_save": ["word_embeddings"]}
+    asked = {"task_type": "SEQ_CLS", **given}
+    said = formula_of(BERT.for_task("SEQ_CLS"), "prefix-tuning", **asked)
+    assert (
+        said == "no closed form for prefix-tuning with its own word_embeddings in modules_to_save"
+    )
+    both(BERT, "prefix-tuning", task_type="FEATURE_EXTRACTION", **given)
+
+
 def test_a_normalisation_layer_without_parameters() -> None:
     """ModernBERT's first layer has nn.Identity in its place."""
     assert "has no parameters" in formula_of(NO_NORM, "ln-tuning", target_modules=["attn_norm"])

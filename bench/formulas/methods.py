@@ -281,12 +281,13 @@ def _adapter(method: Method, targets: Any = None) -> AdapterConfig:
 
 def _virtual(ledger: Ledger, method: Method, values: Settings, config: Any) -> Parameters:
     name, table, adapter = method.name, ledger.table, ledger.adapter
-    for part in prompts.PARTS if adapter.later_heads else ():
-        if part.endswith(adapter.saved_modules):
-            raise BenchError(f"no closed form for {name} with its own {part} in modules_to_save")
     elements = prompts.elements(name, values, config, method.task_type)
     words = prompts.word_embedding(name, table, config)
     prompts.check_sampled(name, values, words)
+    found = ("word_embeddings",) if words is not None else ()
+    for part in (*prompts.PARTS, *found) if adapter.later_heads else ():
+        if part.endswith(adapter.saved_modules):
+            raise BenchError(f"no closed form for {name} with its own {part} in modules_to_save")
     if words is not None:
         width = words.out_features
         elements = prompts.elements(name, values, config, method.task_type, width)

@@ -55,7 +55,7 @@ PARTS = tuple(
                  *(f".transform.{n}" for n in range(3)), *(f".mlp_head.{n}" for n in range(5)))
 )  # fmt: skip
 """The modules that hold virtual tokens, where a task's later search for modules to save meets them.
-Not every method has each."""
+Not every method has each; the word embedding stands beside them once more."""
 _WORDS = "embeddings.word_embeddings"
 
 
