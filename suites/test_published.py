@@ -15,7 +15,8 @@ from bench.explain import explain
 from bench.files import FIXTURES, read_toml
 from bench.formulas import lora_parameters
 from bench.measure.counting import count, inject
-from bench.models.architectures import Model, load_model, read_config
+from bench.models.architectures import Model, load_model
+from bench.models.configs import read_config
 from bench.models.modules import read_table
 from bench.targets import match
 

@@ -13,7 +13,8 @@ from bench.check.gate import HazardGate
 from bench.check.memory import with_prediction
 from bench.errors import BenchError, check_most
 from bench.formulas import Parameters, lora_parameters
-from bench.models.architectures import MOST_LABELS, Model
+from bench.models.architectures import Model
+from bench.models.configs import MOST_LABELS
 from bench.readers import Recipe, RecipeFault, read_recipe
 from bench.readers.peft import OtherMethod
 from bench.saved.folder import CONFIG, AdapterFound, find, further

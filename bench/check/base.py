@@ -9,7 +9,8 @@ from pathlib import Path
 
 from bench.errors import BenchError, check_most
 from bench.files import read_json
-from bench.models.architectures import MOST_LABELS, Model, load_model
+from bench.models.architectures import Model, load_model
+from bench.models.configs import MOST_LABELS
 from bench.models.declared import registered
 from bench.saved.folder import CONFIG
 from bench.saved.header import SavedTensor
