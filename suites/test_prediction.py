@@ -90,8 +90,9 @@ def _asked(request: pytest.FixtureRequest) -> Iterator[tuple[Subject, str]]:
 
 
 def _check(record: Any, subject: Subject, case: Case, found: Any) -> None:
-    """Record a prediction that is sound: parts that sum up, and the closed form's parameters."""
-    ledger = match(subject.model.table, subject.adapter, subject.model.role_of)
+    """Record a prediction that is sound: parts that sum up, and the closed form's parameters, of
+    the layers that the precision has."""
+    ledger = replace(subject, precision=case.precision).ledger
     record.metrics |= {
         "predicted_peak_allocated_bytes": found.peak_allocated_bytes,
         "predicted_peak_reserved_bytes": found.peak_reserved_bytes,

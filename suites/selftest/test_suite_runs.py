@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -115,3 +116,17 @@ def test_the_end_is_short_and_a_page_is_written(run, pytester: pytest.Pytester) 
     refused = run("--report", "nowhere/page.html", *STEPS, apart=True)
     assert refused.ret == 2
     assert "there is no folder" in refused.stderr.str()
+
+
+@pytest.mark.evidence
+def test_a_variant_that_quantized_layers_leave_out_passes(tmp_path: Path) -> None:
+    """KaSA is plain LoRA in int8 and nf4: the prediction's parameters and the closed form's."""
+    write_model(tmp_path / "mine")
+    values = {"peft_type": "LORA", "target_modules": ["q_proj"], "r": 4, "kasa_config": {}}
+    (tmp_path / "mine" / "adapter_config.json").write_text(json.dumps(values))
+    command = [sys.executable, "-m", "pytest", str(SUITES / "test_prediction.py"), "-q"]
+    done = subprocess.run(
+        [*command, "--model", "mine"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    assert "3 passed" in done.stdout
