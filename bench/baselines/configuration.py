@@ -6,17 +6,20 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.baselines.metrics import LOSS, Metric
 from bench.baselines.runs import Record, StoredRun
 from bench.files import CODE, WEIGHTS, digest_of
 from bench.scenarios.subjects import Subject
 from bench.units import one_line
+
+if TYPE_CHECKING:
+    from bench.baselines.verdicts import Verdict
 
 NAMED = ("adapted_layers", "dead_entries", "modules", "ledger_digest")
 """Figures that the names of modules decide, and no width has a part in."""
@@ -149,18 +152,18 @@ def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tupl
 
 
 def unseen_changes(
-    baseline: StoredRun, contender: StoredRun, told: Collection[str]
+    baseline: StoredRun, contender: StoredRun, verdicts: Iterable[Verdict]
 ) -> tuple[str, ...]:
     """`mine-own-r8: use_rslora absent -> True`: what a case has configured otherwise than in the
-    baseline and none of the verdicts' explanations, `told`, says: no figure shows it, or the
-    explanation named others first."""
+    baseline and none of the verdicts' explanations says: no figure shows it, or the explanation
+    named others first."""
+    told = {verdict.explanation for verdict in verdicts}
     contender = in_words_of(baseline, contender)
     said = []
     for label, changed in _changed(vars(baseline), vars(contender)):
         unseen = [c for c in changed if not (_BOOKKEEPING.match(c) or _is_told(c, told))]
         if unseen:
-            more = f" and {len(unseen) - 3} more" if len(unseen) > 3 else ""
-            said.append(one_line(f"{label}: {', '.join(unseen[:3])}{more}"))
+            said.append(one_line(f"{label}: {_first(unseen)}"))
     return tuple(dict.fromkeys(said))
 
 
@@ -186,11 +189,15 @@ def another_model(baseline: StoredRun, contender: StoredRun, label: str) -> str:
     if not differ:
         return ""
     was, now = (place or "a registered or unknown place" for place in places)
-    more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
     return one_line(
-        f"another model of the same name: {label} was in {was}, and is in {now}: "
-        f"{', '.join(differ[:3])}{more}"
+        f"another model of the same name: {label} was in {was}, and is in {now}: {_first(differ)}"
     )
+
+
+def _first(changed: Sequence[str], most: int = 3) -> str:
+    """The first of them, and how many more there are."""
+    more = f" and {len(changed) - most} more" if len(changed) > most else ""
+    return ", ".join(changed[:most]) + more
 
 
 def _other_code(baseline: StoredRun, contender: StoredRun, label: str) -> list[str]:

@@ -182,9 +182,7 @@ def write_verdicts(
         baseline={**_origin(baseline), "unproven": unproven(baseline)},
         contender=_origin(contender),
         not_compared=left_out(baseline, contender),
-        configured_otherwise=list(
-            unseen_changes(baseline, contender, {v.explanation for v in verdicts})
-        ),
+        configured_otherwise=unseen_changes(baseline, contender, verdicts),
         verdicts=[
             {**as_json(verdict), "fails": (verdict.record, verdict.metric) in failed}
             for verdict in verdicts

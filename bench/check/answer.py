@@ -120,9 +120,8 @@ def _answer(path: Path, found: AdapterFound, question: Question) -> Checked:
     adapter, notes = recipe.adapter(model)
     file = found.config if found.config.name == CONFIG else None
     subject = Subject(model, "own", adapter, None, question.optional, adapter_file=file)
-    held = model
-    if recipe.step is not None and "quantization_config" not in model.config:
-        held = model.loaded_in(recipe.step.precision)  # PEFT refuses some of it on integers
+    # PEFT refuses some of it on integers.
+    held = model if recipe.step is None else model.held_in(recipe.step.precision)
     ledger = match(held.table, adapter, model.role_of)
     if held is not model:  # sizes are told of the model as it is stored, grown where it grows
         plain = match(model.table, adapter, model.role_of, described=False)

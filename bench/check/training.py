@@ -171,12 +171,12 @@ class MemoryCallback(TrainerCallback):  # type: ignore[misc]  # transformers is 
 
     def _sees(self, model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """A forward pass begins; notes the largest batch."""
-        if torch.is_grad_enabled():
-            self._meter.phase("forward", counts=self._steps > 1)
+        if not torch.is_grad_enabled():
+            return
+        self._meter.phase("forward", counts=self._steps > 1)
+        self._unlabelled |= not any("label" in k or k.endswith("_positions") for k in kwargs)
         ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
-        if torch.is_grad_enabled():
-            self._unlabelled |= not any("label" in k or k.endswith("_positions") for k in kwargs)
-        if ids is not None and torch.is_grad_enabled():
+        if ids is not None:
             batch, length = ids.shape
             if (batch * length, batch) > (self._seen[0] * self._seen[1], self._seen[0]):
                 padded = mask is not None and batch > 1 and bool((mask == 0).any())

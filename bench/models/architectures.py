@@ -127,6 +127,11 @@ class Model:
             self._loaded[kind.name] = replace(self, config=config)
         return self._loaded[kind.name]
 
+    def held_in(self, precision_name: str) -> Model:
+        """`loaded_in`; a config.json that says how its weights are held is obeyed, whatever is
+        asked for."""
+        return self if "quantization_config" in self.config else self.loaded_in(precision_name)
+
     @cached_property
     def _loaded(self) -> dict[str, Model]:
         """By precision: each is built once, for all the subjects that ask for it."""

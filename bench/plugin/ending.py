@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Generator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import pytest
 
 from bench.plugin.state import ENDED, LOG, MEASURED, under_xdist
 from bench.process import held
+
+
+def until_the_end(config: pytest.Config, within: AbstractContextManager[object]) -> None:
+    """Enter it from here to where pytest takes its configuration apart."""
+    ending = ExitStack()
+    ending.enter_context(within)
+    config.add_cleanup(ending.close)
 
 
 def is_whole(session: pytest.Session) -> bool:
@@ -45,9 +52,7 @@ class _Cut:
     def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         self.came = isinstance(excinfo.value, KeyboardInterrupt)
         if self.came:
-            until_the_end = ExitStack()
-            until_the_end.enter_context(held())
-            self.config.add_cleanup(until_the_end.close)
+            until_the_end(self.config, held())
 
 
 @pytest.hookimpl(specname="pytest_cmdline_main", wrapper=True, tryfirst=True)

@@ -20,6 +20,7 @@ from bench.errors import BenchError, check_most, missing_extra
 from bench.files import SUFFIXES, check_output
 from bench.models.architectures import load_model
 from bench.plugin.benchmarks import check_benchmark_options, name_to_save
+from bench.plugin.ending import until_the_end
 from bench.plugin.geometry import GEOMETRIES, is_smaller, without_effect
 from bench.plugin.internals import root_of
 from bench.plugin.resuming import open_journal
@@ -231,9 +232,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """From here a signal ends the run with what is finished stored; pytest has set its own
     `sys.unraisablehook` by now, and would take what arrives in a callback for a warning."""
     if not session.config.option.collectonly:
-        ending = ExitStack()
-        ending.enter_context(as_interrupts())
-        session.config.add_cleanup(ending.close)
+        until_the_end(session.config, as_interrupts())
 
 
 _MOST = {

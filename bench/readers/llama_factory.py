@@ -251,20 +251,19 @@ def _checkpointing(values: Mapping[str, Any]) -> tuple[bool, bool]:
 def _attention_on(kind: str, document: Document, step: RecipeStep) -> RecipeStep:
     """The step with the attention that LLaMA-Factory takes on a model of this type."""
     asked = document.values.get("flash_attn") or "auto"
+    others = tuple(note for note in step.notes if not note.startswith("flash_attn "))
     if kind == "gpt_oss":
         said = ("LLaMA-Factory takes FlashAttention-3 of the hub on this model, which is left out "
-                f"of the prediction; {SDPA} is predicted in its place",)  # fmt: skip
-        own = tuple(note for note in step.notes if not note.startswith("flash_attn "))
-        return replace(step, attention=SDPA, notes=(*said, *own))
+                f"of the prediction; {SDPA} is predicted in its place")  # fmt: skip
+        return replace(step, attention=SDPA, notes=(said, *others))
     if asked == "fa3":
         line = document.line("flash_attn")
         raise BenchError(f"{document.path}: line {line}: flash_attn fa3: LLaMA-Factory refuses it "
                          "on any model but gpt_oss")  # fmt: skip
     if kind == "gemma2" and asked in ("auto", "fa2"):
         said = (f"flash_attn {asked}: LLaMA-Factory takes eager attention on this model where "
-                "flash-attn is not installed, which is predicted",)  # fmt: skip
-        own = tuple(note for note in step.notes if not note.startswith("flash_attn "))
-        return replace(step, attention=EAGER, notes=(*said, *own))
+                "flash-attn is not installed, which is predicted")  # fmt: skip
+        return replace(step, attention=EAGER, notes=(said, *others))
     if kind in ("youtu", "youtu_vl") and asked in ("auto", "sdpa"):
         return replace(step, attention=EAGER)
     return step

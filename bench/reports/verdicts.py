@@ -160,7 +160,7 @@ def unseen_line(
     baseline: StoredRun, contender: StoredRun, verdicts: Sequence[Verdict], most: int = 3
 ) -> list[str]:
     """In one line, or none, what is configured otherwise and no verdict says."""
-    found = unseen_changes(baseline, contender, {v.explanation for v in verdicts})
+    found = unseen_changes(baseline, contender, verdicts)
     if not found:
         return []
     more = f"; and {len(found) - most} more" if len(found) > most else ""

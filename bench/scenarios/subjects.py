@@ -74,12 +74,10 @@ class Subject:
     @property
     def table(self) -> ModuleTable:
         """The modules as the precision's step has them, on which PEFT decides: quantized but for
-        those that are trained whole. A config.json that says how is obeyed, whatever is asked for.
-        """
-        if self.precision is None or "quantization_config" in self.model.config:
+        those that are trained whole."""
+        if self.precision is None or (held := self.model.held_in(self.precision)) is self.model:
             return self.model.table
-        table = self.model.loaded_in(self.precision).table
-        whole = self.adapter.saved_modules
+        table, whole = held.table, self.adapter.saved_modules
         kept = (
             replace(m, class_name="Linear") if m.quantized and m.name.endswith(whole) else m
             for m in table.modules

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from test_baselines import QUERY, STEP, STEP_NF4, run_with
 
-from bench.baselines import Selection, compare, require_common, write_verdicts
+from bench.baselines import Selection, Verdict, compare, require_common, write_verdicts
 from bench.baselines.configuration import unseen_changes
 from bench.baselines.history import histories
 from bench.baselines.verdicts import launch_ratios, left_out
@@ -315,8 +315,8 @@ def test_what_no_figure_shows_is_said_beside_the_verdicts(after, said: str, tmp_
 def test_what_a_verdict_says_is_not_said_twice() -> None:
     """The rank is among the facts there, other fields are changes of the configuration."""
     before, after = configured("1"), configured("2", r=16, use_dora=True, use_rslora=True)
-    told = {"rank 8 -> 16; use_dora absent -> True"}
+    told = [Verdict("a", "b", "changed", explanation="rank 8 -> 16; use_dora absent -> True")]
     assert unseen_changes(before, after, told) == ("mine-own-r8: use_rslora absent -> True",)
-    assert unseen_changes(before, after, set()) == (
+    assert unseen_changes(before, after, []) == (
         "mine-own-r8: r 8 -> 16, use_dora absent -> True, use_rslora absent -> True",
     )
