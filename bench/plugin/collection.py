@@ -122,10 +122,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         except BenchError as error:
             config.stash[LOG].resumed = {}
             pytest.exit(harmless(f"error: {error}"), returncode=2)
-    if config.stash[SAVE]:
+    if _stores(config):  # a run that is compared is held against what the baseline was about
         try:
             config.stash[LOG].subjects = decided(subjects, _reads(config))["subjects"]
-            begin(config, seal(run_document(config)))
+            if config.stash[SAVE]:
+                begin(config, seal(run_document(config)))
         except BenchError as error:
             config.stash[LOG].resumed = {}  # it goes on with nothing, and stores nothing
             pytest.exit(harmless(f"error: {error}"), returncode=2)

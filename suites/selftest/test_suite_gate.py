@@ -252,3 +252,21 @@ def test_a_run_without_cases_passes_no_gate(run, pytester: pytest.Pytester) -> N
     assert result.ret == 2
     assert "--benchmark-save: no case was run, so that nothing is stored" in str(result.stderr)
     assert not list(results_of(pytester).glob("**/.unfinished*"))
+
+
+def test_a_gate_says_what_is_configured_otherwise_stored_or_not(
+    run, pytester: pytest.Pytester
+) -> None:
+    """The gate of docs/ci.md stores nothing."""
+    counts = {"suites": "suites/test_counts.py"}
+    run("--benchmark-save", "good", **counts)
+    config = pytester.path / "mine" / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "use_rslora": True}))
+    compared = ("--benchmark-compare", "--gate", "--verdict-file", "v.json")
+    told = []
+    for saved in ((), ("--benchmark-save", "again")):
+        result = run(*compared, *saved, **counts)
+        assert result.ret == pytest.ExitCode.OK
+        assert "Configured otherwise, which no figure shows: " in result.stdout.str()
+        told.append(json.loads((pytester.path / "v.json").read_text())["configured_otherwise"])
+    assert told == [["mine-own-r4: use_rslora absent -> True"]] * 2
