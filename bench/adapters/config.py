@@ -30,6 +30,9 @@ INERT = frozenset(
     qalora_group_size""".split()
 )
 
+# Of those, the ones that decide what is trained after all: a comparison tells of them.
+UNSEEN = ("corda_config", "loftq_config", "lora_ga_config", "runtime_config")
+
 # LoRA's variants, of which PEFT applies one at a time. MiCA is a variant by its initialisation.
 VARIANTS = ("use_dora", "kasa_config", "monteclora_config", "use_bdlora", "velora_config",
             "alora_invocation_tokens")  # fmt: skip
@@ -91,6 +94,8 @@ class AdapterConfig:
     ignored: tuple[tuple[str, str], ...] = field(default=(), compare=False, repr=False)
     # Likewise: whether PEFT saved it with a trained adapter, its lists rewritten.
     saved: bool = field(default=False, compare=False, repr=False)
+    # Likewise: the fields that no figure depends on, `UNSEEN`.
+    unseen: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         check_fields(vars(self))
@@ -196,6 +201,10 @@ class AdapterConfig:
         }
         return {key: _to_lists(value) for key, value in changed.items()}
 
+    def as_given(self) -> dict[str, Any]:
+        """`to_dict` with the fields that no figure depends on: all that two may differ in."""
+        return {**self.to_dict(), **self.unseen}
+
     @classmethod
     def of(cls, adapter: Any) -> AdapterConfig:
         """What a user has: a `peft.LoraConfig`, the path of an adapter_config.json, a mapping of
@@ -258,7 +267,9 @@ class AdapterConfig:
             if key in known and value is not None and not (key in NESTED and value is False)
         }
         try:
-            made = cls(**given, ignored=_ignored(data), saved=data.get("inference_mode") is True)
+            unseen = {key: data[key] for key in UNSEEN if data.get(key)}
+            saved = data.get("inference_mode") is True
+            made = cls(**given, ignored=_ignored(data), saved=saved, unseen=unseen)
         except (TypeError, BenchError) as error:
             wrong.append(BenchError(f"{where}: {error}"))
         if len(wrong) > 1:
@@ -324,7 +335,7 @@ def _to_lists(value: Any) -> Any:
     return value
 
 
-_OURS = {"ignored", "saved"}
+_OURS = {"ignored", "saved", "unseen"}
 _DEFAULTS = AdapterConfig()
 
 _ONLY_IN_PATTERNS = re.compile(r"[\\^$()\[\]{}|*+?]")

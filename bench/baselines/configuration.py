@@ -12,6 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.adapters.checks import NESTED
+from bench.adapters.config import UNSEEN
 from bench.baselines.metrics import LOSS, Metric
 from bench.baselines.runs import Record, StoredRun
 from bench.files import CODE, WEIGHTS, digest_of
@@ -31,6 +33,8 @@ _LONGEST = 8
 _MOST = 400
 """Fields of one model; no config.json of a model has as many."""
 _LABELS = ("id2label", "label2id")
+_FIRST_FITS = ("rank_pattern", "alpha_pattern")
+_IN_ORDER = " in order"
 _NEVER = re.compile(
     r"(?:.*\.)?(?:_name_or_path|transformers_version|auto_map\b.*|\w*token_id|\w*_eps\w*|\w*epsilon"
     r"|initializer_\w+|init_std|rope_\w+\b.*|use_cache|problem_type|peft_version|lora_alpha"
@@ -41,7 +45,7 @@ _BOOKKEEPING = re.compile(r"(?:\S*\.)?(?:_name_or_path|transformers_version|peft
 """What nothing depends on."""
 _NOT_SHAPES = re.compile(
     r"(?:.*\.)?(?:\w*drop(?:out)?\w*|\w*_act|\w*activation\w*|(?:torch_)?dtype|\w*implementation"
-    r"|sliding_window|init_lora_weights)"
+    rf"|sliding_window|init_lora_weights|(?:{'|'.join(UNSEEN)})\b.*)"
 )
 _WIDTHS = re.compile(
     r"(?:.*\.)?(?:\w*(?:_size|_dims?|_heads?|_embeddings|width|channels)|d_\w+|n_embd|n_inner|dim"
@@ -51,7 +55,8 @@ _WIDTHS = re.compile(
 
 def recorded(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a configuration as short values by dotted names. Long lists are their length
-    and a digest, names of labels their number."""
+    and a digest, names of labels their number; patterns, of which PEFT takes the first that fits,
+    have their order too."""
     return dict(sorted(_flat(config))[:_MOST])
 
 
@@ -61,8 +66,10 @@ def _flat(config: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, An
         if key in _LABELS and isinstance(value, Mapping):
             if key == _LABELS[0]:
                 yield f"{before}labels", len(value)
-        elif isinstance(value, Mapping):
+        elif isinstance(value, Mapping) and (value or name not in NESTED):  # {}: its defaults
             yield from _flat(value, f"{name}.")
+            if name in _FIRST_FITS and len(value) > 1:
+                yield from _flat({f"{name}{_IN_ORDER}": list(value)})
         elif isinstance(value, list | tuple) and len(value) > _LONGEST:
             text = json.dumps(value, default=str)
             yield name, f"{len(value)} items ({hashlib.sha256(text.encode()).hexdigest()[:8]})"
@@ -82,11 +89,18 @@ def changes(
 
 
 def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """`num_hidden_layers 2 -> 3` for every field that differs."""
+    """`num_hidden_layers 2 -> 3` for every field that differs; the order of patterns where they
+    are the same ones."""
+    names = [n for n in sorted({*old, *new}) if old.get(n, ABSENT) != new.get(n, ABSENT)]
     return [
         f"{name} {old.get(name, ABSENT)} -> {new.get(name, ABSENT)}"
-        for name in sorted({*old, *new})
-        if old.get(name, ABSENT) != new.get(name, ABSENT)
+        for name in names
+        if not name.endswith(_IN_ORDER)
+        or (
+            name in old
+            and name in new
+            and not any(each.startswith(f"{name.removesuffix(_IN_ORDER)}.") for each in names)
+        )
     ]
 
 
@@ -106,7 +120,9 @@ def decided(
 
     found: dict[str, dict[str, Any]] = {}
     for key, subject in subjects.items():
-        model, adapter = subject.model, subject.adapter.to_dict()
+        model, adapter = subject.model, subject.adapter.as_given()
+        kept = recorded(adapter)
+        orders = [value for name, value in kept.items() if name.endswith(_IN_ORDER)]
         named = {
             "model": model.label,
             "ranked": subject.ranked_key,
@@ -114,9 +130,9 @@ def decided(
             "weights": of(subject.weights, *WEIGHTS),
             "code": of(model.own_code, *CODE),
         }
-        whole = json.dumps([named, model.config, adapter], sort_keys=True, default=str)
+        whole = json.dumps([named, model.config, adapter, *orders], sort_keys=True, default=str)
         digest = hashlib.sha256(whole.encode()).hexdigest()
-        found[key] = {**named, "adapter": recorded(adapter), "digest": digest}
+        found[key] = {**named, "adapter": kept, "digest": digest}
     models = {subject.model.label: recorded(subject.model.config) for subject in subjects.values()}
     return {"subjects": found, "models": models}
 

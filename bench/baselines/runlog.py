@@ -108,7 +108,7 @@ class Recorder:
         """The record as it stands, under the id `key`; a user's own adapter with its fields."""
         own = {}
         if self.subject.scenario is None:
-            own = {"adapter": recorded(self.subject.adapter.to_dict())}
+            own = {"adapter": recorded(self.subject.adapter.as_given())}
         return Record(
             id=key,
             suite=self.suite,

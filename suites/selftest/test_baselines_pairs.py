@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 from test_baselines import QUERY, STEP, STEP_NF4, run_with
 
-from bench.baselines import Selection, Verdict, compare, require_common, write_verdicts
-from bench.baselines.configuration import unseen_changes
+from bench.baselines import Selection, compare, require_common
 from bench.baselines.history import histories
 from bench.baselines.verdicts import launch_ratios, left_out
 from bench.errors import BenchError
-from bench.reports.comment import comment
-from bench.reports.layout import markdown_cell
 from bench.reports.rows import comparison_rows
-from bench.reports.verdicts import beside_data, verdict_report
 
 AT_8, AT_16 = (f"suites/test_parameters.py::test_user[opt-350m-own-r{r}]" for r in (8, 16))
 
@@ -267,56 +261,3 @@ def test_ratios_of_launches_by_hand() -> None:
 def test_rounds_without_a_partner_raise(old: list[float], new: list[float]) -> None:
     with pytest.raises(ValueError, match="zip"):
         launch_ratios(old, new, 1)
-
-
-def configured(digest: str, layers: int = 2, **fields: Any):
-    """A run whose one case is of a user's own configuration and model."""
-
-    def edit(body: dict[str, Any]) -> None:
-        record, adapter = body["records"][QUERY], {"r": 8, **fields}
-        body["records"] = {AT_8: {**record, "model": "mine", "scenario": "own", "rank": 8,
-                                  "detail": {"adapter": adapter}}}  # fmt: skip
-        subject = {"model": "mine", "ranked": "mine-own-r8", "class": "A", "weights": None,
-                   "code": None, "adapter": adapter, "digest": digest}  # fmt: skip
-        config = {"num_hidden_layers": layers, "transformers_version": digest}
-        body["detail"] = {"models": {"mine": config}, "subjects": {"mine-own-r8-fp32": subject}}
-
-    return run_with(edit)
-
-
-@pytest.mark.parametrize(
-    ("after", "said"),
-    [
-        (configured("2", use_rslora=True), "mine-own-r8: use_rslora absent -> True"),
-        (configured("2", layers=3), "mine: num_hidden_layers 2 -> 3"),
-        (configured("2"), ""),  # another transformers, which the versions say
-        (configured("1", use_rslora=True), ""),  # one digest: nothing differs
-    ],
-)
-def test_what_no_figure_shows_is_said_beside_the_verdicts(after, said: str, tmp_path: Path) -> None:
-    """A gate that passes has not looked at a scaling factor: it says that this changed."""
-    before = configured("1")
-    verdicts = compare(before, after)
-    assert {v.verdict for v in verdicts} == {"unchanged"}
-    line = [f"Configured otherwise, which no figure shows: {said}."] if said else []
-    assert list(verdict_report(verdicts, [], before, after).notes) == line
-    assert beside_data(verdicts, before, after) == line
-    text = comment(verdicts, [], before, after)
-    assert ("Configured otherwise" in text, all(markdown_cell(x) in text for x in line)) == (
-        bool(said),
-        True,
-    )
-    write_verdicts(tmp_path / "v.json", verdicts, [], before, after)
-    assert (
-        json.loads((tmp_path / "v.json").read_text())["configured_otherwise"] == [said][: len(line)]
-    )
-
-
-def test_what_a_verdict_says_is_not_said_twice() -> None:
-    """The rank is among the facts there, other fields are changes of the configuration."""
-    before, after = configured("1"), configured("2", r=16, use_dora=True, use_rslora=True)
-    told = [Verdict("a", "b", "changed", explanation="rank 8 -> 16; use_dora absent -> True")]
-    assert unseen_changes(before, after, told) == ("mine-own-r8: use_rslora absent -> True",)
-    assert unseen_changes(before, after, []) == (
-        "mine-own-r8: r 8 -> 16, use_dora absent -> True, use_rslora absent -> True",
-    )
