@@ -246,8 +246,7 @@ def check_targets(request: pytest.FixtureRequest) -> Callable[..., Ledger]:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """The entries of --lora-optional that no configuration has: slips, which allow nothing. (Under
-    xdist nobody is told, since each worker has checked a part.)"""
+    """The entries of --lora-optional that no configuration has: slips, which allow nothing."""
     if unknown := sorted(config.stash.get(_UNKNOWN, ())):
         from lora_target_bench.units import harmless_line
 
@@ -256,8 +255,27 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.write_line(said, yellow=True)
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker of xdist hands on what it has not seen of --lora-optional."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None and _UNKNOWN in session.config.stash:
+        output[_HANDED_ON] = sorted(session.config.stash[_UNKNOWN])
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist's
+def pytest_testnodedown(node: Any) -> None:
+    """Unused is what none of the workers has seen; of one that crashed nothing is known."""
+    output = getattr(node, "workeroutput", None)
+    if output is not None and _HANDED_ON not in output:
+        return  # it has checked nothing
+    unknown = set() if output is None else set(output[_HANDED_ON])
+    stash = node.config.stash
+    stash[_UNKNOWN] = stash.get(_UNKNOWN, unknown) & unknown
+
+
 _UNKNOWN = pytest.StashKey[set[str]]()
 """Of --lora-optional, what no configuration had so far."""
+_HANDED_ON = "lora_optional_unknown"
 
 
 def _entries(ledger: Ledger | None) -> set[str]:

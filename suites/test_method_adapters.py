@@ -74,6 +74,27 @@ def test_the_printed_command_tells_what_peft_trains(
     assert answer["dead_entries"] == []
 
 
+def test_the_printed_command_takes_the_base_that_was_found(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name of the file is looked for beside it; what was asked with belongs to the command."""
+    project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    (project / "base").mkdir(parents=True)
+    elsewhere.mkdir()
+    (project / "base" / "config.json").write_text(json.dumps(LLAMA))
+    named = {"peft_type": "LOHA", "base_model_name_or_path": "base", **TWO}
+    file = project / "adapter_config.json"
+    file.write_text(json.dumps(named))
+    monkeypatch.chdir(elsewhere)
+    options = ["--auto-class", "AutoModel", "--trust-remote-code"]
+    assert main(["check", str(file), *options]) == 2
+    asked = shlex.split(re.findall(r"`bench ([^`]*)`", capfd.readouterr().err)[0])
+    assert asked[1] == str(project / "base")
+    assert asked[-3:] == options
+    assert main([*asked, "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["total_parameters"] > 0
+
+
 def _written(adapter: Path, **values: Any) -> Path:
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text(json.dumps(values))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.check.base import find_base, with_saved_labels
+from bench.check.base import base_folder, find_base, with_saved_labels
 from bench.check.findings import Finding, findings_of
 from bench.check.gate import HazardGate
 from bench.check.memory import with_prediction
@@ -159,7 +159,10 @@ def _read(file: Path, question: Question) -> tuple[Recipe, Model]:
         recipe = read_recipe(file)
         named = recipe.model
     except OtherMethod as error:
-        raise error.on(question.model) from None
+        base = question.model or base_folder(error.model, file)
+        options = ["--auto-class", question.auto_class] if question.auto_class else []
+        options += ["--trust-remote-code"] if question.trust_remote_code else []
+        raise error.on(base, *options) from None
     except RecipeFault as error:
         faults.append(error)
         recipe, named = error.recipe, error.model

@@ -32,11 +32,8 @@ def find_base(
     """
     if given is not None:
         return load_model(given, auto_class, trust_remote_code)
-    looked: list[str] = []
-    for name in _candidates(named, file):
-        looked.append(name)
-        if (Path(name) / "config.json").is_file():
-            return load_model(name, auto_class, trust_remote_code)
+    if found := base_folder(named, file):
+        return load_model(found, auto_class, trust_remote_code)
     failure = ""
     if named and not Path(named).is_absolute():
         try:
@@ -46,7 +43,7 @@ def find_base(
             if not _not_found(failure):
                 raise
     hub = "the hub's cache" if os.environ.get("HF_HUB_OFFLINE") else "the hub and its cache"
-    places = [f"{place}/config.json" for place in looked] + ["the registered architectures"]
+    places = [f"{place}/config.json" for place in _candidates(named, file)] + ["the registered architectures"]
     places += [hub] if named and named.count("/") == 1 else []
     names = f"the base model {named!r} was not found"
     if not named:
@@ -56,6 +53,13 @@ def find_base(
         f"folder that holds its config.json, a hub id, or a registered name "
         f"({', '.join(sorted(registered()))})"
     )
+
+
+def base_folder(named: str | None, file: Path) -> str | None:
+    """The first folder with a config.json of those that may hold the base model; None if none
+    has."""
+    folders = _candidates(named, file)
+    return next((name for name in folders if (Path(name) / "config.json").is_file()), None)
 
 
 def _candidates(named: str | None, file: Path) -> list[str]:

@@ -54,21 +54,23 @@ class OtherMethod(BenchError):
     `model` is the base model that the file names.
     """
 
-    def __init__(self, path: Path, method: str, model: str | None) -> None:
+    def __init__(self, path: Path, method: str, model: str | None, *options: str) -> None:
         from bench.formulas.kinds import METHODS
 
-        self.path, self.method = path, method
+        self.path, self.method, self.model = path, method, model
         said = f"{path}: an adapter of {method}, no LoRA: its target modules are not checked here"
         if (name := _name(method)) in METHODS:
             asked = ["bench", "targets", model or "MODEL", "--method", name, "--adapter", str(path)]
+            asked += options
             said += f"; `{shlex.join(asked)}` says what it reaches and trains"
         else:
             said += ", and no closed form is known of that method"
         super().__init__(said)
 
-    def on(self, model: str | None) -> OtherMethod:
-        """The same for a base model that was given, whatever the file names."""
-        return OtherMethod(self.path, self.method, model) if model else self
+    def on(self, model: str | None, *options: str) -> OtherMethod:
+        """The same for the base model that was given or found, whatever the file names, and with
+        these options of the command."""
+        return OtherMethod(self.path, self.method, model or self.model, *options)
 
 
 def _name(method: str) -> str:

@@ -213,9 +213,10 @@ def test_options_of_the_fixture(theirs: Path) -> None:
     failed = _pytest(theirs, *given)
     assert failed.returncode == 1
     assert "fc1: dead" in failed.stdout
-    allowed = _pytest(theirs, *given, "--lora-optional", "fc1,fc3").stdout
-    assert "1 passed" in allowed
-    assert "--lora-optional: 'fc3': in no configuration" in allowed
+    for spread in ((), ("-p", "xdist", "-n", "2")):  # of xdist's workers, one checks nothing
+        allowed = _pytest(theirs, *given, "--lora-optional", "fc1,fc3", *spread).stdout
+        assert "1 passed" in allowed
+        assert "--lora-optional: 'fc3': in no configuration" in allowed
 
 
 def test_an_adapter_beside_the_model_is_checked(theirs: Path) -> None:
