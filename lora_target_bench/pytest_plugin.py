@@ -198,6 +198,11 @@ def _beside(model: Any) -> Path | None:
     return file if Path(model).exists() and file.is_file() else None
 
 
+_UNKNOWN = pytest.StashKey[set[str]]()
+"""Of --lora-optional, what no configuration had so far."""
+_HANDED_ON = "lora_optional_unknown"
+
+
 @pytest.fixture(scope="session")
 def check_targets(request: pytest.FixtureRequest) -> Callable[..., Ledger]:
     """`lora_target_bench.check_targets`: assert that a LoRA configuration has no dead entry.
@@ -271,11 +276,6 @@ def pytest_testnodedown(node: Any) -> None:
     unknown = set() if output is None else set(output[_HANDED_ON])
     stash = node.config.stash
     stash[_UNKNOWN] = stash.get(_UNKNOWN, unknown) & unknown
-
-
-_UNKNOWN = pytest.StashKey[set[str]]()
-"""Of --lora-optional, what no configuration had so far."""
-_HANDED_ON = "lora_optional_unknown"
 
 
 def _entries(ledger: Ledger | None) -> set[str]:

@@ -151,11 +151,13 @@ def test_fields_that_change_nothing(field: str, value: object) -> None:
     ids=["pissa", "olora", "mica", "kasa", "monteclora", "monteclora-3", "patterned", "eva"],
 )
 def test_initialisations_and_variants_on_real_weights(fields: dict) -> None:
-    """What needs weights to look at. PiSSA and OLoRA hold no more ranks than the weight has."""
+    """What needs weights to look at, and on meta is as many. PiSSA and OLoRA hold no more ranks
+    than the weight has."""
     adapter = AdapterConfig(ATTENTION, **fields)
     formula = lora_parameters(match(LLAMA.table, adapter))
-    counted = count(inject(on_cpu(LLAMA), adapter))
-    assert (formula.trainable, formula.total) == (counted.trainable, counted.total)
+    for network in (on_cpu(LLAMA), LLAMA.build()):
+        counted = count(inject(network, adapter))
+        assert (formula.trainable, formula.total) == (counted.trainable, counted.total)
 
 
 def test_replication_leaves_the_model_as_it_was() -> None:

@@ -43,7 +43,8 @@ def find_base(
             if not _not_found(failure):
                 raise
     hub = "the hub's cache" if os.environ.get("HF_HUB_OFFLINE") else "the hub and its cache"
-    places = [f"{place}/config.json" for place in _candidates(named, file)] + ["the registered architectures"]
+    places = [f"{place}/config.json" for place in _candidates(named, file)]
+    places += ["the registered architectures"]
     places += [hub] if named and named.count("/") == 1 else []
     names = f"the base model {named!r} was not found"
     if not named:

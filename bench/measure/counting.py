@@ -86,14 +86,34 @@ def inject(model: nn.Module, adapter: AdapterConfig) -> PeftModel:
             raise BenchError(f"PEFT refuses the configuration: {error}") from error
     if adapter.layer_replication:
         _own_config(model)
-    return _get_peft_model(model, config)
+    made = _get_peft_model(model, config)
+    if adapter.monteclora_config is not None:
+        _make_samplers(made)
+    return made
+
+
+def _make_samplers(peft_model: PeftModel) -> None:
+    """Give layers on meta the parameters of MonteCLoRA, which PEFT makes at their first pass, with
+    a buffer of one sample in the place of 150.
+
+    Source: peft 0.21 `tuners/lora/variants.py` (`MontecloraLinearVariant`).
+    """
+    from peft.tuners.lora.monteclora import MontecloraSampler
+
+    for layer in peft_model.modules():
+        for name, config in getattr(layer, "_lora_monteclora_config", {}).items():
+            if name not in layer.lora_monteclora_sampler:
+                layer.lora_monteclora_sampler[name] = MontecloraSampler(
+                    layer.in_features, layer.lora_A[name].out_features, config.num_samples,
+                    buffer_size=1, device="cpu",
+                )  # fmt: skip
 
 
 def inject_instead(peft_model: PeftModel, adapter: AdapterConfig) -> None:
     """Give the injected adapter the rank of `adapter`, which differs from it in nothing else: every
     layer makes its matrices anew, as PEFT does where an adapter of that name is injected again.
-    This costs a quarter of an injection. Ranks of single layers (`rank_pattern`) and tied adapters
-    have to be injected."""
+    This costs a quarter of an injection. Ranks of single layers (`rank_pattern`), tied adapters and
+    MonteCLoRA's samplers have to be injected."""
     from peft import LoraConfig
     from peft.tuners.lora import LoraLayer
 

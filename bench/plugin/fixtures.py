@@ -88,8 +88,9 @@ def peft_count() -> Callable[[Model, AdapterConfig], Any]:
         key = (id(model), repr(adapter))
         if key not in known:
             but_for_its_rank = (id(model), repr(adapter.with_rank(1)))
-            alone = not adapter.rank_pattern and not adapter.ensure_weight_tying
-            if but_for_its_rank in injected and alone:
+            kept = adapter.rank_pattern or adapter.ensure_weight_tying
+            kept = kept or adapter.monteclora_config is not None
+            if but_for_its_rank in injected and not kept:
                 inject_instead(injected[but_for_its_rank], adapter)
             else:
                 injected.clear()
@@ -210,9 +211,12 @@ def step_options(request: pytest.FixtureRequest) -> StepOptions:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """A test that passed makes its record a good one."""
+    """A test that passed makes its record a good one; one that is skipped has none."""
     report = yield
-    recorder = item.config.stash[LOG].records.get(item.nodeid)
+    records = item.config.stash[LOG].records
+    if report.skipped and not hasattr(report, "wasxfail"):
+        records.pop(item.nodeid, None)
+    recorder = records.get(item.nodeid)
     if recorder is not None:
         recorder.reported = recorder.reported or report.when == "call" or report.failed
         if report.when == "call" and report.passed:

@@ -119,14 +119,27 @@ def test_the_end_is_short_and_a_page_is_written(run, pytester: pytest.Pytester) 
 
 
 @pytest.mark.evidence
-def test_a_variant_that_quantized_layers_leave_out_passes(tmp_path: Path) -> None:
-    """KaSA is plain LoRA in int8 and nf4: the prediction's parameters and the closed form's."""
+@pytest.mark.parametrize(
+    ("variant", "ends", "said"),
+    [("kasa_config", "4 passed", ""), ("monteclora_config", "3 passed, 1 skipped", "any.default")],
+)
+def test_a_variant_of_ones_own(variant: str, ends: str, said: str, tmp_path: Path) -> None:
+    """KaSA is plain LoRA in int8 and nf4: the prediction's parameters and the closed form's.
+    MonteCLoRA's parameters are counted on meta too; its step cannot be traced, which is told."""
     write_model(tmp_path / "mine")
-    values = {"peft_type": "LORA", "target_modules": ["q_proj"], "r": 4, "kasa_config": {}}
+    values = {"peft_type": "LORA", "target_modules": ["q_proj"], "r": 4, variant: {}}
     (tmp_path / "mine" / "adapter_config.json").write_text(json.dumps(values))
-    command = [sys.executable, "-m", "pytest", str(SUITES / "test_prediction.py"), "-q"]
+    files = [str(SUITES / f"test_{name}.py") for name in ("prediction", "parameters")]
+    storage = ["--benchmark-storage", str(tmp_path / "runs"), "--benchmark-save", "one"]
     done = subprocess.run(
-        [*command, "--model", "mine"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-m", "pytest", *files, "-q", "--model", "mine", *storage],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
-    assert "3 passed" in done.stdout
+    assert ends in done.stdout
+    told = [line for line in done.stdout.splitlines() if line.startswith("not predicted: mine-own")]
+    assert all(said in line for line in told)
+    (stored,) = (tmp_path / "runs").rglob("*_one.json")
+    records = load_run(stored).records.values()
+    assert [record.outcome for record in records] == ["ok"] * (4 - len(told))
+    assert len(told) == (1 if said else 0)
