@@ -23,7 +23,10 @@ from bench.readers.recipe import Reader, Recipe
 TRL = BY_TOOL["TRL"]
 OF_OTHER_COMMANDS = ("max_seq_length", "torch_dtype", "num_generations", "use_vllm")
 """Keys that `trl sft` refuses with any value: of older versions, of `trl grpo`."""
-KEYS = sorted({key for key in (*TRL.kinds, *TRL.fields) if "." not in key} - {*OF_OTHER_COMMANDS})
+PASSED_OVER = {key for keys in TRL.passed_over.values() for key in keys}
+"""Of which `test_reader_arguments.py` asks the parser."""
+KEYS = sorted({key for key in (*TRL.kinds, *TRL.fields) if "." not in key}
+              - {*OF_OTHER_COMMANDS, *PASSED_OVER})  # fmt: skip
 
 
 @cache

@@ -36,17 +36,17 @@ RULES = [(reader, rule) for reader in READERS for rule in reader.refused]
 IDS = [f"{reader.tool}-{'-'.join(rule.when)}" for reader, rule in RULES]
 # Values to choose from; of a pattern its own words come first.
 POOL = ({"k": 1}, True, False, 2, 4, 3, 0.5, "x", ["q_proj"], "a,b", "2", "mpt-7b", "adamw_8bit",
-        "flash_adamw", "AdamW", "SGD", "lm_head", "bf16-true")  # fmt: skip
+        "flash_adamw", "AdamW", "SGD", "lm_head", "bf16-true", 2.5, -1)  # fmt: skip
 ABSENT = object()
 
 
-def fits(reader: Reader, key: str, value: object) -> bool:
-    """Whether the tool takes the value for that key at all."""
+def taken(reader: Reader, key: str, value: object) -> object:
+    """What the tool makes of the value for that key; None where it takes none such."""
     kind = reader.kinds.get(key)
     try:
-        return kind is None or (kind.parse(reader.parser, value) is not None)
+        return value if kind is None else kind.parse(reader.parser, value)
     except (ValueError, TypeError):
-        return False
+        return None
 
 
 def meets(value: object, wanted: bool | str) -> bool:
@@ -54,15 +54,17 @@ def meets(value: object, wanted: bool | str) -> bool:
     if isinstance(wanted, bool):
         return bool(value) == wanted
     text = str(value).lower() if isinstance(value, bool) else str(value)
-    plain = value is not None and not isinstance(value, dict | list)
-    return bool(re.fullmatch(wanted, text if plain else ""))
+    if isinstance(value, list):
+        text = ",".join(map(str, value))
+    return bool(re.fullmatch(wanted, "" if value is None or isinstance(value, dict) else text))
 
 
 def values(reader: Reader, key: str, wanted: bool | str, met: bool) -> Iterator[object]:
     """Values for a key that meet, or do not meet, one condition; ABSENT for none in the file."""
     words = re.findall(r"[\w.]+", wanted) if isinstance(wanted, str) else []
     for value in (*words, *reader.choices.get(key, ()), *POOL):
-        if fits(reader, key, value) and meets(value, wanted) == met:
+        read = taken(reader, key, value)
+        if read is not None and meets(read, wanted) == met:
             yield value
     if meets(reader.defaults.get(key), wanted) == met:
         yield ABSENT

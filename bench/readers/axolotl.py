@@ -171,7 +171,7 @@ def _step(document: Document, precision: str, notes: tuple[str, ...]) -> RecipeS
         optimizer,
         bool(checkpointing),
         precision,
-        "bf16" if values.get("bf16") is True else trainer.autocast_of(values, "bf16"),
+        "bf16" if values.get("bf16") is True else trainer.autocast_of({"bf16": "auto", **values}),
         _reentrant(document),
         attention=attention,
         accumulation=_accumulation(document),

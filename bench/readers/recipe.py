@@ -21,6 +21,7 @@ from bench.readers.values import (
     named_kind,
     one_of,
     repeated_names,
+    words_of,
 )
 from bench.training.options import SDPA
 
@@ -184,6 +185,7 @@ class _Keys:
         values: the name of a kind of value (`named_kind`) → the keys that take it.
         names: an enumeration → its texts.
         choices: key → the only texts that it takes, or enumerations of them.
+        words: key → the words that it takes, in a text or a list.
     """
 
     inert: tuple[str, ...]
@@ -191,6 +193,7 @@ class _Keys:
     values: Mapping[str, tuple[str, ...]]
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +208,7 @@ class _ToolKeys(_Keys):
         fields: their key → the field of `peft.LoraConfig`, values as they are.
         step: an option of `StepOptions` → the keys that say it, for what is wrong with it.
         said: key → what it changes that is not computed here, of what is adapted.
+        passed_over: a kind of value → the keys of which nothing but that is looked at.
         beside: key → texts that it takes beside its kind of value.
         not_null: "always", or a key that must be given → the keys that are not null then.
         refused: what the tool's own checks refuse of keys that stand together.
@@ -220,6 +224,7 @@ class _ToolKeys(_Keys):
     fields: Mapping[str, str]
     step: Mapping[str, tuple[str, ...]]
     said: Mapping[str, str] = field(default_factory=dict)
+    passed_over: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     beside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     not_null: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     refused: tuple[Refusal, ...] = ()
@@ -240,7 +245,8 @@ class Reader(_ToolKeys):
         """The keys that are read, but for those of which something is said instead."""
         keys = {key for key in self.kinds if "." not in key}
         keys |= {*self.fields, self.model_key}
-        return keys - self.said.keys() - self.said_of_step.keys()
+        keys.difference_update(self.said, self.said_of_step, *self.passed_over.values())
+        return keys
 
     def fits(self, values: Mapping[str, Any]) -> int:
         """How many of its own keys the file has; 0 where it is not this tool's."""
@@ -252,13 +258,14 @@ def load_reader(name: str, parser: Parser, read: Callable[[Document], Recipe]) -
     keys = _load_keys(name, _ToolKeys)
     shared = _load_keys("trainer", _Keys) if keys.trainer else _Keys(inert=(), values={})
     kinds = {key: OF_FIELD[ours] for key, ours in keys.fields.items() if ours in OF_FIELD}
-    for table in (shared.values, keys.values):
+    for table in (keys.passed_over, shared.values, keys.values):
         kinds |= {key: named_kind(kind, name) for kind, found in table.items() for key in found}
     choices = {
         key: tuple(each for text in texts for each in shared.names.get(text, (text,)))
         for key, texts in {**shared.choices, **keys.choices}.items()
     }
     kinds |= {key: one_of(*texts) for key, texts in choices.items()}
+    kinds |= {key: words_of(*words) for key, words in {**shared.words, **keys.words}.items()}
     kinds |= {key: kinds[key].beside(*texts) for key, texts in keys.beside.items()}
     merged = {
         "inert": (*shared.inert, *keys.inert),

@@ -60,7 +60,7 @@ class Refusal:
             return None
         lines = sorted({part.line for part in parts if part.line})
         does = "takes it without a word" if self.silent else "refuses it"
-        named = [part for part in parts if given(part.value)] or parts
+        named = [part for part in parts if part.stands] or parts
         first, *more = map(str, named)
         with_them = f" with {' and '.join(more)}" if more else ""
         without = " or ".join(part.name for part in parts if part not in named)
@@ -88,6 +88,12 @@ class _Part:
         value = table[keys[-1]] if there else defaults.get(name)
         line = document.lines.get(keys, 0)
         return cls(name, value, line, not there, bool(line) and not there)
+
+    @property
+    def stands(self) -> bool:
+        """Whether there is something to show: 0 is a number."""
+        number = isinstance(self.value, int | float) and not isinstance(self.value, bool)
+        return number or given(self.value)
 
     @property
     def text(self) -> str:

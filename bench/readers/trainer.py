@@ -5,9 +5,7 @@ Names and defaults: transformers 5.23 `training_args.py` (`TrainingArguments`), 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from contextlib import suppress
 
 from bench.errors import BenchError
 from bench.training.options import EAGER, SDPA, optimizer_name
@@ -42,10 +40,7 @@ def attention(key: str, asked: object) -> tuple[str, tuple[str, ...]]:
 
 
 def table(asked: object) -> Mapping[str, object]:
-    """`gradient_checkpointing_kwargs`, which may be text in JSON; empty where it is none."""
-    if isinstance(asked, str):
-        with suppress(ValueError, RecursionError):
-            asked = json.loads(asked)
+    """`gradient_checkpointing_kwargs`; empty where there are none."""
     return asked if isinstance(asked, Mapping) else {}
 
 
@@ -69,18 +64,16 @@ def ways_of_checkpointing(key: str, kwargs: object) -> tuple[str, ...]:
 _KEEPS_AS_MUCH = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop")
 
 
-def autocast_of(values: object, default: str | None = None) -> str | None:
-    """The dtype that Trainer's `bf16` or `fp16` runs forward and loss under; `default` where the
-    file names neither."""
-    table = values if isinstance(values, dict) else {}
-    if halves(table, "fp16"):
+def autocast_of(values: Mapping[str, object], silent: str | None = None) -> str | None:
+    """The dtype that Trainer's `bf16` or `fp16` runs forward and loss under; `silent` where `bf16`
+    is null, or not in the file."""
+    if halves(values, "fp16"):
         return "fp16"
-    if halves(table, "bf16") or ("bf16" not in table and default == "bf16"):
+    if halves(values, "bf16"):
         return "bf16"
-    return None
+    return silent if values.get("bf16") is None else None
 
 
-def halves(values: object, key: str) -> bool:
+def halves(values: Mapping[str, object], key: str) -> bool:
     """Whether `bf16` or `fp16` is on."""
-    found = values.get(key) if isinstance(values, dict) else None
-    return found is True or str(found).lower() in ("true", "auto")
+    return values.get(key) is True or str(values.get(key)).lower() in ("true", "auto")

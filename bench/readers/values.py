@@ -7,6 +7,7 @@ say, is wrong at its line.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
@@ -168,6 +169,50 @@ def _table(_: Parser, value: Any) -> Mapping[str, Any]:
     return value
 
 
+def _flag(_: Parser, value: Any) -> bool:
+    if not isinstance(value, bool | int | float) or value not in (0, 1):
+        raise ValueError
+    return bool(value)
+
+
+def _counted(parser: Parser, value: Any) -> float:
+    return _integer(parser, value) if isinstance(value, str) else _number(parser, value)
+
+
+def _list(_: Parser, value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError
+    return value
+
+
+def _json_table(_: Parser, value: Any) -> Mapping[str, Any]:
+    if isinstance(value, str) and value:
+        if not value.startswith("{"):
+            raise ValueError
+        with suppress(RecursionError):
+            value = _of_json(json.loads(value))
+    return _table(_, {} if value == "" else value)
+
+
+def _table_or_path(_: Parser, value: Any) -> Mapping[str, Any] | str:
+    if isinstance(value, str) and not value.startswith("{"):
+        return value
+    return _json_table(_, value)
+
+
+def _of_json(value: Any) -> Any:
+    """A table written as text, with texts in it that transformers takes for what they look like
+    (`training_args.py` `_convert_str_dict`)."""
+    if isinstance(value, dict):
+        return {key: _of_json(inner) for key, inner in value.items()}
+    if isinstance(value, str):
+        if value.lower() in ("true", "false"):
+            return value.lower() == "true"
+        if value.replace(".", "", 1).isdecimal():
+            return float(value) if "." in value else int(value)
+    return value
+
+
 BOOLEAN = ValueKind("true or false", _boolean)
 NUMBER = ValueKind("a number", _number)
 INTEGER = ValueKind("a whole number", _integer)
@@ -177,9 +222,30 @@ NAME = ValueKind("text, and not empty", _name, texts=True)
 ANY = ValueKind("anything", lambda _, value: value)
 NAMES = ValueKind("a list of names, or text", _names)
 TABLE = ValueKind("a table of keys", _table)
+FLAG = ValueKind("true or false, without quotes", _flag, texts=True)
+"""A boolean that no parser looks into: of a text it makes nothing, and any text is true."""
+COUNT = ValueKind("a whole number", _counted)
+"""A whole number where a text is one; a number with a fraction is taken as the tool takes it."""
+LIST = ValueKind("a list", _list)
+JSON_TABLE = ValueKind("a table of keys, or one in JSON", _json_table, texts=True)
+TABLE_OR_PATH = ValueKind(
+    "a table of keys, one in JSON, or the path of a file", _table_or_path, texts=True
+)
 
 
 _MOST_SHOWN = 15
+
+
+def words_of(*words: str) -> ValueKind:
+    """Some words, in one text or in a list; or true or false."""
+
+    def parse(_: Parser, value: Any) -> object:
+        found = value.split() if isinstance(value, str) else value
+        if not isinstance(value, bool) and not (isinstance(found, list) and set(found) <= {*words}):
+            raise ValueError
+        return value
+
+    return ValueKind(f"true, false, or words out of {', '.join(words)}", parse, texts=True)
 
 
 def one_of(*texts: str) -> ValueKind:
@@ -210,7 +276,8 @@ OF_FIELD = {
 
 _NAMED = {
     "boolean": BOOLEAN, "number": NUMBER, "integer": INTEGER, "whole": WHOLE, "text": TEXT,
-    "name": NAME, "any": ANY, "names": NAMES, "table": TABLE,
+    "name": NAME, "any": ANY, "names": NAMES, "table": TABLE, "flag": FLAG, "count": COUNT,
+    "list": LIST, "json": JSON_TABLE, "file": TABLE_OR_PATH,
 }  # fmt: skip
 
 
