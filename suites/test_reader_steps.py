@@ -201,7 +201,7 @@ def test_what_a_tool_takes_on_some_models_is_predicted(
 ) -> None:
     recipe = read_recipe(written(tmp_path, FILES[tool] + more))
     assert recipe.step_on is not None
-    model = SimpleNamespace(table=SimpleNamespace(model_type=model_type))
+    model = SimpleNamespace(table=SimpleNamespace(model_type=model_type), config={})
     step = recipe.step_on(model)  # type: ignore[arg-type]
     assert step.attention == attention
     assert any("LLaMA-Factory takes" in note for note in step.notes) == (

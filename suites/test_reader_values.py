@@ -126,7 +126,7 @@ def test_switches_of_litgpt_and_ms_swift_are_read_alike(tmp_path: Path) -> None:
         (f"{LITGPT}train:\n  micro_batch_size: none\n",
          "line 7: train.micro_batch_size must be a whole number of at least 1, not 'none'"),
         (f"{LITGPT}quantize: bnb.nf5\n", "line 6: quantize must be one of bnb.nf4"),
-        (f"{LITGPT}precision: 16\n", "line 6: precision must be text, not 16"),
+        (f"{LITGPT}precision: 16\n", "line 6: precision must be one of bf16-true, "),
         (f"{LITGPT}devices: [1]\n", "line 6: devices must be a whole number, or text, not [1]"),
         (f"{LITGPT}lora_r: 16.\n", "line 6: lora_r must be a whole number of at least 1"),
         (f"{AXOLOTL}fp8: perhaps\n", "line 6: fp8 must be true or false, not 'perhaps'"),

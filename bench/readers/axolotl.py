@@ -147,7 +147,8 @@ def _precision(document: Document) -> tuple[str, tuple[str, ...]]:
 
 def _step(document: Document, precision: str, notes: tuple[str, ...]) -> RecipeStep:
     values = document.values
-    optimizer, more = trainer.optimizer(values.get("optimizer") or trainer.OPTIMIZER)
+    asked = values.get("optimizer") or trainer.OPTIMIZER
+    optimizer, more = trainer.optimizer(asked, values, READER.optimizers)
     checkpointing = values.get("gradient_checkpointing")
     if isinstance(checkpointing, str):
         more += (f"gradient_checkpointing: {checkpointing}: moves what is kept off the GPU, which "

@@ -41,6 +41,9 @@ SWITCHES: dict[str, tuple[bool, tuple[str, ...]]] = {
 _PRECISION_OF = {"bf16-true": "bf16", "16-true": "fp16", "32-true": "fp32",
               "bf16-mixed": "fp32", "16-mixed": "fp32", "bf16": "fp32", "16": "fp32",
               "32": "fp32"}  # fmt: skip
+# The paged one's state is predicted on the GPU.
+ADAMW = ("AdamW", "torch.optim.AdamW", "torch.optim.adamw.AdamW", "bitsandbytes.optim.AdamW",
+         "bitsandbytes.optim.PagedAdamW")  # fmt: skip
 QUANTIZED = {"bnb.nf4": "nf4", "bnb.nf4-dq": "nf4-dq", "bnb.fp4": "fp4", "bnb.fp4-dq": "fp4-dq",
              "bnb.int8-training": "int8"}  # fmt: skip
 
@@ -138,7 +141,7 @@ def _step(document: Document) -> RecipeStep:
     autocast = {"bf16": "bf16", "16": "fp16"}.get(mixed)
     optimizer = values.get("optimizer") or "AdamW"
     name = optimizer.get("class_path") if isinstance(optimizer, dict) else optimizer
-    kind = "adamw" if str(name).rpartition(".")[2] in ("AdamW", "PagedAdamW") else ""
+    kind = "adamw" if quantize or str(name) in ADAMW else ""
     if not kind:
         notes.append(f"optimizer {name} is not predicted")
     elif quantize:

@@ -215,14 +215,15 @@ def _precision(document: Document) -> str:
 
 def _step(document: Document, precision: str, notes: tuple[str, ...]) -> RecipeStep:
     values = document.values
-    optimizer, more = trainer.optimizer(values.get("optim") or trainer.OPTIMIZER)
+    asked = values.get("optim") or trainer.OPTIMIZER
+    optimizer, more = trainer.optimizer(asked, values, READER.optimizers)
     length = whole(document, "cutoff_len", 2048)
     packed = values.get("packing") or values.get("neat_packing")
     rows = "packed to" if packed else "of at most"
-    asked = ATTENTION.get(str(values.get("flash_attn")))
-    attention, said = trainer.attention(f"flash_attn {values.get('flash_attn')}:", asked)
+    kernel = ATTENTION.get(str(values.get("flash_attn")))
+    attention, said = trainer.attention(f"flash_attn {values.get('flash_attn')}:", kernel)
     how = "gradient_checkpointing_kwargs"
-    more += (*said, *trainer.ways_of_checkpointing(how, values.get(how)))
+    more += (*said, *trainer.ways_of_checkpointing(how, values.get(how)), *_idle(values, how))
     checkpointing, reentrant = _checkpointing(values)
     return RecipeStep(
         whole(document, "per_device_train_batch_size", trainer.BATCH_SIZE),
@@ -246,6 +247,19 @@ def _checkpointing(values: Mapping[str, Any]) -> tuple[bool, bool]:
     if values.get("gradient_checkpointing"):
         return True, trainer.reentrant(values.get("gradient_checkpointing_kwargs"), by_itself)
     return by_itself, values.get("use_reentrant_gc") in (True, None)  # None leaves it to torch
+
+
+def _idle(values: Mapping[str, Any], how: str) -> tuple[str, ...]:
+    """What to say of Trainer's keys of checkpointing that change nothing of what is done."""
+    if values.get("gradient_checkpointing"):
+        return ()
+    said: tuple[str, ...] = ()
+    if "gradient_checkpointing" in values and not values.get("disable_gradient_checkpointing"):
+        said = ("gradient_checkpointing: LLaMA-Factory checkpoints all the same; "
+                "disable_gradient_checkpointing: true switches it off",)  # fmt: skip
+    if trainer.table(values.get(how)):
+        said += (f"{how}: nothing without gradient_checkpointing: true; use_reentrant_gc is read",)
+    return said
 
 
 def _attention_on(kind: str, document: Document, step: RecipeStep) -> RecipeStep:

@@ -9,9 +9,10 @@ multimodal model; here they are the stacks that the model's own module tree tell
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchError
 from bench.models.modules import EMBEDDING
@@ -32,7 +33,7 @@ from bench.readers.recipe import (
 )
 from bench.readers.refusals import given
 from bench.readers.values import ARGUMENTS
-from bench.training.options import EAGER
+from bench.training.options import DTYPES, EAGER
 
 if TYPE_CHECKING:
     from bench.models.architectures import Model
@@ -45,6 +46,10 @@ MAMBA = ("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h")
 MAMBA_REFUSED = ("out_proj", "conv1d")
 # Model types that its loaders load with eager attention where the file names none.
 EAGER_TYPES = ("gemma3", "gemma3_text", "hunyuan_vl")
+# torch's names of dtypes → what weights in them are called here.
+SHORT = {name: short for short, name in DTYPES.items()}
+# What its `optimizer` calls the one of `optim` with rates by part of the model.
+SAME_OPTIMIZER = ("lorap", "multimodal")
 HEADS = ("lm_head", "score", "v_head", "classifier")
 
 
@@ -76,7 +81,8 @@ def read(document: Document) -> Recipe:
 
     def step_on(model: Model) -> RecipeStep:
         eager = model.table.model_type in EAGER_TYPES and not values.get("attn_impl")
-        return replace(step, attention=EAGER) if eager else step
+        found = replace(step, attention=EAGER) if eager else step
+        return found if values.get("torch_dtype") else _in_dtype(found, document, model)
 
     def targets(model: Model) -> tuple[Fields, tuple[str, ...]]:
         found, said = _targets(model, document, fields)
@@ -182,7 +188,9 @@ def _by_stack(model: Model, document: Document, embeddings: bool) -> tuple[Field
 
 def _step(document: Document, notes: tuple[str, ...]) -> RecipeStep:
     values = document.values
-    optimizer, more = trainer.optimizer(values.get("optim") or trainer.OPTIMIZER)
+    asked = values.get("optim") or trainer.OPTIMIZER
+    own = {**values, "optimizer": None} if values.get("optimizer") in SAME_OPTIMIZER else values
+    optimizer, more = trainer.optimizer(asked, own, READER.optimizers)
     attention, said = trainer.attention("attn_impl", values.get("attn_impl"))
     more += said
     kwargs = values.get("gradient_checkpointing_kwargs")
@@ -195,13 +203,14 @@ def _step(document: Document, notes: tuple[str, ...]) -> RecipeStep:
     else:
         filled = "packed to" if values.get("packing") else "of at most"
         more += (f"rows {filled} {length} tokens: all are predicted full",)
+    dtype = _dtype(values.get("torch_dtype")) or "bf16"
     return RecipeStep(
         rows,
         length,
         optimizer,
         bool(values.get("gradient_checkpointing", True)),
-        _precision(document),
-        trainer.autocast_of(values, "bf16"),
+        _precision(document, dtype),
+        trainer.autocast_of(_halves(values, dtype)),
         trainer.reentrant(kwargs, True),
         liger=trainer.liger(values),
         attention=attention,
@@ -210,21 +219,59 @@ def _step(document: Document, notes: tuple[str, ...]) -> RecipeStep:
     )
 
 
-def _precision(document: Document) -> str:
+def _precision(document: Document, dtype: str) -> str:
     values = document.values
     bits, method = values.get("quant_bits"), values.get("quant_method")
-    if method is not None:
-        if method != "bnb":
+    if method is None:
+        return dtype
+    if method != "bnb":
+        raise BenchError(
+            f"{document.path}: line {document.line('quant_method')}: quant_method {method}: "
+            "only bnb is known here"
+        )
+    if bits == 8:
+        return "int8"
+    double = "-dq" if values.get("bnb_4bit_use_double_quant", True) else ""
+    return f"{values.get('bnb_4bit_quant_type', 'nf4')}{double}"
+
+
+def _dtype(named: object) -> str | None:
+    """The dtype of the weights by the name here; None where there is none such."""
+    return SHORT.get(str(named).removeprefix("torch."))
+
+
+def _halves(values: Mapping[str, Any], dtype: str) -> dict[str, object]:
+    """`bf16` and `fp16`, each by the dtype of the weights where it is null or not in the file:
+    fp16 for float32 too (`_init_mixed_precision`)."""
+    by_dtype = {"bf16": dtype == "bf16", "fp16": dtype != "bf16"}
+    given = {key: values[key] for key in by_dtype if values.get(key) is not None}
+    return {**by_dtype, **given}
+
+
+def _in_dtype(step: RecipeStep, document: Document, model: Model) -> RecipeStep:
+    """The step in the dtype that the model's config.json names, as where no torch_dtype is given.
+    Raises BenchError where a half that the file switches on and that dtype's are two."""
+    values, config = document.values, model.config
+    parts = (config, *map(config.get, ("language_config", "llm_config", "text_config")))
+    named = [part.get(key) for part in parts if isinstance(part, Mapping)
+             for key in ("dtype", "torch_dtype")]  # fmt: skip
+    dtype = next(filter(None, map(_dtype, named)), None)
+    held = _halves(values, dtype or "bf16")
+    if all(held.values()):
+        key = next((key for key in held if values.get(key)), "fp16")
+        other = next(name for name in held if name != key)
+        if dtype is not None:
             raise BenchError(
-                f"{document.path}: line {document.line('quant_method')}: quant_method {method}: "
-                "only bnb is known here"
+                f"{document.path}: line {document.line(key)}: {key}: ms-swift refuses it on this "
+                f"model: {other} is on for its weights, which are {dtype}, unless the file says "
+                f"{other}: false"
             )
-        if bits == 8:
-            return "int8"
-        double = "-dq" if values.get("bnb_4bit_use_double_quant", True) else ""
-        return f"{values.get('bnb_4bit_quant_type', 'nf4')}{double}"
-    dtype = str(values.get("torch_dtype") or "bfloat16").removeprefix("torch.")
-    return {"float32": "fp32", "float16": "fp16"}.get(dtype, "bf16")
+        note = (f"{key}: ms-swift switches {other} on beside it, and refuses both, where the "
+                f"weights are bf16 and the file does not say {other}: false")  # fmt: skip
+        return replace(step, notes=(*step.notes, note))
+    if dtype is None:
+        return step
+    return replace(step, precision=_precision(document, dtype), autocast=trainer.autocast_of(held))
 
 
 READER = load_reader("ms_swift", ARGUMENTS, read)

@@ -208,6 +208,7 @@ class _ToolKeys(_Keys):
         fields: their key → the field of `peft.LoraConfig`, values as they are.
         step: an option of `StepOptions` → the keys that say it, for what is wrong with it.
         said: key → what it changes that is not computed here, of what is adapted.
+        optimizers: key → the optimizer that it puts in the place of another, "" for its value.
         passed_over: a kind of value → the keys of which nothing but that is looked at.
         beside: key → texts that it takes beside its kind of value.
         not_null: "always", or a key that must be given → the keys that are not null then.
@@ -224,6 +225,7 @@ class _ToolKeys(_Keys):
     fields: Mapping[str, str]
     step: Mapping[str, tuple[str, ...]]
     said: Mapping[str, str] = field(default_factory=dict)
+    optimizers: Mapping[str, str] = field(default_factory=dict)
     passed_over: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     beside: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     not_null: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

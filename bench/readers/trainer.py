@@ -15,8 +15,14 @@ BATCH_SIZE = 8
 OPTIMIZER = "adamw_torch_fused"
 
 
-def optimizer(name: object) -> tuple[str, tuple[str, ...]]:
-    """(our name of a Trainer optimizer, "" for one that is not predicted; what to say of it)."""
+def optimizer(
+    name: object, values: Mapping[str, object], others: Mapping[str, str]
+) -> tuple[str, tuple[str, ...]]:
+    """(our name of a Trainer optimizer, "" for one that is not predicted; what to say of it).
+    `others` are keys that put another one in its place: what it is called, "" for the value."""
+    for key, called in others.items():
+        if values.get(key):
+            return "", (f"optimizer {called or values[key]} ({key}) is not predicted",)
     asked = str(getattr(name, "value", name))
     try:
         return optimizer_name(asked), ()

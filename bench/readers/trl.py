@@ -73,7 +73,8 @@ def _checkpointing(document: Document) -> tuple[bool, dict[str, object], tuple[s
 
 def _step(document: Document, notes: tuple[str, ...]) -> RecipeStep:
     values = document.values
-    optimizer, more = trainer.optimizer(values.get("optim") or trainer.OPTIMIZER)
+    asked = values.get("optim") or trainer.OPTIMIZER
+    optimizer, more = trainer.optimizer(asked, values, READER.optimizers)
     length_key = "max_length" if "max_length" in values else "max_seq_length"
     length = whole(document, length_key, None if length_key in values else 1024)
     if length is None:
