@@ -263,8 +263,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """A worker of xdist hands on what it has not seen of --lora-optional."""
     output = getattr(session.config, "workeroutput", None)
-    if output is not None and _UNKNOWN in session.config.stash:
-        output[_HANDED_ON] = sorted(session.config.stash[_UNKNOWN])
+    unknown = session.config.stash.get(_UNKNOWN, None)
+    if output is not None and unknown is not None:
+        output[_HANDED_ON] = sorted(unknown)
 
 
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist's
