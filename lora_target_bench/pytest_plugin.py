@@ -8,6 +8,7 @@ marker, no option that is not called `--lora-...`. The suite's own options belon
 from __future__ import annotations
 
 import sys
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from inspect import signature
@@ -25,13 +26,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """The options of the fixture `check_targets`."""
     add = parser.getgroup("lora_target_bench", "LoRA target modules (lora-target-bench)").addoption
     # fmt: off
-    add("--lora-model", metavar="MODEL",
+    add("--lora-model", type=_given, metavar="MODEL",
         help="the model of a check_targets() that names none: folder, config.json or hub id")
-    add("--lora-adapter", type=Path, metavar="FILE",
+    add("--lora-adapter", type=lambda text: Path(_given(text)), metavar="FILE",
         help="the configuration of a check_targets() that gives none: an adapter_config.json")
     add("--lora-optional", default="", metavar="A,B", help="entries that may reach nothing")
-    add("--lora-auto-class", metavar="CLASS", help="transformers class to build the model with")
+    add("--lora-auto-class", type=_given, metavar="CLASS",
+        help="transformers class to build the model with")
     # fmt: on
+
+
+def _given(text: str) -> str:
+    """A value; an empty one, as from a variable that is not set, would skip the test."""
+    if not text:
+        raise ArgumentTypeError("expected a value, found nothing")
+    return text
 
 
 @pytest.hookimpl(wrapper=True)  # before pytest looks for the conftest.py of what is to be run

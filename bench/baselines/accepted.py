@@ -40,8 +40,9 @@ class Acceptance:
     digest: str
 
 
-def accept(path: Path, reason: str) -> Path:
-    """Record that the run stored in `path` may be a baseline, and why; returns the file.
+def accept(path: Path, reason: str) -> tuple[Path, Acceptance | None]:
+    """Record that the run stored in `path` may be a baseline, and why; returns the file, and what
+    stood there of that name before.
 
     BenchError without a reason, and for a run that did not reach every case.
     """
@@ -54,10 +55,11 @@ def accept(path: Path, reason: str) -> Path:
     file = path.parent / FILE
     entry = Acceptance(reason, _who(), datetime.now(UTC).isoformat(timespec="seconds"), run.digest)
     with alone(path.parent):
-        accepted = {**_accepted(file), path.stem: entry}
+        before = _accepted(file)
+        accepted = {**before, path.stem: entry}
         entries = {name: asdict(accepted[name]) for name in sorted(accepted)}
         write_output(file, json.dumps(entries, indent=1) + "\n")
-    return file
+    return file, before.get(path.stem)
 
 
 def _who() -> str:

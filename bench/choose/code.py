@@ -7,12 +7,17 @@ from typing import TYPE_CHECKING
 
 from bench.adapters.config import ALL_LINEAR
 from bench.models.precision import precision
+from bench.training.options import trainer_name
 
 if TYPE_CHECKING:
     from bench.adapters.config import AdapterConfig
     from bench.choose.table import ChoiceRow
 
 
+_PLAIN = (
+    "# The row's memory is that of a plain step. The tools' own loops take more:\n"
+    "# bench check FILE --gpu-memory SIZE says what."
+)
 _LANGUAGE = ("AutoModelForCausalLM", "AutoModelForImageTextToText")
 
 
@@ -40,6 +45,7 @@ def axolotl(row: ChoiceRow) -> str:
         "sequence_len": row.case.step.seq_len,
         "micro_batch_size": row.case.step.batch_size,
         "gradient_checkpointing": row.checkpointing,
+        "optimizer": trainer_name(row.case.step.optimizer),
         **_halves(row),
     }
     if bits == 4:
@@ -71,6 +77,7 @@ def llama_factory(row: ChoiceRow) -> str:
         "cutoff_len": row.case.step.seq_len,
         "per_device_train_batch_size": row.case.step.batch_size,
         "disable_gradient_checkpointing": not row.checkpointing,
+        "optim": trainer_name(row.case.step.optimizer),
         **_halves(row),
     }
     if adapter.exclude_modules:
@@ -87,13 +94,20 @@ def llama_factory(row: ChoiceRow) -> str:
 
 
 def as_code(row: ChoiceRow) -> str:
-    """PEFT's for every model; both tools' for what they train, each under its name."""
-    parts = {"PEFT": lora_config(row.plan.adapter)}
+    """PEFT's for every model, with the hazards of the configuration; both tools' for what they
+    train, each under its name, and where to ask for the memory of their own step."""
+    hazards = [f"# hazard {each.code}: {each.reason}" for each in row.plan.ledger.hazards]
+    parts = {"PEFT": "\n".join([*hazards, lora_config(row.plan.adapter)])}
+    task, optimizer = row.case.auto_class, row.case.step.optimizer
     for tool, lines in (("axolotl", axolotl), ("LLaMA-Factory", llama_factory)):
-        task = row.case.auto_class
         no = f"# {tool} trains language models, and this is {task}"
         parts[tool] = lines(row) if task in _LANGUAGE else no
-    return "\n\n".join(f"# {name}\n{text}" for name, text in parts.items()) + "\n"
+    text = "\n\n".join(f"# {name}\n{text}" for name, text in parts.items()) + "\n"
+    if task not in _LANGUAGE:
+        return text
+    if trainer_name(optimizer) is None:
+        text += f"\n# Neither tool has {optimizer}: theirs is used.\n"
+    return f"{text}\n{_PLAIN}\n"
 
 
 def _halves(row: ChoiceRow) -> dict[str, object]:

@@ -89,6 +89,13 @@ def _notes(choice: Choice) -> list[str]:
     if choice.signal:
         notes.append(choice.signal)
     notes += [f"No row for {name}: {why}." for name, why in choice.missing.items()]
+    notes += list(
+        dict.fromkeys(
+            f"Hazard of {row.plan.scenario}: {hazard.code}: {hazard.reason}."
+            for row in choice.rows
+            for hazard in row.plan.ledger.hazards
+        )
+    )
     errors = {row.cost.error for row in choice.rows if row.cost.error}
     notes += [f"Not predicted: {error}." for error in sorted(errors)]
     halves = any(row.case.compute == DTYPES["bf16"] for row in choice.rows)
@@ -200,6 +207,7 @@ def _row_json(row: ChoiceRow) -> dict[str, Any]:
         "adapted_layers": plan.ledger.adapted_layers,
         "weight_coverage": plan.ledger.weight_coverage,
         "reached": plan.reached,
+        "hazards": {hazard.code: hazard.reason for hazard in plan.ledger.hazards},
         "trainable_parameters": plan.trainable,
         "off_budget": plan.off_budget,
         "peak_allocated_bytes": cost.peak_allocated_bytes,

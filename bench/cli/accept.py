@@ -8,6 +8,7 @@ from pathlib import Path
 from bench.cli.options import Add
 from bench.cli.output import put, stored_runs
 from bench.errors import BenchError
+from bench.units import one_line
 
 HELP = "let a stored run be a baseline, and record why"
 
@@ -31,6 +32,11 @@ def run(options: argparse.Namespace) -> int:
     if len(found) > 1:
         names = ", ".join(f"{path.parent.name}/{path.stem}" for path in found)
         raise BenchError(f"{options.run_named!r} means several runs: {names}; name one")
-    file = accept(found[0], options.reason)
+    file, before = accept(found[0], options.reason)
     put(f"{found[0].stem} may be a baseline now: recorded in {file}\n")
+    if before is not None:
+        put(
+            f"in the place of what {one_line(before.by)} recorded on {one_line(before.when)}: "
+            f"{one_line(before.reason)}\n"
+        )
     return 0

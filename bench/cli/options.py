@@ -12,7 +12,16 @@ PRINTED = ("terminal", "markdown", "latex", "json")
 """... of what is no one table."""
 TEXT = ("terminal", "json")
 """... of what is text."""
-REPEATABLE = {"action": "append", "default": []}
+
+
+def _given(text: str) -> str:
+    """One of many values, which must not be empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a value, found nothing")
+    return text
+
+
+REPEATABLE = {"action": "append", "default": [], "type": _given}
 
 Add = Callable[..., argparse.Action]
 
@@ -34,7 +43,7 @@ def add_adapter(add: Add, many: bool = False) -> None:
     # fmt: off
     add("--adapter", type=Path, help="a PEFT adapter_config.json, or its folder")
     if many:
-        add("--scenario", action="append", metavar="NAME",
+        add("--scenario", action="append", type=_given, metavar="NAME",
             help="a registered scenario, or a pattern such as 'published-*'; repeatable")
     else:
         add("--scenario", help="a registered scenario")
@@ -55,8 +64,8 @@ def add_targets(add: Add) -> None:
 
 
 def add_list(add: Add, option: str, metavar: str = "A,B", help: str | None = None) -> None:
-    """Names between commas; () where none are given."""
-    add(option, type=split, default=(), metavar=metavar, help=help)
+    """Names between commas; () where the option is left out."""
+    add(option, type=_listed, default=(), metavar=metavar, help=help)
 
 
 def add_hazard_gate(add: Add) -> None:
@@ -145,6 +154,8 @@ class Once(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         """Keep the value, unless there is one already."""
+        if values == "" and option_string and self.nargs != "?":  # a variable that is not set
+            parser.error(f"{option_string} is given empty: give a value, or leave it out")
         given = namespace.__dict__.setdefault("_given", {})
         value = self.const if self.nargs == 0 else values
         again = self.nargs != 0 and given.get(self.dest) == option_string
@@ -163,6 +174,13 @@ def split(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+def _listed(text: str) -> tuple[str, ...]:
+    """The same of an option, which has to name something."""
+    if parts := split(text):
+        return parts
+    raise argparse.ArgumentTypeError("expected names between commas, found none")
+
+
 def names(text: str) -> tuple[str, ...] | str:
     """Names between commas, or a regular expression."""
     from bench.adapters.config import written_names
@@ -173,7 +191,10 @@ def names(text: str) -> tuple[str, ...] | str:
 def entries(text: str) -> tuple[str, ...] | str:
     """target_modules as written on the command line: names, `all-linear`, or an expression."""
     from bench.adapters.config import written_targets
+    from bench.errors import BenchError
 
+    if not text.strip():
+        raise BenchError("target_modules is empty: name at least one module")
     return written_targets(text)
 
 

@@ -6,6 +6,7 @@ import math
 from contextlib import ExitStack
 from functools import partial
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
     def add(name: str, **how: Any) -> None:
         group.addoption(name, **how)
-        if how.get("action", "store") == "store":
+        action = how.get("action", "store")
+        if action in ("store", "append"):
+            _VALUED.add(name)
+        if action == "store":
             _OF_ONE_VALUE.add(name)
 
     # fmt: off
@@ -153,7 +157,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[SAVE] = name = name_to_save(config)
         if name is not None:
             check_name(name)
-        check_repeated(config)
+        check_given(config)
         _check_numbers(option)
         check_step(step_from(option))
         check_library(step_from(option))
@@ -240,8 +244,10 @@ _MOST = {
     "budget": 30 * 1440,
 }  # fmt: skip
 """In their units: steps, GiB, seconds and minutes. More is a slip of the keyboard."""
+_VALUED: set[str] = set()
+"""Options that are no switch."""
 _OF_ONE_VALUE: set[str] = set()
-"""Options that are no switch and no list."""
+"""... and no list."""
 
 
 def _check_alone(config: pytest.Config) -> None:
@@ -252,13 +258,18 @@ def _check_alone(config: pytest.Config) -> None:
         raise BenchError("--verdict-file needs --benchmark-compare: else there is no verdict")
 
 
-def check_repeated(config: pytest.Config) -> None:
-    """An option of one value that is given twice would drop the first. (pytest's own `addopts` may
-    be overridden.)"""
-    given = [str(argument).partition("=")[0] for argument in config.invocation_params.args]
+def check_given(config: pytest.Config) -> None:
+    """An option of one value that is given twice would drop the first; one that is given empty, as
+    from a variable that is not set, would ask for nothing. (pytest's own `addopts` may be
+    overridden.)"""
+    given = [str(argument) for argument in config.invocation_params.args]
+    names = [argument.partition("=")[0] for argument in given]
     for name in sorted(_OF_ONE_VALUE):
-        if given.count(name) > 1:
+        if names.count(name) > 1:
             raise BenchError(f"{name} is given twice, and takes one value")
+    for name in sorted(_VALUED):
+        if f"{name}=" in given or (name, "") in pairwise(given):
+            raise BenchError(f"{name} is given empty: give a value, or leave it out")
 
 
 def _check_numbers(option: Any) -> None:

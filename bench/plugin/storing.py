@@ -316,7 +316,7 @@ def _save(config: pytest.Config, name: str, document: dict[str, Any]) -> None:
     config.stash[RUN] = stored
     say(config, f"stored run: {_shown(config, path)}")
     if stored.gate == FIRST:
-        record = accept(path, FIRST_REASON)
+        record, _ = accept(path, FIRST_REASON)
         say(config, f"accepted as the first baseline here: recorded in {_shown(config, record)}")
     if why := no_baseline(stored):
         say(config, f"it is no baseline for later runs: {why}. {_way_to_a_baseline(config, path)}")

@@ -40,6 +40,7 @@ class Gpu:
     bandwidth: float | None = None
     rates: Mapping[str, float] = field(default_factory=dict)
     source: str = ""
+    also: tuple[str, ...] = ()
 
     def rate(self, dtype: str) -> float:
         """Peak operations a second in `dtype`; a dtype without units of its own runs as float32."""
@@ -48,7 +49,8 @@ class Gpu:
 
 @dataclass(frozen=True)
 class _Written:
-    """A GPU as the file has it: memory in GiB, dense rates by dtype."""
+    """A GPU as the file has it: memory in GiB, dense rates by dtype; `also`, what drivers call it
+    where that is not its name."""
 
     name: str
     capability: float
@@ -57,6 +59,7 @@ class _Written:
     bandwidth: float
     source: str
     float32: float
+    also: tuple[str, ...] = ()
     float16: float | None = None
     bfloat16: float | None = None
     int8: float | None = None
@@ -66,6 +69,7 @@ class _Written:
         return Gpu(
             self.name, round(self.memory_gib * GIB), self.capability, self.bandwidth,
             {name: rate for name, rate in rates.items() if rate is not None}, self.source,
+            self.also,
         )  # fmt: skip
 
 
@@ -161,14 +165,22 @@ def load_gpus(path: Path | None = None) -> dict[str, Gpu]:
 
 
 def find_gpu(name: str) -> Gpu:
-    """The GPU called `name`, by its key or its name; UnknownName with the nearest known ones."""
+    """The GPU called `name`, by its key or its name, as nvidia-smi prints it too; UnknownName with
+    the nearest known ones."""
     gpus = load_gpus()
-    wanted = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    by_name = {re.sub(r"[^a-z0-9]+", "-", gpu.name.lower()): gpu for gpu in gpus.values()}
-    found = gpus.get(wanted) or by_name.get(wanted)
-    if found is None:
-        raise UnknownName("GPU", name, gpus, "(or give --gpu-memory)")
-    return found
+    wanted = _plain(name)
+    for key, gpu in gpus.items():
+        if wanted in (key, *map(_plain, (gpu.name, *gpu.also))):
+            return gpu
+    several = [key for key in gpus if key.startswith(f"{wanted}-")]
+    raise UnknownName("GPU", name, several or gpus, "(or give --gpu-memory)")
+
+
+def _plain(name: str) -> str:
+    """Its words without those of its maker: "nvidia geforce rtx 4090" is an rtx-4090."""
+    words = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    words = re.sub(r"^(?:(?:nvidia|tesla|geforce)-)+", "", words)
+    return re.sub(r"(?<=\d)-gi?b\b", "gb", words)
 
 
 def gpu_with_memory(text: str) -> Gpu:

@@ -73,6 +73,14 @@ def optimizer_name(text: str) -> str:
     return name
 
 
+def trainer_name(optimizer: str) -> str | None:
+    """What transformers' `optim=` calls an optimizer of `OPTIMIZERS`; None where it has none."""
+    if optimizer in ("adamw-foreach", "adamw-32bit"):
+        return None
+    torchs = {"adamw": "adamw_torch", "adamw-fused": "adamw_torch_fused"}
+    return torchs.get(optimizer) or optimizer.replace("-", "_")
+
+
 def _said(default: Any, label: str, help: str = "", **more: Any) -> Any:
     """A field with what an id, and a command line, call it. In `label`, {} is the value."""
     return field(default=default, metadata={"label": label, "help": help, **more})

@@ -6,7 +6,9 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from bench.choose import code, costs, rows, table
 from bench.choose.published import FILE, load_results
 from bench.choose.report import choice_report
 from bench.cli import main
-from bench.errors import BenchError
+from bench.errors import BenchError, UnknownName
 from bench.files import FIXTURES
 from bench.measure.counting import count, inject
 from bench.models.architectures import Model, load_model
@@ -26,6 +28,7 @@ from bench.predict.gpus import gpu_with_memory
 from bench.predict.result import predict
 from bench.targets import match
 from bench.training.cases import BATCH_SIZE, SEQ_LEN, StepOptions, with_value
+from bench.training.options import OPTIMIZERS, optimizer_name, trainer_name
 
 STEP = StepOptions(batch_size=1, seq_len=64)
 pytestmark = pytest.mark.usefixtures("one_process", "traced_once", "ranks_alone")
@@ -179,8 +182,10 @@ def test_the_lines_are_read_back_as_the_row(
     from bench.readers import read_recipe
 
     model = load_model("llama-3.2-1b")
+    optimizers = cycle(("adamw", "paged-adamw-8bit", "lion-32bit", "adamw-fused"))
     for each in choice.rows[::3]:
-        row = replace(each, precision=precision)
+        step = replace(each.case.step, optimizer=next(optimizers))
+        row = replace(each, precision=precision, case=replace(each.case, step=step))
         path = tmp_path / "train.yaml"
         extra = "base_model: x\n" if tool == "axolotl" else "model_name_or_path: x\nstage: sft\n"
         path.write_text(extra + getattr(code, tool)(row) + "\n")
@@ -196,6 +201,39 @@ def test_the_lines_are_read_back_as_the_row(
         assert (step.batch_size, step.seq_len) == (1, 64)
         assert step.gradient_checkpointing == row.checkpointing
         assert step.precision == row.precision
+        assert step.optimizer == row.case.step.optimizer
+
+
+def test_optimizers_are_called_as_trainer_calls_them() -> None:
+    """And the two that it has not are left out, which the printed code says."""
+    from transformers.training_args import OptimizerNames
+
+    theirs = {str(name.value) for name in OptimizerNames}
+    read = {}
+    for name in theirs:
+        with suppress(UnknownName):
+            read[optimizer_name(name)] = name
+    for ours in OPTIMIZERS:
+        name = trainer_name(ours)
+        assert (name in theirs) == (ours in read), ours
+        assert name is None or optimizer_name(name) == ours
+
+
+def test_a_row_whose_configuration_is_a_hazard_says_so(choice: table.Choice) -> None:
+    """Embeddings and head that share a weight, and are trained apart."""
+    from bench.choose.report import choice_json
+
+    (row, *_) = [row for row in choice.rows if row.plan.scenario == rows.EVERYTHING]
+    said = "untied-copy: lm_head, model.embed_tokens"
+    assert f"# hazard {said}" in code.as_code(row)
+    notes = [note for note in choice_report(choice).notes if said in note]
+    assert [note.partition(": ")[0] for note in notes] == [f"Hazard of {rows.EVERYTHING}"]
+    stored = choice_json(choice)["rows"]
+    assert {"untied-copy" in each["hazards"] for each in stored} == {True, False}
+    step = replace(row.case.step, optimizer="adamw-foreach")
+    other = code.as_code(replace(row, case=replace(row.case, step=step)))
+    assert "Neither tool has adamw-foreach" in other
+    assert "optim" not in other
 
 
 def test_matched_parameters_come_from_the_nearest_rank(small: Model) -> None:

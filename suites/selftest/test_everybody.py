@@ -210,6 +210,8 @@ def test_options_of_the_fixture(theirs: Path) -> None:
     assert "1 skipped" in _pytest(theirs).stdout
     write_adapter(theirs, ["q_proj", "fc1"])
     given = ("--lora-model", "mine", "--lora-adapter", "adapter_config.json")
+    for option in given[::2]:  # as from a variable that is not set
+        assert f"{option}: expected a value, found nothing" in _pytest(theirs, option, "").stderr
     failed = _pytest(theirs, *given)
     assert failed.returncode == 1
     assert "fc1: dead" in failed.stdout

@@ -12,6 +12,7 @@ import pytest
 from model_folders import write_model
 
 from bench.cli import main
+from bench.cli.parser import make_parser
 from bench.errors import BenchError
 from bench.scenarios.subjects import Request, select
 from bench.training.cases import StepOptions
@@ -144,6 +145,27 @@ def test_nothing_is_no_name(llama: Path, refused, monkeypatch, capsys) -> None:
         with pytest.raises(SystemExit):
             main([*paths])
         assert "expected a path, found nothing" in capsys.readouterr().err
+
+
+def test_no_option_takes_nothing(capsys) -> None:
+    """A variable that is not set would leave out what it was to ask for, such as `--gpu`."""
+    parsers = make_parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
+    taken, refused = [], 0
+    for command, parser in parsers.items():
+        wanted = ["x" for a in parser._actions if not a.option_strings and a.nargs is None]
+        options = [
+            a.option_strings[-1] for a in parser._actions if a.option_strings and a.nargs != 0
+        ]
+        for option in options:
+            try:
+                parser.parse_args([*wanted, option, ""])
+                taken.append(f"{command} {option}")
+            except BenchError as error:
+                refused += "target_modules is empty" in str(error)
+            except SystemExit as ended:
+                refused += ended.code == 2 and option in capsys.readouterr().err
+    assert taken == ["learn --compare", "learn --read"]  # the latest run, as without a value
+    assert refused > 100
 
 
 @pytest.mark.parametrize("field", ["target_modules", "rank_pattern", "layers_to_transform"])

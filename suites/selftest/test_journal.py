@@ -14,6 +14,7 @@ from bench.baselines import KEY, find_runs, load_run
 from bench.baselines.accepted import accept, load_baseline, no_baseline
 from bench.baselines.journal import RunJournal
 from bench.baselines.storage import write_run
+from bench.cli import main
 from bench.errors import BenchError
 
 
@@ -107,15 +108,21 @@ def test_two_runs_of_one_name_do_not_share_a_journal(tmp_path: Path) -> None:
         journal.close(done=True)
 
 
-def test_who_accepted_a_run_and_that_it_is_that_one(tmp_path: Path) -> None:
+def test_who_accepted_a_run_and_that_it_is_that_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write_run(tmp_path, "first", sample())
     with pytest.raises(BenchError, match=r"may be a baseline: 0001_first \(no gate has judged it"):
         load_baseline(tmp_path)
     assert load_baseline(tmp_path, "0001").name == load_run(path).name  # named, and no other
-    file = accept(path, "as  it\nshould be")
+    file, before = accept(path, "as  it\nshould be")
+    assert before is None
     entry = json.loads(file.read_text())["0001_first"]
     assert entry["reason"] == "as it should be"
     assert load_baseline(tmp_path).path == path
+    assert main(["accept", str(path), "--reason", "looked at again"]) == 0
+    said = capsys.readouterr().out
+    assert f"in the place of what {entry['by']} recorded on {entry['when']}: as it should" in said
     other = sample()
     other[KEY]["records"][STEP]["metrics"]["loaded_bytes"] = 5
     path.unlink()
@@ -131,7 +138,7 @@ def test_what_was_accepted_is_recorded_where_a_link_points(there: bool, tmp_path
     elsewhere = tmp_path / "elsewhere.json"
     first, second = (write_run(tmp_path / "runs", name, sample()) for name in ("a", "b"))
     if there:
-        accept(first, "as it should be").rename(elsewhere)
+        accept(first, "as it should be")[0].rename(elsewhere)
     link = tmp_path / "runs" / "accepted.json"
     link.symlink_to(elsewhere)
     accept(second, "as it should be")

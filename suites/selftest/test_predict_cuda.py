@@ -10,10 +10,18 @@ from typing import Any
 import pytest
 from measure_support import tiny_case
 
-from bench.errors import BenchError
+from bench.errors import BenchError, UnknownName
 from bench.predict import Prediction, Solution, gpu_with_memory, predict, solve
 from bench.predict.evidence import interval
-from bench.predict.gpus import CONTEXT_BYTES, Gpu, PeakRange, fit, load_gpus, step_seconds
+from bench.predict.gpus import (
+    CONTEXT_BYTES,
+    Gpu,
+    PeakRange,
+    find_gpu,
+    fit,
+    load_gpus,
+    step_seconds,
+)
 from bench.predict.result import LIMITS
 from bench.training.cases import Case
 
@@ -254,6 +262,24 @@ NVIDIA_SMI = {"h100": 81559, "a100-80gb": 81920, "a100-40gb": 40960, "a10": 2302
               "rtx-3090": 24576, "v100-32gb": 32768}  # fmt: skip
 """MiB that `nvidia-smi` prints as total, the first seven as a cloud published them for all of its
 kinds (github.com/modal-labs/modal-client/pull/2797)."""
+
+
+@pytest.mark.parametrize(
+    ("printed", "key"),
+    [
+        ("Tesla T4", "t4"), ("Tesla V100-SXM2-32GB", "v100-32gb"), ("NVIDIA A10", "a10"),
+        ("NVIDIA GeForce RTX 4090", "rtx-4090"), ("NVIDIA A100-SXM4-80GB", "a100-80gb"),
+        ("NVIDIA A100-SXM4-40GB", "a100-40gb"), ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", "h100-pcie"), ("NVIDIA H200", "h200"), ("a100 80 GB sxm", "a100-80gb"),
+    ],
+)  # fmt: skip
+def test_a_gpu_may_be_called_as_its_driver_prints_it(printed: str, key: str) -> None:
+    assert find_gpu(printed) == load_gpus()[key]
+
+
+def test_a_name_of_several_gpus_says_which() -> None:
+    with pytest.raises(UnknownName, match="known: a100-40gb, a100-80gb "):
+        find_gpu("A100")
 
 
 def test_a_gpu_has_not_more_memory_than_its_driver_says() -> None:

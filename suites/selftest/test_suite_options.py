@@ -27,6 +27,8 @@ from bench.units import format_bytes
         ),
         (["--cluster", "a:1", "--cluster", "b:1"], "--cluster is given twice"),
         (["--seq-len", "8", "--seq-len", "16"], "--seq-len is given twice"),
+        (["--report", ""], "--report is given empty"),
+        (["--precision="], "--precision is given empty"),
         (["--model", "opt-350m", "--model", "opt-350m"], "--model opt-350m is given twice"),
         (["-p", "no:benchmark", "-o", "addopts="], "pytest-benchmark is switched off"),
         (
@@ -37,7 +39,7 @@ from bench.units import format_bytes
             ["--scenario", "query", "--target-modules", "q_proj"],
             "--target-modules, --scenario: each",
         ),
-        (["--target-modules", ""], "target_modules is empty"),
+        (["--target-modules", ""], "--target-modules is given empty"),
         (["--rank", "0"], "--rank must be a whole number of at least 1"),
         (["--model", "opt-35m"], "unknown architecture 'opt-35m': did you mean opt-350m"),
         (["--model", "./nowhere"], "nowhere"),
@@ -52,7 +54,7 @@ from bench.units import format_bytes
         (["--check-loss", "99999999999"], "--check-loss is 99,999,999,999"),
         (["--batch-size", "99999999999"], "batch_size is 99,999,999,999"),
         (["--benchmark-compare="], "--benchmark-compare= names no run"),
-        (["--model", ""], "the model's name is empty"),
+        (["--model", ""], "--model is given empty"),
         (
             ["--model", "opt-125m", "--target-modules", "q_proj", "--optional", "q_porj"],
             "unknown entry in --optional: 'q_porj'",
@@ -160,7 +162,7 @@ def test_the_first_autosaved_run_says_how_there_is_a_baseline(
         "here yet, and --benchmark-save=NAME makes the first. Where its figures are right: bench "
         f"accept {named(path)} --reason WHY"
     ) in said
-    assert accept(path, "looked at").exists()
+    assert accept(path, "looked at")[0].exists()
     gated = run("--benchmark-autosave", "--benchmark-compare", "--gate", **counts)
     assert gated.ret == pytest.ExitCode.OK
     assert "it is no baseline" not in gated.stdout.str()
