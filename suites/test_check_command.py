@@ -6,9 +6,10 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
-from model_folders import write_model
+from model_folders import LLAMA, write_model
 
 from bench.check.report import annotation
 from bench.cli import main
@@ -269,18 +270,24 @@ def test_an_optional_entry_of_no_file_is_a_slip(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("config", "said"),
     [
-        ("meta-llama/Llama-3.2-1B", ""),
-        ("facebook/opt-350m", "use_liger_kernel is left out of the prediction: Liger has no kern"),
+        (LLAMA, ""),
+        ({"model_type": "opt", "architectures": ["OPTForCausalLM"], "hidden_size": 32,
+          "word_embed_proj_dim": 32, "ffn_dim": 48, "num_hidden_layers": 2,
+          "num_attention_heads": 4},
+         "use_liger_kernel is left out of the prediction: Liger has no kern"),
     ],
-)
+    ids=["llama", "opt"],
+)  # fmt: skip
 def test_ligers_kernels_are_predicted_where_there_are_some(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], config: dict[str, Any], said: str
 ) -> None:
+    write_model(tmp_path, config, vocab_size=2000)
+
     def peak(more: str) -> tuple[int, str]:
         (tmp_path / "swift.yaml").write_text(
-            f"model: {name}\ntuner_type: lora\ntarget_modules: [q_proj]\nlora_rank: 8\n"
+            f"model: {tmp_path}\ntuner_type: lora\ntarget_modules: [q_proj]\nlora_rank: 8\n"
             f"max_length: 256\ngradient_accumulation_steps: 1\n{more}"
         )
         asked = ["check", str(tmp_path / "swift.yaml"), "--gpu-memory", "80GiB", "--no-gradients"]

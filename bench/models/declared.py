@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -121,8 +122,10 @@ def registered(folder: Path | None = None) -> dict[str, Path]:
     return {path.parent.name: path.parent for path in sorted(root.glob("*/architecture.toml"))}
 
 
+@cache
 def load_architecture(folder: Path) -> Architecture:
-    """Read one architecture.toml. Raises BenchError, naming file and key, on anything unknown."""
+    """Read one architecture.toml, once a process. Raises BenchError, naming file and key, on
+    anything unknown."""
     path = folder / "architecture.toml"
     found = parse(read_toml(path), Architecture, str(path), folder=folder)
     for number, projection in enumerate(found.projection, 1):
