@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from bench.targets import Ledger
 
 
+HERE = Path(__file__).parent
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The options of the fixture `check_targets`."""
     add = parser.getgroup("lora_target_bench", "LoRA target modules (lora-target-bench)").addoption
@@ -103,9 +106,18 @@ def _in_suites(argument: str) -> bool:
     path = Path(argument.partition("::")[0])
     if "suites" not in path.absolute().parts:
         return False
+    if not _importable():
+        return False
     from lora_target_bench.files import SUITES
 
     return path.resolve().is_relative_to(SUITES)
+
+
+def _importable() -> bool:
+    """Whether this package is what its name means, and not a folder of theirs that has it too."""
+    import lora_target_bench
+
+    return bool(lora_target_bench.__file__) and Path(lora_target_bench.__file__).parent == HERE
 
 
 _NEEDED = ("pytest_benchmark", "hypothesis", "pandas")
@@ -226,6 +238,12 @@ def check_targets(request: pytest.FixtureRequest) -> Callable[..., Ledger]:
 
     def check(model: Any = ..., adapter: Any = ..., **options: Any) -> Ledger:
         __tracebackhide__ = True
+        if not _importable():
+            pytest.fail(
+                "check_targets: a package of this repository is called lora_target_bench, as the "
+                "installed one is: one of the two cannot be imported",
+                pytrace=False,
+            )
         from lora_target_bench import check_targets as checked
         from lora_target_bench.plugin.internals import root_of
 

@@ -153,12 +153,14 @@ def load_baseline(
     found = find_runs(storage, "*" if selector is None else selector, store)
     newest: dict[Path, StoredRun] = {}
     refused: list[str] = []
+    whole, cut = [], []
     for path in reversed(found):
         if path.parent in newest:
             continue
         run = load_run(path)
         if why := no_baseline(run):
             refused.append(f"{path.stem} ({why})")
+            (cut if run.interrupted else whole).append(path)
             if selector is None or len(found) > 1 or not names_run(selector, path):
                 continue
         newest[path.parent] = run
@@ -167,8 +169,15 @@ def load_baseline(
         raise BenchError(f"{selector!r} means several runs: {names}; give the folder too")
     if newest:
         return max(newest.values(), key=lambda run: run.datetime or "")
-    last = shlex.quote(named(found[-1]))
+    ways = []
+    if whole:
+        ways.append(f"accept one: bench accept {shlex.quote(named(whole[0]))} --reason WHY")
+    if cut:
+        name = shlex.quote(cut[0].stem.partition("_")[2])
+        ways.append(f"go on with the one cut last: {store.replace('NAME', name)} --resume")
+    ways.append(f"store one: {store}")
+    way = ", or ".join(ways)
     raise BenchError(
         f"no run in {storage} may be a baseline: {', '.join(refused[:5])}. "
-        f"Accept one: bench accept {last} --reason WHY, or store one: {store}"
+        f"{way[0].upper()}{way[1:]}"
     )

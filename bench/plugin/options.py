@@ -42,6 +42,7 @@ from bench.plugin.state import (
     storage_folder,
     under_xdist,
 )
+from bench.plugin.storing import save_command
 from bench.process import as_interrupts, to_its_end
 from bench.scenarios.subjects import Request, select
 from bench.training.liger import check_library
@@ -217,7 +218,9 @@ def pytest_configure(config: pytest.Config) -> None:
         if option.benchmark_compare:
             selector = None if option.benchmark_compare is True else option.benchmark_compare
             storage = storage_folder(config)
-            config.stash[BASELINE] = baseline = load_baseline(storage, selector)
+            config.stash[BASELINE] = baseline = load_baseline(
+                storage, selector, save_command(config)
+            )
             if option.gate:
                 check_gated(baseline)
             # pytest-benchmark reads the same run, for --benchmark-compare-fail.

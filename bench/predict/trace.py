@@ -75,7 +75,8 @@ class Trace:
 
 def trace(case: Case, device: Device, progress: Progress = lambda phase: None) -> Trace:
     """Trace loading and two steps of the case as `device` runs them (the second has optimizer
-    state from the start). Raises BenchError, naming the operation, where that cannot be done."""
+    state from the start). Raises Untraceable, naming the operation, where that cannot be done, and
+    BenchError where the step fails."""
     check_step(case.step)
     check_liger(case)
     check_parallel(case)
@@ -98,14 +99,15 @@ def trace(case: Case, device: Device, progress: Progress = lambda phase: None) -
         ):
             return _traced(case, config, base, device, journal, progress)
     except BenchError as error:
-        raise Untraceable(f"{name}: {error}") from error
-    except Exception as error:
+        kind = Untraceable if isinstance(error, Untraceable) else BenchError
+        raise kind(f"{name}: {error}") from error
+    except (
+        Exception
+    ) as error:  # of the step itself, as a real one might fail, or of the meta device
         what = "the step cannot be traced"
         if case.step.parallel:
             what = f"--parallel {case.step.parallel}: torch's own code, a real step's too, fails"
-        raise Untraceable(
-            f"{name}: {what}: {type(error).__name__}: {_first_line(error)}"
-        ) from error
+        raise BenchError(f"{name}: {what}: {type(error).__name__}: {_first_line(error)}") from error
 
 
 def _skeleton(case: Case) -> tuple[Any, Any]:

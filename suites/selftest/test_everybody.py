@@ -205,6 +205,21 @@ def test_their_package_of_suites_stays_theirs(theirs: Path) -> None:
     assert "1 passed" in done.stdout, done.stdout + done.stderr
 
 
+def test_their_package_of_our_name_is_disturbed_by_nothing(repository: Path) -> None:
+    """One of the two cannot be imported: only `check_targets` is of no use then, and says why."""
+    for folder in ("lora_target_bench", "suites"):
+        (repository / folder).mkdir()
+    (repository / "lora_target_bench" / "__init__.py").write_text("")
+    (repository / "suites" / "test_theirs.py").write_text(
+        "def test_passes(): pass\n"
+        "def test_fails(check_targets): check_targets('mine', ['q_proj'])\n"
+    )
+    done = _pytest(repository, "suites")
+    assert "1 failed, 1 passed" in done.stdout, done.stdout + done.stderr
+    assert "a package of this repository is called lora_target_bench" in done.stdout
+    assert "During handling" not in done.stdout
+
+
 def test_options_of_the_fixture(theirs: Path) -> None:
     (theirs / "test_theirs.py").write_text("def test_it(check_targets):\n    check_targets()\n")
     assert "1 skipped" in _pytest(theirs).stdout
