@@ -153,7 +153,8 @@ def load_baseline(
     found = find_runs(storage, "*" if selector is None else selector, store)
     newest: dict[Path, StoredRun] = {}
     refused: list[str] = []
-    whole, cut = [], []
+    whole: list[Path] = []
+    cut: list[Path] = []
     for path in reversed(found):
         if path.parent in newest:
             continue
