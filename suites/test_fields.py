@@ -268,8 +268,8 @@ def test_layers_beside_targets_are_refused_where_peft_refuses_them() -> None:
 
 
 def test_unused_variants_may_be_written_down() -> None:
-    """A saved configuration names every field; null, false and empty ask for nothing."""
-    saved = {"target_modules": ["q_proj"], "use_bdlora": False, "kasa_config": None,
+    """A saved configuration names every field; null and empty ask for nothing."""
+    saved = {"target_modules": ["q_proj"], "use_bdlora": None, "kasa_config": None,
              "arrow_config": None, "loftq_config": {}, "layer_replication": None}  # fmt: skip
     assert AdapterConfig.from_dict(saved) == AdapterConfig(("q_proj",))
 

@@ -155,7 +155,7 @@ def test_lists_on_the_command_line(
         (["--method", "vera", "--target-modules", ""], "target_modules is empty"),
         (["--method", "full", "--task-type", "SEQ_CLS"], "does not go with --method full"),
         (["--method", "lora", "--set", "use_dora=true"], "adapter_config.json: --adapter"),
-        (["--method", ""], "unknown method"),
+        (["--method", "x"], "unknown method"),
         (["--set", "r=4"], "--set goes with --method"),
     ],
 )

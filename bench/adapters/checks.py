@@ -24,6 +24,10 @@ INITIALISATIONS = ("gaussian", "eva", "olora", "pissa", "pissa_niter_4", "corda"
                    "orthogonal", "lora_ga", "mica")  # fmt: skip
 NESTED = ("kasa_config", "monteclora_config", "use_bdlora", "velora_config", "eva_config")
 """Fields that hold the fields of a class of PEFT's."""
+_CONVERTED = (*NESTED, "arrow_config", "corda_config", "lora_ga_config")
+"""... and the further ones of which PEFT makes that class, and nothing but an object or null."""
+_NEVER_NULL = ("r", "lora_alpha", "lora_dropout", "bias", "rank_pattern", "alpha_pattern")
+"""What PEFT reads without asking whether it is there."""
 
 
 MOST_ENTRIES = 10_000
@@ -114,6 +118,22 @@ def check_fields(given: Mapping[str, Any]) -> None:
     _check_together(given)
     _check_counts(given["monteclora_config"], "monteclora_config", "num_samples")
     _check_counts(given["use_bdlora"], "use_bdlora", "nblocks")
+
+
+def check_given(given: Mapping[str, Any]) -> None:
+    """Raise BenchError, naming the fields, for values that PEFT cannot read, of those that a file
+    gives: a null is a field's default for some of them alone, and false is no null.
+
+    Source: peft 0.21 `tuners/lora/config.py` (`_get_lora_subconfig`).
+    """
+    wrong = [f"{name} must not be null" for name in _NEVER_NULL if given.get(name, "") is None]
+    wrong += [
+        f"{name} must be {in_words(_Nested)} or null, not {_plain(given[name])!r}"
+        for name in _CONVERTED
+        if not isinstance(given.get(name), Mapping | None) and name != "monteclora_config"
+    ]
+    if wrong:
+        raise BenchError("; ".join(wrong))
 
 
 def _in_order(pairs: Iterable[tuple[int, int]]) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from bench.adapters.checks import BIASES, NESTED, NO_TARGETS, check_fields
+from bench.adapters.checks import BIASES, NESTED, NO_TARGETS, check_fields, check_given
 from bench.adapters.patterns import ALL_LINEAR
 from bench.errors import BenchError, UnknownName
 from bench.files import read_json
@@ -252,7 +252,7 @@ class AdapterConfig:
         known = {f.name for f in fields(cls)} - _OURS
         wrong: list[BenchError] = []
         for key, value in data.items():
-            if value in (None, False, {}, [], ""):
+            if value in (None, False, {}, [], "") and not (key == "arrow_config" and value == {}):
                 continue
             if key in NOT_UNDERSTOOD:
                 wrong.append(
@@ -267,6 +267,7 @@ class AdapterConfig:
             if key in known and value is not None and not (key in NESTED and value is False)
         }
         try:
+            check_given(data)
             unseen = {key: data[key] for key in UNSEEN if data.get(key)}
             saved = data.get("inference_mode") is True
             made = cls(**given, ignored=_ignored(data), saved=saved, unseen=unseen)

@@ -130,7 +130,8 @@ def _elsewhere(names: Iterable[str], entry: str) -> str:
         there: dict[str, set[int]] = {}
         for parts in split:
             own = parts[-len(written) :]
-            if number.isdigit() and own[:at] + own[at + 1 :] == written[:at] + written[at + 1 :]:
+            both = number.isdecimal() and own[at : at + 1] and own[at].isdecimal()
+            if both and own[:at] + own[at + 1 :] == written[:at] + written[at + 1 :]:
                 list_ = ".".join("*" if p.isdigit() else p for p in parts[: at - len(written)])
                 there.setdefault(list_, set()).add(int(own[at]))
         if there:

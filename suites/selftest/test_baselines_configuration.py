@@ -39,7 +39,7 @@ OTHER: dict[str, tuple[Any, Any] | tuple[Any, Any, str]] = {
     "lora_alpha": (16, 32),
     "lora_dropout": (0.1, 0.05),
     "fan_in_fan_out": (None, True),
-    "bias": (None, "all"),
+    "bias": ("none", "all", "bias absent -> all"),
     "use_rslora": (None, True),
     "modules_to_save": (None, ["lm_head"], "modules_to_save absent -> ['lm_head']"),
     "init_lora_weights": (None, "olora"),
