@@ -99,9 +99,11 @@ def run(options: argparse.Namespace) -> int:
 
     try:
         shown = run_study(study, origin, workers=workers, done=done, ended=ended, say=say)
-    except KeyboardInterrupt:
+    except BaseException as error:
         if journal is not None:
-            say(journal.so_far)
+            if isinstance(error, KeyboardInterrupt):
+                say(journal.so_far)
+            journal.close(done=False)
         raise
     return _report(study, shown, options, journal, baseline)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench.cli import main
+from bench.errors import BenchError
 from bench.training.cases import BATCH_SIZE, RANK, SEQ_LEN
 from bench.units import format_bytes
 
@@ -57,6 +58,27 @@ def test_ones_own_model_and_text_are_kept_apart(
     assert not said[-1]
     (run,) = (tmp_path / "results").rglob("*_x.json")
     assert run.parent.relative_to(tmp_path) == Path("results/learning/own-my-model-text")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, BenchError("no")])
+def test_a_run_that_ends_before_its_first_case_leaves_nothing(
+    own: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, error: BaseException | type[BaseException],
+) -> None:  # fmt: skip
+    """What is said to be kept is: nothing, and no file of a run to go on with."""
+    mine, text = own
+
+    def cut(*_: object, **__: object) -> None:
+        assert list((tmp_path / "results").rglob(".unfinished-x.jsonl"))
+        raise error
+
+    monkeypatch.setattr("bench.learning.schedule.run_study", cut)
+    asked = ["learn", "--weights", str(mine), "--data", str(text), "--arm", "query",
+             "--seeds", "1", "--workers", "1", "--save", "x", "--steps", "2"]  # fmt: skip
+    interrupted = error is KeyboardInterrupt
+    assert main(asked) == (130 if interrupted else 2)
+    assert ("nothing is kept" in capsys.readouterr().err) == interrupted
+    assert not [path for path in (tmp_path / "results").rglob("*") if path.is_file()]
 
 
 def test_advice_is_of_the_command_that_was_called(
