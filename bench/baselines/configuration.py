@@ -104,6 +104,14 @@ def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def disagreeing(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """What two configurations say otherwise, of the fields that both have; "" where nothing."""
+    old, new = recorded(one), recorded(other)
+    both = old.keys() & new.keys()
+    changed = differing(*({name: each[name] for name in both} for each in (old, new)))
+    return _first([c for c in changed if not _BOOKKEEPING.match(c)])
+
+
 def decided(
     subjects: Mapping[str, Subject], progress: Callable[[int, int], object] | None = None
 ) -> dict[str, Any]:

@@ -27,6 +27,8 @@ _REFUSED = {
     "--benchmark-timer": _CLOCK,
     "--benchmark-calibration-precision": _CLOCK,
     "--benchmark-disable-gc": f"{_CLOCK}, which collects no garbage within a step",
+    "--benchmark-compare-fail": "it compares means, without their intervals, and after the run is "
+    "stored; --gate judges every figure, with --threshold step_seconds=5% for what may differ",
     "--benchmark-cprofile": _CLOCK,
     "--benchmark-cprofile-loops": _CLOCK,
     "--benchmark-cprofile-top": _CLOCK,
@@ -55,6 +57,12 @@ def check_benchmark_options(config: pytest.Config) -> None:
         )
     if named & {f"--benchmark-{name}" for name in _SHOWN}:
         option.benchmark_quiet = False
+    for name, instead in (("only", "measured"), ("skip", "'not measured'")):
+        if option.gate and getattr(option, f"benchmark_{name}"):
+            raise BenchError(
+                f"--benchmark-{name} does not go with --gate, to which the cases that it leaves "
+                f"out would have vanished: choose with -m {instead}"
+            )
     storage = str(option.benchmark_storage)
     if "://" in storage and not storage.startswith("file://"):
         raise BenchError(f"--benchmark-storage {storage}: runs are stored in a folder")

@@ -15,11 +15,13 @@ import pytest
 from bench.adapters.config import AdapterConfig, written_targets
 from bench.baselines import all_thresholds, begin_verdict_file, gate
 from bench.baselines.accepted import check_gated, load_baseline
+from bench.baselines.configuration import disagreeing
 from bench.baselines.runlog import RunLog
 from bench.baselines.storage import check_name
 from bench.errors import BenchError, check_most, missing_extra
 from bench.files import SUFFIXES, check_output
 from bench.models.architectures import load_model
+from bench.models.configs import read_config
 from bench.plugin.benchmarks import check_benchmark_options, name_to_save
 from bench.plugin.ending import until_the_end
 from bench.plugin.geometry import GEOMETRIES, is_smaller, without_effect
@@ -47,7 +49,7 @@ from bench.process import as_interrupts, to_its_end
 from bench.scenarios.subjects import Request, select
 from bench.training.liger import check_library
 from bench.training.options import MEASURED_LENGTH, add_step_options, check_step, step_from
-from bench.units import harmless
+from bench.units import harmless, one_line
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -192,6 +194,9 @@ def pytest_configure(config: pytest.Config) -> None:
         )
         if geometry is not None and (said := without_effect(geometry, config.stash[SUBJECTS])):
             say(config, said)
+        _check_class(config)
+        if option.weights is not None:
+            _say_of_weights(config)
         gate([], option.allow)
         if option.machine is not None and option.cluster is None:
             raise BenchError("--machine needs --cluster ADDRESS: it chooses among its nodes")
@@ -223,7 +228,7 @@ def pytest_configure(config: pytest.Config) -> None:
             )
             if option.gate:
                 check_gated(baseline)
-            # pytest-benchmark reads the same run, for --benchmark-compare-fail.
+            # pytest-benchmark reads the same run, for its table.
             option.benchmark_storage = f"file://{storage}"
             option.benchmark_compare = str(baseline.path)
     except ModuleNotFoundError as error:
@@ -259,6 +264,28 @@ def _check_alone(config: pytest.Config) -> None:
     given = {str(argument).partition("=")[0] for argument in config.invocation_params.args}
     if "--verdict-file" in given:
         raise BenchError("--verdict-file needs --benchmark-compare: else there is no verdict")
+    if idle := sorted(given & {"--threshold", "--allow"}):
+        say(config, f"without effect, as nothing is compared: {', '.join(idle)}")
+
+
+def _check_class(config: pytest.Config) -> None:
+    """Raise BenchError for an --auto-class that a model of one's own cannot be built with: else
+    each of its tests would fail."""
+    if config.option.auto_class is not None:
+        for model in {id(s.model): s.model for s in config.stash[SUBJECTS].own.values()}.values():
+            model.table  # noqa: B018
+
+
+def _say_of_weights(config: pytest.Config) -> None:
+    """What the config.json beside the weights says otherwise than that of the model: they may be
+    another's, of the same shapes."""
+    folder = config.option.weights
+    models = [subject.model for subject in config.stash[SUBJECTS].measured.values()]
+    if not models or not (folder / "config.json").is_file():
+        return
+    if told := disagreeing(read_config(folder / "config.json"), models[0].config):
+        said = f"--weights {folder}: its config.json is not {models[0].label}'s: {told}"
+        say(config, one_line(said))
 
 
 def check_given(config: pytest.Config) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from bench.training.liger import Patch, check_liger, fused_loss, put_kernels
 from bench.training.options import EAGER, PLAIN, SDPA, check_step
 from bench.training.parallel import check_parallel, spread, storage_dtype
 from bench.training.step import Training, hold_in_float32, make_batch, make_optimizer, make_scaler
+from bench.training.weights import check_loaded
 
 
 def load(case: Case, device: str = "cpu") -> Training:
@@ -366,19 +367,5 @@ def _real_weights(case: Case, config: Any, device: str) -> Any:
         output_loading_info=True,
         **_trusted(case),
     )
-    _check_loaded(case, model, found["missing_keys"])
+    check_loaded(case, model, found["missing_keys"], found["unexpected_keys"])
     return model
-
-
-def _check_loaded(case: Case, model: Any, missing: Iterable[str]) -> None:
-    """Raise BenchError where tensors of the base model were not in the folder: transformers draws
-    those at random. A task's own head is new where the folder is the base model's."""
-    base = f"{model.base_model_prefix}."
-    language_model = case.auto_class in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
-    absent = sorted(n for n in missing if n.startswith(base) or language_model)
-    if absent:
-        more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
-        raise BenchError(
-            f"--weights {case.weights}: these are not the weights of {case.model}: it lacks "
-            f"{', '.join(absent[:3])}{more}, which would be random"
-        )

@@ -153,6 +153,12 @@ def test_another_models_weights_are_refused(tmp_path: Path) -> None:
         load(case)
     save_file(model.distilbert.state_dict(), tmp_path / "model.safetensors", {"format": "pt"})
     assert load(case).adapted_layers == 4  # a new head for the task is as it should be
+    for deeper in (model.state_dict(), model.distilbert.state_dict()):  # as either is stored
+        name = next(name for name in deeper if name.endswith("layer.1.ffn.lin1.weight"))
+        more = {**deeper, name.replace("layer.1.", "layer.2."): deeper[name].clone()}
+        save_file(more, tmp_path / "model.safetensors", {"format": "pt"})
+        with pytest.raises(BenchError, match=r"which has no place for .*layer\.2\.ffn\.lin1"):
+            load(case)
 
 
 def test_an_infinity_as_transformers_writes_it_is_one(tmp_path: Path) -> None:

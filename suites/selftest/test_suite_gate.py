@@ -238,10 +238,11 @@ def test_a_model_is_the_same_case_whatever_is_given_beside_it(
 def test_a_run_without_cases_passes_no_gate(run, pytester: pytest.Pytester) -> None:
     """Nor does the verdict file of the one before it stay, which passed."""
     counts = {"suites": "suites/test_counts.py"}
-    run("--benchmark-save", "good", **counts)
+    alone = run("--benchmark-save", "good", "--allow", "changed", **counts)
+    assert "without effect, as nothing is compared: --allow" in alone.stdout.str()
     compared = ("--benchmark-compare", "--gate", "--verdict-file", "verdicts.json")
     verdicts = pytester.path / "verdicts.json"
-    for without in (("--benchmark-only",), ("-k", "nosuch"), ("--setup-plan",)):
+    for without in (("-k", "nosuch"), ("--setup-plan",)):
         assert run(*compared, **counts).ret == pytest.ExitCode.OK
         assert json.loads(verdicts.read_text())["passed"]
         result = run(*compared, *without, **counts)

@@ -27,6 +27,13 @@ from bench.units import format_bytes
         ),
         (["--cluster", "a:1", "--cluster", "b:1"], "--cluster is given twice"),
         (["--seq-len", "8", "--seq-len", "16"], "--seq-len is given twice"),
+        (["--benchmark-compare-fail=mean:5%"], "--benchmark-compare-fail has no effect"),
+        (
+            ["--benchmark-compare", "--gate", "--benchmark-only"],
+            "--benchmark-only does not go with",
+        ),
+        (["--auto-class", "Nope", "--target-modules", "q_proj"], "'Nope'"),
+        (["--auto-class", "BertForMaskedLM", "--target-modules", "q_proj"], "BertForMaskedLM"),
         (["--report", ""], "--report is given empty"),
         (["--precision="], "--precision is given empty"),
         (["--model", "opt-350m", "--model", "opt-350m"], "--model opt-350m is given twice"),

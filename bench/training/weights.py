@@ -1,0 +1,38 @@
+"""Whether the real weights that were loaded are those of the model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from bench.errors import BenchError
+from bench.training.cases import Case
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+"""A layer's, or an expert's, within the name of a tensor."""
+
+
+def check_loaded(case: Case, model: Any, missing: Iterable[str], unexpected: Iterable[str]) -> None:
+    """Raise BenchError where tensors of the base model were not in the folder: transformers draws
+    those at random. A task's own head is new where the folder is the base model's. And where the
+    folder has further layers of the model's kind: it is of another one. (What else it has that this
+    class does not, such as another task's head, is left.)"""
+    base = f"{model.base_model_prefix}."
+    language_model = case.auto_class in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
+    absent = sorted(n for n in missing if n.startswith(base) or language_model)
+    if absent:
+        more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+        raise BenchError(
+            f"--weights {case.weights}: these are not the weights of {case.model}: it lacks "
+            f"{', '.join(absent[:3])}{more}, which would be random"
+        )
+    kinds = {_NUMBER.sub("*", name) for name in model.state_dict()}
+    kinds |= {name.removeprefix(base) for name in kinds}  # as the base model alone is stored
+    extra = sorted(name for name in unexpected if _NUMBER.sub("*", name) in kinds)
+    if extra:
+        more = f" and {len(extra) - 3} more" if len(extra) > 3 else ""
+        raise BenchError(
+            f"--weights {case.weights}: these are not the weights of {case.model}, which has no "
+            f"place for {', '.join(extra[:3])}{more}"
+        )
