@@ -202,8 +202,15 @@ def test_reading_the_weights_is_told_on_a_terminal(run, pytester: pytest.Pyteste
         "    reporter = session.config.pluginmanager.get_plugin('terminalreporter')\n"
         "    reporter.isatty = type(reporter.isatty)(True)\n"
     )
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**values, "rms_norm_eps": 0.5}))
+    given = json.loads((pytester.path / "mine" / "config.json").read_text())
+    given["rms_norm_eps"] = 0.25
+    (pytester.path / "mine" / "config.json").write_text(json.dumps(given))
     done = run("-q", *asked)
     assert done.ret == 0, done.stdout.str()
+    told = "--weights base: its config.json is not mine's: rms_norm_eps 0.5 -> 0.25"
+    assert told in done.stdout.str()
     clear = "\r\x1b[K"
     told = f"{clear}reading the weights: {format_bytes(0)} of {size}{clear}"
     assert told in done.stdout.str().replace("\n", "\r")  # as which the lines are read back
