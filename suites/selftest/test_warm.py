@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -242,3 +244,17 @@ def test_nothing_outlives_whom_it_runs_for(warm_process: Warm, tmp_path: Path) -
     with other:
         assert other.wait(20) == -signal.SIGKILL
     assert ends(pid)
+
+
+def test_a_client_that_is_killed_before_it_asks_ends_nothing_else() -> None:
+    """What was sent to it is unread then, and the connection reset."""
+    with Warm() as own:
+        for _ in range(3):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+                client.connect(str(own.folder / "socket"))
+                assert select.select([client], [], [], 60)[0]  # the environment has come
+        told = subprocess.run(
+            [own.python, "-c", "import sys; print('torch' in sys.modules)"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert told.stdout == "True\n"

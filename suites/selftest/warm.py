@@ -240,7 +240,9 @@ def serve(listener: socket.socket, alive: int, environment: dict[str, str]) -> d
             client.close()
         for client in [c for c in ready if c in waiting]:
             waiting.remove(client)
-            data, fds, _, _ = socket.recv_fds(client, 1 << 20, 250)
+            data, fds = b"", []
+            with contextlib.suppress(ConnectionError):  # it was killed before it had read ours
+                data, fds, _, _ = socket.recv_fds(client, 1 << 20, 250)
             if not data:  # it starts the interpreter instead
                 client.close()
                 continue
