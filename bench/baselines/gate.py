@@ -161,8 +161,12 @@ def write_verdicts(
     failing: Sequence[Verdict],
     baseline: StoredRun,
     contender: StoredRun,
+    *,
+    failed_beside: str = "",
 ) -> None:
     """Write the machine-readable verdict file (BenchError, as `write_output`).
+
+    `failed_beside` is what the run itself failed of, whatever its verdicts are: it has not passed.
 
     Figures are raw, in the unit that stands beside them; a ratio from zero is null. `fails` says
     whether this verdict failed the gate. `not_compared` names the baseline's cases that the run was
@@ -174,7 +178,8 @@ def write_verdicts(
     failed = {(verdict.record, verdict.metric) for verdict in failing}
     _write_document(
         path,
-        passed=not failing,
+        passed=not failing and not failed_beside,
+        failed_beside=failed_beside,
         summary={
             **count_verdicts(verdict for verdict in verdicts if not verdict.not_judged),
             "not judged": sum(verdict.not_judged for verdict in verdicts),

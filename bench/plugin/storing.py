@@ -181,7 +181,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         say(config, f"{counted(anew, 'case')} begun anew on another node, the first being lost")
     refused = None
     try:
-        _judge(config, run)
+        _judge(session, run)
     except BenchError as error:
         refused = error
     finally:
@@ -238,8 +238,9 @@ def _write_page(config: pytest.Config) -> None:
         say(config, f"page: {_shown(config, file)}")
 
 
-def _judge(config: pytest.Config, run: StoredRun) -> None:
+def _judge(session: pytest.Session, run: StoredRun) -> None:
     """Hold the run against the baseline, if there is one, and write the verdict file."""
+    config = session.config
     baseline, option = config.stash[BASELINE], config.option
     if baseline is None:
         return
@@ -253,7 +254,11 @@ def _judge(config: pytest.Config, run: StoredRun) -> None:
     config.stash[GATE] = FAILED if failing else PASSED if option.gate else None
     if option.verdict_file:
         try:
-            write_verdicts(option.verdict_file, verdicts, failing, baseline, run)
+            failed = f"{counted(session.testsfailed, 'test')} failed" if session.testsfailed else ""
+            beside = "the run was interrupted" if run.interrupted else failed
+            write_verdicts(
+                option.verdict_file, verdicts, failing, baseline, run, failed_beside=beside
+            )
         except BenchError as error:
             config.stash[GATE] = FAILED
             _fail(config, f"--verdict-file {error}")

@@ -9,7 +9,7 @@ from model_folders import write_adapter, write_model
 from suite_runs import STEPS, results_of
 
 from bench.baselines import find_runs, load_run, seal, write_run
-from bench.baselines.accepted import no_baseline
+from bench.baselines.accepted import accept, no_baseline
 from bench.cli import main
 
 
@@ -271,3 +271,17 @@ def test_a_gate_says_what_is_configured_otherwise_stored_or_not(
         assert "Configured otherwise, which no figure shows: " in result.stdout.str()
         told.append(json.loads((pytester.path / "v.json").read_text())["configured_otherwise"])
     assert told == [["mine-own-r4: use_rslora absent -> True"]] * 2
+
+
+def test_what_fails_as_it_did_before_has_not_passed(run, pytester: pytest.Pytester) -> None:
+    """Its verdicts are all unchanged, and so the baseline was accepted: the run is red."""
+    counts = {"suites": "suites/test_counts.py"}
+    write_adapter(pytester.path / "mine", ["q_proj", "nothere"])
+    assert run("--benchmark-save", "dead", **counts).ret == pytest.ExitCode.TESTS_FAILED
+    accept(find_runs(results_of(pytester), "dead")[0], "known")
+    gated = run("--benchmark-compare", "--gate", "--verdict-file", "v.json", **counts)
+    assert gated.ret == pytest.ExitCode.TESTS_FAILED
+    document = json.loads((pytester.path / "v.json").read_text())
+    assert not document["passed"]
+    assert document["failed_beside"] == "1 test failed"
+    assert {each["verdict"] for each in document["verdicts"]} == {"unchanged"}
