@@ -100,13 +100,16 @@ def _make_samplers(peft_model: PeftModel) -> None:
     """
     from peft.tuners.lora.monteclora import MontecloraSampler
 
+    ((adapter, config),) = peft_model.peft_config.items()
+    asked = config.monteclora_config
     for layer in peft_model.modules():
-        for name, config in getattr(layer, "_lora_monteclora_config", {}).items():
-            if name not in layer.lora_monteclora_sampler:
-                layer.lora_monteclora_sampler[name] = MontecloraSampler(
-                    layer.in_features, layer.lora_A[name].out_features, config.num_samples,
-                    buffer_size=1, device="cpu",
-                )  # fmt: skip
+        held: Any = layer
+        samplers = getattr(held, "lora_monteclora_sampler", None)
+        if samplers is not None and adapter not in samplers:
+            samplers[adapter] = MontecloraSampler(
+                held.in_features, held.lora_A[adapter].out_features, asked.num_samples,
+                buffer_size=1, device="cpu",
+            )  # fmt: skip
 
 
 def inject_instead(peft_model: PeftModel, adapter: AdapterConfig) -> None:
