@@ -6,7 +6,7 @@ Data keeps raw bytes and seconds; a unit is chosen here, when a figure is about 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 MIB, GIB = 1 << 20, 1 << 30
 BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -67,6 +67,12 @@ def format_spread(median: float, spread: float) -> str:
 def format_count(value: float) -> str:
     """A whole number with thousands separated; a fraction keeps four figures."""
     return f"{value:,.0f}" if float(value).is_integer() else significant(value, 4)
+
+
+def first_of(names: Sequence[str], most: int = 3) -> str:
+    """The first of them between commas, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def counted(number: int, noun: str) -> str:

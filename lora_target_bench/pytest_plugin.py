@@ -298,12 +298,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 @pytest.hookimpl(optionalhook=True)  # pytest-xdist's
 def pytest_testnodedown(node: Any) -> None:
     """Unused is what none of the workers has seen; of one that crashed nothing is known."""
-    output = getattr(node, "workeroutput", None)
-    if output is not None and _HANDED_ON not in output:
-        return  # it has checked nothing
-    unknown = set() if output is None else set(output[_HANDED_ON])
-    stash = node.config.stash
-    stash[_UNKNOWN] = stash.get(_UNKNOWN, unknown) & unknown
+    output, stash = getattr(node, "workeroutput", {_HANDED_ON: ()}), node.config.stash
+    if _HANDED_ON in output:  # else it has checked nothing
+        unknown = set(output[_HANDED_ON])
+        stash[_UNKNOWN] = stash.get(_UNKNOWN, unknown) & unknown
 
 
 def _entries(ledger: Ledger | None) -> set[str]:

@@ -24,8 +24,9 @@ INITIALISATIONS = ("gaussian", "eva", "olora", "pissa", "pissa_niter_4", "corda"
                    "orthogonal", "lora_ga", "mica")  # fmt: skip
 NESTED = ("kasa_config", "monteclora_config", "use_bdlora", "velora_config", "eva_config")
 """Fields that hold the fields of a class of PEFT's."""
-_CONVERTED = (*NESTED, "arrow_config", "corda_config", "lora_ga_config")
-"""... and the further ones of which PEFT makes that class, and nothing but an object or null."""
+_CONVERTED = ("kasa_config", "use_bdlora", "velora_config", "eva_config", "arrow_config",
+              "corda_config", "lora_ga_config")  # fmt: skip
+"""Fields of which PEFT makes such a class, out of an object or null and nothing else."""
 _NEVER_NULL = ("r", "lora_alpha", "lora_dropout", "bias", "rank_pattern", "alpha_pattern")
 """What PEFT reads without asking whether it is there."""
 
@@ -130,7 +131,7 @@ def check_given(given: Mapping[str, Any]) -> None:
     wrong += [
         f"{name} must be {in_words(_Nested)} or null, not {_plain(given[name])!r}"
         for name in _CONVERTED
-        if not isinstance(given.get(name), Mapping | None) and name != "monteclora_config"
+        if not isinstance(given.get(name), Mapping | None)
     ]
     if wrong:
         raise BenchError("; ".join(wrong))

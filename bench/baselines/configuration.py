@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from bench.baselines.metrics import LOSS, Metric
 from bench.baselines.runs import Record, StoredRun
 from bench.files import CODE, WEIGHTS, digest_of
 from bench.scenarios.subjects import Subject
-from bench.units import one_line
+from bench.units import first_of, one_line
 
 if TYPE_CHECKING:
     from bench.baselines.verdicts import Verdict
@@ -92,15 +92,14 @@ def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """`num_hidden_layers 2 -> 3` for every field that differs; the order of patterns where they
     are the same ones."""
     names = [n for n in sorted({*old, *new}) if old.get(n, ABSENT) != new.get(n, ABSENT)]
+    orders = {name for name in names if name.endswith(_IN_ORDER)}
+    others = {name.partition(".")[0] for name in names if name not in orders}
+    others |= old.keys() ^ new.keys()
+    same = {name for name in orders if not others & {name.removesuffix(_IN_ORDER), name}}
     return [
         f"{name} {old.get(name, ABSENT)} -> {new.get(name, ABSENT)}"
         for name in names
-        if not name.endswith(_IN_ORDER)
-        or (
-            name in old
-            and name in new
-            and not any(each.startswith(f"{name.removesuffix(_IN_ORDER)}.") for each in names)
-        )
+        if name in same or name not in orders
     ]
 
 
@@ -109,7 +108,7 @@ def disagreeing(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     old, new = recorded(one), recorded(other)
     both = old.keys() & new.keys()
     changed = differing(*({name: each[name] for name in both} for each in (old, new)))
-    return _first([c for c in changed if not _BOOKKEEPING.match(c)])
+    return first_of([c for c in changed if not _BOOKKEEPING.match(c)])
 
 
 def decided(
@@ -187,7 +186,7 @@ def unseen_changes(
     for label, changed in _changed(vars(baseline), vars(contender)):
         unseen = [c for c in changed if not (_BOOKKEEPING.match(c) or _is_told(c, told))]
         if unseen:
-            said.append(one_line(f"{label}: {_first(unseen)}"))
+            said.append(one_line(f"{label}: {first_of(unseen)}"))
     return tuple(dict.fromkeys(said))
 
 
@@ -214,14 +213,8 @@ def another_model(baseline: StoredRun, contender: StoredRun, label: str) -> str:
         return ""
     was, now = (place or "a registered or unknown place" for place in places)
     return one_line(
-        f"another model of the same name: {label} was in {was}, and is in {now}: {_first(differ)}"
+        f"another model of the same name: {label} was in {was}, and is in {now}: {first_of(differ)}"
     )
-
-
-def _first(changed: Sequence[str], most: int = 3) -> str:
-    """The first of them, and how many more there are."""
-    more = f" and {len(changed) - most} more" if len(changed) > most else ""
-    return ", ".join(changed[:most]) + more
 
 
 def _other_code(baseline: StoredRun, contender: StoredRun, label: str) -> list[str]:

@@ -88,9 +88,8 @@ def peft_count() -> Callable[[Model, AdapterConfig], Any]:
         key = (id(model), repr(adapter))
         if key not in known:
             but_for_its_rank = (id(model), repr(adapter.with_rank(1)))
-            kept = adapter.rank_pattern or adapter.ensure_weight_tying
-            kept = kept or adapter.monteclora_config is not None
-            if but_for_its_rank in injected and not kept:
+            tied = adapter.ensure_weight_tying or adapter.monteclora_config is not None
+            if but_for_its_rank in injected and not (adapter.rank_pattern or tied):
                 inject_instead(injected[but_for_its_rank], adapter)
             else:
                 injected.clear()

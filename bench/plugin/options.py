@@ -272,8 +272,8 @@ def _check_class(config: pytest.Config) -> None:
     """Raise BenchError for an --auto-class that a model of one's own cannot be built with: else
     each of its tests would fail."""
     if config.option.auto_class is not None:
-        for model in {id(s.model): s.model for s in config.stash[SUBJECTS].own.values()}.values():
-            model.table  # noqa: B018
+        for subject in config.stash[SUBJECTS].own.values():
+            subject.model.table  # noqa: B018  # built once
 
 
 def _say_of_weights(config: pytest.Config) -> None:

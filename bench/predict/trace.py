@@ -101,9 +101,7 @@ def trace(case: Case, device: Device, progress: Progress = lambda phase: None) -
     except BenchError as error:
         kind = Untraceable if isinstance(error, Untraceable) else BenchError
         raise kind(f"{name}: {error}") from error
-    except (
-        Exception
-    ) as error:  # of the step itself, as a real one might fail, or of the meta device
+    except Exception as error:  # the step itself fails, or the meta device does
         what = "the step cannot be traced"
         if case.step.parallel:
             what = f"--parallel {case.step.parallel}: torch's own code, a real step's too, fails"

@@ -8,6 +8,7 @@ from typing import Any
 
 from bench.errors import BenchError
 from bench.training.cases import Case
+from bench.units import first_of
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 """A layer's, or an expert's, within the name of a tensor."""
@@ -22,17 +23,15 @@ def check_loaded(case: Case, model: Any, missing: Iterable[str], unexpected: Ite
     language_model = case.auto_class in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
     absent = sorted(n for n in missing if n.startswith(base) or language_model)
     if absent:
-        more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
         raise BenchError(
             f"--weights {case.weights}: these are not the weights of {case.model}: it lacks "
-            f"{', '.join(absent[:3])}{more}, which would be random"
+            f"{first_of(absent)}, which would be random"
         )
     kinds = {_NUMBER.sub("*", name) for name in model.state_dict()}
     kinds |= {name.removeprefix(base) for name in kinds}  # as the base model alone is stored
     extra = sorted(name for name in unexpected if _NUMBER.sub("*", name) in kinds)
     if extra:
-        more = f" and {len(extra) - 3} more" if len(extra) > 3 else ""
         raise BenchError(
             f"--weights {case.weights}: these are not the weights of {case.model}, which has no "
-            f"place for {', '.join(extra[:3])}{more}"
+            f"place for {first_of(extra)}"
         )
