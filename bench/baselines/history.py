@@ -17,13 +17,16 @@ The floor is a quarter of what the gate tolerates: a change that is no verdict i
 that differs and is gone in the next is an accident, no piece. The weak spot is the end of the
 series: of the newest run alone nobody knows which of the two it is, so such a step is called
 unconfirmed. Exact figures need no statistics: every change is a step.
+
+Runs whose figures a verdict would call incomparable (another processor under one machine's name,
+another batch) are no one series: each machine's, or workload's, is searched on its own.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from statistics import median
@@ -32,6 +35,7 @@ from bench.baselines.configuration import another_model
 from bench.baselines.differences import version_changes
 from bench.baselines.metrics import DEFAULT_THRESHOLDS, EXACT, Metric, metric_named
 from bench.baselines.runs import StoredRun
+from bench.baselines.verdicts import obstacle_to
 from bench.errors import BenchError
 from bench.statistics import summarize
 
@@ -73,7 +77,8 @@ class LevelStep:
 
 @dataclass(frozen=True)
 class Series:
-    """One case's figure over the runs that have it, in order; levels: one a point."""
+    """One case's figure over the runs that have it and may be compared, in order; levels: one a
+    point. apart: why these are not compared with the case's first run; "" where they are."""
 
     case: str
     label: str
@@ -81,12 +86,14 @@ class Series:
     points: tuple[Point, ...]
     levels: tuple[float, ...]
     steps: tuple[LevelStep, ...]
+    apart: str = ""
 
 
 def histories(runs: Sequence[StoredRun], metric: str, case: str = "*") -> list[Series]:
-    """The metric's series of every case that fits the pattern, those with steps first.
+    """The metric's series of every case that fits the pattern, those with steps first; several of a
+    case whose runs cannot all be compared.
 
-    `runs` in order, of one machine. Raises BenchError for a metric that is not known or is text,
+    `runs` in order, of one folder. Raises BenchError for a metric that is not known or is text,
     and where no run has it.
     """
     named = metric_named(metric)
@@ -100,8 +107,33 @@ def histories(runs: Sequence[StoredRun], metric: str, case: str = "*") -> list[S
                 found.setdefault(record.id, []).append((run, _point(run, value)))
     if not found:
         raise BenchError(f"none of {len(runs)} stored runs has {metric} of a case like {case!r}")
-    series = [_series(case, named, points) for case, points in found.items()]
+    series = [
+        replace(_series(case, named, points), apart=apart)
+        for case, every in found.items()
+        for apart, points in _comparable(case, named, every)
+    ]
     return sorted(series, key=lambda one: -len(one.steps))
+
+
+def _comparable(
+    case: str, metric: Metric, found: Sequence[tuple[StoredRun, Point]]
+) -> Iterator[tuple[str, list[tuple[StoredRun, Point]]]]:
+    """The runs that may be compared with each other, with why they are not with the first."""
+    groups: list[list[tuple[StoredRun, Point]]] = []
+
+    def obstacle(old: StoredRun, new: StoredRun) -> str:
+        before, after = old.records[case], new.records[case]
+        return obstacle_to(metric, old.machine, new.machine, before, after)
+
+    for run, point in found:
+        for group in groups:
+            if not obstacle(group[0][0], run):
+                group.append((run, point))
+                break
+        else:
+            groups.append([(run, point)])
+    first = found[0][0]
+    return ((obstacle(first, group[0][0]), group) for group in groups)
 
 
 def _point(run: StoredRun, value: object) -> Point:

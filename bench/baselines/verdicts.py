@@ -116,7 +116,7 @@ def slower(baseline: StoredRun, machine: Machine, after: Record, thresholds: Thr
     return any(
         _compare_times(metric, before, after, thresholds, "").verdict == REGRESSED
         for metric in map(METRICS.__getitem__, both)
-        if metric.kind == TIME and not _obstacle(metric, baseline.machine, machine, before, after)
+        if metric.kind == TIME and not obstacle_to(metric, baseline.machine, machine, before, after)
     )
 
 
@@ -189,7 +189,7 @@ def _compare_records(
             yield Verdict(
                 before.id, name, NEW, contender=_middle(new), explanation="not in the baseline"
             )
-        elif obstacle := _obstacle(metric, baseline.machine, contender.machine, before, after):
+        elif obstacle := obstacle_to(metric, baseline.machine, contender.machine, before, after):
             yield Verdict(
                 before.id, name, INCOMPARABLE, _middle(old), _middle(new), explanation=obstacle
             )
@@ -370,7 +370,7 @@ def _ratio(old: float | str | None, new: float | str | None) -> float | None:
     return new / old
 
 
-def _obstacle(metric: Metric, old: Machine, new: Machine, before: Record, after: Record) -> str:
+def obstacle_to(metric: Metric, old: Machine, new: Machine, before: Record, after: Record) -> str:
     """Why two figures of this metric say nothing about each other; empty if they do."""
     if metric.kind == EXACT:
         return ""

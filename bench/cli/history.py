@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
     """Tell the steps; always 0. BenchError where no run has the figure."""
     from bench.baselines import find_runs, load_run
     from bench.baselines.history import histories
-    from bench.reports.history import history_report
+    from bench.reports.history import held_apart, history_report
     from bench.reports.tables import describe
 
     check_plot(options.plot)
@@ -51,8 +51,10 @@ def run(options: argparse.Namespace) -> int:
     if options.format == "json":
         if left:
             say(f"{counted(left, 'interrupted run')} left out")
+        for line in held_apart(series):
+            say(line)
         if not shown:
-            say(f"no step in {counted(len(series), 'case')}; --all lists them")
+            say(f"no step in {counted(len({one.case for one in series}), 'case')}; --all lists them")
         put(json_lines(map(asdict, shown)))
     else:
         put(written(history_report(series, shown, whole, left), options.format))

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from bench.baselines import StoredRun
 from bench.baselines.history import Series
 from bench.reports.layout import BAD, EMPTY, GOOD, Report, Table
-from bench.units import counted, format_change, format_quantity, one_line
+from bench.units import counted, first_of, format_change, format_quantity, one_line
+
+
+def held_apart(series: Iterable[Series]) -> list[str]:
+    """Which runs are not held against a case's first, and why; once for all cases."""
+    said = {}
+    for one in series:
+        if one.apart:
+            runs = first_of([point.run for point in one.points])
+            said[f"{runs}: not held against what came before: {one.apart}"] = None
+    return list(map(one_line, said))
 
 
 def history_report(
@@ -36,18 +46,22 @@ def history_report(
             styles.append(BAD if step.worse else GOOD)
         if not one.steps:
             level = format_quantity(one.levels[-1], one.unit)
-            rows.append((one_line(one.case), level, level, "no step", EMPTY, EMPTY))
+            ends = dict.fromkeys((one.points[0].run, one.points[-1].run))
+            between = one_line(" to ".join(ends))
+            rows.append((one_line(one.case), level, level, "no step", between, EMPTY))
             styles.append("")
     header = ("case", "before", "after", "step", "between", "versions changed")
     label = series[0].label
     steps = sum(len(one.steps) for one in series)
     named = " to ".join(dict.fromkeys((runs[0].label, runs[-1].label)))
-    found = f"{counted(steps, 'step')} in {counted(len(series), 'case')}"
+    found = f"{counted(steps, 'step')} in {counted(len({one.case for one in series}), 'case')}"
     caption = f"{counted(len(runs), 'run')} of {runs[-1].machine.id}, {named}: {found}."
     notes = [f"{counted(interrupted, 'interrupted run')} left out."] if interrupted else []
-    if len(runs) == 1:
+    notes += [f"{line}." for line in held_apart(series)]
+    most = max(len(one.points) for one in series)
+    if most == 1:
         notes.append("One run has nothing before it to differ from: a second one shows a change.")
-    elif len(runs) < 4:
+    elif most < 4:
         notes.append("With fewer than four runs only large steps of times can be told from noise.")
     right = frozenset(("before", "after"))
     table = Table("", header, tuple(rows), 1, right, tuple(styles)).without_empty_columns()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from report_runs import case, run_of
 
+from bench.baselines import StoredRun
 from bench.baselines.history import find_steps, histories
 from bench.errors import BenchError
+from bench.reports.history import history_report
+from bench.reports.layout import terminal
 
 
 @pytest.mark.parametrize(
@@ -79,6 +83,59 @@ def test_every_change_of_an_exact_figure_is_a_step() -> None:
     changed.append(run_of(case("opt", "fp32", metrics={"trainable_parameters": 8}), name="run2"))
     (series,) = histories(changed, "trainable_parameters")
     assert [(s.index, s.confirmed) for s in series.steps] == [(2, True)]
+
+
+def of(processor: str, number: int, batch: int = 2) -> StoredRun:
+    factor = 3 if processor == "Slow" or batch > 2 else 1
+    metrics = {
+        "trainable_parameters": 7,
+        "peak_allocated_bytes": 1000 * (batch // 2),
+        "peak_rss_bytes": 1000 * factor,
+        "step_seconds": [factor * k / 10 for k in (1, 1.01, 1.02, 1.03, 1.04)],
+    }
+    detail = {"batch_size": batch, "seq_len": 64}
+    record = case("opt", "fp32", metrics=metrics, detail=detail)
+    return run_of(record, name=f"run{number}", processor=processor)
+
+
+def test_another_machine_under_the_same_name_is_no_step() -> None:
+    """What a verdict calls incomparable is two series, in turn or one after the other; what any
+    machine may be compared in stays one."""
+    for order in (("Fast",) * 3 + ("Slow",) * 3, ("Fast", "Slow") * 3):
+        measured = [of(name, number) for number, name in enumerate(order)]
+        for metric in ("step_seconds", "peak_rss_bytes"):
+            first, second = histories(measured, metric)
+            assert (first.steps, second.steps, first.apart) == ((), (), "")
+            assert second.apart == "another machine: processor Fast -> Slow"
+            assert [len(first.points), len(second.points)] == [3, 3]
+            text = terminal(history_report((first, second), (), measured), width=400)
+            assert "0 steps in 1 case" in text
+            slow = [f"run{number}" for number, name in enumerate(order) if name == "Slow"]
+            assert f"{', '.join(slow)}: not held against what came before: {second.apart}" in text
+        for metric in ("peak_allocated_bytes", "trainable_parameters"):
+            (whole,) = histories(measured, metric)
+            assert len(whole.points) == 6
+            assert not whole.apart
+
+
+def test_a_step_on_one_of_two_machines_is_found() -> None:
+    measured = [of(name, number) for number, name in enumerate(("Fast", "Other") * 3)]
+    slower = [of("Fast", 6), of("Other", 7), of("Fast", 8), of("Other", 9)]
+    doubled = [replace(run, records={key: replace(record, metrics={"step_seconds": (0.2,) * 5})
+               for key, record in run.records.items()}) if run.machine.processor == "Other" else run
+               for run in slower]  # fmt: skip
+    stepped, level = histories([*measured, *doubled], "step_seconds")
+    assert stepped.apart == "another machine: processor Fast -> Other"
+    assert [step.between.partition(",")[0] for step in stepped.steps] == ["run5 and run7"]
+    assert not level.steps
+
+
+def test_another_workload_is_no_step() -> None:
+    measured = [of("Fast", number, batch=2 if number < 3 else 8) for number in range(6)]
+    for metric in ("step_seconds", "peak_allocated_bytes"):
+        first, second = histories(measured, metric)
+        assert (first.steps, second.steps) == ((), ())
+        assert second.apart.startswith("another workload: ")
 
 
 @pytest.mark.parametrize(
