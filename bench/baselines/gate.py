@@ -41,7 +41,7 @@ def all_thresholds(options: Iterable[str] = (), folder: Path | None = None) -> T
 
 
 def gate(verdicts: Iterable[Verdict], allow: Iterable[str] = ()) -> list[Verdict]:
-    """The verdicts that fail: regressed, changed, vanished and incomparable, less the allowed.
+    """The verdicts that fail, less the allowed: regressed, changed, vanished, incomparable, broken.
 
     Each of `allow` is a verdict (`vanished`), a pattern of case ids (`suites/test_steps.py*`), or
     a verdict for the cases of a pattern (`changed:*opt-350m*`) or for a metric

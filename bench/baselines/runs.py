@@ -24,7 +24,11 @@ from bench.training.machine import INSTRUCTION_SETS, Machine
 
 KEY = "lora_bench"
 SCHEMA = 1
-OUTCOMES = ("ok", "oom", "crashed", "timed-out", "diverged", "failed")
+OK, OOM = "ok", "oom"
+FAILURES = ("crashed", "timed-out", "diverged", "failed")
+OUTCOMES = (OK, OOM, *FAILURES)
+"""How a case ended; that it runs out of memory is its figure, and no failure of it."""
+
 
 MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 """From an older schema version to the next: takes and returns a `lora_bench` table."""

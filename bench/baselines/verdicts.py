@@ -33,16 +33,16 @@ from bench.baselines.differences import differences, workload_change
 from bench.baselines.losses import by_seed, compare_losses
 from bench.baselines.machines import MACHINE, MEMORY, other_machine
 from bench.baselines.metrics import ALLOCATED, EXACT, LOSS, METRICS, TIME, Metric, Thresholds
-from bench.baselines.runs import Record, Selection, StoredRun
+from bench.baselines.runs import FAILURES, OK, Record, Selection, StoredRun
 from bench.statistics import MINIMUM_LAUNCHES, MINIMUM_ROUNDS, launch_interval, ratio_interval
 from bench.training.machine import Machine
 from bench.units import format_bytes, one_line
 
 IMPROVED, UNCHANGED, REGRESSED, CHANGED = "improved", "unchanged", "regressed", "changed"
-VANISHED, NEW, INCOMPARABLE = "vanished", "new", "incomparable"
-FAILING = (REGRESSED, CHANGED, VANISHED, INCOMPARABLE)
+VANISHED, NEW, INCOMPARABLE, BROKEN = "vanished", "new", "incomparable", "broken"
+FAILING = (REGRESSED, CHANGED, VANISHED, INCOMPARABLE, BROKEN)
 VERDICTS = (*FAILING, IMPROVED, NEW, UNCHANGED)
-"""All of them, the worst first."""
+"""All of them, the worst first. BROKEN: a case that failed, as it did before, or that is new."""
 
 OWN = "own"
 """The scenario of a configuration that a user gave, whose rank is its own."""
@@ -99,11 +99,26 @@ def compare(
                 Verdict(key, CASE, VANISHED, explanation=_whereabouts(before, baseline, contender))
             )
     verdicts += [
-        Verdict(key, CASE, NEW, explanation="not in the baseline")
-        for key in contender.records
+        _new(key, record)
+        for key, record in contender.records.items()
         if key not in baseline.records and key not in other_rank.values()
     ]
     return verdicts
+
+
+def _new(key: str, record: Record) -> Verdict:
+    if record.outcome in FAILURES:
+        why = _ended(record, "and not in the baseline")
+        return Verdict(key, OUTCOME, BROKEN, contender=record.outcome, explanation=why)
+    ended = "" if record.outcome == OK else f"; {record.outcome}"
+    return Verdict(key, CASE, NEW, explanation=f"not in the baseline{ended}")
+
+
+def _ended(record: Record, where: str) -> str:
+    """How a case ended, and of what."""
+    failure = record.detail.get("failure")
+    said = f"{record.outcome} {where}"
+    return one_line(f"{said}: {failure}" if failure else said)
 
 
 def slower(baseline: StoredRun, machine: Machine, after: Record, thresholds: Thresholds) -> bool:
@@ -176,7 +191,7 @@ def _compare_records(
     if another := another_model(baseline, contender, after.model):
         yield Verdict(before.id, CASE, INCOMPARABLE, explanation=another)
         return
-    if {before.outcome, after.outcome} != {"ok"}:
+    if {before.outcome, after.outcome} != {OK}:
         why = differences(baseline, contender, before, after)
         yield _compare_outcomes(baseline.machine, contender.machine, before, after, why)
     for name in [*before.metrics, *(name for name in after.metrics if name not in before.metrics)]:
@@ -218,19 +233,18 @@ def _compare_figures(
 def _compare_outcomes(
     old: Machine, new: Machine, before: Record, after: Record, why: str
 ) -> Verdict:
-    """From ok: regressed; back to ok: improved; from one failure to another: changed."""
+    """From ok: regressed; back to ok: improved; from one failure to another: changed; the same
+    failure: broken (out of memory on both sides: unchanged)."""
     obstacle = other_machine(old, new, MEMORY)
     verdict, explanation = CHANGED, why
     if before.outcome == after.outcome:
-        failure = after.detail.get("failure")
-        explanation = f"{after.outcome} on both sides"
-        verdict, explanation = UNCHANGED, one_line(f"{explanation}: {failure}" if failure else
-                                                   explanation)  # fmt: skip
+        verdict = BROKEN if after.outcome in FAILURES else UNCHANGED
+        explanation = _ended(after, "on both sides")
     elif {before.outcome, after.outcome} & {"oom", "timed-out"} and obstacle:
         verdict, explanation = INCOMPARABLE, obstacle
-    elif before.outcome == "ok":
+    elif before.outcome == OK:
         verdict = REGRESSED
-    elif after.outcome == "ok":
+    elif after.outcome == OK:
         verdict = IMPROVED
     return Verdict(
         before.id, OUTCOME, verdict, before.outcome, after.outcome, explanation=explanation

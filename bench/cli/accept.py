@@ -8,7 +8,7 @@ from pathlib import Path
 from bench.cli.options import Add
 from bench.cli.output import put, stored_runs
 from bench.errors import BenchError
-from bench.units import one_line
+from bench.units import counted, first_of, one_line
 
 HELP = "let a stored run be a baseline, and record why"
 
@@ -24,8 +24,9 @@ def add_options(add: Add) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Record it; 0. BenchError where RUN means no run, or several."""
-    from bench.baselines import find_runs
+    from bench.baselines import find_runs, load_run
     from bench.baselines.accepted import accept
+    from bench.baselines.runs import FAILURES
 
     storage = options.results or stored_runs(options.run_named)
     found = find_runs(storage, options.run_named)
@@ -38,5 +39,11 @@ def run(options: argparse.Namespace) -> int:
         put(
             f"in the place of what {one_line(before.by)} recorded on {one_line(before.when)}: "
             f"{one_line(before.reason)}\n"
+        )
+    records = load_run(found[0]).records.values()
+    if failed := [f"{each.id} ({each.outcome})" for each in records if each.outcome in FAILURES]:
+        put(
+            f"{counted(len(failed), 'case')} in it failed, and a gate fails on what ends so again "
+            f"(broken): {one_line(first_of(failed))}\n"
         )
     return 0

@@ -54,7 +54,9 @@ def run(options: argparse.Namespace) -> int:
         for line in held_apart(series):
             say(line)
         if not shown:
-            say(f"no step in {counted(len({one.case for one in series}), 'case')}; --all lists them")
+            say(
+                f"no step in {counted(len({one.case for one in series}), 'case')}; --all lists them"
+            )
         put(json_lines(map(asdict, shown)))
     else:
         put(written(history_report(series, shown, whole, left), options.format))

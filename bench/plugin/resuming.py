@@ -13,14 +13,11 @@ from bench.baselines.configuration import others
 from bench.baselines.differences import version_changes
 from bench.baselines.journal import RunJournal, unfinished
 from bench.baselines.machines import other_machine
-from bench.baselines.runs import StoredRun
+from bench.baselines.runs import FAILURES, StoredRun
 from bench.errors import BenchError
 from bench.plugin.state import IS_FIRST, JOURNAL, LOG, RESUMED, SAVE, storage_folder
 from bench.training.options import step_from
 from bench.units import counted
-
-_ENDING = ("ok", "oom")
-"""Outcomes that are not tried again: a case that failed has to fail before somebody's eyes."""
 
 _MEASURED_BY = ("rounds", "check_loss", "memory_limit", "time_limit", "weights", "full_geometry")
 
@@ -89,13 +86,14 @@ def check_same(before: StoredRun, now: StoredRun) -> None:
 
 def finished(config: pytest.Config) -> dict[str, dict[str, Any]]:
     """The cases of the run to go on with that are not measured again. What is not measured is
-    looked at anew: it takes no time, and what it holds against may be other files by now."""
+    looked at anew: it takes no time, and what it holds against may be other files by now; and a
+    case that failed has to fail before somebody's eyes."""
     resumed = config.stash[RESUMED]
     records = resumed[KEY]["records"] if resumed else {}
     return {
         key: record
         for key, record in records.items()
-        if record["outcome"] in _ENDING and record["precision"] is not None
+        if record["outcome"] not in FAILURES and record["precision"] is not None
     }
 
 

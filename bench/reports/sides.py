@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from bench.baselines import METRICS, VERDICTS, StoredRun, Verdict
+from bench.baselines import FAILING, METRICS, VERDICTS, StoredRun, Verdict
 from bench.baselines.differences import version_changes
 from bench.reports.layout import BAD, EMPTY, GOOD, Report, Table
 from bench.reports.verdicts import verdict_report
@@ -39,7 +39,7 @@ def _case_table(verdicts: list[Verdict], baseline: StoredRun, contender: StoredR
         worst = min((each.verdict for each in mine), key=VERDICTS.index, default="unchanged")
         step, peak = named.get("step_seconds"), named.get("peak_allocated_bytes")
         rows.append((key, *_cells(step), *_cells(peak), worst))
-        failed = worst in ("regressed", "changed", "vanished", "incomparable")
+        failed = worst in FAILING
         styles.append(BAD if failed else GOOD if worst == "improved" else "")
     figures = ("step before", "step after", "peak before", "peak after")
     header = ("case", *figures[:2], "change of step", *figures[2:], "change of peak", "verdict")

@@ -26,6 +26,7 @@ STYLES = {
     "changed": BAD,
     "vanished": BAD,
     "incomparable": NOTED,
+    "broken": BAD,
     "improved": GOOD,
 }
 

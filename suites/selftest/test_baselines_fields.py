@@ -263,6 +263,11 @@ WHOLE: dict[str, tuple[Edit, Edit, Verdict]] = {
         outcome(STEP, "oom"), both(outcome(STEP, "oom"), peft("8")),
         Verdict(STEP, "outcome", "unchanged", "oom", "oom", explanation="oom on both sides"),
     ),
+    "the-same-crash": (
+        outcome(STEP, "crashed"), both(outcome(STEP, "crashed"), peft("8")),
+        Verdict(STEP, "outcome", "broken", "crashed", "crashed",
+                explanation="crashed on both sides"),
+    ),
     "a-failure-elsewhere": (
         same, both(outcome(STEP, "timed-out"), machine(memory_bytes=4 * GIB, threads=9)),
         Verdict(STEP, "outcome", "incomparable", "ok", "timed-out",

@@ -103,21 +103,21 @@ def test_a_wrong_threshold_in_a_table_names_the_file() -> None:
 MIXED = [Verdict(f"suites/a.py::test[{i}-{word}]", "case", word) for i, word in enumerate(VERDICTS)]
 
 
-def test_the_gate_fails_four_verdicts() -> None:
+def test_the_gate_fails_five_verdicts() -> None:
     assert [item.verdict for item in gate(MIXED)] == list(FAILING)
-    assert FAILING == ("regressed", "changed", "vanished", "incomparable")
+    assert FAILING == ("regressed", "changed", "vanished", "incomparable", "broken")
     assert count_verdicts(MIXED) == dict.fromkeys(VERDICTS, 1)
 
 
 @pytest.mark.parametrize(
     ("allow", "left"),
     [
-        (["vanished"], ["regressed", "changed", "incomparable"]),
-        (["vanished", "incomparable"], ["regressed", "changed"]),
+        (["vanished"], ["regressed", "changed", "incomparable", "broken"]),
+        (["vanished", "incomparable"], ["regressed", "changed", "broken"]),
         (["*"], []),
-        (["suites/a.py::test[1-changed]"], ["regressed", "vanished", "incomparable"]),
-        (["suites/a.py::test[1*"], ["regressed", "vanished", "incomparable"]),
-        (["changed:*test[1-*"], ["regressed", "vanished", "incomparable"]),
+        (["suites/a.py::test[1-changed]"], ["regressed", "vanished", "incomparable", "broken"]),
+        (["suites/a.py::test[1*"], ["regressed", "vanished", "incomparable", "broken"]),
+        (["changed:*test[1-*"], ["regressed", "vanished", "incomparable", "broken"]),
         (["vanished:*test[1-*"], list(FAILING)),
         (["suites/b.py*"], list(FAILING)),
     ],

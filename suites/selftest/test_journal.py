@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import os
@@ -130,6 +131,42 @@ def test_who_accepted_a_run_and_that_it_is_that_one(
     with pytest.raises(BenchError, match=r"no run in .* may be a baseline"):
         load_baseline(tmp_path)
     assert find_runs(tmp_path) == [path]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "verdict"),
+    [
+        ("crashed", "crashed", "broken"),
+        ("failed", "failed", "broken"),
+        (None, "diverged", "broken"),
+        ("oom", "oom", ""),
+        (None, "oom", "new"),
+    ],
+)
+def test_what_failed_and_fails_still_is_not_passed(
+    before: str | None,
+    after: str,
+    verdict: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Nothing got worse, and nothing is green: `bench compare` says which case, and ends with 1;
+    `bench accept` says it beforehand. To run out of memory is a figure."""
+    paths = []
+    for name, outcome in (("a", before), ("b", after)):
+        document = sample(name)
+        if outcome is None:
+            del document[KEY]["records"][STEP]
+        else:
+            document[KEY]["records"][STEP] |= {"outcome": outcome, "metrics": {}}
+        paths.append(str(write_run(tmp_path, name, document)))
+    assert main(["accept", paths[1], "--reason", "known"]) == 0
+    told = f"1 case in it failed, and a gate fails on what ends so again (broken): {STEP} ({after})"
+    assert (told in capsys.readouterr().out) == (verdict == "broken")
+    assert main(["compare", *paths, "--format", "csv"]) == (verdict == "broken")
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert "".join(r["verdict"] for r in rows if r["verdict"] != "unchanged") == verdict
+    assert main(["compare", *paths, "--allow", "broken"]) == 0
 
 
 @pytest.mark.parametrize("there", [True, False])

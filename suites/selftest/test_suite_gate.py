@@ -274,7 +274,8 @@ def test_a_gate_says_what_is_configured_otherwise_stored_or_not(
 
 
 def test_what_fails_as_it_did_before_has_not_passed(run, pytester: pytest.Pytester) -> None:
-    """Its verdicts are all unchanged, and so the baseline was accepted: the run is red."""
+    """Its figures are all unchanged, and so the baseline was accepted: the run is red, and so is
+    its gate."""
     counts = {"suites": "suites/test_counts.py"}
     write_adapter(pytester.path / "mine", ["q_proj", "nothere"])
     assert run("--benchmark-save", "dead", **counts).ret == pytest.ExitCode.TESTS_FAILED
@@ -284,4 +285,6 @@ def test_what_fails_as_it_did_before_has_not_passed(run, pytester: pytest.Pytest
     document = json.loads((pytester.path / "v.json").read_text())
     assert not document["passed"]
     assert document["failed_beside"] == "1 test failed"
-    assert {each["verdict"] for each in document["verdicts"]} == {"unchanged"}
+    found = {each["metric"]: each["verdict"] for each in document["verdicts"]}
+    assert found.pop("outcome") == "broken"
+    assert {*found.values()} == {"unchanged"}
