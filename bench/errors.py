@@ -51,6 +51,18 @@ def nearest(written: str, names: Iterable[str], likeness: float = 0.8) -> str:
     return by_lower[found[0]] if found else ""
 
 
+def all_nearest(written: str, names: Iterable[str]) -> list[str]:
+    """Those of `names` that `written` may be a slip of and that are as much like it as `nearest`'s,
+    in their order: no other can be told to be meant."""
+    names = [*names]
+    first = nearest(written, names)
+
+    def likeness(name: str) -> float:
+        return difflib.SequenceMatcher(None, name.lower(), written.lower()).ratio()
+
+    return [n for n in names if first and likeness(n) >= likeness(first)]
+
+
 def check_known(kind: str, name: str, known: Collection[str], hint: str = "") -> None:
     """Raise UnknownName where it is none of them."""
     if name not in known:

@@ -26,6 +26,14 @@ OFFERS = [
     (LLAMA, "self_attn.qproj", "q_proj (4 modules)"),
     (LLAMA, "Q_proj", "q_proj (4 modules)"),
     (LLAMA, "nothing_alike", ""),
+    # Another sign for the underscore: the same name, not the one that is alike by its letters.
+    (LLAMA, "q.proj", "q_proj (query, 4 modules)"),
+    (LLAMA, "self_attn.k.proj", "k_proj (key, 4 modules)"),
+    (LLAMA, "Up-Proj", "up_proj (up, 4 modules)"),
+    (LLAMA, "gate.up.proj", "gate_proj (gate, 4 modules), up_proj (up, 4 modules)"),
+    # As near to each of these, and to none of the three others
+    (LLAMA, "proj",
+     "q_proj (4 modules), k_proj (4 modules), v_proj (4 modules), o_proj (4 modules)"),
     # PEFT would translate up_proj, the first layer's too
     (QWEN_MOE, "fc1", 'target_parameters=["mlp.experts.gate_up_proj"] (3 layers)'),
 ]  # fmt: skip

@@ -164,7 +164,7 @@ class AdapterConfig:
             if isinstance(value, str):
                 if value.lower() != ALL_LINEAR:
                     yield key, value, value
-            else:
+            elif key == "target_modules" and self.ensure_weight_tying:  # else lists are names alone
                 for name in value or ():
                     yield key, name, rf"(^|.*\.){name}($|\..*)"
         for name in self.modules_to_save:

@@ -55,13 +55,17 @@ def holds_atlas(folder: Path) -> bool:
 
 def check_writable(folder: Path) -> None:
     """Raise BenchError unless an atlas can be stored in `folder`: to be told before it is built."""
-    there = next(p for p in folder.absolute().parents if p.exists())
-    if folder.is_file() or not there.is_dir() or not os.access(there, os.W_OK):
+    target = Path(os.path.realpath(folder))
+    there = next(p for p in target.parents if p.exists())
+    taken = target.exists() and not target.is_dir()  # a file, a pipe, a device
+    if taken or not there.is_dir() or not os.access(there, os.W_OK):
         raise BenchError(f"{folder}: no folder can be written here; give another --output")
 
 
 def save_atlas(atlas: Atlas, folder: Path) -> None:
-    """Write the atlas to `folder`: all of it or nothing. Other files there are kept."""
+    """Write the atlas to `folder`, or where it points: all of it or nothing. Other files there are
+    kept."""
+    folder = Path(os.path.realpath(folder))
     texts: dict[str, dict[str, Any]] = {}
     for model_type in sorted({*atlas.types, *atlas.unbuilt}):
         texts.setdefault(_initial(model_type), {})[model_type] = (

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from bench.adapters.config import ALL_LINEAR
-from bench.errors import nearest
+from bench.errors import all_nearest, nearest
 from bench.models.modules import CONV1D, LINEAR, OTHER, ModuleTable
 from bench.models.roles import FUSED, UNKNOWN, role_of, serves
 from bench.models.stacks import Stack
@@ -31,7 +31,8 @@ def suggest(
     what a name means that has two meanings; where they do not, both are offered."""
     wanted = role_of(entry)
     if wanted == UNKNOWN:
-        return _nearest_leaf(table, entry)
+        meant = _underscored(table, entry)
+        return suggest(table, meant, role, beside) if meant else _nearest_leaves(table, entry)
     first: tuple[str, ...] = (wanted,)
     if entry == "wo":
         beside = [*beside]
@@ -93,15 +94,25 @@ def suggest_parameters(table: ModuleTable, entry: str) -> str:
     return _nearest_parameter(table, entry)
 
 
-def _nearest_leaf(table: ModuleTable, entry: str) -> str:
-    """The nearest module by name, or the nearest experts' weight where that is nearer."""
+def _underscored(table: ModuleTable, entry: str) -> str:
+    """The projection that is meant where its name has a dot, a dash or a space for an underscore
+    (`q.proj`); "" where it has none."""
+    parts = re.split(r"[.\s-]+", entry.lower())
+    ends = ("_".join(parts[-size:]) for size in (3, 2) if len(parts) >= size)
+    leaves = {name.rpartition(".")[2] for name in table.adaptable}
+    return next((end for end in ends if end in leaves or role_of(end) != UNKNOWN), "")
+
+
+def _nearest_leaves(table: ModuleTable, entry: str) -> str:
+    """The nearest modules by name, of several that are as near each; or the nearest experts' weight
+    where that is nearer."""
     leaves = Counter(m.leaf for m in table.modules)
-    usable = {name.rpartition(".")[2] for name in table.adaptable}
-    bare = {p.name.rpartition(".")[2] for p in table.expert_parameters}
-    leaf = nearest(entry.rpartition(".")[2], usable | bare)
-    if leaf in usable:
-        return f"{leaf} ({leaves[leaf]} modules)"
-    return _nearest_parameter(table, entry) if leaf else ""
+    usable = dict.fromkeys(name.rpartition(".")[2] for name in table.adaptable)
+    bare = dict.fromkeys(p.name.rpartition(".")[2] for p in table.expert_parameters)
+    near = all_nearest(entry.rpartition(".")[2], usable | bare)
+    if there := [leaf for leaf in near if leaf in usable]:
+        return ", ".join(f"{leaf} ({leaves[leaf]} modules)" for leaf in there)
+    return _nearest_parameter(table, entry) if near else ""
 
 
 def _nearest_parameter(table: ModuleTable, entry: str) -> str:

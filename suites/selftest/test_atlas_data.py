@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -115,6 +116,35 @@ def test_writing_replaces_all_types_and_keeps_other_files(tmp_path) -> None:
     save_atlas(Atlas("9.9.9", {"zoo": ENTRY}), folder)
     assert sorted(p.name for p in folder.iterdir()) == ["reach.json", "types-z.json"]
     assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_an_atlas_is_written_where_a_link_points(there: bool, tmp_path) -> None:
+    target, link = tmp_path / "target", tmp_path / "link"
+    link.symlink_to(target)
+    if there:
+        save_atlas(ATLAS, target)
+    store.check_writable(link)
+    save_atlas(Atlas("9.9.9", {"zoo": ENTRY}), link)
+    assert link.is_symlink()
+    assert [p.name for p in target.iterdir()] == ["types-z.json"]
+    assert sorted(tmp_path.iterdir()) == [link, target]
+
+
+@pytest.mark.parametrize("kind", ["file", "pipe", "device", "link to a device"])
+def test_what_is_no_folder_is_refused_before_an_atlas_is_built(kind: str, tmp_path) -> None:
+    path = tmp_path / "there"
+    match kind:
+        case "file":
+            path.touch()
+        case "pipe":
+            os.mkfifo(path)
+        case "device":
+            path = store.Path("/dev/null")
+        case _:
+            path.symlink_to("/dev/null")
+    with pytest.raises(BenchError, match="no folder can be written here"):
+        store.check_writable(path)
 
 
 @pytest.mark.parametrize("interrupted", ["write_text", "rename"])

@@ -65,6 +65,23 @@ def test_in_every_field_that_holds_expressions(fields: dict[str, object]) -> Non
         check_patterns(adapter.expressions(), NAMES)
 
 
+@pytest.mark.usefixtures("_at_once")
+def test_a_list_holds_names_which_hang_nothing() -> None:
+    """PEFT compares them as they are, but where tied weights are looked for among them."""
+    bomb = BOMBS["a repeat in a repeat"]
+    fields = {"exclude_modules": (bomb,), "r": 4}
+    check_patterns(AdapterConfig((bomb, "q_proj"), **fields).expressions(), NAMES)
+    tied = AdapterConfig((bomb, "q_proj"), ensure_weight_tying=True, **fields)
+    with pytest.raises(BenchError, match="target_modules .*PEFT would hang"):
+        check_patterns(tied.expressions(), NAMES)
+
+
+def test_a_list_with_a_bomb_is_answered(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    with pytest.raises(AssertionError, match="reaches nothing"):
+        check_targets(str(tmp_path), {"target_modules": [BOMBS["a repeat in a repeat"], "q_proj"]})
+
+
 @pytest.mark.parametrize(
     "pattern",
     [

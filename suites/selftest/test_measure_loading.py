@@ -161,6 +161,28 @@ def test_another_models_weights_are_refused(tmp_path: Path) -> None:
             load(case)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "float8_e4m3fn"])
+def test_a_quantizers_codes_are_no_weights(dtype: str, tmp_path: Path) -> None:
+    """transformers makes numbers of them, and the scales that they belong to are not asked for."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForSequenceClassification
+
+    from bench.training.loading import load, make_config
+
+    case = dataclasses.replace(tiny_case("distilbert", "fp32"), weights=str(tmp_path))
+    model = AutoModelForSequenceClassification.from_config(make_config(case))
+    state = model.state_dict()
+    name = "distilbert.transformer.layer.1.ffn.lin1.weight"
+    for kind in ("bfloat16", dtype):
+        stored = {**state, name: state[name].to(getattr(torch, kind))}
+        save_file(stored, tmp_path / "model.safetensors", {"format": "pt"})
+        if kind == "bfloat16":
+            assert load(case).adapted_layers == 4
+    with pytest.raises(BenchError, match=rf"{name} \(.*\): stored in the codes of a quantizer"):
+        load(case)
+
+
 def test_an_infinity_as_transformers_writes_it_is_one(tmp_path: Path) -> None:
     """Mamba 2 and the hybrids have one in a config.json of their own defaults."""
     from transformers import Mamba2Config
