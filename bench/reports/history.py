@@ -12,12 +12,12 @@ from bench.units import counted, first_of, format_change, format_quantity, one_l
 
 def held_apart(series: Iterable[Series]) -> list[str]:
     """Which runs are not held against a case's first, and why; once for all cases."""
-    said = {}
-    for one in series:
-        if one.apart:
-            runs = first_of([point.run for point in one.points])
-            said[f"{runs}: not held against what came before: {one.apart}"] = None
-    return list(map(one_line, said))
+    said = (
+        f"{first_of([p.run for p in one.points])}: not held against what came before: {one.apart}"
+        for one in series
+        if one.apart
+    )
+    return list(dict.fromkeys(map(one_line, said)))
 
 
 def history_report(

@@ -72,7 +72,7 @@ def test_a_list_holds_names_which_hang_nothing() -> None:
     fields = {"exclude_modules": (bomb,), "r": 4}
     check_patterns(AdapterConfig((bomb, "q_proj"), **fields).expressions(), NAMES)
     tied = AdapterConfig((bomb, "q_proj"), ensure_weight_tying=True, **fields)
-    with pytest.raises(BenchError, match="target_modules .*PEFT would hang"):
+    with pytest.raises(BenchError, match=r"target_modules .*PEFT would hang"):
         check_patterns(tied.expressions(), NAMES)
 
 
