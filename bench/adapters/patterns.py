@@ -78,7 +78,7 @@ def check_compiles(pattern: str) -> None:
             f"it has {len(pattern):,} characters, and {LONGEST:,} is most: PEFT would be as long "
             "about compiling it"
         )
-    if _NESTED.search(pattern) and not _ends(pattern, ()):
+    if repeats_a_repeat(pattern) and not _ends(pattern, ()):
         raise BenchError(
             f"Python takes over {CPU_SECONDS} s to compile it, and PEFT would hang on it too: "
             "write it without repeats within repeats"
@@ -102,7 +102,7 @@ def fitting(pattern: str, names: Iterable[str]) -> list[str]:
     not come to an end on them. For what is offered instead of what somebody wrote: a repeat of a
     repeat is not."""
     names = tuple(names)
-    if not names or _NESTED.search(pattern):
+    if not names or repeats_a_repeat(pattern):
         return []
     try:
         check_compiles(pattern)
@@ -119,8 +119,9 @@ def _risky(pattern: str) -> bool:
     return repeats > 2 or bool(re.search(r"\)[*+{]|\\[1-9]|\(\?P=", plain))
 
 
-_NESTED = re.compile(r"[*+}]\??\)[*+{]")
-"""A repeat at the end of a group that is repeated."""
+def repeats_a_repeat(pattern: str) -> bool:
+    """Whether a repeat stands at the end of a group that is repeated."""
+    return re.search(r"[*+}]\??\)[*+{]", pattern) is not None
 
 
 @lru_cache(maxsize=64)

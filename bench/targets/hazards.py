@@ -14,14 +14,16 @@ from bench.errors import check_known
 from bench.models.modules import CONV1D, CONVOLUTIONS, LINEAR, ModuleTable, Parameter
 from bench.models.roles import DOWN, FUSED, GATE, HEAD, KEY, OUTPUT, QUERY, ROUTER, UP, VALUE
 from bench.models.stacks import Stack
+from bench.targets.alternatives import dead_alternatives
 from bench.targets.entries import around
 from bench.targets.ledger import Adapted, Hazard, Ledger, RoleOf
 from bench.targets.saving import quantized_copies
-from bench.targets.suggestions import ending_of, without
+from bench.targets.suggestions import ending_of, suggest, without
 from bench.tasks import TASKS, Task
 
 HAZARDS = {
     "alpha-zero": "lora_alpha is 0: the adapters neither change the model nor learn",
+    "dead-alternative": "an alternative of an expression reaches nothing",
     "experts-not-reached": "the experts of a mixture are parameters, and get no adapter",
     "forward-fails": "the forward pass raises with the adapter, and not without it",
     "frozen-head": "a task head beyond the base model stays frozen",
@@ -50,6 +52,9 @@ NEVER_WORKS = frozenset({"forward-fails"})
 LOW_COVERAGE = 0.05
 """Below this share of the linear weights coverage is a hazard: query and value of a model with
 grouped queries are 6 to 10 % of it, so that less means layers or experts that no entry reaches."""
+
+_SHOWN = 60
+"""Characters of an alternative that are told."""
 
 # Heads that the pretraining trained: they come with the checkpoint.
 _PRETRAINED = re.compile(r"ForCausalLM|ForMaskedLM|LMHead|ForConditionalGeneration|ForPreTraining"
@@ -115,6 +120,8 @@ def find_hazards(ledger: Ledger, role: RoleOf, doubled: list[Adapted]) -> list[H
         found["rank-above-width"] = text
     if text := _towers(ledger):
         found["tower-adapted"] = text
+    if text := _dead_alternatives(ledger, role):
+        found["dead-alternative"] = text
     if text := _part_of_the_layers(ledger):
         found["part-of-the-layers"] = text
     if text := _mixed_kinds(ledger):
@@ -202,6 +209,23 @@ def _towers(ledger: Ledger) -> str:
         return text
     instead = json.dumps(without(ledger, [r.stack for r in beside]))
     return f"{text}. To leave it out: exclude_modules={instead}"
+
+
+def _dead_alternatives(ledger: Ledger, role: RoleOf) -> str:
+    """Those of target_modules, where it is an expression, and what to write instead of names."""
+    pattern = ledger.adapter.target_modules
+    if not isinstance(pattern, str) or not ledger.adapted:
+        return ""
+    said = []
+    for text in dead_alternatives(pattern, ledger.table.by_name):
+        name = text.rpartition(r"\.")[2].lstrip(".*")
+        offer = suggest(ledger.table, name, role) if re.fullmatch(r"\w+", name) else ""
+        shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+        said.append(f"{shown} (write instead: {offer})" if offer else shown)
+    most = 6
+    more = f"; and {len(said) - most} more" if len(said) > most else ""
+    told = f"alternatives of the expression that reach nothing: {'; '.join(said[:most])}{more}"
+    return told if said else ""
 
 
 def _part_of_the_layers(ledger: Ledger) -> str:
