@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Iterator
 
 from bench.cli.options import TEXT, Add, add_format
-from bench.cli.output import fitted, json_lines, put
+from bench.cli.output import fitted, json_lines, put, say
 
 HELP = "the names that options take: models, scenarios, gpus, precisions, methods"
 
@@ -22,15 +22,18 @@ def add_options(add: Add) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print a name a line, with what it stands for; 0."""
     rows = list(_LISTS[options.what]())
-    if options.format == "json":
+    if as_data := options.format == "json":
         put(json_lines({"name": name, "about": about} for name, about in rows))
-        return 0
-    width = max(len(name) for name, _ in rows)
-    put("".join(f"{name:{width}}  {about}".rstrip() + "\n" for name, about in rows))
+    else:
+        width = max(len(name) for name, _ in rows)
+        put("".join(f"{name:{width}}  {about}".rstrip() + "\n" for name, about in rows))
     if options.what == "methods":
         from bench.reports.methods import left_out
 
-        put(fitted(left_out()) + "\n")
+        if as_data:
+            say(left_out())
+        else:
+            put(fitted(left_out()) + "\n")
     return 0
 
 

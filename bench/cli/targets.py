@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bench.adapters.patterns import ALL_LINEAR
@@ -91,7 +92,7 @@ def run(options: argparse.Namespace) -> int:
         options.fail_on, options.allow, options.minimum_coverage, options.strict
     )
     failed = False
-    subjects = [_subject(options, name) for name in options.models]  # none is built yet
+    subjects = _subjects(options)
     check_optional(options.optional, subjects)
     for number, subject in enumerate(subjects):
         ledger = gate.judge(subject.ledger)
@@ -121,6 +122,19 @@ def run(options: argparse.Namespace) -> int:
         failed |= bool(failing)
         failed |= options.strict and bool(subject.dead_entries(ledger) or ledger.refusals)
     return 1 if failed else 0
+
+
+def _subjects(options: argparse.Namespace) -> list[Subject]:
+    """Those of all models, none of which is built yet, each called so that one can tell which."""
+    from bench.scenarios.subjects import told_apart
+
+    found: dict[str, Subject] = {}
+    for name in options.models:
+        if name in found:
+            raise BenchError(f"MODEL {name} is given twice")
+        found[name] = _subject(options, name)
+    models = told_apart({name: subject.model for name, subject in found.items()}, "MODEL")
+    return [replace(s, model=model) for s, model in zip(found.values(), models, strict=True)]
 
 
 def _subject(options: argparse.Namespace, name: str) -> Subject:

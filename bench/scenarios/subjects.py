@@ -195,7 +195,7 @@ def select(request: Request, smaller: Callable[[], bool] = lambda: False) -> Sub
     _check_weights(request)
     scenarios = [find_scenario(s) for s in request.scenarios] or list(load_scenarios().values())
     precisions = tuple(precision(p).name for p in request.precisions) or USUAL
-    models = _told_apart(
+    models = told_apart(
         {
             name: load_model(name, request.auto_class, request.trust_remote_code)
             for name in request.models or registered()
@@ -233,14 +233,15 @@ def select(request: Request, smaller: Callable[[], bool] = lambda: False) -> Sub
     return found
 
 
-def _told_apart(models: Mapping[str, Model]) -> list[Model]:
+def told_apart(models: Mapping[str, Model], given: str = "--model") -> list[Model]:
     """The models by the names they were given, each with a label of its own: where two would be
-    called alike, by as much of the path (or the hub id) as it takes. A registered one keeps its."""
+    called alike, by as much of the path (or the hub id) as it takes. A registered one keeps its.
+    BenchError, which calls them `given`, for one folder by two names."""
     found = []
     for name, model in models.items():
         if model.architecture is None:
             alike = [n for n in models if n != name and models[n].label == model.label]
-            label = _label(name, alike) if alike else model.label
+            label = _label(name, alike, given) if alike else model.label
             found.append(replace(model, label=label, place=_place(name)))
         else:
             found.append(model)
@@ -256,10 +257,11 @@ def _place(name: str) -> str:
     return one_line(path)
 
 
-def _label(name: str, alike: Sequence[str]) -> str:
+def _label(name: str, alike: Sequence[str], given: str) -> str:
     mine, others = _path(name), [_path(other) for other in alike]
     if mine in others:
-        raise BenchError(f"--model {name} and --model {alike[others.index(mine)]} are the same")
+        same = alike[others.index(mine)]
+        raise BenchError(f"{given} {name} and {given} {same} are the same")
     lengths = range(2, len(mine))
     length = next((n for n in lengths if all(o[-n:] != mine[-n:] for o in others)), len(mine))
     return one_line("/".join(mine[-length:]))

@@ -60,8 +60,29 @@ def test_what_options_take_can_be_listed(
     assert main(["list", what]) == 0
     assert one in [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert main(["list", what, "--json"]) == 0
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    told = capsys.readouterr()
+    rows = [json.loads(line) for line in told.out.splitlines()]
     assert one in [row["name"] for row in rows]
+    assert ("left out, with no closed form" in told.err) == (what == "methods")
+
+
+def test_models_of_one_last_name_are_told_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, layers in (("a", 2), ("b", 3)):
+        write_model(tmp_path / name / "tiny", num_hidden_layers=layers)
+    a, b = (str(tmp_path / name / "tiny") for name in "ab")
+    asked = ["--target-modules", "q_proj"]
+    assert main(["targets", a, b, *asked, "--json"]) == 0
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(each["model"], each["adapted_layers"]) for each in told] == [("a/tiny", 2),
+                                                                          ("b/tiny", 3)]  # fmt: skip
+    assert main(["targets", a, *asked, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"] == "tiny"
+    assert main(["targets", a, a, *asked]) == 2
+    assert "is given twice" in capsys.readouterr().err
+    assert main(["targets", a, f"{tmp_path}/b/../a/tiny", *asked]) == 2
+    assert "are the same" in capsys.readouterr().err
 
 
 def test_help_lists_its_choices_and_the_exit_status(capsys: pytest.CaptureFixture[str]) -> None:
