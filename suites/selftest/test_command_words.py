@@ -75,8 +75,8 @@ def test_models_of_one_last_name_are_told_apart(
     asked = ["--target-modules", "q_proj"]
     assert main(["targets", a, b, *asked, "--json"]) == 0
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [(each["model"], each["adapted_layers"]) for each in told] == [("a/tiny", 2),
-                                                                          ("b/tiny", 3)]  # fmt: skip
+    reached = [(each["model"], each["adapted_layers"]) for each in told]
+    assert reached == [("a/tiny", 2), ("b/tiny", 3)]
     assert main(["targets", a, *asked, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["model"] == "tiny"
     assert main(["targets", a, a, *asked]) == 2
