@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -51,8 +52,8 @@ def history_figure(series: Sequence[Series], footer: str) -> Figure:
             axes.set_ylim(0, max(point.high for point in one.points) * 1.25 or 1)
             axes.annotate("one run: nothing to hold it against", (0.5, values[0]), fontsize=7.5,
                           color=GREY, ha="center", va="center")  # fmt: skip
-        name = f"{one.case} ({one.apart})" if one.apart else one.case
-        axes.set_title(one_line(name), loc="left", fontsize=8.5, pad=14)
+        name = [one_line(one.case), *textwrap.wrap(one_line(one.apart), 130)]
+        axes.set_title("\n".join(name), loc="left", fontsize=8.5, pad=14)
     label = shown[0].label
     left = f" (the first {len(shown)} of {len(series)} series)" if len(series) > len(shown) else ""
     figure.suptitle(f"{label} over the stored runs{left}", x=0.01, ha="left", fontsize=11)
