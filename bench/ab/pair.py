@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,13 @@ class Plan:
                 f"--launches {fewest} {most}: the fewest, at least 1, then the most, no fewer"
             )
 
+    def recorded(self) -> dict[str, Any]:
+        """It as JSON has it."""
+        contender = None if self.contender is None else _plain(self.contender)
+        plan = {**asdict(self), "request": _plain(self.request), "contender": contender}
+        found: dict[str, Any] = json.loads(json.dumps(plan))
+        return found
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -83,10 +90,11 @@ class PairJournal(Lines):
     line for what is compared, then one a case: its id and the record of either side.
 
     Raises BenchError where the folder cannot be written to, where another comparison goes on there,
-    and where an unfinished one lies in it that `resume` does not ask for, or that was another one.
+    and where an unfinished one lies in it that `resume` does not ask for, or that was another one:
+    of another plan at once, of other environments when they have told (`begin`).
     """
 
-    def __init__(self, folder: Path, *, resume: bool) -> None:
+    def __init__(self, folder: Path, plan: Plan, *, resume: bool) -> None:
         super().__init__(
             folder / FILE,
             f"--save {folder}: cannot be written to",
@@ -100,6 +108,9 @@ class PairJournal(Lines):
             )
         elif resume and not left:
             wrong = f"--resume: no unfinished comparison lies in {folder}"
+        self.plan = plan.recorded()
+        if not wrong and self.found:
+            wrong = self._another(_other_plan(self.found[0], self.plan))
         if wrong:
             self.close(done=not left)
             raise BenchError(wrong)
@@ -107,10 +118,13 @@ class PairJournal(Lines):
             case["key"]: case["records"] for case in self.found[1:]
         }
 
-    def begin(self, plan: Sequence[object], sides: Sequence[Environment]) -> None:
+    def _another(self, differing: str) -> str:
+        return differing and f"--resume: {self.path} is of another comparison: {differing}"
+
+    def begin(self, sides: Sequence[Environment]) -> None:
         """Write what is compared; what was found has to be of the same."""
         head = {
-            "plan": repr(plan),
+            "plan": self.plan,
             "sides": [
                 {
                     "label": s.label,
@@ -123,9 +137,7 @@ class PairJournal(Lines):
             ],
         }
         if self.found and self.found[0] != (now := json.loads(json.dumps(head))):
-            raise BenchError(
-                f"--resume: {self.path} is of another comparison: {_differing(self.found[0], now)}"
-            )
+            raise BenchError(self._another(_differing(self.found[0], now)))
         self.start(head)
         for key, records in self.records.items():
             self.add(key, records)
@@ -135,11 +147,30 @@ class PairJournal(Lines):
         self.keep({"key": key, "records": records})
 
 
-def _differing(before: Any, now: dict[str, Any]) -> str:
-    """What differs between the heads of two journals, in words."""
-    if not isinstance(before, dict):
+def _other_plan(before: Any, plan: dict[str, Any]) -> str:
+    """What this plan asks for otherwise than the one in the head of a journal; "" if nothing."""
+    if not isinstance(before, dict) or not isinstance(before.get("plan"), dict):
         return "it is of another release"
-    found = ["other cases or options"] if before["plan"] != now["plan"] else []
+
+    def otherwise(old: dict[str, Any], new: dict[str, Any], of: str = "") -> Iterator[str]:
+        for name, value in new.items():
+            was, said = old.get(name), f"{of}{name.replace('_', ' ')}"
+            if isinstance(was, dict) and isinstance(value, dict):
+                inside = name in ("request", "step")  # whose fields are options of their own
+                yield from otherwise(was, value, of if inside else f"{said} ")
+            elif was != value:
+                yield f"{said} {_shown(was)} -> {_shown(value)}"
+
+    return "; ".join(otherwise(before["plan"], plan))
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+
+
+def _differing(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What differs between the heads of two journals of one plan, in words."""
+    found: list[str] = []
     for old, new in zip(before["sides"], now["sides"], strict=True):
         found += others(old, new)
         found += [f"another {each}" for each in ("label", "machine") if old[each] != new[each]]
@@ -174,7 +205,7 @@ def measure(
     records: tuple[Records, Records] = ({}, {})
     cases = _cases(baseline.keys, contender.keys, plan.contender is not None)
     if journal is not None:
-        journal.begin([plan.request, plan.contender, plan.step, plan.rounds, plan.launches], sides)
+        journal.begin(sides)
     if not cases:
         raise BenchError(
             "nothing to measure: no case of these models, scenarios and precisions in either "

@@ -100,7 +100,7 @@ def run(options: argparse.Namespace) -> int:
     with ExitStack() as stack:
         journal = None
         if options.save is not None:
-            journal = PairJournal(options.save, resume=options.resume)
+            journal = PairJournal(options.save, plan, resume=options.resume)
             stack.callback(journal.close, done=False)
         cluster = None
         if options.cluster is not None:

@@ -248,8 +248,15 @@ def reading_weights(done: int, of: int) -> None:
 
 
 def say(*lines: str) -> None:
-    """To standard error: what goes on, so that standard output stays data."""
-    print(text_of(lines), file=sys.stderr, flush=True)
+    """To standard error: what goes on, so that standard output stays data. Where that is closed, or
+    takes nothing, the answer is what counts."""
+    try:
+        print(text_of(lines), file=sys.stderr, flush=True)
+    except BenchError:  # closed
+        return
+    except OSError:
+        if isinstance(sys.stderr, Output):
+            sys.stderr.discard()
 
 
 def stored_runs(*selectors: str) -> Path:

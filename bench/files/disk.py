@@ -222,6 +222,7 @@ SUFFIXES: Mapping[str, tuple[str, ...]] = {
 _ENDINGS = {ending for endings in SUFFIXES.values() for ending in endings}
 _ANY = ("", ".txt")
 """Endings that promise no format."""
+_PICTURES = {".svg", ".png"}
 
 
 def check_output(path: Path | str, suffixes: Sequence[str] = (), ours: str = "") -> None:
@@ -254,7 +255,8 @@ def check_output(path: Path | str, suffixes: Sequence[str] = (), ours: str = "")
         raise BenchError(f"{path}: cannot be written: {error.strerror}") from None
     if stat.S_ISDIR(found.st_mode):
         raise BenchError(f"{path}: this is a folder; name a file in it")
-    if suffixes and found.st_size and target.suffix.lower() not in (*_ANY, *suffixes):
+    free = () if {*suffixes} & _PICTURES else _ANY
+    if suffixes and found.st_size and target.suffix.lower() not in (*free, *suffixes):
         raise BenchError(f"{path}: {target.name} is there, and no file in {known}: name another")
     if not found.st_mode & 0o222 or not os.access(target, os.W_OK):
         raise BenchError(f"{path}: this file is read-only")

@@ -130,7 +130,7 @@ def _tuning(tuned: Tuned) -> dict[str, Any]:
 
 
 def _told(loss: float) -> float | None:
-    return round(loss, 6) if math.isfinite(loss) else None
+    return loss if math.isfinite(loss) else None
 
 
 def _plain(one: Fitted) -> dict[str, Any]:

@@ -6,8 +6,10 @@ read as data alone, and refused where anything in it is not what a measured step
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +107,9 @@ def check_record(file: Path) -> None:
 
 
 def append_step(file: Path, step: Mapping[str, Any]) -> None:
-    """Write the step as a line of its own, after one that was cut short too."""
+    """Write the step as a line of its own, after one that was cut short too; all of it or nothing.
+    BenchError for a full disk."""
+    before = file.stat().st_size if file.exists() else None
     try:
         with file.open("a+b") as lines:
             if lines.tell():
@@ -113,6 +117,8 @@ def append_step(file: Path, step: Mapping[str, Any]) -> None:
                 lines.write(b"" if lines.read(1) == b"\n" else b"\n")
             lines.write(json.dumps(step).encode() + b"\n")
     except OSError as error:
+        with contextlib.suppress(OSError):
+            os.truncate(file, before) if before is not None else file.unlink()
         raise BenchError(f"{file}: the step was not kept: {error.strerror}") from None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +15,12 @@ from model_folders import write_model
 from warm import Warm
 
 from bench.ab import pair
-from bench.ab.pair import FILE, PairJournal
+from bench.ab.pair import FILE, PairJournal, Plan
 from bench.baselines import find_runs, load_run
 from bench.cli import main
 from bench.errors import BenchError
+from bench.scenarios.subjects import Request
+from bench.training.options import StepOptions
 
 TWO = ("--model", "opt-350m", "--target-modules", "q_proj", "--contender-rank", "2")
 FEW = ("--rounds", "2", "--launches", "1", "1", "--seq-len", "8")
@@ -155,28 +158,36 @@ def _side(rank: int = 8, hidden: int = 32, torch: str = "1", clock: str = "proce
 
 def test_a_journal_is_of_one_comparison(tmp_path: Path) -> None:
     sides: list[Any] = [_side()]
-    journal = PairJournal(tmp_path, resume=False)
-    journal.begin(["plan"], sides)
+    plan = Plan(Request(models=("mine",), target_modules=("q_proj",)))
+    journal = PairJournal(tmp_path, plan, resume=False)
+    journal.begin(sides)
     journal.add("one", [{"loss": float("nan")}, None])
     journal.close(done=False)
     with (tmp_path / FILE).open("a") as file:
         file.write('{"key": "two", "rec')  # it was killed here
-    again = PairJournal(tmp_path, resume=True)
+    for other, said in (
+        (Plan(replace(plan.request, target_modules=("q_proj", "k_proj")), rounds=4),
+         "target modules q_proj -> q_proj, k_proj; rounds 2 -> 4"),
+        (replace(plan, step=StepOptions(seq_len=16)), "seq len 32 -> 16"),
+        (replace(plan, contender=replace(plan.request, r=4)), "contender None -> .*"),
+    ):  # fmt: skip
+        with pytest.raises(BenchError, match=f"is of another comparison: {said}$"):
+            PairJournal(tmp_path, other, resume=True)  # before anything is started
+    again = PairJournal(tmp_path, plan, resume=True)
     assert again.records == {"one": [{"loss": "nan"}, None]}
-    for plan, side, said in (
-        ("another plan", _side(), "other cases or options"),
-        ("plan", _side(rank=4), "mine-own-r8: r 8 -> 4"),
-        ("plan", _side(hidden=64), "mine: hidden 32 -> 64"),
-        ("plan", _side(torch="2"), "torch 1 -> 2"),
-        ("plan", _side(clock="wall"), "--clock processor -> wall"),
+    for side, said in (
+        (_side(rank=4), "mine-own-r8: r 8 -> 4"),
+        (_side(hidden=64), "mine: hidden 32 -> 64"),
+        (_side(torch="2"), "torch 1 -> 2"),
+        (_side(clock="wall"), "--clock processor -> wall"),
     ):
         with pytest.raises(BenchError, match=f"is of another comparison: {said}$"):
-            again.begin([plan], [side])
-    again.begin(["plan"], sides)
+            again.begin([side])
+    again.begin(sides)
     with pytest.raises(BenchError, match="a comparison goes on there"):
-        PairJournal(tmp_path, resume=True)
+        PairJournal(tmp_path, plan, resume=True)
     again.close(done=False)
-    assert PairJournal(tmp_path, resume=True).records == again.records
+    assert PairJournal(tmp_path, plan, resume=True).records == again.records
 
 
 def test_a_comparison_goes_on_where_the_disk_is_full(
@@ -188,7 +199,7 @@ def test_a_comparison_goes_on_where_the_disk_is_full(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     sides: list[Any] = [_side()]
-    journal = PairJournal(tmp_path, resume=False)
+    journal = PairJournal(tmp_path, Plan(Request()), resume=False)
     journal.begin(["plan"], sides)
     journal.add("one", [{"loss": 1.0}, None])
     with monkeypatch.context() as patch:
@@ -197,7 +208,7 @@ def test_a_comparison_goes_on_where_the_disk_is_full(
     assert "not written: No space left" in journal.trouble
     journal.add("three", [{"loss": 3.0}, None])
     journal.close(done=False)
-    assert PairJournal(tmp_path, resume=True).records.keys() == {"one", "three"}
+    assert PairJournal(tmp_path, Plan(Request()), resume=True).records.keys() == {"one", "three"}
 
 
 def test_a_side_refuses_sequences_that_the_model_has_no_positions_for(model: str) -> None:

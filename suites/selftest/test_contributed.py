@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,28 @@ def test_steps_are_appended_to_their_own_kind_of_file(sent: Path, tmp_path: Path
         assert main([*asked, "--record", str(wrong)]) == 2
         assert str(wrong) in capsys.readouterr().err
     assert theirs.read_text() == "lora_r: 16\n"
+
+
+def test_a_step_is_kept_whole_or_not_at_all(sent: Path, tmp_path: Path) -> None:
+    """On a disk that is full: here a limit of this process on what a file may have."""
+    line = json.loads(sent.read_text().splitlines()[0])
+    file, new = tmp_path / "kept.jsonl", tmp_path / "new.jsonl"
+    append_step(file, line)
+    whole = file.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 100, limits[1]))
+    try:
+        with pytest.raises(BenchError, match="the step was not kept: File too large"):
+            append_step(file, line)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+        with pytest.raises(BenchError, match="the step was not kept"):
+            append_step(new, line)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert file.read_bytes() == whole
+    assert not new.exists()
+    append_step(file, line)
+    assert len(load_steps(file)) == 2
 
 
 def test_what_cannot_be_read_is_said_in_words(tmp_path: Path, capsys) -> None:
