@@ -78,6 +78,7 @@ def pytest_load_initial_conftests(
                 )
             raise
     _check_extra()
+    _ours_first()
     values = _values(args)
     known.file_or_dir[:] = [each for each in known.file_or_dir if each not in values]
     if all(map(_in_suites, known.file_or_dir)) and not any(
@@ -133,6 +134,23 @@ def _check_extra() -> None:
     for module in _NEEDED:
         if find_spec(module) is None:
             _refuse(missing_extra(ModuleNotFoundError(name=module)))
+
+
+def _ours_first() -> None:
+    """In a run of the suites `bench` is this package's: `python -m pytest` puts the current folder
+    first, and with --import-mode=importlib pytest puts nothing before it. End the run where another
+    one has been imported already."""
+    from lora_target_bench import is_ours
+
+    theirs = sys.modules.get("bench")
+    if theirs is not None and not is_ours(theirs.__file__):
+        place = theirs.__file__ or ", ".join(theirs.__path__)
+        _refuse(
+            f"a plugin has imported your own bench ({place}), and the suites import "
+            "lora-target-bench's: leave that plugin out of this run (-p no:NAME)"
+        )
+    if sys.path[:1] != [str(HERE.parent)]:
+        sys.path.insert(0, str(HERE.parent))
 
 
 class _Names:

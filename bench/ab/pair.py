@@ -165,7 +165,9 @@ def _other_plan(before: Any, plan: dict[str, Any]) -> str:
 
 
 def _shown(value: Any) -> str:
-    return ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "one of its own" if isinstance(value, dict) else str(value)
 
 
 def _differing(before: dict[str, Any], now: dict[str, Any]) -> str:

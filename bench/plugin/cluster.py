@@ -12,7 +12,7 @@ import pytest
 from bench.baselines.machines import MachineKind, choose_kinds, machine_kinds
 from bench.errors import BenchError, missing_extra
 from bench.models.apart import handed_on
-from bench.plugin.options import check_given
+from bench.plugin.options import begin_verdicts, check_given
 from bench.plugin.state import CLUSTER, KIND, under_xdist
 from bench.units import harmless
 
@@ -28,6 +28,7 @@ def run_by_kind(config: pytest.Config) -> int | None:
     if under_xdist(config):
         return _refused("--cluster does not go with pytest-xdist: tasks are spread by Ray already")
     try:
+        begin_verdicts(config)
         check_given(config)
     except BenchError as error:
         return _refused(str(error))

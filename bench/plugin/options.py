@@ -145,6 +145,10 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     settings.load_profile("bench")
     option = config.option
+    try:
+        begin_verdicts(config)
+    except BenchError as error:
+        pytest.exit(harmless(f"error: {error}"), returncode=2)
     if not hasattr(option, "benchmark_save"):
         pytest.exit("error: pytest-benchmark is switched off, and these suites need it", 2)
     load_model.cache_clear()  # a second run in this process may find other files
@@ -164,8 +168,6 @@ def pytest_configure(config: pytest.Config) -> None:
         _check_numbers(option)
         check_step(step_from(option))
         check_library(step_from(option))
-        if option.verdict_file is not None and not option.collectonly:
-            begin_verdict_file(option.verdict_file)
         if option.report is not None:
             check_output(option.report, SUFFIXES["html"])
             import_module("jinja2")
@@ -286,6 +288,14 @@ def _say_of_weights(config: pytest.Config) -> None:
     if told := disagreeing(read_config(folder / "config.json"), models[0].config):
         said = f"--weights {folder}: its config.json is not {models[0].label}'s: {told}"
         say(config, one_line(said))
+
+
+def begin_verdicts(config: pytest.Config) -> None:
+    """First of all: whatever is refused afterwards, an earlier run's "passed" stands for this one no
+    more. BenchError where the file cannot be written."""
+    option = config.option
+    if option.verdict_file is not None and (option.gate or not option.collectonly):
+        begin_verdict_file(option.verdict_file)
 
 
 def check_given(config: pytest.Config) -> None:

@@ -27,6 +27,7 @@ BASELINE = pytest.StashKey[StoredRun | None]()
 AUTOSAVED = pytest.StashKey[bool]()  # the run has pytest-benchmark's name, not one of the user's
 GATE = pytest.StashKey[str | None]()  # how it ended, as bench.baselines.accepted says
 FAILING = pytest.StashKey[Sequence[Verdict]]()
+BESIDE = pytest.StashKey[str]()  # what the run failed of beside its verdicts
 THRESHOLDS = pytest.StashKey[Thresholds]()
 VERDICTS = pytest.StashKey[Sequence[Verdict]]()
 MEASURED = pytest.StashKey[list[str]]()  # keys of the measured subjects, in the run's order

@@ -45,6 +45,7 @@ from bench.plugin.resuming import options_of
 from bench.plugin.state import (
     AUTOSAVED,
     BASELINE,
+    BESIDE,
     FAILING,
     GATE,
     IS_FIRST,
@@ -230,7 +231,10 @@ def _write_page(config: pytest.Config) -> None:
     run, baseline, file = config.stash[RUN], config.stash[BASELINE], config.option.report
     verdicts, failing = config.stash[VERDICTS], config.stash[FAILING]
     try:
-        html = page([run], baseline, verdicts=verdicts, failing=failing, trees=run_trees(run))
+        html = page(
+            [run], baseline, verdicts=verdicts, failing=failing,
+            failed_beside=config.stash.get(BESIDE, ""), trees=run_trees(run),
+        )  # fmt: skip
         write_output(file, html)
     except BenchError as error:
         _fail(config, f"--report {error}")
@@ -252,10 +256,10 @@ def _judge(session: pytest.Session, run: StoredRun) -> None:
         require_measured(baseline, run)
     config.stash[FAILING] = failing = gate(verdicts, option.allow)
     config.stash[GATE] = FAILED if failing else PASSED if option.gate else None
+    failed = f"{counted(session.testsfailed, 'test')} failed" if session.testsfailed else ""
+    config.stash[BESIDE] = beside = "the run was interrupted" if run.interrupted else failed
     if option.verdict_file:
         try:
-            failed = f"{counted(session.testsfailed, 'test')} failed" if session.testsfailed else ""
-            beside = "the run was interrupted" if run.interrupted else failed
             write_verdicts(
                 option.verdict_file, verdicts, failing, baseline, run, failed_beside=beside
             )

@@ -12,7 +12,7 @@ import pytest
 from bench.baselines.storage import named
 from bench.errors import unimportable
 from bench.plugin.internals import width_of
-from bench.plugin.state import BASELINE, FAILING, LINES, LOG, RUN, SAVE, VERDICTS, WRONG
+from bench.plugin.state import BASELINE, BESIDE, FAILING, LINES, LOG, RUN, SAVE, VERDICTS, WRONG
 from bench.plugin.storing import save_command
 from bench.process import held
 from bench.units import harmless, one_line
@@ -75,6 +75,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     text = closing(
         run, baseline, config.stash[VERDICTS], failing,
         places=places, save_command=save_command(config), allow=config.option.allow,
+        failed_beside=config.stash.get(BESIDE, ""),
         most=MOST_LINES - 1 - len(dead), width=width_of(terminalreporter),
         colour=terminalreporter.hasmarkup,
     )  # fmt: skip

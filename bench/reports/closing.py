@@ -11,7 +11,7 @@ from bench.baselines.verdicts import UNCHANGED
 from bench.reports.layout import Report, Table, terminal
 from bench.reports.rows import comparison_rows
 from bench.reports.tables import findings
-from bench.reports.verdicts import ranked, summary, verdict_report
+from bench.reports.verdicts import headline, ranked, verdict_report
 from bench.units import counted
 
 MOST_LINES = 40
@@ -26,6 +26,7 @@ def closing(
     places: Sequence[str],
     save_command: str,
     allow: Sequence[str] = (),
+    failed_beside: str = "",
     most: int = MOST_LINES,
     width: int = 80,
     colour: bool = False,
@@ -42,13 +43,14 @@ def closing(
     room = most - len(tail.splitlines())
     for rows in range(min(len(verdicts), 30), -1, -1):
         report = _shortened(
-            run, baseline, verdicts, failing, save_command=save_command, allow=allow, most=rows
-        )
+            run, baseline, verdicts, failing, save_command=save_command, allow=allow,
+            failed_beside=failed_beside, most=rows,
+        )  # fmt: skip
         text = terminal(report, width, colour).lstrip()
         if len(text.splitlines()) <= room:
             return text + tail
     told = [f"Baseline: {line}" for line in [unproven(baseline)] if line]
-    said = [*told, f"{'FAILED' if failing else 'passed'}: {summary(verdicts)}", tail]
+    said = [*told, headline(verdicts, failing, failed_beside), tail]
     return _cut("\n".join(said), most)
 
 
@@ -60,6 +62,7 @@ def _shortened(
     *,
     save_command: str,
     allow: Sequence[str],
+    failed_beside: str,
     most: int,
 ) -> Report:
     """The verdict report with its first `most` lines, failing ones first, and what was left out."""
@@ -68,8 +71,9 @@ def _shortened(
     ordered = [v for v in told if v in failed] + [v for v in told if v not in failed]
     unchanged = [v for v in verdicts if v.verdict == UNCHANGED]
     whole = verdict_report(
-        [*ordered, *unchanged], failing, baseline, run, save_command=save_command, allow=allow
-    )
+        [*ordered, *unchanged], failing, baseline, run, save_command=save_command, allow=allow,
+        failed_beside=failed_beside,
+    )  # fmt: skip
     if not whole.tables or len(whole.tables[0].rows) <= most:
         return replace(whole, title="")
     table: Table = whole.tables[0]

@@ -32,13 +32,15 @@ def page(
     *,
     verdicts: Sequence[Verdict] = (),
     failing: Sequence[Verdict] = (),
+    failed_beside: str = "",
     trees: Sequence[ModelTree] = (),
     title: str = "LoRA target modules",
 ) -> str:
     """The page as one HTML document.
 
-    verdicts: of the last run against the baseline, those that fail the gate in `failing`. trees:
-    what each scenario adapts. Raises BenchError for a run without a case.
+    verdicts: of the last run against the baseline, those that fail the gate in `failing`;
+    failed_beside: what the run failed of beside them. trees: what each scenario adapts. Raises
+    BenchError for a run without a case.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -58,7 +60,9 @@ def page(
         runs=[describe(run) for run in runs],
         css=Markup(texts["page.css"]),
         script=Markup(texts["page.js"]),
-        verdicts=_verdicts(verdicts, failing, baseline, runs[-1]) if baseline else None,
+        verdicts=_verdicts(verdicts, failing, baseline, runs[-1], failed_beside)
+        if baseline
+        else None,
         findings=findings(rows),
         measured=any(row.step_median_seconds is not None for row in rows),
         models=_plotted_models(rows),
@@ -76,8 +80,9 @@ def _verdicts(
     failing: Sequence[Verdict],
     baseline: StoredRun,
     contender: StoredRun,
+    failed_beside: str,
 ) -> dict[str, Any]:
-    report = verdict_report(verdicts, failing, baseline, contender)
+    report = verdict_report(verdicts, failing, baseline, contender, failed_beside=failed_beside)
     result, _, counts = report.caption[-1].partition(": ")
     lines = [
         {"cells": cells, "style": style}
@@ -85,7 +90,7 @@ def _verdicts(
         for cells, style in zip(table.rows, table.styles, strict=True)
     ]
     return {
-        "failed": bool(failing),
+        "failed": bool(failing or failed_beside),
         "result": result,
         "counts": counts,
         "baseline": report.caption[0],

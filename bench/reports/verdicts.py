@@ -69,6 +69,13 @@ def summary(verdicts: Sequence[Verdict]) -> str:
     return "; ".join(filter(None, (told, *rest))) or "nothing to compare"
 
 
+def headline(verdicts: Sequence[Verdict], failing: Sequence[Verdict], failed_beside: str) -> str:
+    """Whether the run passed, of `failed_beside` too: what it failed of, whatever its verdicts."""
+    if failed_beside and not failing:
+        return f"FAILED: {failed_beside}; no verdict fails ({summary(verdicts)})"
+    return f"{'FAILED' if failing else 'passed'}: {summary(verdicts)}"
+
+
 def _measured(verdict: Verdict) -> str:
     return LOSS if METRICS[verdict.metric].kind == LOSS else TIME
 
@@ -90,16 +97,17 @@ def verdict_report(
     *,
     save_command: str = SAVE_HINT,
     allow: Iterable[str] = (),
+    failed_beside: str = "",
 ) -> Report:
     """What changed, regressions first. Failing verdicts are all listed; the unchanged counted.
 
     save_command: what stores the contender's figures, where they are not stored yet; "" where they
-    are nobody's baseline. allow: what `gate` was given.
+    are nobody's baseline. allow: what `gate` was given. failed_beside: as in `headline`.
     """
     caption = (
         f"Baseline {against(baseline)}",
         f"Contender {describe(contender)}",
-        f"{'FAILED' if failing else 'passed'}: {summary(verdicts)}.",
+        f"{headline(verdicts, failing, failed_beside)}.",
     )
     lines = _lines([item for item in ranked(verdicts) if item.verdict != UNCHANGED], failing)
     table = Table(

@@ -167,9 +167,9 @@ def test_a_journal_is_of_one_comparison(tmp_path: Path) -> None:
         file.write('{"key": "two", "rec')  # it was killed here
     for other, said in (
         (Plan(replace(plan.request, target_modules=("q_proj", "k_proj")), rounds=4),
-         "target modules q_proj -> q_proj, k_proj; rounds 2 -> 4"),
-        (replace(plan, step=StepOptions(seq_len=16)), "seq len 32 -> 16"),
-        (replace(plan, contender=replace(plan.request, r=4)), "contender None -> .*"),
+         "target modules q_proj -> q_proj, k_proj; rounds 20 -> 4"),
+        (replace(plan, step=StepOptions(seq_len=16)), "seq len 64 -> 16"),
+        (replace(plan, contender=replace(plan.request, r=4)), "contender None -> one of its own"),
     ):  # fmt: skip
         with pytest.raises(BenchError, match=f"is of another comparison: {said}$"):
             PairJournal(tmp_path, other, resume=True)  # before anything is started
@@ -200,7 +200,7 @@ def test_a_comparison_goes_on_where_the_disk_is_full(
 
     sides: list[Any] = [_side()]
     journal = PairJournal(tmp_path, Plan(Request()), resume=False)
-    journal.begin(["plan"], sides)
+    journal.begin(sides)
     journal.add("one", [{"loss": 1.0}, None])
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", full)

@@ -376,6 +376,28 @@ def test_the_gate_runs_beside_a_conftest_with_options_of_the_same_names(gated: P
     assert _stored(gated) == ["0001_first.json", "accepted.json"]
 
 
+@pytest.mark.parametrize("file", ["baselines.py", "__init__.py", "notes.txt"])
+def test_the_gate_runs_beside_a_bench_of_theirs_in_any_import_mode(theirs: Path, file: str) -> None:
+    """`python -m pytest` puts their folder first on the path, and importlib nothing before it."""
+    write_adapter(theirs / "mine", ["q_proj", "v_proj"])
+    if file == "notes.txt":  # no package, and found before one that an installation only tells of
+        for each in theirs.glob("bench/*.py"):
+            each.unlink()
+    (theirs / "bench" / file).touch()
+    done = _run(theirs, *GATE, *TIMED, "--import-mode=importlib")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    assert _stored(theirs) == ["0001_first.json", "accepted.json"]
+
+
+def test_a_plugin_that_has_imported_their_bench_is_told(theirs: Path) -> None:
+    write_adapter(theirs / "mine", ["q_proj", "v_proj"])
+    (theirs / "early.py").write_text("import bench\n")
+    done = _run(theirs, *GATE, *TIMED, "-p", "early")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: a plugin has imported your own bench (")
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("place", ["addopts", "plugin"])
 def test_a_plugin_with_options_of_the_same_names_is_told_with_a_way_out(
     gated: Path, place: str

@@ -77,6 +77,19 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
     assert os.listdir(there.parent) == ["table.md"]
 
 
+@pytest.mark.parametrize("ending", [".svg", ".png"])
+def test_a_picture_takes_the_place_of_a_picture_alone(tmp_path: Path, ending: str) -> None:
+    for name, said in (("notes.txt", "no file in"), ("notes", "no file in"), (f"old{ending}", "")):
+        there, link = tmp_path / name, tmp_path / f"link-{name}{ending}"
+        there.write_text("precious")
+        link.symlink_to(there)
+        if said:
+            with pytest.raises(BenchError, match=f"{name} is there, and {said} {ending}"):
+                check_output(link, [ending])
+        else:
+            check_output(link, [ending])
+
+
 def test_what_a_file_allows_stays(tmp_path: Path) -> None:
     path = tmp_path / "table.md"
     path.write_text("old")
@@ -141,9 +154,9 @@ def test_somebody_elses_file_is_not_replaced(tmp_path: Path) -> None:
     for path in (theirs, link):
         with pytest.raises(BenchError, match=r"train.yaml is there, and no file in .svg"):
             check_output(path, [".svg"])
-    for allowed in ("old.SVG", "notes.txt", "plot"):
+    for allowed, ending in (("old.SVG", ".svg"), ("notes.txt", ".md"), ("table", ".md")):
         (tmp_path / allowed).write_text("old")
-        check_output(tmp_path / allowed, [".svg"])
+        check_output(tmp_path / allowed, [ending])
     theirs.write_text("")
     check_output(theirs, [".svg"])
     check_output(tmp_path / "new.yaml", [".svg"])

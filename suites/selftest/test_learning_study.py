@@ -20,6 +20,7 @@ from bench.learning.ranking import ranking
 from bench.learning.records import (
     Shown,
     document_of,
+    from_record,
     run_of,
     shown_in,
     to_record,
@@ -245,6 +246,8 @@ def test_a_run_on_ones_own_weights_does_not_go_on_with_others(
 
     records = run_of(study, shown, "cut", interrupted=True).records
     resumed(study, records, study.described)
+    kept = [from_record(record) for record in records.values()]
+    assert {s.arm.name: s.losses for s in kept} == {n: s.losses for n, s in shown.items()}
     other = shutil.copytree(folder / "weights", tmp_path / "weights")
     moved = replace(study, weights=other)
     resumed(moved, records, moved.described)

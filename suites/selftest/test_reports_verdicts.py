@@ -111,6 +111,20 @@ def test_what_could_not_be_judged_is_said_in_every_summary() -> None:
     }
 
 
+def test_a_comment_mentions_nobody() -> None:
+    """What somebody's stored run holds is text, and sends nobody mail."""
+
+    def edit(body: dict[str, Any]) -> None:
+        record = body["records"].pop(QUERY)
+        body["records"][QUERY.replace("]", "@octocat]")] = record
+
+    base, new = run_with(name="base"), run_with(edit, name="@team")
+    verdicts = compare(base, new)
+    text = comment(verdicts, gate(verdicts), base, new)
+    assert text.count("@<!-- -->octocat") == 2  # what is gone, and what is new
+    assert re.search(r"@(?!<!-- -->)\w", text) is None
+
+
 def test_a_heading_says_that_a_gate_failed() -> None:
     """Where it is stored: of the run that is judged now the answer itself tells."""
     base, new = run_with(name="base"), replace(run_with(), gate="failed")

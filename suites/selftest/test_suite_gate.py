@@ -285,6 +285,10 @@ def test_what_fails_as_it_did_before_has_not_passed(run, pytester: pytest.Pytest
     document = json.loads((pytester.path / "v.json").read_text())
     assert not document["passed"]
     assert document["failed_beside"] == "1 test failed"
+    allowed = run("--benchmark-compare", "--gate", "--allow", "broken", **counts)
+    assert allowed.ret == pytest.ExitCode.TESTS_FAILED
+    assert "FAILED: 1 test failed; no verdict fails (1 broken" in allowed.stdout.str()
+    assert "\npassed: " not in allowed.stdout.str()
     found = {each["metric"]: each["verdict"] for each in document["verdicts"]}
     assert found.pop("outcome") == "broken"
     assert {*found.values()} == {"unchanged"}

@@ -84,9 +84,16 @@ from bench.units import format_bytes
         (["-n", "2", "--benchmark-save", "x"], "--benchmark-save does not go with pytest-xdist"),
     ],
 )
-def test_wrong_option_ends_with_status_2(run, options: list[str], said: str) -> None:
+def test_wrong_option_ends_with_status_2(
+    run, options: list[str], said: str, pytester: pytest.Pytester
+) -> None:
+    """And an earlier run's verdict stands for this one no more."""
     plugins = options[0] in {"-n", "-p"}  # others than ours
-    result = run(*options, apart=plugins, bare=True)
+    earlier = pytester.path / "v.json"
+    earlier.write_text(json.dumps({"passed": True, "verdicts": []}))
+    file = () if "--verdict-file" in options else ("--verdict-file", "v.json")
+    result = run(*options, *file, apart=plugins, bare=True)
+    assert json.loads(earlier.read_text())["passed"] is False
     assert result.ret == 2
     output = result.stdout.str() + result.stderr.str()
     assert said in output

@@ -196,6 +196,25 @@ def test_a_poor_terminal_ends_in_no_traceback(
         assert output.count("\n") == 1
 
 
+@pytest.mark.parametrize("redirected", ["2>&-", "2>/dev/full"])
+def test_what_nobody_hears_costs_no_answer(tmp_path: Path, redirected: str) -> None:
+    """`bench history` says first whose runs it shows."""
+    for number, machine in enumerate(("one", "other")):
+        write_run(tmp_path / "results" / machine, f"run{number}", sample())
+    path = os.pathsep.join([str(Path(__file__).resolve().parents[2]), *sys.path])
+    command = f'"{sys.executable}" -m bench history peak_allocated_bytes --all'
+    heard, unheard = (
+        subprocess.run(
+            ["sh", "-c", f"{command} {way}"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path},
+            capture_output=True, text=True, check=False,
+        )
+        for way in ("", redirected)
+    )  # fmt: skip
+    assert "--machine names another" in heard.stderr
+    assert (unheard.returncode, unheard.stdout) == (0, heard.stdout)
+    assert "1 run of" in heard.stdout
+
+
 DEAD = ("opt-125m", "--target-modules", "q_proj,nope")
 UNREAD = {
     "check": (1, ("check", "adapter_config.json", "--model", "opt-125m", "--no-gradients")),
