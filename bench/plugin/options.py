@@ -291,8 +291,8 @@ def _say_of_weights(config: pytest.Config) -> None:
 
 
 def begin_verdicts(config: pytest.Config) -> None:
-    """First of all: whatever is refused afterwards, an earlier run's "passed" stands for this one no
-    more. BenchError where the file cannot be written."""
+    """First of all: whatever is refused afterwards, an earlier run's "passed" does not stand for
+    this one. BenchError where the file cannot be written."""
     option = config.option
     if option.verdict_file is not None and (option.gate or not option.collectonly):
         begin_verdict_file(option.verdict_file)
