@@ -355,7 +355,9 @@ def test_a_run_that_is_ended_while_the_nodes_are_asked_says_so(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("bench.measure.cluster.Cluster.kept", cut)
-    asked = SimpleNamespace(cluster="auto", collectonly=False, help=False, version=False)
+    asked = SimpleNamespace(
+        cluster="auto", collectonly=False, help=False, version=False, verdict_file=None
+    )
     config = SimpleNamespace(option=asked, invocation_params=SimpleNamespace(args=()))
     monkeypatch.setattr("bench.plugin.cluster.under_xdist", lambda config: False)
     assert run_by_kind(config) == pytest.ExitCode.INTERRUPTED
