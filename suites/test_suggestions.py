@@ -24,13 +24,18 @@ OFFERS = [
     (LLAMA, "vv_proj", "v_proj (4 modules)"),
     (LLAMA, "lm_haed", "lm_head (1 modules)"),
     (LLAMA, "self_attn.qproj", "q_proj (4 modules)"),
-    (LLAMA, "Q_proj", "q_proj (4 modules)"),
+    (LLAMA, "Q_proj", "q_proj (query, 4 modules)"),
     (LLAMA, "nothing_alike", ""),
     # Another sign for the underscore: the same name, not the one that is alike by its letters.
     (LLAMA, "q.proj", "q_proj (query, 4 modules)"),
     (LLAMA, "self_attn.k.proj", "k_proj (key, 4 modules)"),
     (LLAMA, "Up-Proj", "up_proj (up, 4 modules)"),
     (LLAMA, "gate.up.proj", "gate_proj (gate, 4 modules), up_proj (up, 4 modules)"),
+    # Never a module of another work, however near its name: c_proj, out_proj, ...
+    (GPT2, "Q_PROJ", "c_attn (query-key-value, 2 modules)"),
+    (GPT2, "v__proj", "c_attn (query-key-value, 2 modules)"),
+    (BERT, "o_projs", "attention.output.dense (output, 4 modules)"),
+    (LLAMA, "k_projection", "k_proj (key, 4 modules)"),
     # As near to each of these, and to none of the three others
     (LLAMA, "proj",
      "q_proj (4 modules), k_proj (4 modules), v_proj (4 modules), o_proj (4 modules)"),

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench.cli.gating import add_gate, check_gate, judge, verdict_lines
 from bench.cli.options import (
@@ -29,7 +29,8 @@ from bench.training.cases import MEASURED_LENGTH
 if TYPE_CHECKING:
     from bench.ab.environments import Environment
     from bench.ab.pair import Pair, Plan
-    from bench.scenarios.subjects import Subject
+    from bench.adapters.config import AdapterConfig
+    from bench.scenarios.subjects import Subject, Subjects
 
 HELP = "what an upgrade changed, measured in two environments side by side"
 _SIDES = ("--baseline-env", "--contender-env")
@@ -164,8 +165,26 @@ def _unreached(plan: Plan, options: argparse.Namespace) -> tuple[str, ...]:
             "the two configurations have no case in common, for a scenario's is named for it and "
             "its rank: give the baseline's with --adapter or --target-modules too"
         )
+    if options.contender_env is None and _configured(asked[0]) == _configured(asked[-1]):
+        raise BenchError(
+            "there is nothing to compare: both sides are configured alike (a list of target "
+            "modules has no order)"
+        )
     own = (subject for found in asked for subject in found.own.values())
     return tuple(dict.fromkeys(said for subject in own for said in subject.unreached().values()))
+
+
+def _configured(asked: Subjects) -> dict[tuple[str, str | None], dict[str, Any]]:
+    """What is measured of each model, and in which precision, as PEFT takes it."""
+
+    def given(adapter: AdapterConfig) -> dict[str, Any]:
+        targets = adapter.target_modules
+        return {
+            **adapter.as_given(),
+            "target_modules": sorted(targets) if isinstance(targets, tuple) else targets,
+        }
+
+    return {(s.key, s.precision): given(s.adapter) for s in asked.measured.values()}
 
 
 def _check_injectable(subjects: Iterable[Subject]) -> None:

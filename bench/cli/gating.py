@@ -25,10 +25,10 @@ def check_gate(options: argparse.Namespace) -> None:
     """BenchError, before anything is measured, for what `judge` would refuse of the options."""
     from bench.baselines import all_thresholds, begin_verdict_file, gate
 
+    if options.verdict_file is not None:  # first: an earlier run's "passed" is not this one's
+        begin_verdict_file(options.verdict_file)
     all_thresholds(options.threshold)
     gate([], options.allow)
-    if options.verdict_file is not None:
-        begin_verdict_file(options.verdict_file)
 
 
 def judge(

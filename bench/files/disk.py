@@ -9,8 +9,10 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import stat
+import sys
 import time
 import tomllib
 from collections import Counter
@@ -314,17 +316,25 @@ PATIENCE_SECONDS = 10.0
 """How long a named pipe waits for somebody who reads it."""
 
 
+_OPEN = re.compile(r"/dev/std(?P<name>out|err)|/(?:dev|proc/self)/fd/(?P<number>\d+)")
+
+
 def _stream(path: Path | str, content: str | bytes) -> None:
     try:
-        with open(path, "wb", opener=_with_a_reader) as stream:
+        with open(path, "wb", opener=_opened) as stream:
             stream.write(content.encode() if isinstance(content, str) else content)
     except OSError as error:
         raise BenchError(f"{path}: not written: {error.strerror or error}") from error
 
 
-def _with_a_reader(path: str, flags: int) -> int:
-    """Open a file to write; a named pipe only where somebody reads it, else OSError: to open one
-    that nobody does would never end."""
+def _opened(path: str, flags: int) -> int:
+    """Open a file to write. A stream that is open already is written to itself: to open what it
+    leads to once more would empty a log (`>> log`). A named pipe is opened only where somebody
+    reads it, else OSError: to open one that nobody does would never end."""
+    if named := _OPEN.fullmatch(os.path.abspath(path)):
+        for ours in (sys.stdout, sys.stderr):
+            ours.flush()
+        return os.dup(int(named["number"] or ("1" if named["name"] == "out" else "2")))
     if not stat.S_ISFIFO(os.stat(path).st_mode):
         return os.open(path, flags, 0o666)
     until = time.monotonic() + PATIENCE_SECONDS

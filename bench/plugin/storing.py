@@ -193,6 +193,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
             except BenchError as error:
                 config.stash[GATE] = FAILED
                 _fail(config, str(error))
+                baseline = config.stash[BASELINE]
+                if baseline is not None and refused is None and not config.stash[BESIDE]:
+                    config.stash[BESIDE] = "the run was not stored"
+                    _write_verdicts(config, run, baseline)
     if refused is not None:  # nothing was compared: there is no table to show
         config.stash[GATE] = FAILED
         if reporter := config.pluginmanager.get_plugin("terminalreporter"):
@@ -257,12 +261,18 @@ def _judge(session: pytest.Session, run: StoredRun) -> None:
     config.stash[FAILING] = failing = gate(verdicts, option.allow)
     config.stash[GATE] = FAILED if failing else PASSED if option.gate else None
     failed = f"{counted(session.testsfailed, 'test')} failed" if session.testsfailed else ""
-    config.stash[BESIDE] = beside = "the run was interrupted" if run.interrupted else failed
-    if option.verdict_file:
+    config.stash[BESIDE] = "the run was interrupted" if run.interrupted else failed
+    _write_verdicts(config, run, baseline)
+
+
+def _write_verdicts(config: pytest.Config, run: StoredRun, baseline: StoredRun) -> None:
+    """Where --verdict-file says."""
+    if config.option.verdict_file:
         try:
             write_verdicts(
-                option.verdict_file, verdicts, failing, baseline, run, failed_beside=beside
-            )
+                config.option.verdict_file, config.stash[VERDICTS], config.stash[FAILING],
+                baseline, run, failed_beside=config.stash[BESIDE],
+            )  # fmt: skip
         except BenchError as error:
             config.stash[GATE] = FAILED
             _fail(config, f"--verdict-file {error}")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from bench.baselines import Machine, StoredRun
+from bench.baselines import Machine, StoredRun, compare
 from bench.baselines.accepted import FAILED, unproven
+from bench.baselines.verdicts import CASE, VANISHED
 from bench.reports.layout import BAD, EMPTY, GOOD, NOTED, Report, Table
 from bench.reports.rows import OUTCOME_WORDS, Row, comparison_rows
 from bench.training.options import PHASES
 from bench.units import (
     counted,
+    first_of,
     format_bytes,
     format_change,
     format_count,
@@ -54,12 +56,21 @@ def comparison_report(runs: Sequence[StoredRun], baseline: StoredRun | None = No
         )
     if baseline:
         notes.append(f"Δ: change against run {against(baseline)}")
+        notes += [line for run in runs if (line := _without_a_row(run, baseline))]
     return Report(
         "LoRA target modules",
         tuple(f"Run {describe(run)}" for run in runs),
         tuple(tables),
         tuple(notes),
     )
+
+
+def _without_a_row(run: StoredRun, baseline: StoredRun) -> str:
+    """The baseline's cases that this run was asked for and has not; "" where it has all."""
+    verdicts = () if baseline.is_same(run) else compare(baseline, run)
+    gone = [one_line(v.record) for v in verdicts if v.metric == CASE and v.verdict == VANISHED]
+    cases = counted(len(gone), "case")
+    return f"vanished in {run.label}: {cases} of the baseline: {first_of(gone)}" if gone else ""
 
 
 def findings(rows: Sequence[Row]) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from bench.models.roles import FUSED, UNKNOWN, role_of, serves
 from bench.models.stacks import Stack
 from bench.targets.entries import Filter, ends_in, new_name
 from bench.targets.ledger import Ledger, RoleOf
+from bench.targets.slips import commonly, plainly
 
 _DEFAULT_ROLES = ("query", "value", "query_key_value")
 
@@ -31,8 +32,9 @@ def suggest(
     what a name means that has two meanings; where they do not, both are offered."""
     wanted = role_of(entry)
     if wanted == UNKNOWN:
-        meant = _underscored(table, entry)
-        return suggest(table, meant, role, beside) if meant else _nearest_leaves(table, entry)
+        leaves = {name.rpartition(".")[2] for name in table.adaptable}
+        meant = plainly(entry, leaves)
+        return suggest(table, meant, role, beside) if meant else _nearest_leaves(table, entry, role)
     first: tuple[str, ...] = (wanted,)
     if entry == "wo":
         beside = [*beside]
@@ -94,23 +96,19 @@ def suggest_parameters(table: ModuleTable, entry: str) -> str:
     return _nearest_parameter(table, entry)
 
 
-def _underscored(table: ModuleTable, entry: str) -> str:
-    """The projection that is meant where its name has a dot, a dash or a space for an underscore
-    (`q.proj`); "" where it has none."""
-    parts = re.split(r"[.\s-]+", entry.lower())
-    ends = ("_".join(parts[-size:]) for size in (3, 2) if len(parts) >= size)
-    leaves = {name.rpartition(".")[2] for name in table.adaptable}
-    return next((end for end in ends if end in leaves or role_of(end) != UNKNOWN), "")
-
-
-def _nearest_leaves(table: ModuleTable, entry: str) -> str:
+def _nearest_leaves(table: ModuleTable, entry: str, role: RoleOf) -> str:
     """The nearest modules by name, of several that are as near each; or the nearest experts' weight
-    where that is nearer."""
+    where that is nearer. Where it is a slip of a common name too, modules that do its work."""
     leaves = Counter(m.leaf for m in table.modules)
     usable = dict.fromkeys(name.rpartition(".")[2] for name in table.adaptable)
     bare = dict.fromkeys(p.name.rpartition(".")[2] for p in table.expert_parameters)
     near = all_nearest(entry.rpartition(".")[2], usable | bare)
-    if there := [leaf for leaf in near if leaf in usable]:
+    there = [leaf for leaf in near if leaf in usable]
+    common = commonly(entry)
+    does = {role(n) for n in table.adaptable if n.rpartition(".")[2] in there}
+    if common and not any(serves(work, role_of(common)) for work in does):
+        return suggest(table, common, role)
+    if there:
         return ", ".join(f"{leaf} ({leaves[leaf]} modules)" for leaf in there)
     return _nearest_parameter(table, entry) if near else ""
 

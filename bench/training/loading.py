@@ -365,6 +365,8 @@ def _real_weights(case: Case, config: Any, device: str) -> Any:
         local_files_only=True,
         use_safetensors=True,  # a pickle could execute anything
         output_loading_info=True,
+        # transformers looks for one beside the weights, and fails where no config.json is there.
+        generation_config=transformers.GenerationConfig(),
         **_trusted(case),
     )
     check_loaded(case, model, found["missing_keys"], found["unexpected_keys"])

@@ -122,6 +122,17 @@ def test_two_sides_that_both_fail_have_not_passed(
             ),
             "there is nothing to compare",
         ),
+        ((*TWO[:4], "--contender-rank", "8"), "both sides are configured alike"),  # PEFT's default
+        (
+            (
+                *TWO[:2],
+                "--target-modules",
+                "q_proj,v_proj",
+                "--contender-target-modules",
+                "v_proj,q_proj",
+            ),
+            "both sides are configured alike",
+        ),
         (("--adapter", "a", "--target-modules", "b", "--contender-rank", "2"), "give one of"),
         (("--contender-rank", "0"), "r must be a whole number of at least 1, not 0"),
         (("--contender-target-modules", ""), "target_modules is empty"),

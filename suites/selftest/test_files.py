@@ -66,6 +66,32 @@ def test_standard_output_by_its_name_is_a_pipe_that_is_read() -> None:
     assert done.stdout.startswith("#")
 
 
+@pytest.mark.parametrize(
+    ("way", "path"),
+    [
+        (">> {}", "/dev/stdout"),
+        ("> {}", "/dev/stdout"),
+        ("2>> {}", "/dev/stderr"),
+        ("3>> {}", "/dev/fd/3"),
+        (">> {}", "/proc/self/fd/1"),
+    ],
+)
+def test_a_stream_that_is_open_keeps_what_it_holds(tmp_path: Path, way: str, path: str) -> None:
+    """To open what it leads to once more would empty a log, or write over its next lines."""
+    log = tmp_path / "run.log"
+    log.write_text("earlier\n")
+    program = (
+        "import sys; from bench.files import write_output; stream = sys.stderr if 'err' in "
+        f"{path!r} else sys.stdout; stream.write('before\\n'); write_output({path!r}, 'text\\n'); "
+        "stream.write('after\\n')"
+    )
+    command = f'"{sys.executable}" -c "{program}" {way.format(log)}'
+    subprocess.run(["sh", "-c", command], check=True, stdout=subprocess.DEVNULL)
+    earlier = ["earlier"] if ">>" in way else []
+    lines = ["before", "text", "after"] if "3>>" not in way else ["text"]
+    assert log.read_text().splitlines() == [*earlier, *lines]
+
+
 def test_a_link_is_followed(tmp_path: Path) -> None:
     there, link = tmp_path / "there" / "table.md", tmp_path / "link.md"
     there.parent.mkdir()

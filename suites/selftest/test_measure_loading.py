@@ -161,6 +161,20 @@ def test_another_models_weights_are_refused(tmp_path: Path) -> None:
             load(case)
 
 
+def test_weights_need_no_configuration_beside_them(tmp_path: Path) -> None:
+    """The model's own is there already; of a model that generates transformers asks for more."""
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM
+
+    from bench.training.loading import load, make_config
+
+    case = dataclasses.replace(tiny_case("opt", "fp32"), weights=str(tmp_path))
+    state = AutoModelForCausalLM.from_config(make_config(case)).state_dict()
+    state.pop("lm_head.weight", None)  # tied
+    save_file(state, tmp_path / "model.safetensors")
+    assert load(case).adapted_layers > 0
+
+
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "float8_e4m3fn"])
 def test_a_quantizers_codes_are_no_weights(dtype: str, tmp_path: Path) -> None:
     """transformers makes numbers of them, and the scales that they belong to are not asked for."""

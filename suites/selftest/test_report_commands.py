@@ -26,6 +26,21 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "results"
 
 
+def test_a_report_says_what_of_its_baseline_has_no_row(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = sample("fewer")
+    gone = list(document["lora_bench"]["records"])[-1]
+    del document["lora_bench"]["records"][gone]
+    write_run(results / "linux-x86_64-cpu", "fewer", document)
+    for format in ("terminal", "markdown"):
+        assert main(["report", "fewer", "--baseline", "base", "--format", format]) == 0
+        told = " ".join(capsys.readouterr().out.replace("\\", "").split())
+        assert f"_fewer: 1 case of the baseline: {gone}" in told
+    assert main(["report", "new", "--baseline", "base"]) == 0
+    assert "vanished" not in capsys.readouterr().out
+
+
 def test_compare_exits_with_one_where_something_changed(
     results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -36,6 +51,11 @@ def test_compare_exits_with_one_where_something_changed(
     write_run(results / "linux-x86_64-cpu", "same", sample("base"))
     assert main(["compare", "base", "same", "--verdict-file", str(file)]) == 0
     assert json.loads(file.read_text())["passed"] is True
+    for wrong in (("--threshold", "foo"), ("--allow", "banana")):  # refused, and not passed
+        assert main(["compare", "base", "same", "--verdict-file", str(file)]) == 0
+        assert main(["compare", "base", "same", *wrong, "--verdict-file", str(file)]) == 2
+        assert json.loads(file.read_text())["passed"] is False
+    capsys.readouterr()
     assert main(["compare", "base", "new", "--allow", "changed"]) == 0
     assert "changed (allowed)" in capsys.readouterr().out
 

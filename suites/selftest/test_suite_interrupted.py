@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -239,12 +240,22 @@ def test_a_full_disk_while_saving_loses_no_case(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         link(source, target)
 
+    counts = {"suites": "suites/test_counts.py"}
+    run("--benchmark-save", "base", **counts)
+    before = {path.name for path in results_of(pytester).iterdir() if path.is_file()}
     monkeypatch.setattr("os.link", full)
+    gated = ("--benchmark-compare", "--gate", "--verdict-file", "v.json")
+    result = run("--benchmark-save", "gated", *gated, **counts)
+    assert result.ret == 2
+    document = json.loads((pytester.path / "v.json").read_text())
+    assert (document["passed"], document["failed_beside"]) == (False, "the run was not stored")
+    assert "FAILED: the run was not stored; no verdict fails (" in result.stdout.str()
+    shutil.rmtree(next(elsewhere.iterdir()))
     result = run(*STEPS, "--benchmark-save", "full")
     assert result.ret == 2
     output = result.stdout.str() + result.stderr.str()
     assert "No space left on device; nothing was written; the run is kept in" in output
-    assert [path for path in results_of(pytester).iterdir() if path.is_file()] == []
+    assert {path.name for path in results_of(pytester).iterdir() if path.is_file()} == before
     (kept,) = elsewhere.glob("*/0001_full.json")
     assert {r.outcome for r in load_run(kept).records.values()} == {"ok"}
     assert len(load_run(kept).records) == 2
