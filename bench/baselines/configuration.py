@@ -255,14 +255,16 @@ def _subject(record: Record) -> str:
 def in_words_of(baseline: StoredRun, contender: StoredRun) -> StoredRun:
     """The contender with its models called as in the baseline, where both say that a model lies in
     the same place. One that is given beside others of its last name has more of its path in its
-    ids: `model` alone is `a/model` beside `b/model`."""
+    ids: `model` alone is `a/model` beside `b/model`, and there `model` may be yet another."""
     old, new = baseline.places, contender.places
     names = {
         label: before
         for before, place in old.items()
         for label in new
-        if new[label] == place and label not in old and before not in new
+        if place and new[label] == place and label != before
     }
+    taken = {*names.values()}  # by another model, where one has such a name here
+    names |= {label: f"./{label}" for label in new if label in taken and label not in names}
     if not names:
         return contender
 

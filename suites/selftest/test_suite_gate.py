@@ -235,6 +235,27 @@ def test_a_model_is_the_same_case_whatever_is_given_beside_it(
         done.stdout.fnmatch_lines(["1 case* of the baseline not compared*"])
 
 
+@pytest.mark.parametrize("stored", ["both", "alone"])
+def test_one_of_two_models_is_not_held_against_the_other(
+    run, pytester: pytest.Pytester, stored: str
+) -> None:
+    """One lies at the top, and is called as the other is where that is given alone."""
+    counts = {"suites": "suites/test_counts.py", "bare": True}
+    held = ("--benchmark-compare", "--gate")
+    for name, targets in (("mod", ["q_proj"]), ("b/mod", ["q_proj", "v_proj"])):
+        write_model(pytester.path / name)
+        write_adapter(pytester.path / name, targets)
+    alone, both = ("--model", "b/mod"), ("--model", "mod", "--model", "b/mod")
+    first, then = (alone, both)[:: 1 if stored == "alone" else -1]
+    assert run("--benchmark-save", "x", *first, **counts).ret == pytest.ExitCode.OK
+    same = run(*held, *then, **counts)
+    assert same.ret == pytest.ExitCode.OK
+    new = "1 new, " if stored == "alone" else ""
+    same.stdout.fnmatch_lines([f"passed: {new}* unchanged."])
+    write_adapter(pytester.path / "b" / "mod", ["q_proj"])
+    assert run(*held, *then, **counts).ret == pytest.ExitCode.TESTS_FAILED
+
+
 def test_a_run_without_cases_passes_no_gate(run, pytester: pytest.Pytester) -> None:
     """Nor does the verdict file of the one before it stay, which passed."""
     counts = {"suites": "suites/test_counts.py"}
