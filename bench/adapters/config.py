@@ -51,6 +51,9 @@ _NAMING = ("target_modules", "target_parameters", "exclude_modules", "modules_to
            "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern",
            "trainable_token_indices")  # fmt: skip
 
+# Lists whose order and repetitions mean nothing.
+_SETS = ("target_modules", "exclude_modules", "modules_to_save", "layers_to_transform")
+
 
 @dataclass(frozen=True)
 class AdapterConfig:
@@ -202,8 +205,13 @@ class AdapterConfig:
         return {key: _to_lists(value) for key, value in changed.items()}
 
     def as_given(self) -> dict[str, Any]:
-        """`to_dict` with the fields that no figure depends on: all that two may differ in."""
-        return {**self.to_dict(), **self.unseen}
+        """`to_dict` with the fields that no figure depends on: all that two may differ in. Names
+        of which PEFT makes a set, or asks alone whether one is there, are sorted."""
+        given = self.to_dict()
+        for name in _SETS:
+            if isinstance(value := given.get(name), list):
+                given[name] = sorted(set(value))
+        return {**given, **self.unseen}
 
     @classmethod
     def of(cls, adapter: Any) -> AdapterConfig:

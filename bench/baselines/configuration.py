@@ -7,13 +7,13 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.adapters.checks import NESTED
-from bench.adapters.config import UNSEEN
+from bench.adapters.config import UNSEEN, AdapterConfig
 from bench.baselines.metrics import LOSS, Metric
 from bench.baselines.runs import Record, StoredRun
 from bench.files import CODE, WEIGHTS, digest_of
@@ -103,6 +103,19 @@ def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def whole(adapter: Mapping[str, Any]) -> dict[str, Any]:
+    """What `recorded` keeps of an adapter, with the plain values that PEFT has for what it leaves
+    out; {} where nothing of it is known."""
+    return {**_PLAIN_DEFAULTS, **adapter} if adapter else {}
+
+
+_PLAIN_DEFAULTS = {
+    each.name: each.default
+    for each in fields(AdapterConfig)
+    if each.compare and isinstance(each.default, str | int | float)
+}
+
+
 def disagreeing(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """What two configurations say otherwise, of the fields that both have; "" where nothing."""
     old, new = recorded(one), recorded(other)
@@ -167,7 +180,7 @@ def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tupl
             *differing({"class": old.get("class")}, {"class": new.get("class")}),
             *(f"other {what}" for what in ("weights", "code") if old.get(what) != new.get(what)),
         ]
-        of_adapter = differing(old.get("adapter", {}), new.get("adapter", {}))
+        of_adapter = differing(*(whole(each.get("adapter", {})) for each in (old, new)))
         if of_model or not of_adapter:
             yield label, of_model
         if of_adapter:

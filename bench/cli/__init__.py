@@ -6,6 +6,7 @@ reads what is printed to its end or not.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import errno
 import os
@@ -13,6 +14,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from bench.cli.gating import begin_refused
 from bench.cli.output import Output, answers, harmless_output, hidden_warnings
 from bench.cli.parser import make_parser
 from bench.compat import spare_the_compiler
@@ -47,10 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str] | None, *, in_worker: bool) -> int:
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        options = make_parser().parse_args(arguments)
+        options = _parsed(given)
         if getattr(options, "trust_remote_code", False) and not in_worker:
-            given = sys.argv[1:] if arguments is None else arguments
             return run_apart("lora_target_bench", given)
         try:
             os.getcwd()
@@ -88,6 +90,15 @@ def _main(arguments: Sequence[str] | None, *, in_worker: bool) -> int:
         return _refuse(line)
     except KeyboardInterrupt as stopped:  # as a shell has it: 128 and the signal
         return 128 + getattr(signal, str(stopped) or "SIGINT", signal.SIGINT)
+
+
+def _parsed(given: Sequence[str]) -> argparse.Namespace:
+    try:
+        return make_parser().parse_args(given)
+    except SystemExit as refused:
+        if refused.code:
+            begin_refused(given)
+        raise
 
 
 _NAMED = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR)

@@ -29,7 +29,6 @@ from bench.training.cases import MEASURED_LENGTH
 if TYPE_CHECKING:
     from bench.ab.environments import Environment
     from bench.ab.pair import Pair, Plan
-    from bench.adapters.config import AdapterConfig
     from bench.scenarios.subjects import Subject, Subjects
 
 HELP = "what an upgrade changed, measured in two environments side by side"
@@ -175,16 +174,8 @@ def _unreached(plan: Plan, options: argparse.Namespace) -> tuple[str, ...]:
 
 
 def _configured(asked: Subjects) -> dict[tuple[str, str | None], dict[str, Any]]:
-    """What is measured of each model, and in which precision, as PEFT takes it."""
-
-    def given(adapter: AdapterConfig) -> dict[str, Any]:
-        targets = adapter.target_modules
-        return {
-            **adapter.as_given(),
-            "target_modules": sorted(targets) if isinstance(targets, tuple) else targets,
-        }
-
-    return {(s.key, s.precision): given(s.adapter) for s in asked.measured.values()}
+    """What is measured of each model, and in which precision."""
+    return {(s.key, s.precision): s.adapter.as_given() for s in asked.measured.values()}
 
 
 def _check_injectable(subjects: Iterable[Subject]) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.cli.options import REPEATABLE, Add
 from bench.cli.output import json_lines, say
+from bench.errors import BenchError
 
 if TYPE_CHECKING:
     from bench.baselines import StoredRun, Verdict
@@ -29,6 +32,18 @@ def check_gate(options: argparse.Namespace) -> None:
         begin_verdict_file(options.verdict_file)
     all_thresholds(options.threshold)
     gate([], options.allow)
+
+
+def begin_refused(given: Sequence[str]) -> None:
+    """What `check_gate` does first, for a command line that no option can be read of."""
+    for one, following in pairwise([*given, ""]):
+        option, equals, value = one.partition("=")
+        path = value if equals else following
+        if path and len(option) > 2 and "--verdict-file".startswith(option):  # as argparse takes it
+            from bench.baselines import begin_verdict_file
+
+            with suppress(BenchError, OSError):  # the command line is what is told
+                begin_verdict_file(Path(path))
 
 
 def judge(

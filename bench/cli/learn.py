@@ -115,6 +115,7 @@ _GATING = ("threshold", "allow", "verdict_file")
 
 def _check(options: argparse.Namespace) -> None:
     """Raise BenchError for options that do not go together, or that would only fail after hours."""
+    check_gate(options)
     check_plot(options.plot)
     given = [
         name for name in (*_TRAINING, *_GATING) if getattr(options, name) not in (None, [], False)
@@ -132,8 +133,6 @@ def _check(options: argparse.Namespace) -> None:
         from bench.baselines.storage import check_name
 
         check_name(options.save)
-    if options.compare is not None:
-        check_gate(options)
 
 
 def _read(options: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any
 
+from bench.baselines.configuration import differing, recorded
 from bench.errors import BenchError
 from bench.learning import fit as fitting
 from bench.learning.arms import TOLERANCE, Arm
@@ -23,7 +24,7 @@ from bench.learning.records import Shown
 from bench.learning.study import Origin, Study, load_study
 from bench.process import broken_library
 from bench.training.machine import usable_processors
-from bench.units import counted, text_of
+from bench.units import counted, first_of, text_of
 
 TUNE, FIT = "tune", "fit"
 Ended = Callable[[Shown], None]
@@ -190,9 +191,13 @@ def _work(origin: Origin, job: Job) -> Any:
 
 def resumed(study: Study, records: Mapping[str, Any], described: Mapping[str, Any]) -> None:
     """BenchError where the records to go on with are of other settings or another text."""
+    now = recorded(described)
     for record in records.values():
-        if record.detail.get("step_options") != described:
+        before = record.detail.get("step_options")
+        if before != described:
+            changed = differing(recorded(before), now) if isinstance(before, Mapping) else ()
             raise BenchError(
                 f"--resume: {record.id} was made with other settings, weights or another text than "
-                f"{study.name} has now; leave out --resume"
+                f"{study.name} has now: {first_of(changed) or 'which, it does not say'}; give them "
+                "again, or leave out --resume"
             )

@@ -343,14 +343,24 @@ def _save(config: pytest.Config, name: str, document: dict[str, Any]) -> None:
 
 def _way_to_a_baseline(config: pytest.Config, path: Path) -> str:
     """What makes the run that was stored here one that later runs are held against."""
-    stored, save = config.stash[RUN], save_command(config)
+    stored = config.stash[RUN]
     if stored.interrupted:
-        return f"Go on with it: {save.replace('NAME', str(config.stash[SAVE]))} --resume"
+        return f"Go on with it: {_resume_command(config)}"
     accept = f"Where its figures are right: bench accept {named(path)} --reason WHY"
     first = config.stash[IS_FIRST] and config.stash[BASELINE] is None and stored.gate is None
     if first:  # with no baseline there is nothing that --gate could hold it against
         return f"There is no baseline here yet, and --benchmark-save=NAME makes the first. {accept}"
     return accept
+
+
+def _resume_command(config: pytest.Config) -> str:
+    """This run again, its comparison too, without the cases that are stored. Another number in
+    pytest-benchmark's own name would be no run to go on with."""
+    given = [str(argument) for argument in config.invocation_params.args]
+    if config.stash[AUTOSAVED]:
+        given = [argument for argument in given if argument != "--benchmark-autosave"]
+        given.append(f"--benchmark-save={config.stash[SAVE]}")
+    return shlex.join(["pytest", *given, *(["--resume"] if "--resume" not in given else [])])
 
 
 def save_command(config: pytest.Config) -> str:

@@ -246,7 +246,7 @@ def _difference(verdict: Verdict, unit: str) -> str:
         return "not the same"
     if not isinstance(old, int | float) or not isinstance(new, int | float):
         return EMPTY
-    sign = "+" if new > old else "-"
+    sign = "±" if new == old else "+" if new > old else "-"
     parts = [] if verdict.ratio is None else [format_change(verdict.ratio)]
     if verdict.interval:
         low, high = map(format_change, verdict.interval)

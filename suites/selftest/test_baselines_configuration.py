@@ -38,11 +38,11 @@ OTHER: dict[str, tuple[Any, Any] | tuple[Any, Any, str]] = {
     "exclude_modules": (None, ["k_proj"], "exclude_modules absent -> ['k_proj']"),
     "lora_alpha": (16, 32),
     "lora_dropout": (0.1, 0.05),
-    "fan_in_fan_out": (None, True),
-    "bias": ("none", "all", "bias absent -> all"),
-    "use_rslora": (None, True),
+    "fan_in_fan_out": (False, True),
+    "bias": ("none", "all"),
+    "use_rslora": (False, True),
     "modules_to_save": (None, ["lm_head"], "modules_to_save absent -> ['lm_head']"),
-    "init_lora_weights": (None, "olora"),
+    "init_lora_weights": (True, "olora"),
     "layers_to_transform": (None, [0], "layers_to_transform absent -> [0]"),
     "layers_pattern": (None, "layers"),
     "rank_pattern": ({"q": 4, "k": 8}, {"k": 8, "q": 4},
@@ -55,18 +55,18 @@ OTHER: dict[str, tuple[Any, Any] | tuple[Any, Any, str]] = {
     "corda_config": (None, {"corda_method": "kpm"}, "corda_config.corda_method absent -> kpm"),
     "lora_ga_config": ({"direction": "ArBr"}, {"direction": "ArB2r"},
                        "lora_ga_config.direction ArBr -> ArB2r"),
-    "use_dora": (None, True),
+    "use_dora": (False, True),
     "velora_config": (None, {}),
     "alora_invocation_tokens": (None, [1], "alora_invocation_tokens absent -> [1]"),
     "monteclora_config": (None, {"num_samples": 4}, "monteclora_config.num_samples absent -> 4"),
     "layer_replication": (None, [[0, 1]], "layer_replication absent -> [[0, 1]]"),
     "runtime_config": (None, {"ephemeral_gpu_offload": True},
                        "runtime_config.ephemeral_gpu_offload absent -> True"),
-    "lora_bias": (None, True),
+    "lora_bias": (False, True),
     "target_parameters": (None, ["a"], "target_parameters absent -> ['a']"),
     "use_bdlora": (None, {"nblocks": 2}, "use_bdlora.nblocks absent -> 2"),
     "kasa_config": (None, {}),
-    "ensure_weight_tying": (None, True),
+    "ensure_weight_tying": (False, True),
 }  # fmt: skip
 
 
@@ -80,6 +80,24 @@ def test_each_field_that_changed_is_told(name: str) -> None:
     (told,) = unseen_changes(*runs[:2], ())
     assert told == f"opt-125m-own-r{8 if name != 'r' else 4}: {said}"
     assert unseen_changes(*runs[::2], ()) == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "other"),
+    [
+        ("target_modules", ["q_proj", "v_proj"], ["v_proj", "q_proj", "v_proj"]),
+        ("exclude_modules", ["k_proj", "fc1"], ["fc1", "k_proj"]),
+        ("modules_to_save", ["lm_head", "fc1"], ["fc1", "lm_head"]),
+        ("layers_to_transform", [0, 1], [1, 0]),
+    ],
+)
+def test_the_order_of_what_has_none_is_no_change(name: str, one: Any, other: Any) -> None:
+    """Many names are kept as a digest, of which the order must be none either."""
+    many = [f"name{number}" for number in range(20)] if isinstance(one[0], str) else [*range(2, 20)]
+    for before, after in ((one, other), ([*many, *one], [*other, *many])):
+        runs = [of({**GIVEN, name: value}) for value in (before, after)]
+        assert runs[0].subjects == runs[1].subjects
+        assert unseen_changes(*runs, ()) == ()
 
 
 def of(given: dict[str, Any]) -> Any:
@@ -123,7 +141,7 @@ def configured(digest: str, layers: int = 2, **fields: Any):
 @pytest.mark.parametrize(
     ("after", "said"),
     [
-        (configured("2", use_rslora=True), "mine-own-r8: use_rslora absent -> True"),
+        (configured("2", use_rslora=True), "mine-own-r8: use_rslora False -> True"),
         (configured("2", layers=3), "mine: num_hidden_layers 2 -> 3"),
         (configured("2"), ""),  # another transformers, which the versions say
         (configured("1", use_rslora=True), ""),  # one digest: nothing differs
@@ -151,8 +169,8 @@ def test_what_no_figure_shows_is_said_beside_the_verdicts(after, said: str, tmp_
 def test_what_a_verdict_says_is_not_said_twice() -> None:
     """The rank is among the facts there, other fields are changes of the configuration."""
     before, after = configured("1"), configured("2", r=16, use_dora=True, use_rslora=True)
-    told = [Verdict("a", "b", "changed", explanation="rank 8 -> 16; use_dora absent -> True")]
-    assert unseen_changes(before, after, told) == ("mine-own-r8: use_rslora absent -> True",)
+    told = [Verdict("a", "b", "changed", explanation="rank 8 -> 16; use_dora False -> True")]
+    assert unseen_changes(before, after, told) == ("mine-own-r8: use_rslora False -> True",)
     assert unseen_changes(before, after, []) == (
-        "mine-own-r8: r 8 -> 16, use_dora absent -> True, use_rslora absent -> True",
+        "mine-own-r8: r 8 -> 16, use_dora False -> True, use_rslora False -> True",
     )

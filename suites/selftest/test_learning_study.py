@@ -254,8 +254,13 @@ def test_a_run_on_ones_own_weights_does_not_go_on_with_others(
     file = other / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\x01")
     changed = replace(study, weights=other)
-    with pytest.raises(BenchError, match="was made with other settings, weights or another text"):
+    with pytest.raises(
+        BenchError, match=r"than .* has now: weights_digest [0-9a-f]+ -> [0-9a-f]+;"
+    ):
         resumed(changed, records, changed.described)
+    longer = replace(study, settings=replace(study.settings, length=study.settings.length + 1))
+    with pytest.raises(BenchError, match=r" has now: length (\d+) -> \d+; give them again"):
+        resumed(longer, records, longer.described)
 
 
 def test_a_loss_that_is_no_number_is_recorded_and_the_run_goes_on(

@@ -55,6 +55,18 @@ def test_compare_exits_with_one_where_something_changed(
         assert main(["compare", "base", "same", "--verdict-file", str(file)]) == 0
         assert main(["compare", "base", "same", *wrong, "--verdict-file", str(file)]) == 2
         assert json.loads(file.read_text())["passed"] is False
+    for wrong in (
+        ["compare", "base", "same", f"--verdict-file={file}", "--format", "banana"],
+        ["compare", "base", "--verdict-f", str(file)],
+        ["ab", "--verdict-file", str(file), "--rounds", "many"],
+    ):
+        assert main(["compare", "base", "same", "--verdict-file", str(file)]) == 0
+        with pytest.raises(SystemExit, match="2"):
+            main(wrong)
+        assert json.loads(file.read_text())["passed"] is False
+    assert main(["compare", "base", "same", "--verdict-file", str(file)]) == 0
+    assert main(["learn", "--read", "--steps", "1", "--verdict-file", str(file)]) == 2
+    assert json.loads(file.read_text())["passed"] is False
     capsys.readouterr()
     assert main(["compare", "base", "new", "--allow", "changed"]) == 0
     assert "changed (allowed)" in capsys.readouterr().out

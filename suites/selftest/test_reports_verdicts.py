@@ -80,6 +80,15 @@ def test_many_incomparable_figures_are_one_line() -> None:
     assert report.caption[2].startswith("passed: ")
 
 
+def test_an_incomparable_figure_that_is_equal_has_no_sign() -> None:
+    base = run_with(lambda body: None)
+    other = replace(base, machine=replace(base.machine, threads=64))
+    report = verdict_report(compare(base, other), [], base, other)
+    told = {row[5].partition(" (")[0] for row in report.tables[0].rows}
+    assert told
+    assert told <= {"±0 s", "±0 B"}
+
+
 def test_too_few_rounds_is_said_once() -> None:
     def edit(body: dict[str, Any]) -> None:
         for key in (STEP, STEP_NF4):

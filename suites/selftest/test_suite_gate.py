@@ -291,7 +291,7 @@ def test_a_gate_says_what_is_configured_otherwise_stored_or_not(
         assert result.ret == pytest.ExitCode.OK
         assert "Configured otherwise, which no figure shows: " in result.stdout.str()
         told.append(json.loads((pytester.path / "v.json").read_text())["configured_otherwise"])
-    assert told == [["mine-own-r4: use_rslora absent -> True"]] * 2
+    assert told == [["mine-own-r4: use_rslora False -> True"]] * 2
 
 
 def test_what_fails_as_it_did_before_has_not_passed(run, pytester: pytest.Pytester) -> None:

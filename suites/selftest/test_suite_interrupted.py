@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -148,7 +149,7 @@ def cut(request):
     ],
 )
 def test_an_interrupted_run_is_kept_and_is_no_baseline(
-    run, pytester: pytest.Pytester, what: str, options: tuple[str, ...]
+    run, pytester: pytest.Pytester, what: str, options: tuple[str, ...], capsys
 ) -> None:
     pytester.makeconftest(CUT.format(what=what))
     with contextlib.suppress(KeyboardInterrupt):  # pytester raises it again, at the end
@@ -180,6 +181,13 @@ def test_an_interrupted_run_is_kept_and_is_no_baseline(
     named = run("--benchmark-compare=cut-later", **counts)
     assert named.ret == pytest.ExitCode.OK
     assert "interrupted: not every case was reached" in " ".join(named.stdout.str().split())
+    if not options:
+        pytester.makeconftest(CUT.format(what=what))
+        with contextlib.suppress(KeyboardInterrupt):
+            again = ("--benchmark-save=again", "--benchmark-compare", "--gate", *STEPS)
+            run(*again, "-p", "no:randomly")
+        told = capsys.readouterr().out
+        assert re.search(r"Go on with it: pytest .* --benchmark-compare --gate .* --resume\n", told)
 
 
 ENDS = {
@@ -289,7 +297,7 @@ def test_a_run_does_not_go_on_with_what_has_changed(run, pytester: pytest.Pytest
     write_adapter(mine, ["q_proj", "v_proj"])
     beside = ["q_proj", "v_proj"]
     given = refused("--target-modules", "q_proj,v_proj,nope", "--rank", "4", "-m", "not measured")
-    assert f"target_modules {beside} -> {[*beside, 'nope']}" in given
+    assert f"target_modules {beside} -> {['nope', *beside]}" in given
     write_model(mine, rms_norm_eps=0.5)  # the loss alone knows
     assert "was another: mine: rms_norm_eps absent -> 0.5." in refused()
     write_model(mine)
