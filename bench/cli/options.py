@@ -93,7 +93,8 @@ def _whole(text: str) -> int:
     except ValueError:
         pass
     shown = text if len(text) < 40 else f"{text[:40]}..."
-    raise argparse.ArgumentTypeError(f"expected a whole number, not {shown!r}")
+    fewer = f" of at most {_DIGITS} digits" if text.isdecimal() else ""
+    raise argparse.ArgumentTypeError(f"expected a whole number{fewer}, not {shown!r}")
 
 
 _DIGITS = 20

@@ -103,6 +103,7 @@ def test_wrong_option(llama: Path, refused, options: list[str], said: str) -> No
         *(("learn", f"--{name}", "99999999999")
           for name in ("seeds", "steps", "batch-size", "seq-len", "workers")),
         ("learn", "--seeds", "1" * 5000),
+        ("targets", "opt-350m", "--rank", "1" * 5000),
         ("targets",),
         ("nothing",),
     ],
@@ -115,6 +116,7 @@ def test_what_the_parser_refuses_is_one_line(options: tuple[str, ...], capsys) -
     assert said.count("\n") == 1
     assert len(said) < 500
     assert ("is most" in said) == ("999" in options[-1])
+    assert ("at most 20 digits" in said) == ("--rank" in options)
 
 
 @pytest.mark.parametrize(
