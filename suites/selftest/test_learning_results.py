@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 from documents import script
@@ -11,9 +12,11 @@ from matrices import matrix
 from bench.baselines import compare, gate
 from bench.files import RESULTS
 from bench.learning.claims import DOES_NOT, HOLDS, NO_DIFFERENCE, rulings
-from bench.learning.records import shown_in
+from bench.learning.ranking import common_seeds, interval_of
+from bench.learning.records import Shown, shown_in
+from bench.learning.signal import Signal, against
 from bench.learning.study import said_of, studies
-from bench.reports.learning import cited, learning_figure
+from bench.reports.learning import PROBE, cited, learning_figure
 
 ROOT = Path(__file__).resolve().parents[2]
 STORED = [name for name in studies() if any((RESULTS / "learning" / name).glob("*.json"))]
@@ -82,6 +85,58 @@ def test_the_picture_has_a_point_an_arm(page, study: str) -> None:
     plain = {n for n, s in shown_in(run).items() if s.arm.precision == "fp32" and not s.arm.shift}
     assert named == plain
     assert len(figure.axes) == 3
+
+
+def test_what_is_made_of_the_runs_has_their_figures(page) -> None:
+    """The prose above the tables is written by hand: its figures are those of the stored runs."""
+    prose = " ".join(page.PAGE.read_text("utf-8").partition(page.BEGIN)[0].split())
+    small, mini = (shown_in(page.runs_of(study)[0]) for study in ("smollm2", "minilm"))
+
+    def loss(shown: Shown) -> float:
+        return fmean(shown.losses.values())
+
+    def millions(shown: Shown) -> str:
+        return f"{shown.arm.trainable / 1e6:.3g} M"
+
+    def at_one_budget(shown: dict[str, Shown]) -> list[Shown]:
+        arms = (s for s in shown.values() if s.arm.budget and not s.arm.shift)
+        return sorted((s for s in arms if s.arm.precision == "fp32"), key=loss)
+
+    def signal(study: str, shown: dict[str, Shown]) -> Signal:
+        return against(page.runs_of(study)[0].options[PROBE], at_one_budget(shown))
+
+    of_all, of_mini = signal("smollm2", small), signal("minilm", mini)
+    apart = loss(small["everything-shifted"]) - loss(small["everything-embedding-head-shifted"])
+    ratio = small["published-3"].arm.trainable / small["published-5"].arm.trainable
+    above = loss(small["published-3"]) - loss(small["published-5"])
+    better = loss(mini["published-5"]) - loss(mini["everything"])
+    drift = fmean(fit.forgetting or 0 for fit in mini["published-5"].fitted.values())
+    wide = interval_of([
+        mini["attention"].losses[seed] - mini["feed-forward"].losses[seed]
+        for seed in common_seeds([mini["attention"], mini["feed-forward"]])
+    ])  # fmt: skip
+    orders = [[one.arm.name for one in at_one_budget(shown)] for shown in (small, mini)]
+    assert orders[0][:2] == ["feed-forward", "down"]
+    assert orders[0][-2:] == ["query", "key"]
+    assert orders[1][4] == "everything"
+    assert [*map(len, orders)] == [12, 11] == [len(of_all.arms), len(of_mini.arms)]
+    assert of_mini.singles == 6
+    for said in (
+        f"twelve arms at one budget of {millions(small['everything'])} trainable",
+        f"eleven arms at one budget of {mini['everything'].arm.trainable / 1e6:.2f} M",
+        f"embeddings and head are worth {apart:.1f} nats",
+        f"and {ratio:.1f} times the parameters for nothing",
+        f"it lies {above:.2f} nats above all-linear",
+        f"tau is {of_all.tau:.2f}.",
+        f"{millions(mini['published-3'])} trainable parameters against "
+        f"{mini['published-5'].arm.trainable / 1e6:.2f} M",
+        f"(its drift is {drift:.1f})",
+        f"and lies {better:.2f} nats below",
+        f"an interval that is {wide.high - wide.low:.2f} nats wide",
+        f"tau is {of_mini.tau:.2f} over the eleven arms at one budget, and "
+        f"{of_mini.single_tau:.2f} over the six of one role alone",
+    ):
+        assert said in prose
 
 
 def test_choose_cites_what_was_trained_here() -> None:
