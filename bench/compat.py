@@ -150,6 +150,9 @@ PRIVATE = {
         "which modules no quantization touches": {
             "kept in float32": "transformers:PreTrainedModel._keep_in_fp32_modules",
         },
+        "a quantized model calls the layers whose weights it would read otherwise": {
+            "quantized": ":_is_quantized",
+        },
         "the memory-efficient kernel gets keys and values expanded, as it needs them": {
             "grouped attention": "transformers.integrations.sdpa_attention:use_gqa_in_sdpa",
         },

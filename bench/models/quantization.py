@@ -156,3 +156,14 @@ def swap_linear_layers(model: nn.Module, config: Any) -> None:
         "quantization_method": QuantizationMethod.BITS_AND_BYTES,
     }.items():
         setattr(model, name, value)
+    mark_quantized(model)
+
+
+def mark_quantized(model: nn.Module) -> None:
+    """Say in every part's configuration that it is quantized, as transformers does: Jamba and
+    FalconMamba call a layer then of which they take the weight otherwise."""
+    from transformers import PreTrainedModel
+
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel):
+            part.config._is_quantized = True

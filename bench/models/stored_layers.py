@@ -17,6 +17,7 @@ import re
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from bench.models.quantization import mark_quantized
 from bench.models.stored import AWQ, COMPRESSED, GPTQ, HQQ
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def store_linear_layers(model: Any, stored: Stored, dtype: torch.dtype) -> None:
         if type(module) is not torch.nn.Linear or _skips(name, skipped):
             continue
         model.set_submodule(name, layer(module, stored, dtype))
+    mark_quantized(model)
 
 
 def _skips(name: str, skipped: tuple[str, ...]) -> bool:

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import gc
 import importlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -105,7 +106,20 @@ def trace(case: Case, device: Device, progress: Progress = lambda phase: None) -
         what = "the step cannot be traced"
         if case.step.parallel:
             what = f"--parallel {case.step.parallel}: torch's own code, a real step's too, fails"
-        raise BenchError(f"{name}: {what}: {type(error).__name__}: {_first_line(error)}") from error
+        told = f"{type(error).__name__}: {_first_line(error)}{_codes_read(case, error)}"
+        raise BenchError(f"{name}: {what}: {told}") from error
+
+
+def _codes_read(case: Case, error: Exception) -> str:
+    """Why it fails where the model reads the codes of a quantized layer as if they were weights, as
+    Mamba does of `dt_proj` (transformers 5.23)."""
+    if not precision(case.precision).quantized or not re.search(r"torch\.u?int8", str(error)):
+        return ""
+    return (
+        f": the model takes the weight of a layer by itself, and in {case.precision} that layer "
+        "holds codes. A real step fails, too, unless llm_int8_skip_modules leaves the layer as it "
+        "is; here take a precision that is not quantized"
+    )
 
 
 def _skeleton(case: Case) -> tuple[Any, Any]:
