@@ -133,8 +133,8 @@ RECURRENT = [
     recurrence("recurrent_gemma", "bf16"),
     recurrence("mamba", gradient_checkpointing=True),
 ]
-# Jamba and FalconMamba call a layer, once quantized, of which they take the weight otherwise; Mamba's
-# own step fails there (from_pretrained, both precisions: dt_proj), and xLSTM's in bf16.
+# Jamba and FalconMamba call a layer, once quantized, of which they take the weight otherwise. The
+# step of Mamba fails there (from_pretrained, both precisions: dt_proj), as xLSTM's does in bf16.
 QUANTIZED_RECURRENT = [
     recurrence(name, precision)
     for name in RECURRENCES
