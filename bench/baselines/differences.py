@@ -75,9 +75,7 @@ def _involved(record: Record, metric: Metric | None) -> frozenset[str]:
     involved = {"transformers", "peft"}
     if metric.name not in COUNTED:
         involved |= {"torch"}
-        quantized = str(record.precision or record.detail.get("predicted_in", "")).startswith(
-            ("int8", "nf4", "fp4")
-        )
+        quantized = str(record.in_precision).startswith(("int8", "nf4", "fp4"))
         if quantized or metric.name == "peak_rss_bytes":
             involved |= {"bitsandbytes"}
     if metric.kind == TIME or metric.name == "peak_rss_bytes":

@@ -65,7 +65,7 @@ class Selection:
             "model": record.model,
             "scenario": record.scenario,
             "rank": record.rank,
-            "precision": record.precision or record.detail.get("predicted_in"),
+            "precision": record.in_precision,
         }
         return all(
             facts[name] is None or str(facts[name]) in allowed
@@ -97,6 +97,13 @@ class Record:
     outcome: str
     metrics: Mapping[str, Value]
     detail: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def in_precision(self) -> str | None:
+        """The precision that it was measured in, or predicted in; None where it is counted alone.
+        Predictions of two precisions are two cases, though `precision` is None in both."""
+        predicted = self.detail.get("predicted_in")
+        return self.precision or (predicted if isinstance(predicted, str) else None)
 
     def to_dict(self) -> dict[str, Any]:
         """The record as a stored run holds it, under its id."""

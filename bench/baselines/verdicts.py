@@ -159,7 +159,7 @@ def _at_another_rank(
 
     def facts(record: Record) -> tuple[object, ...]:
         test = record.id.partition("[")[0]
-        return (test, record.model, record.scenario, record.precision)
+        return (test, record.model, record.scenario, record.in_precision)
 
     def alone(run: StoredRun, other: StoredRun) -> dict[tuple[object, ...], str]:
         own = [r for k, r in run.records.items() if r.scenario == OWN and k not in other.records]
@@ -177,7 +177,7 @@ def _whereabouts(gone: Record, baseline: StoredRun, contender: StoredRun) -> str
     """Whether a new case measures what a vanished one did."""
 
     def facts(record: Record) -> tuple[object, ...]:
-        return (record.suite, record.model, record.scenario, record.rank, record.precision)
+        return (record.suite, record.model, record.scenario, record.rank, record.in_precision)
 
     for key, record in contender.records.items():
         if key not in baseline.records and facts(record) == facts(gone):

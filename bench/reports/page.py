@@ -174,8 +174,8 @@ def _predictions(runs: Sequence[StoredRun]) -> list[dict[str, str]]:
             value = record.metrics.get("predicted_peak_allocated_bytes")
             if not isinstance(value, int):
                 continue
-            precision = record.precision or record.detail.get("predicted_in")
-            beside = measured.get((record.model, record.scenario, record.rank, precision))
+            case = (record.model, record.scenario, record.rank, record.in_precision)
+            beside = measured.get(case)
             found.append(
                 {
                     "case": one_line(record.id.partition("[")[2].rstrip("]") or record.id),

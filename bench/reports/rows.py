@@ -118,7 +118,9 @@ def _cases(records: Sequence[Record]) -> Iterator[list[Record]]:
         shared = [record for record in mine if record.precision is None]
         found = {record.precision for record in mine if record.precision is not None}
         for precision in sorted(found, key=_precision_order):
-            yield [*(record for record in mine if record.precision == precision), *shared]
+            elsewhere = found - {precision}  # a prediction goes with what it predicts
+            own = [record for record in mine if record.precision == precision]
+            yield [*own, *(each for each in shared if each.in_precision not in elsewhere)]
         if not found:
             yield sorted(shared, key=lambda record: record.rank is None)
 

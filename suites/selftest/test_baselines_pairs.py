@@ -57,6 +57,76 @@ def test_another_case_at_another_rank_is_another_case(before, after) -> None:
     assert came == {*after.records} - {*before.records}
 
 
+def predicted(*precisions: str, asked: bool = True):
+    """A run with predictions of a user's own configuration, and nothing else; their `precision` is
+    None, as nothing was measured in it."""
+
+    def edit(body: dict[str, Any]) -> None:
+        case = {**body["records"][QUERY], "suite": "prediction", "scenario": "own"}
+        body["records"] = {
+            FORETOLD.format(precision): {
+                **case,
+                "metrics": {"predicted_peak_allocated_bytes": 1000 + len(precision)},
+                "detail": {"predicted_in": precision},
+            }
+            for precision in precisions
+        }
+        if asked:
+            body["selection"] = {"only": {"precision": [*precisions]}}
+
+    return run_with(edit)
+
+
+FORETOLD = "suites/test_prediction.py::test_user_prediction[tiny-own-{}]"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(("fp16", "nf4"), ("fp16", "bf16")), (("fp16",), ("bf16",)), (("fp16", "nf4"), ("bf16",))],
+)
+def test_predictions_in_two_precisions_are_two_cases(
+    before: tuple[str, ...], after: tuple[str, ...]
+) -> None:
+    """The one was not asked for, and the other is new; none is held against the other."""
+    old, new = predicted(*before), predicted(*after)
+    both = {*before} & {*after}
+    told = {(v.record, v.verdict) for v in compare(old, new)}
+    assert told == {
+        *((FORETOLD.format(p), "unchanged") for p in both),
+        *((FORETOLD.format(p), "new") for p in {*after} - both),
+    }
+    assert left_out(old, new) == [FORETOLD.format(p) for p in before if p not in both]
+
+
+def test_a_prediction_in_another_precision_is_no_new_name() -> None:
+    vanished, new = compare(predicted("fp32", asked=False), predicted("fp16", asked=False))
+    assert (vanished.record, vanished.verdict) == (FORETOLD.format("fp32"), "vanished")
+    assert vanished.explanation == "in the baseline, not in this run"
+    assert (new.record, new.verdict) == (FORETOLD.format("fp16"), "new")
+
+
+def test_a_prediction_speaks_for_the_row_of_its_own_precision() -> None:
+    """Where that is measured; one that failed says nothing about the others."""
+
+    def edit(*failing: str):
+        def change(body: dict[str, Any]) -> None:
+            case = {**body["records"][QUERY], "suite": "prediction", "metrics": {}}
+            for name in failing:
+                key = f"suites/test_prediction.py::test_prediction[opt-350m-query-{name}]"
+                body["records"][key] = {
+                    **case, "outcome": "failed", "detail": {"predicted_in": name}
+                }  # fmt: skip
+
+        return change
+
+    def outcomes(*failing: str) -> dict[str | None, str]:
+        return {row.precision: row.outcome for row in comparison_rows([run_with(edit(*failing))])}
+
+    assert outcomes() == {"fp32": "ok", "nf4": "ok"}
+    assert outcomes("nf4") == {"fp32": "ok", "nf4": "failed"}
+    assert outcomes("int8") == {"fp32": "failed", "nf4": "failed"}  # it has no row of its own
+
+
 def named(**places: str):
     """A run with one case for each model that lies in a place, called by the label before it."""
     labels = {label.replace("__", "/"): place for label, place in places.items()}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from model_folders import write_adapter, write_model
-from suite_runs import STEPS, results_of
+from suite_runs import STEPS, SUITES, results_of
 
 from bench.baselines import find_runs, load_run, seal, write_run
 from bench.baselines.accepted import accept, no_baseline
@@ -182,6 +183,21 @@ def test_a_gate_that_compared_no_step_does_not_pass(run) -> None:
     gated = run(*other, "--gate")
     assert gated.ret == 2
     gated.stderr.fnmatch_lines(["*--gate: none of the 1 measured case of this run is in the*"])
+
+
+def test_a_prediction_is_held_against_none_in_another_precision(
+    run, pytester: pytest.Pytester
+) -> None:
+    for name in ("conftest.py", "test_prediction.py"):
+        shutil.copy(SUITES / name, pytester.path / "suites")
+    told = ("--seq-len", "8", "--precision", "fp16")
+    foretold = {"suites": "suites/test_prediction.py"}
+    assert run("--benchmark-save", "base", *told, "--precision", "nf4", **foretold).ret == 0
+    gated = run("--benchmark-compare", "--gate", *told, "--precision", "bf16", **foretold)
+    assert gated.ret == pytest.ExitCode.OK
+    said = " ".join(gated.stdout.str().split())
+    assert "passed: 1 new, 4 unchanged" in said
+    assert "1 case of the baseline not compared" in said
 
 
 def test_the_command_that_accepts_figures_is_this_run_again(run, pytester: pytest.Pytester) -> None:
