@@ -18,7 +18,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bench.baselines.runs import StoredRun, load_run
-from bench.baselines.storage import SAVE_HINT, alone, find_runs, named, names_run, stored_files
+from bench.baselines.storage import (
+    SAVE_HINT,
+    alone,
+    check_one,
+    find_runs,
+    named,
+    names_run,
+    stored_files,
+)
 from bench.errors import BenchError
 from bench.files import parse, read_json, write_output
 from bench.units import one_line
@@ -151,6 +159,8 @@ def load_baseline(
     same: it is named. BenchError where there is none, with how to make one.
     """
     found = find_runs(storage, "*" if selector is None else selector, store)
+    if selector is not None:
+        check_one(storage, selector, found)
     newest: dict[Path, StoredRun] = {}
     refused: list[str] = []
     whole: list[Path] = []

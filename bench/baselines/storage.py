@@ -11,13 +11,14 @@ import fnmatch
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from bench.baselines.runs import StoredRun, load_run, seal
 from bench.errors import BenchError
-from bench.files import check_readable, saving
+from bench.files import check_readable, saving, strict_json
 
 RUN_FILE = re.compile(r"(\d{4,})_(.+)\.json")
 NAME = re.compile(r"[\w+.\-]{1,100}")
@@ -32,8 +33,9 @@ def find_runs(
     A selector is the path of a file, or, as in pytest-benchmark, the start of a file name: a
     number (`0001`, or `1`), number and name (`0001_first`), a name (`first`), or a pattern with
     `*`; a machine's folder may stand before it (`linux-x86_64-cpu/0001`). A number means the runs
-    of that number, and a run called so only where there are none. BenchError, listing what is
-    there, when nothing matches; where nothing is there, with the command that stores one.
+    of that number, and a run called so only where there are none; a whole file name means its run
+    alone. BenchError, listing what is there, when nothing matches; where nothing is there, with
+    the command that stores one.
     """
     storage = Path(storage)
     if selector is not None and not selector.strip():
@@ -44,8 +46,11 @@ def find_runs(
     stored = stored_files(storage)
     folder, _, wanted = (selector or "").rpartition("/")
     inside = [p for p in stored if not folder or fnmatch.fnmatchcase(p.parent.name, folder)]
-    numbered = [p for p in inside if wanted.isdecimal() and _number(p) == int(wanted[:20])]
-    found = numbered or [path for path in inside if _matches(path, wanted)]
+    found = (
+        [p for p in inside if wanted.isdecimal() and _number(p) == int(wanted[:20])]
+        or [path for path in inside if path.stem == _filled(wanted)]
+        or [path for path in inside if _matches(path, wanted)]
+    )
     if found:
         return found if selector else found[-1:]
     if not storage.is_dir():
@@ -80,10 +85,48 @@ def names_run(selector: str, path: Path) -> bool:
 
 
 def stored_files(storage: Path) -> list[Path]:
-    """Every stored run in the folder and those within it, oldest number first."""
+    """Every stored run in the folder and those within it, oldest number first. Runs of one folder
+    may have one number, where two branches were merged: of these the one stored first is first."""
     found = (path for pattern in ("*.json", "*/*.json") for path in storage.glob(pattern))
-    runs = (path for path in found if RUN_FILE.fullmatch(path.name))
-    return sorted(runs, key=lambda path: (_number(path), path.name, path.parent))
+    runs = [path for path in found if RUN_FILE.fullmatch(path.name)]
+    runs.sort(key=lambda path: (_number(path), path.name, path.parent))
+    alike: dict[tuple[Path, int], list[int]] = {}
+    for place, path in enumerate(runs):
+        alike.setdefault((path.parent, _number(path)), []).append(place)
+    for places in alike.values():
+        if len(places) > 1:
+            for place, path in zip(places, _by_time([runs[i] for i in places]), strict=True):
+                runs[place] = path
+    return runs
+
+
+def _by_time(paths: list[Path]) -> list[Path]:
+    """In the order in which they were stored; as they are, where one does not tell when it was."""
+    times = {path: when for path in paths if (when := _stored_at(path)) is not None}
+    return sorted(paths, key=times.__getitem__) if len(times) == len(paths) else paths
+
+
+def _stored_at(path: Path) -> datetime | None:
+    """When a run was stored, as it says itself; None where that cannot be read. What else is wrong
+    with the file, whoever loads it says."""
+    try:
+        check_readable(path)
+        when = datetime.fromisoformat(strict_json(path.read_text(encoding="utf-8"))["datetime"])
+    except (BenchError, OSError, ValueError, RecursionError, LookupError, TypeError):
+        return None
+    return when if when.tzinfo else when.replace(tzinfo=UTC)
+
+
+def check_one(storage: Path | str, selector: str, found: Sequence[Path]) -> None:
+    """BenchError where `selector`, which means the runs `found`, says a number that several runs of
+    one folder have. Of those that a name or a pattern means, the newest is meant."""
+    wanted = selector.rpartition("/")[2]
+    if is_path(selector) or not wanted or "*" in wanted or "?" in wanted:
+        return
+    newest = {path.parent: _number(path) for path in found}  # the last of each folder stays
+    alike = [path for path in found if _number(path) == newest[path.parent]]
+    if len(alike) > len(newest):
+        raise BenchError(f"{selector!r} means several runs: {_listed(storage, alike)}; name one")
 
 
 def named(path: Path) -> str:
@@ -101,7 +144,8 @@ def load_stored(storage: Path | str, selector: str | None = None) -> StoredRun:
     """The one run that `selector` means, as `find_runs` reads it: the newest match. Without a
     selector, the latest run that was not interrupted.
 
-    BenchError also where matches lie in several folders, whose numbers count apart.
+    BenchError also where matches lie in several folders, whose numbers count apart, and where
+    `check_one` says so.
     """
     if selector is not None:
         found = find_runs(storage, selector)
@@ -109,6 +153,7 @@ def load_stored(storage: Path | str, selector: str | None = None) -> StoredRun:
             raise BenchError(
                 f"{selector!r} means several runs: {_listed(storage, found)}; give the folder too"
             )
+        check_one(storage, selector, found)
         return load_run(found[-1])
     find_runs(storage)  # there is one
     latest: dict[Path, StoredRun] = {}
@@ -130,10 +175,15 @@ def _number(path: Path) -> int:
 
 
 def _matches(path: Path, wanted: str) -> bool:
-    wanted = wanted.removesuffix(".json").replace("[", "[[]")
-    wanted = re.sub(r"^\d{1,3}(?=_)", lambda number: number[0].zfill(4), wanted)
+    wanted = _filled(wanted).replace("[", "[[]")
     name = path.stem.partition("_")[2]
     return fnmatch.fnmatchcase(path.stem, f"{wanted}*") or fnmatch.fnmatchcase(name, wanted)
+
+
+def _filled(wanted: str) -> str:
+    """What a selector says of a file's name, its number written as it is there."""
+    wanted = wanted.removesuffix(".json")
+    return re.sub(r"^\d{1,3}(?=_)", lambda number: number[0].zfill(4), wanted)
 
 
 def check_name(name: str) -> None:
