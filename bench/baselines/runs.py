@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,6 +38,7 @@ Value = int | float | str | tuple[float, ...]
 MOST_COUNTED = 10**18
 """More bytes, seconds and counts than there are: a greater figure is a slip, and its square or its
 ratio to another would be no number."""
+_TOO_GREAT = 10**308
 _Count = Annotated[int, Meta(ge=0, le=MOST_COUNTED)]
 _Number = Annotated[float, Meta(ge=0, le=MOST_COUNTED)]
 _Rounds = Annotated[
@@ -304,12 +306,14 @@ def _body(document: Any, where: str) -> _Body:
     if "machine" in body:
         body = {**body, "machine": _with_processor(body["machine"], document.get("machine_info"))}
     _check_words({k: v for k, v in body.items() if k not in ("records", "detail")}, where)
+    _check_numbers(body.get("machine"), f"{where}: machine")
     return parse(body, _Body, f"{where}: {KEY}")
 
 
 def parse_machine(data: Any, where: str) -> Machine:
     """The machine of a document; BenchError, naming `where`."""
     _check_words(data, where)
+    _check_numbers(data, where)
     return parse(data, Machine, where)
 
 
@@ -343,6 +347,7 @@ def parse_record(key: str, data: Any, file: str) -> Record:
         name: _value(metric_named(name, where), value, f"{where}: {name}")
         for name, value in record.metrics.items()
     }
+    _check_numbers(record.detail, where)
     return replace(record, metrics=metrics)
 
 
@@ -351,7 +356,10 @@ def _value(metric: Metric, value: Any, where: str) -> Value:
     if metric.unit == "text":
         return parse(value, str, where)
     if metric.kind in (TIME, LOSS):
-        return parse(list(value) if isinstance(value, tuple) else [value], _Rounds, where)
+        rounds = parse(list(value) if isinstance(value, tuple) else [value], _Rounds, where)
+        if metric.kind == TIME and any(math.copysign(1, each) < 0 for each in rounds):
+            raise BenchError(f"{where}: expected a number from 0, found -0.0")
+        return rounds
     flops = metric.kind == EXACT and metric.unit == "flops" and isinstance(value, float)
     return parse(value, _Number if flops else _Count, where)
 
@@ -359,6 +367,20 @@ def _value(metric: Metric, value: Any, where: str) -> Value:
 def _text(value: Any, where: str) -> str | None:
     _check_words(value, where)
     return None if value is None else parse(value, str, where)
+
+
+def _check_numbers(table: Any, where: str) -> None:
+    """BenchError for a whole number within that is greater than every float: in no unit can it be
+    told, and a detail has no type that refuses it."""
+    rest = [(where, table)]
+    while rest:
+        where, value = rest.pop()
+        if isinstance(value, dict):
+            rest += [(f"{where}: {key}", inner) for key, inner in value.items()]
+        elif isinstance(value, list):
+            rest += [(where, inner) for inner in value]
+        elif isinstance(value, int) and abs(value) >= _TOO_GREAT:
+            raise BenchError(f"{where}: expected at most 308 digits, found {value!r:.80}")
 
 
 def _check_words(value: Any, where: str) -> None:

@@ -45,7 +45,7 @@ def parse(data: Any, kind: type[T], where: str, **given: Any) -> T:
         data = {**data, **given}
     try:
         return msgspec.convert(data, kind)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:  # "\ud800" is no text to it
         for name, value, inner in _parts(data, kind):
             parse(value, inner, f"{where}{name}")  # at the innermost place it says what is wrong
         if error.__cause__ is not None:  # what the class itself says
@@ -63,7 +63,7 @@ def fits(value: Any, kind: Any) -> bool:
 
     try:
         msgspec.convert(value, kind)
-    except msgspec.ValidationError:
+    except (msgspec.ValidationError, UnicodeEncodeError):
         return False
     return True
 

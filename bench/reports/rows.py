@@ -164,7 +164,7 @@ def _row(
             for phase in PHASES
             if metrics.get(f"{phase}_seconds")
         }
-        tokens = own.detail.get("tokens_per_step")
+        tokens = own.detail.get("tokens_per_step") if summary.median > 0 else None
         row = replace(
             row,
             **phases,

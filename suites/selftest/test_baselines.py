@@ -112,6 +112,7 @@ def test_a_stored_run_comes_back_whole(tmp_path: Path) -> None:
 def refused(path: Path) -> str:
     with pytest.raises(BenchError) as caught:
         load_run(path)
+    assert "\n" not in str(caught.value)
     message = str(caught.value)
     assert path.name in message
     return message
@@ -214,6 +215,10 @@ def _metric(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return edit
 
 
+def _detail(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda body: body["records"][STEP]["detail"].update({name: value})
+
+
 @pytest.mark.parametrize(
     ("edit", "reason"),
     [
@@ -227,6 +232,16 @@ def _metric(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (_metric("step_seconds", [0.1, "0.2"]), "a number"),
         (_metric("step_seconds", [0.1, 1e308]), "a number from 0 to 1000000000000000000"),
         (_metric("step_seconds", float("nan")), "a number"),
+        (_metric("step_seconds", [0.1, -0.0]), "step_seconds: expected a number from 0, found -0"),
+        (_detail("breakdown", {"weights": 10**400}), "breakdown: weights: expected at most 308"),
+        (_detail("operations", [{"a": -(10**308)}]), "operations: a: expected at most 308 digits"),
+        (lambda body: body["machine"].update(memory_bytes=10**400), "memory_bytes: expected at "),
+        (
+            lambda body: body["records"].update({STEP: "\ud800"}),
+            "expected a table, found '\\ud800'",
+        ),
+        (lambda body: body.update(detail={"subjects": "\ud800"}), "subjects: expected a table"),
+        (lambda body: body["records"][STEP].update(rank="\ud800"), "rank: expected"),
         (_metric("ledger_digest", "a\x1b[31m"), "printable"),
         (lambda body: body["records"][STEP].update(outcome="fine"), "outcome"),
         (lambda body: body["records"][STEP].update(colour="red"), "colour"),
@@ -249,6 +264,17 @@ def test_wrong_content_is_named(
     document = json.loads(json.dumps(document).replace("NaN", '"nan"'))
     document[KEY]["digest"] = digest(document)
     assert reason in refused(store(tmp_path, document))
+
+
+def test_what_can_be_told_is_no_slip(tmp_path: Path) -> None:
+    """A round that took no time, and 308 digits, which a report tells."""
+    document = sample()
+    record = document[KEY]["records"][STEP]
+    record["metrics"]["step_seconds"] = [0.0]
+    record["detail"]["breakdown"] = {"weights": 10**308 - 1}
+    run = load_run(store(tmp_path, seal(document)))
+    assert run.records[STEP].metrics["step_seconds"] == (0.0,)
+    assert run.records[STEP].detail["breakdown"]["weights"] == 10**308 - 1
 
 
 def test_sealing_keeps_its_argument_and_names_what_is_not_a_number() -> None:

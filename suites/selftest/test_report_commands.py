@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
-from test_baselines import QUERY, sample
+from test_baselines import QUERY, STEP, sample
 
 from bench.baselines import KEY, write_run
 from bench.cli import main
@@ -39,6 +39,27 @@ def test_a_report_says_what_of_its_baseline_has_no_row(
         assert f"_fewer: 1 case of the baseline: {gone}" in told
     assert main(["report", "new", "--baseline", "base"]) == 0
     assert "vanished" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("rounds", [[0.0], [0.0] * 5, [0.0, 0.0, 0.0, 0.1, 0.1]])
+def test_a_step_that_took_no_time_has_no_speed(
+    results: Path, capsys: pytest.CaptureFixture[str], rounds: list[float]
+) -> None:
+    """It was too short for the clock; what else is known of it is told."""
+    document = sample("short")
+    step = document[KEY]["records"][STEP]
+    step["metrics"]["step_seconds"] = rounds
+    step["detail"]["tokens_per_step"] = 128
+    write_run(results / "linux-x86_64-cpu", "short", document)
+    for format in ("terminal", "markdown", "csv", "json", "latex", "html"):
+        for more in ((), ("--baseline", "base")):
+            assert main(["report", "short", "--format", format, *more]) == 0
+            assert capsys.readouterr().out
+    assert main(["report", "short", "--format", "json"]) == 0
+    rows = map(json.loads, capsys.readouterr().out.splitlines())
+    (row,) = (row for row in rows if row["precision"] == "fp32")
+    assert (row["step_median_seconds"], row["tokens_per_second"]) == (0.0, None)
+    assert row["rounds"] == len(rounds)
 
 
 def test_compare_exits_with_one_where_something_changed(
