@@ -213,6 +213,9 @@ PRIVATE = {
         "what pytest-benchmark timed is in the run": {
             "benchmarks": ":_benchmarksession.benchmarks",
         },
+        "a run whose --benchmark-json cannot be written is stored": {
+            "benchmarks' file": ":_benchmarksession.save_json",
+        },
     }),
     **_of("pytest 9.2.0", {
         "a summary as wide as the terminal": {"width of the terminal": ":_tw.fullwidth"},

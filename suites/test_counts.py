@@ -14,6 +14,7 @@ from bench.scenarios.expectations import expect
 from bench.scenarios.scenario import load_scenarios
 from bench.scenarios.subjects import Subject
 from bench.targets import match
+from bench.units import harmless
 
 
 def test_declared_modules(architecture: str, model_of) -> None:
@@ -83,7 +84,7 @@ def test_user_targets(user_subject: Subject, peft_count, record, pytestconfig) -
     failing = gate.failing(ledger)
     record.ledger(ledger)
     parameters = None if ledger.refusals else lora_parameters(ledger)
-    print(ledger_text(user_subject, ledger, parameters, failing=failing))
+    print(harmless(ledger_text(user_subject, ledger, parameters, failing=failing)))
     if ledger.refusals:
         pytest.fail(f"PEFT refuses this configuration: {'; '.join(ledger.refusals)}", pytrace=False)
     injected = peft_count(user_subject.model, user_subject.adapter)

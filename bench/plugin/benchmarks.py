@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 import shlex
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
 from bench.errors import BenchError
+from bench.files import check_output
 
 _ROUNDS = "a measured case takes steps until their times agree, or --rounds N, after a warmup step"
 _CLOCK = "a measured case is timed in its worker process, by the worker's clock"
@@ -55,6 +57,11 @@ def check_benchmark_options(config: pytest.Config) -> None:
         raise BenchError(
             "--benchmark-histogram needs pygal: pip install 'pytest-benchmark[histogram]'"
         )
+    if isinstance(option.benchmark_json, Path):  # an open file in pytest-benchmark 5.1
+        try:
+            check_output(option.benchmark_json)
+        except BenchError as error:
+            raise BenchError(f"--benchmark-json {error}") from None
     if named & {f"--benchmark-{name}" for name in _SHOWN}:
         option.benchmark_quiet = False
     for name, instead in (("only", "measured"), ("skip", "'not measured'")):

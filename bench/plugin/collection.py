@@ -39,7 +39,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     subjects = metafunc.config.stash[SUBJECTS]
     for name, keys in PARAMETERS.items():
         if name in metafunc.fixturenames:
-            metafunc.parametrize(name, keys(subjects), indirect=name != "architecture")
+            named = keys(subjects)  # of long ones pytest's own ids would be numbers
+            metafunc.parametrize(name, named, indirect=name != "architecture", ids=named)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

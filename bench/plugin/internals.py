@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from inspect import signature
 from pathlib import Path
@@ -29,6 +30,20 @@ def root_of(config: Any) -> Path:
 def benchmarks_of(config: Any) -> Any:
     """The figures that pytest-benchmark has collected; it offers them to no hook."""
     return private("benchmarks", config)
+
+
+def tell_unwritten(config: Any, tell: Callable[[OSError], object]) -> None:
+    """Where pytest-benchmark cannot write its --benchmark-json, `tell` is told instead of the
+    exception that would end pytest before anybody else is asked to finish."""
+    write = private("benchmarks' file", config)
+
+    def written(document: Any) -> None:
+        try:
+            write(document)
+        except OSError as error:
+            tell(error)
+
+    write.__self__.save_json = written
 
 
 def width_of(reporter: Any) -> int:

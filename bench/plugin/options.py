@@ -25,7 +25,7 @@ from bench.models.configs import read_config
 from bench.plugin.benchmarks import check_benchmark_options, name_to_save
 from bench.plugin.ending import until_the_end
 from bench.plugin.geometry import GEOMETRIES, is_smaller, without_effect
-from bench.plugin.internals import root_of
+from bench.plugin.internals import root_of, tell_unwritten
 from bench.plugin.resuming import open_journal
 from bench.plugin.state import (
     AUTOSAVED,
@@ -44,7 +44,7 @@ from bench.plugin.state import (
     storage_folder,
     under_xdist,
 )
-from bench.plugin.storing import save_command
+from bench.plugin.storing import fail_of_json, save_command
 from bench.process import as_interrupts, to_its_end
 from bench.scenarios.subjects import Request, select
 from bench.training.liger import check_library
@@ -245,8 +245,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_sessionstart(session: pytest.Session) -> None:
     """From here a signal ends the run with what is finished stored; pytest has set its own
     `sys.unraisablehook` by now, and would take what arrives in a callback for a warning."""
-    if not session.config.option.collectonly:
-        until_the_end(session.config, as_interrupts())
+    config = session.config
+    if not config.option.collectonly:
+        until_the_end(config, as_interrupts())
+        if config.option.benchmark_json:
+            tell_unwritten(config, partial(fail_of_json, config))
 
 
 _MOST = {

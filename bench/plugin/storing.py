@@ -234,10 +234,12 @@ def _write_page(config: pytest.Config) -> None:
 
     run, baseline, file = config.stash[RUN], config.stash[BASELINE], config.option.report
     verdicts, failing = config.stash[VERDICTS], config.stash[FAILING]
+    subjects = config.stash[SUBJECTS]
     try:
         html = page(
             [run], baseline, verdicts=verdicts, failing=failing,
-            failed_beside=config.stash.get(BESIDE, ""), trees=run_trees(run),
+            failed_beside=config.stash.get(BESIDE, ""),
+            trees=run_trees(run, [*subjects.own.values(), *subjects.measured.values()]),
         )  # fmt: skip
         write_output(file, html)
     except BenchError as error:
@@ -261,6 +263,7 @@ def _judge(session: pytest.Session, run: StoredRun) -> None:
     config.stash[FAILING] = failing = gate(verdicts, option.allow)
     config.stash[GATE] = FAILED if failing else PASSED if option.gate else None
     failed = f"{counted(session.testsfailed, 'test')} failed" if session.testsfailed else ""
+    failed = failed or ("--benchmark-json was not written" if WRONG in config.stash else "")
     config.stash[BESIDE] = "the run was interrupted" if run.interrupted else failed
     _write_verdicts(config, run, baseline)
 
@@ -278,6 +281,11 @@ def _write_verdicts(config: pytest.Config, run: StoredRun, baseline: StoredRun) 
             _fail(config, f"--verdict-file {error}")
 
 
+def fail_of_json(config: pytest.Config, error: OSError) -> None:
+    """pytest-benchmark's own file is not written; the run is stored all the same."""
+    _fail(config, f"--benchmark-json {config.option.benchmark_json}: {error.strerror}")
+
+
 def _fail(config: pytest.Config, text: str) -> None:
     """End with status 2 and this line, after the summary: the run itself is whole."""
     before = config.stash.get(WRONG, "")
@@ -287,9 +295,9 @@ def _fail(config: pytest.Config, text: str) -> None:
 def _gate_result(session: pytest.Session, run: StoredRun) -> str | None:
     """What the stored run says of its gate: a run in which a test failed has not passed it."""
     result = session.config.stash[GATE]
-    if result == FAILED or session.exitstatus != 0 or run.interrupted:
-        return FAILED
     config = session.config
+    if result == FAILED or session.exitstatus != 0 or run.interrupted or WRONG in config.stash:
+        return FAILED
     baseline = config.stash[BASELINE]
     if result == PASSED and baseline is not None and left_out(baseline, run):
         return NARROWER

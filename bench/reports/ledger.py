@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bench.formulas.terms import base_totals
 from bench.models.modules import CONV1D, LINEAR
 from bench.reports.layout import BAD, EMPTY, Report, Table
-from bench.units import harmless_line, text_of
+from bench.units import harmless_line, one_line, text_of
 
 if TYPE_CHECKING:
     from bench.formulas import Parameters
@@ -89,6 +89,10 @@ def ledger_json(
     }
 
 
+_WIDEST = 60
+"""A longer entry does not move what the others reach out of sight."""
+
+
 def ledger_text(
     subject: Subject,
     ledger: Ledger,
@@ -103,12 +107,12 @@ def ledger_text(
     name = f"{subject.model.label} ({ledger.table.class_name}), {subject.name}"
     lines = [f"{name}, r {subject.adapter.r}"]
     if subject.adapter_file:
-        lines[0] += f", from {subject.adapter_file}"
+        lines[0] += f", from {one_line(str(subject.adapter_file))}"
     elif subject.adapter.target_modules is None:
         lines[0] += ", PEFT's default targets"
     lines += [f"  note: {note}" for note in subject.model.notes]
     groups = list(_groups(ledger))
-    width = max((len(written) for written, _ in groups), default=0)
+    width = max((len(written) for written, _ in groups if len(written) <= _WIDEST), default=0)
     for written, entries in groups:
         colours = (red, plain) if entries[0].dead else ("", "")
         said = _reach(ledger, entries)

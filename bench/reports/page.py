@@ -18,7 +18,7 @@ from bench.baselines import StoredRun, Verdict
 from bench.errors import BenchError
 from bench.reports.reached import ModelTree
 from bench.reports.rows import Column, Row, columns_of, comparison_rows, model_title
-from bench.reports.tables import describe, findings, row_style
+from bench.reports.tables import dead_line, describe, findings, row_style
 from bench.reports.verdicts import verdict_report
 from bench.statistics import pareto_front
 from bench.units import counted, format_bytes, one_line
@@ -63,7 +63,7 @@ def page(
         verdicts=_verdicts(verdicts, failing, baseline, runs[-1], failed_beside)
         if baseline
         else None,
-        findings=findings(rows),
+        findings=[*findings(rows), *dead_line(runs)],
         measured=any(row.step_median_seconds is not None for row in rows),
         models=_plotted_models(rows),
         columns=columns,
@@ -189,12 +189,13 @@ def _predictions(runs: Sequence[StoredRun]) -> list[dict[str, str]]:
 
 def _facts(run: StoredRun) -> list[tuple[str, str]]:
     machine = run.machine
+    cores, threads = counted(machine.cpu_count, "core"), counted(machine.threads, "thread")
     facts: list[tuple[str, object]] = [
         ("run", run.label),
         ("date", run.datetime or "not recorded"),
         ("commit", f"{run.commit or 'not recorded'}{' with changes' if run.dirty else ''}"),
         ("machine", machine.id),
-        ("processor", f"{machine.processor}, {machine.cpu_count} cores, {machine.threads} threads"),
+        ("processor", f"{machine.processor}, {cores}, {threads}"),
         ("memory", format_bytes(machine.memory_bytes)),
     ]
     if gpu := machine.accelerator:

@@ -12,6 +12,8 @@ from bench.models.modules import OTHER, layer_of
 from bench.units import format_count, one_line
 
 if TYPE_CHECKING:
+    from bench.models.architectures import Model
+    from bench.scenarios.subjects import Subject
     from bench.targets import Ledger
 
 ADAPTED, SAVED, FROZEN = "adapted", "saved", "frozen"
@@ -92,57 +94,99 @@ def strips(ledger: Ledger) -> list[Strip]:
     return [*found, Strip("outside the layers", 1, rest)] if rest else found
 
 
-def run_trees(run: StoredRun) -> list[ModelTree]:
+def run_trees(run: StoredRun, subjects: Iterable[Subject] = ()) -> list[ModelTree]:
     """What every measured scenario of the run adapts, or every counted one where none was measured:
-    matched again on the registered models with the installed libraries.
+    matched again with the installed libraries, on the registered models and `subjects`.
 
-    A tree whose digest is not the one that the run recorded carries a warning; a model that is not
-    registered is named with the reason that it has no tree.
+    A tree whose digest is not the one that the run recorded carries a warning; of a model or a
+    configuration that is not at hand there are the dead entries that the run recorded, and the
+    reason that it has no tree.
     """
+    given = {(s.model.label, s.name, s.adapter.r): s for s in subjects}
     records = list(run.records.values())
     wanted = [r for r in records if r.precision] or records
     models: dict[str, dict[tuple[str, int], Record]] = {}
     for record in wanted:
         if record.rank is not None and "ledger_digest" in record.metrics:
             models.setdefault(record.model, {})[record.scenario, record.rank] = record
-    return [_model_tree(label, found) for label, found in models.items()]
+    return [_model_tree(label, found, given) for label, found in models.items()]
 
 
-def _model_tree(label: str, records: Mapping[tuple[str, int], Record]) -> ModelTree:
-    from bench.baselines.runlog import ledger_digest
-    from bench.models.architectures import load_model
-    from bench.models.declared import registered
+def _model_tree(
+    label: str,
+    records: Mapping[tuple[str, int], Record],
+    given: Mapping[tuple[str, str, int], Subject],
+) -> ModelTree:
     from bench.scenarios.scenario import load_scenarios
     from bench.targets import match
 
-    name, _, reduced = label.partition("@")
-    if name not in registered():
-        return ModelTree(
-            one_line(label), missing="not a registered model: its modules are not at hand"
-        )
-    try:
-        model = load_model(name).reduce(reduced) if reduced else load_model(name)
-    except BenchError as error:
-        return ModelTree(one_line(label), missing=str(error))
+    model, missing = _registered(label)
     scenarios, found = load_scenarios(), []
     for (scenario, rank), record in records.items():
-        if scenario not in scenarios:
+        if subject := given.get((label, scenario, rank)):
+            table, adapter, role_of = subject.model.table, subject.adapter, subject.model.role_of
+        elif model is not None and scenario in scenarios:
+            table, role_of = model.table, model.role_of
+            adapter = scenarios[scenario].adapter(model, rank)
+        else:
+            missing = missing or "its scenarios are not registered: what they adapt is not at hand"
+            if dead := record.detail.get("dead_entries"):
+                found.append(ScenarioTree(_titled(record), (), _told(dead)))
             continue
-        ledger = match(model.table, scenarios[scenario].adapter(model, rank), model.role_of)
-        trained = record.metrics.get("trainable_parameters")
-        counted = f", {format_count(trained)} trained" if isinstance(trained, int) else ""
-        same = ledger_digest(ledger) == record.metrics["ledger_digest"]
-        found.append(
-            ScenarioTree(
-                one_line(f"{scenario} r{rank}: {ledger.adapted_layers} modules{counted}"),
-                folded_tree(module_states(ledger), ledger.table.layers),
-                tuple(f"{entry} reaches nothing" for entry in ledger.dead_entries),
-                "" if same else "With the installed libraries it adapts something else than the "
-                "run recorded; this is what it adapts now.",
-            )
-        )  # fmt: skip
-    missing = "" if found else "its scenarios are not registered: what they adapt is not at hand"
-    return ModelTree(one_line(label), tuple(found), missing)
+        found.append(_scenario_tree(record, match(table, adapter, role_of)))
+    trees = any(scenario.tree for scenario in found)
+    return ModelTree(one_line(label), tuple(found), "" if trees else missing)
+
+
+def _registered(label: str) -> tuple[Model | None, str]:
+    """The registered model that a run calls so; or None, and why there is none."""
+    from bench.models.architectures import load_model
+    from bench.models.declared import registered
+
+    name, _, reduced = label.partition("@")
+    if name not in registered():
+        return None, "not a registered model: its modules are at hand where it runs (--report)"
+    try:
+        model = load_model(name)
+        return model.reduce(reduced) if reduced else model, ""
+    except BenchError as error:
+        return None, str(error)
+
+
+def _scenario_tree(record: Record, ledger: Ledger) -> ScenarioTree:
+    from bench.baselines.runlog import ledger_digest
+
+    same = ledger_digest(ledger) == record.metrics["ledger_digest"]
+    return ScenarioTree(
+        _titled(record),
+        folded_tree(module_states(ledger), ledger.table.layers),
+        _told(ledger.dead_entries),
+        "" if same else "With the installed libraries it adapts something else than the "
+        "run recorded; this is what it adapts now.",
+    )  # fmt: skip
+
+
+def _titled(record: Record) -> str:
+    trained = record.metrics.get("trainable_parameters")
+    counted = f", {format_count(trained)} trained" if isinstance(trained, int) else ""
+    layers = record.metrics.get("adapted_layers")
+    return one_line(f"{record.scenario} r{record.rank}: {layers} modules{counted}")
+
+
+def _told(dead: Iterable[object]) -> tuple[str, ...]:
+    return tuple(one_line(f"{entry} reaches nothing") for entry in dead)
+
+
+def dead_entries(run: StoredRun) -> list[str]:
+    """`XXXX reaches nothing on model (own r8)`: those of configurations and models of one's own. A
+    registered scenario's are part of it."""
+    found = [
+        one_line(f"{entry} reaches nothing on {r.model} ({r.scenario} r{r.rank})")
+        for r in run.records.values()
+        if "adapter" in r.detail or run.places.get(r.model)
+        for entry in r.detail.get("dead_entries", ())
+    ]
+    return list(dict.fromkeys(found))
 
 
 def folded_tree(states: Mapping[str, str], layers: Sequence[str]) -> tuple[Branch, ...]:

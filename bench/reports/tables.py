@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from bench.baselines import Machine, StoredRun, compare
 from bench.baselines.accepted import FAILED, unproven
 from bench.baselines.verdicts import CASE, VANISHED
 from bench.reports.layout import BAD, EMPTY, GOOD, NOTED, Report, Table
+from bench.reports.reached import dead_entries
 from bench.reports.rows import OUTCOME_WORDS, Row, comparison_rows
 from bench.training.options import PHASES
 from bench.units import (
@@ -57,12 +58,19 @@ def comparison_report(runs: Sequence[StoredRun], baseline: StoredRun | None = No
     if baseline:
         notes.append(f"Δ: change against run {against(baseline)}")
         notes += [line for run in runs if (line := _without_a_row(run, baseline))]
+    notes += [*_ended_badly(rows), *dead_line(runs)]
     return Report(
         "LoRA target modules",
         tuple(f"Run {describe(run)}" for run in runs),
         tuple(tables),
         tuple(notes),
     )
+
+
+def dead_line(runs: Sequence[StoredRun]) -> tuple[str, ...]:
+    """The dead entries of the runs' own configurations, in a line; none where there are none."""
+    dead = list(dict.fromkeys(line for run in runs for line in dead_entries(run)))
+    return (f"dead: {first_of(dead)}",) if dead else ()
 
 
 def _without_a_row(run: StoredRun, baseline: StoredRun) -> str:
@@ -90,12 +98,16 @@ def findings(rows: Sequence[Row]) -> tuple[str, ...]:
         found.append(f"{title}: {'; '.join(said)}")
     if unstable := sum(bool(row.unstable) for row in rows):
         found.append(f"unstable: {unstable} of {len(measured)} measured cases")
+    return (*found, *_ended_badly(rows))
+
+
+def _ended_badly(rows: Sequence[Row]) -> Iterator[str]:
+    """`failed: own r8`, with the model where there are several."""
+    several = len({_title(row) for row in rows}) > 1
     for outcome in dict.fromkeys(row.outcome for row in rows if row.outcome != "ok"):
         ended = [row for row in rows if row.outcome == outcome]
-        words = OUTCOME_WORDS.get(outcome, outcome)
-        found.append(f"{words}: {', '.join(_named(row) for row in ended[:3])}"
-                     f"{f' and {len(ended) - 3} more' if len(ended) > 3 else ''}")  # fmt: skip
-    return tuple(found)
+        named = [f"{_title(row)} {_named(row)}" if several else _named(row) for row in ended]
+        yield f"{OUTCOME_WORDS.get(outcome, outcome)}: {first_of(named)}"
 
 
 def _named(row: Row) -> str:
@@ -143,17 +155,18 @@ def _title(row: Row) -> str:
 
 def _table(title: str, rows: Sequence[Row], marks: Mapping[str, str], named: bool) -> Table:
     header = (
-        "scenario", "run", "r", "layers", "trainable", "share", "precision", "peak allocated",
+        "scenario", "run", "r", "outcome", "layers", "trainable", "share", "precision",
+        "peak allocated",
         "peak reserved", "process on the GPU", "peak RSS", "step time", "Δ peak", "Δ step",
         "verdict",
     )  # fmt: skip
-    left = {"scenario", "run", "precision", "verdict"}
+    left = {"scenario", "run", "outcome", "precision", "verdict"}
     measured = [name for name in MEMORY if any(getattr(row, name) is not None for row in rows)]
     return Table(
         title=title,
         header=header,
         rows=tuple(_cells(row, marks, measured, named) for row in rows),
-        leading=6,
+        leading=7,
         right=frozenset(header) - left,
         styles=tuple(row_style(row) for row in rows),
     ).without_empty_columns()
@@ -183,6 +196,7 @@ def _cells(
         one_line(row.scenario),
         one_line(row.run) if named else EMPTY,
         EMPTY if row.rank is None else str(row.rank),
+        EMPTY if row.precision else ended or EMPTY,  # of a measured one in the place of its figures
         EMPTY if row.layers is None else format_count(row.layers),
         EMPTY if row.trainable is None else format_count(row.trainable),
         EMPTY if row.share_percent is None else format_percent(row.share_percent),

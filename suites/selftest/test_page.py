@@ -12,9 +12,14 @@ from typing import Any
 import pytest
 from report_runs import case, run_of
 
+from bench.adapters.config import AdapterConfig
 from bench.baselines import StoredRun, compare, gate
+from bench.baselines.runlog import ledger_digest
 from bench.errors import BenchError
+from bench.models.architectures import load_model
 from bench.reports.reached import SAVED, Branch, ModelTree, ScenarioTree, folded_tree, run_trees
+from bench.scenarios.subjects import Subject
+from bench.targets import match
 
 pytest.importorskip("jinja2", reason="pip install 'lora-target-bench[report]'")
 from bench.reports.page import page
@@ -150,6 +155,26 @@ def test_trees_are_matched_again_and_held_against_the_recorded_digest() -> None:
     assert "something else" in tree.scenarios[0].warning
     (unknown,) = run_trees(run_of(case("mine", "fp32", metrics={"ledger_digest": "0" * 16})))
     assert "not a registered model" in unknown.missing
+
+
+def test_a_configuration_of_ones_own_has_its_tree_where_it_is_at_hand() -> None:
+    """The page of the run itself has it; that of a stored run has the dead entries in it."""
+    subject = Subject(load_model("opt-125m"), "own", AdapterConfig(("q_proj", "dead")))
+    ledger = match(subject.model.table, subject.adapter, subject.model.role_of)
+    metrics = {"ledger_digest": ledger_digest(ledger), "adapted_layers": 12}
+    detail = {"dead_entries": ["dead"], "adapter": {"r": 8}}
+    own = case("mine", None, scenario="own", outcome="failed", metrics=metrics, detail=detail)
+    run = run_of({**own, "model": "opt-125m"})
+    (here,) = run_trees(run, [subject])
+    assert (here.missing, here.scenarios[0].warning) == ("", "")
+    assert here.scenarios[0].tree[0].name == "model.decoder.layers.0 … 11"
+    assert here.scenarios[0].dead == ("dead reaches nothing",)
+    (stored,) = run_trees(run_of(own))
+    assert "not a registered model" in stored.missing
+    assert stored.scenarios == (ScenarioTree("own r8: 12 modules", (), ("dead reaches nothing",)),)
+    shown = page([run_of(own)], trees=[stored])
+    assert "<li>failed: own r8" in shown
+    assert "<li>dead: dead reaches nothing on mine (own r8)" in shown
 
 
 # --- in a browser ---------------------------------------------------------------------------------

@@ -142,6 +142,23 @@ def test_outcomes_are_words_in_the_cells() -> None:
     ]
 
 
+def test_a_failed_count_and_its_dead_entries_are_told() -> None:
+    """There is no figure in whose place the outcome could stand."""
+    detail = {"dead_entries": ["dead"], "adapter": {"r": 8}}
+    counted = [
+        case(model, None, scenario="own", outcome="failed", metrics={"adapted_layers": 2},
+             detail=detail) for model in ("one", "two")
+    ]  # fmt: skip
+    text = markdown(comparison_report([run_of(*counted)]))
+    assert cells(text)[0][:3] == ["scenario", "r", "outcome"]
+    assert [row[2] for row in cells(text) if row[0] == "own"] == ["failed", "failed"]
+    assert "failed: one own r8, two own r8\n" in text
+    told = "dead: dead reaches nothing on one (own r8), dead reaches nothing on two (own r8)"
+    assert told in text
+    known = case("one", None, scenario="published-1", detail={"dead_entries": ["dead"]})
+    assert "dead" not in markdown(comparison_report([run_of(known)]))
+
+
 def test_allocated_and_reserved_never_share_a_column() -> None:
     cpu = run_of(
         case("m", "fp32", metrics={"peak_allocated_bytes": MIB, "peak_rss_bytes": 2 * MIB})

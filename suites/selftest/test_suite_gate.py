@@ -272,6 +272,23 @@ def test_one_of_two_models_is_not_held_against_the_other(
     assert run(*held, *then, **counts).ret == pytest.ExitCode.TESTS_FAILED
 
 
+OWN = "suites/test_counts.py::test_user_targets"
+
+
+def test_a_model_of_a_long_name_is_called_by_it(run, pytester: pytest.Pytester) -> None:
+    """pytest would number it (`user_subject0`): another model of another long name in its place
+    was the same case."""
+    for name in ("k" * 120, "l" * 120):
+        write_model(pytester.path / name)
+        write_adapter(pytester.path / name, ["q_proj"])
+    counts = {"suites": "suites/test_counts.py", "bare": True}
+    assert run("--benchmark-save", "x", "--model", "k" * 120, **counts).ret == pytest.ExitCode.OK
+    (path,) = find_runs(results_of(pytester), "x")
+    assert [*load_run(path).records] == [f"{OWN}[{'k' * 120}-own]"]
+    done = run("--benchmark-compare", "--model", "l" * 120, "--model", "k" * 120, **counts)
+    done.stdout.fnmatch_lines(["passed: 1 new, * unchanged."])
+
+
 def test_a_run_without_cases_passes_no_gate(run, pytester: pytest.Pytester) -> None:
     """Nor does the verdict file of the one before it stay, which passed."""
     counts = {"suites": "suites/test_counts.py"}

@@ -6,10 +6,10 @@ import json
 import shutil
 
 import pytest
-from model_folders import write_model
+from model_folders import write_adapter, write_model
 from suite_runs import STEPS, results_of
 
-from bench.baselines import load_run
+from bench.baselines import find_runs, load_run
 from bench.baselines.accepted import accept, no_baseline
 from bench.baselines.storage import named
 from bench.units import format_bytes
@@ -163,6 +163,24 @@ def test_pytest_benchmarks_own_options_work(run, pytester: pytest.Pytester) -> N
     assert len(load_run(path).records) == 2
 
 
+def test_a_benchmark_json_that_cannot_be_written_costs_no_measurement(
+    run, pytester: pytest.Pytester
+) -> None:
+    """What can be known is told before anything is measured; else the run is stored, and fails."""
+    saved = ("--benchmark-save", "x", *STEPS)
+    absent = run(*saved, "--benchmark-json=no/such/x.json", apart=True)
+    assert absent.ret == 2
+    assert "error: --benchmark-json no/such/x.json: there is no folder" in absent.stderr.str()
+    assert not (pytester.path / "results").exists()
+    result = run(*saved, "--benchmark-json=/dev/full", apart=True)
+    assert result.ret == 2
+    assert "Traceback" not in result.stdout.str() + result.stderr.str()
+    result.stderr.fnmatch_lines(["*error: --benchmark-json /dev/full: No space left on device"])
+    (path,) = find_runs(results_of(pytester), "x")
+    assert len(load_run(path).records) == 2
+    assert not (results_of(pytester) / "accepted.json").exists()
+
+
 def test_the_first_autosaved_run_says_how_there_is_a_baseline(
     run, pytester: pytest.Pytester
 ) -> None:
@@ -294,6 +312,18 @@ def test_a_folder_with_an_escape_character_is_one(run, pytester: pytest.Pytester
     assert result.ret == pytest.ExitCode.OK
     assert "\x1b" not in result.stdout.str()
     assert load_run(folder / "0001_x.json").gate == "first"
+
+
+def test_the_path_of_an_adapter_reaches_no_terminal_raw(run, pytester: pytest.Pytester) -> None:
+    """pytest shows what a failed test has printed as it is."""
+    folder = pytester.path / "e\x1b[31mred"
+    write_model(folder)
+    write_adapter(folder, ["q_proj", "dead"])
+    counts = {"suites": "suites/test_counts.py", "bare": True}
+    result = run("--model", str(folder), **counts)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert "adapter_config.json" in result.stdout.str()
+    assert "\x1b" not in result.stdout.str()
 
 
 def test_measured_cases_are_refused_under_xdist(run) -> None:
