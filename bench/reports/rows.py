@@ -3,6 +3,7 @@ each in one unit: what sorts, filters and typesets numbers."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
@@ -164,11 +165,11 @@ def _row(
             for phase in PHASES
             if metrics.get(f"{phase}_seconds")
         }
-        tokens = own.detail.get("tokens_per_step") if summary.median > 0 else None
+        tokens = own.detail.get("tokens_per_step")
         row = replace(
             row,
             **phases,
-            tokens_per_second=tokens / summary.median if isinstance(tokens, int) else None,
+            tokens_per_second=_speed(tokens, summary.median),
             step_median_seconds=summary.median,
             step_iqr_seconds=summary.iqr,
             rounds=summary.rounds,
@@ -183,6 +184,14 @@ def _row(
             verdict=min((v.verdict for v in found), key=VERDICTS.index, default=None),
         )
     return row
+
+
+def _speed(tokens: object, seconds: float) -> float | None:
+    """Tokens per second; None where the step was too short for the clock to know any."""
+    if not isinstance(tokens, int) or seconds <= 0:
+        return None
+    speed = tokens / seconds
+    return speed if math.isfinite(speed) else None
 
 
 def _text(value: object) -> str | None:
