@@ -141,6 +141,9 @@ PRIVATE = {
         "by which family PEFT rewrites the names of fused experts": {
             "conversion patterns": "transformers.conversion_mapping:_MODEL_TO_CONVERSION_PATTERN",
         },
+        "nobody is asked at the terminal whether a model's own code may run": {
+            "time to answer": "transformers.dynamic_module_utils:TIME_OUT_REMOTE_CODE",
+        },
         "which class an auto class builds for a configuration": {
             "models of a class": "transformers:AutoModelForCausalLM._model_mapping",
         },
@@ -353,6 +356,12 @@ def unreset() -> contextlib.AbstractContextManager[None]:
 
 def _nothing(*_: Any) -> None:
     pass
+
+
+def unasked(trusted: bool = False) -> contextlib.AbstractContextManager[None]:
+    """While active, transformers refuses a model's own code where it would ask whoever is at the
+    terminal: its models and tokenizers load parts of theirs without a word about that code."""
+    return contextlib.nullcontext() if trusted else patched(instead_of("time to answer", 0))
 
 
 class _Uncompiled:

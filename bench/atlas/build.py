@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
@@ -127,7 +128,8 @@ def build_model(model_type: str, changes: Mapping[str, Any] | None = None) -> tu
     loader = getattr(transformers, auto_class) if auto_class else own_class(config)
     if loader is None:
         raise Unbuildable("no model class takes this configuration")
-    loader = getattr(loader, "from_config", loader)
+    if hasattr(loader, "from_config"):
+        loader = partial(loader.from_config, trust_remote_code=False)
     with torch.device("meta"), unreset(), _numbers_to_read(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -101,12 +101,10 @@ def run(options: argparse.Namespace) -> int:
     check_positions(model.config, options.seq_len, model.label)
     check_images(model.config, model.auto_class, options.images, model.label)
     if options.liger:
-        from bench.models.classes import task_class_of
         from bench.training.liger import check_liger_model
 
         own_code = model.own_code is not None
-        task_class = task_class_of(model.auto_class, model.config)
-        check_liger_model(model.config, task_class, options.measure, own_code)
+        check_liger_model(model.config, model.task_class, options.measure, own_code)
     subjects, cases = cases_of(options)
     if not cases:
         raise BenchError("no scenario applies to this model: give --target-modules or --adapter")

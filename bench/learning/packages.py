@@ -138,12 +138,15 @@ def _convert(folder: Path, name: str, made: Path) -> None:
     except OSError as error:
         raise BenchError(f"{made}: cannot be made: {error.strerror}") from None
     transformers.utils.logging.disable_progress_bar()
-    loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=name, dtype=torch.float32, trust_remote_code=False
+    )
     config = loaded.config
     if getattr(config, "quantization_config", None) is not None:
         del config.quantization_config
-    fresh = AutoModelForCausalLM.from_config(config)
+    fresh = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     fresh.load_state_dict(loaded.state_dict())
     fresh.save_pretrained(made)
-    AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(made)
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, trust_remote_code=False)
+    tokenizer.save_pretrained(made)
     (made / "done").write_text(json.dumps({"from": name}) + "\n", encoding="utf-8")

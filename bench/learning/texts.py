@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.compat import unasked
 from bench.errors import BenchError, lookup
 from bench.files import read_text
 from bench.learning.packages import package
@@ -137,9 +138,17 @@ def tokenizer_of(folder: Path, text: Sequence[Text]) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
+        with unasked():
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+    except Exception as error:  # the files are anybody's, and fail in any way
+        if "trust_remote_code" in str(error):
+            raise BenchError(
+                f"{folder}: its tokenizer needs code of its own (auto_map in "
+                "tokenizer_config.json), which is not run here"
+            ) from None
+        first = (str(error).splitlines() or [type(error).__name__])[0]
         raise BenchError(f"{folder}: its tokenizer cannot be loaded: {first}") from None
     special = set(tokenizer.all_special_ids)
     if all(special.issuperset(tokenizer(one.text)["input_ids"]) for one in text):

@@ -16,12 +16,14 @@ from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.compat import unreset
+from bench.compat import unasked, unreset
 from bench.errors import BenchError, UnknownName
 from bench.models.classes import (
+    auto_class_of,
     check_auto_class,
     class_for_task,
     class_of,
+    coded_classes,
     config_by_own_code,
     config_of_type,
     model_class,
@@ -44,6 +46,11 @@ from bench.units import one_line
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+_LOCAL_ALONE = (
+    "its own code is run from a local folder only: download the repository, and give its folder"
+)
 
 
 @dataclass(frozen=True)
@@ -91,12 +98,20 @@ class Model:
 
     def _other_class(self) -> Iterator[str]:
         """That another class is built than the config names, or code of its own was not run."""
-        if self.own_code or self.architecture is not None:
+        if self.architecture is not None:
             return
-        if self.config.get("auto_map"):
+        coded = coded_classes(self.config)
+        if self.own_code is not None:
+            if coded and self.loader_class not in coded:
+                yield (
+                    f"auto_map has no code for {self.loader_class}: answered for transformers' "
+                    f"own; --auto-class {coded[0]} runs the code that it has"
+                )
+        elif self.config.get("auto_map"):
+            runs = _LOCAL_ALONE if self.trust_remote_code else "--trust-remote-code runs it"
             yield (
                 "the config names code of its own (auto_map), which was not run: answered for "
-                f"transformers' {self.auto_class}; --trust-remote-code runs it"
+                f"transformers' {self.auto_class}; {runs}"
             )
         elif unknown := unknown_classes(self.config):
             yield (
@@ -109,6 +124,13 @@ class Model:
         """The folder whose code builds this model, where there is such code and it is trusted."""
         trusted = self.trust_remote_code and self.config.get("auto_map")
         return self.source_folder if trusted else None
+
+    @property
+    def loader_class(self) -> str:
+        """The class that is asked to build it. Where code of its own is run, transformers' auto
+        class of that task, as `from_pretrained` is called: it alone looks into `auto_map`."""
+        own = self.own_code is not None
+        return auto_class_of(self.auto_class, self.config) if own else self.auto_class
 
     @property
     def adapter_beside(self) -> Path | None:
@@ -149,15 +171,11 @@ class Model:
             return
         if self.model_type in _known_model_types():
             return
-        if self.trust_remote_code:
-            raise BenchError(
-                f"{self.label}: its own code is run from a local folder only: download the "
-                "repository, and give its folder"
-            )
-        raise BenchError(
-            f"{self.label}: needs code from its own repository, which is only run with "
-            "--trust-remote-code"
-        )
+        raise self._untrusted()
+
+    def _untrusted(self) -> BenchError:
+        needs = "needs code from its own repository, which is only run with --trust-remote-code"
+        return BenchError(f"{self.label}: {_LOCAL_ALONE if self.trust_remote_code else needs}")
 
     @cached_property
     def transformers_config(self) -> Any:
@@ -195,6 +213,8 @@ class Model:
     def task_class(self) -> str:
         """The auto class whose task `auto_class` is made for ("AutoModelForCausalLM" for
         LlamaForCausalLM); `auto_class` itself where no known task has it."""
+        if self.own_code is not None:
+            return self.loader_class
         return task_class_of(self.auto_class, self.config)
 
     @property
@@ -211,13 +231,13 @@ class Model:
         import torch
 
         quantization = given_config(self.config.get("quantization_config"), self.label)
-        loader = model_class(self.auto_class)
-        with torch.device("meta"), unreset(), warnings.catch_warnings():
+        loader = model_class(self.loader_class)
+        trusted = self.own_code is not None
+        with torch.device("meta"), unreset(), unasked(trusted), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 if hasattr(loader, "from_config"):
-                    trusted = {"trust_remote_code": True} if self.own_code else {}
-                    loader = partial(loader.from_config, **trusted)
+                    loader = partial(loader.from_config, trust_remote_code=trusted)
                 # A copy: PEFT's layer_replication writes its number of layers into it.
                 model: nn.Module = loader(deepcopy(self.transformers_config))
                 if quantization is not None:
@@ -231,8 +251,11 @@ class Model:
                         "transformers reads its own docstrings, which Python leaves out here: run "
                         "it without -OO and PYTHONOPTIMIZE=2"
                     ) from error
+                coded = self.auto_class in coded_classes(self.config)
+                if coded and not trusted and "trust_remote_code" in str(error):
+                    raise self._untrusted() from None
                 raise BenchError(
-                    f"{self.label}: {self.auto_class} cannot be built from this config: "
+                    f"{self.label}: {self.loader_class} cannot be built from this config: "
                     f"{_first_line(error)}"
                 ) from error
 
@@ -294,8 +317,23 @@ def find_model(
         folder, label = file.parent, file.resolve().parent.name
     else:
         config, folder, label = _from_hub(name, folders), None, name.rpartition("/")[2]
-    chosen = auto_class or (architecture.auto_class if architecture else class_of(config))
+    own_code = trust_remote_code and folder is not None
+    if auto_class and own_code and config.get("auto_map"):
+        _check_not_passed_over(auto_class, config)
+    declared = architecture and architecture.auto_class
+    chosen = auto_class or declared or class_of(config, own_code=own_code)
     return Model(one_line(label), config, chosen, architecture, folder, False, trust_remote_code)
+
+
+def _check_not_passed_over(auto_class: str, config: Mapping[str, Any]) -> None:
+    """BenchError for a class of transformers where code of the model's own is asked for as well:
+    that class would be built in the code's place."""
+    auto = auto_class_of(auto_class, config)
+    if auto != auto_class:
+        raise BenchError(
+            f"--auto-class {auto_class}: transformers' own class runs none of the model's code, "
+            f"which --trust-remote-code asks for: --auto-class {auto}"
+        )
 
 
 @cache

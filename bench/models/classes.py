@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
+from bench.compat import unasked
 from bench.errors import BenchError, UnknownName
 from bench.tasks import BY_CLASS, BY_TYPE, TASKS
 from bench.units import one_line
@@ -42,13 +43,20 @@ def check_auto_class(name: str) -> None:
         raise UnknownName("model class", name, known)
 
 
-def class_of(config: Mapping[str, Any]) -> str:
-    """The class that the config's `architectures` names, else the most specific auto class."""
+def class_of(config: Mapping[str, Any], *, own_code: bool = False) -> str:
+    """The class that the config's `architectures` names, else the most specific auto class.
+
+    own_code: what `auto_map` names is run; a class of that code goes by the auto class that
+    `auto_map` keeps it under.
+    """
     import transformers
 
     for name in config.get("architectures") or ():
         if isinstance(name, str) and hasattr(getattr(transformers, name, None), "config_class"):
             return name
+        kept = [auto for auto in coded_classes(config) if _coded(auto, config) == name]
+        if own_code and kept:
+            return next((auto for auto in BY_CLASS if auto in kept), kept[0])
     language = (task.auto_class for task in TASKS if task.pretrained)
     return next((auto for auto in language if _built_by(auto, config)), _BASE)
 
@@ -63,21 +71,24 @@ def unknown_classes(config: Mapping[str, Any]) -> list[str]:
 
 def config_of_type(model_type: str, values: Mapping[str, Any]) -> Any:
     """The configuration of a registered type, of values as a config.json has them: an infinity is
-    {"__float__": "Infinity"} there (transformers 5.23 `configuration_utils.py`).
+    {"__float__": "Infinity"} there (transformers 5.23 `configuration_utils.py`). A part's own
+    `auto_map` is left out: its code is never run.
 
     Raises what transformers raises for values that it refuses.
     """
     from transformers import AutoConfig
 
-    return AutoConfig.for_model(model_type, **_with_infinities(dict(values)))
+    with unasked():
+        return AutoConfig.for_model(model_type, **{k: _read(v) for k, v in values.items()})
 
 
-def _with_infinities(value: Any) -> Any:
+def _read(value: Any) -> Any:
     if isinstance(value, dict):
         if list(value) == ["__float__"] and value["__float__"] in ("Infinity", "-Infinity", "NaN"):
             return float(value["__float__"])
-        return {key: _with_infinities(each) for key, each in value.items()}
-    return [_with_infinities(each) for each in value] if isinstance(value, list) else value
+        kept = {k: v for k, v in value.items() if not (k == "auto_map" and isinstance(v, dict))}
+        return {key: _read(each) for key, each in kept.items()}
+    return [_read(each) for each in value] if isinstance(value, list) else value
 
 
 def config_by_own_code(folder: Path) -> Any:
@@ -94,6 +105,38 @@ def config_by_own_code(folder: Path) -> Any:
     except Exception as error:  # code from anywhere fails in any way
         said = one_line(error)[:300]
         raise BenchError(f"{folder}: its own code fails: {type(error).__name__}: {said}") from error
+
+
+def coded_classes(config: Mapping[str, Any]) -> list[str]:
+    """The auto classes of transformers that the config's `auto_map` has a class for."""
+    import transformers
+
+    own = config.get("auto_map") or {}
+    return [key for key in own if key.startswith(_BASE) and hasattr(transformers, key)]
+
+
+def _coded(auto: str, config: Mapping[str, Any]) -> str:
+    """The bare name of the class that `auto_map` keeps under an auto class."""
+    return str(config["auto_map"][auto]).rpartition(".")[2]
+
+
+def auto_class_of(named: str, config: Mapping[str, Any]) -> str:
+    """The auto class that a class of transformers belongs to, which builds what `auto_map` keeps
+    under it before that class: the one that `auto_map` names where there are several. `named`
+    itself where none has it, which is then built as it is."""
+    if named.startswith(_BASE):
+        return named
+    coded = coded_classes(config)
+    found = [auto for auto in BY_CLASS if _built_by(auto, config) == named]
+    found += [auto for auto in BY_CLASS if _lists(auto, named)]
+    found += [auto for auto in coded if auto != _BASE and named.endswith(auto[len(_BASE) :])]
+    return next((auto for auto in found if auto in coded), (*found, named)[0])
+
+
+def _lists(auto: str, named: str) -> bool:
+    """Whether an auto class builds the class called `named` of any model type."""
+    built = _names_of(auto).values()
+    return any(named == each if isinstance(each, str) else named in each for each in built)
 
 
 def task_class_of(named: str, config: Mapping[str, Any]) -> str:
@@ -128,10 +171,15 @@ def class_for_task(
 
 def _built_by(auto: str, config: Mapping[str, Any]) -> str:
     """The class that an auto class builds from the config; "" if it does not take it."""
+    own = config.get("auto_map")
+    found = _names_of(auto).get(config.get("model_type", "")) or (own or {}).get(auto) or ""
+    return found if isinstance(found, str) else str(found[0])
+
+
+def _names_of(auto: str) -> Mapping[str, Any]:
+    """transformers' table of an auto class: the name of the class, or of several, by model type."""
     from transformers.models.auto import modeling_auto
 
     mapping = BY_CLASS.get(auto, BY_CLASS[_BASE]).mapping
-    names = getattr(modeling_auto, f"{mapping}_MAPPING_NAMES")
-    own = config.get("auto_map")
-    found = names.get(config.get("model_type")) or (own or {}).get(auto) or ""
-    return found if isinstance(found, str) else str(found[0])
+    names: Mapping[str, Any] = getattr(modeling_auto, f"{mapping}_MAPPING_NAMES")
+    return names

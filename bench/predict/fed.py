@@ -40,6 +40,8 @@ def batches(model: Model) -> list[tuple[str, ...]]:
 def _class_of(model: Model) -> Any:
     from bench.models.classes import model_class
 
+    if model.own_code is not None:
+        return type(model.build())
     loader = model_class(model.auto_class)
     if hasattr(loader, "forward"):
         return loader

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from bench.compat import patched, private
+from bench.compat import patched, private, unasked
 from bench.errors import BenchError
 from bench.models.classes import config_by_own_code, config_of_type
 from bench.models.precision import precision
@@ -121,9 +121,10 @@ def meta_model(case: Case, config: Any) -> Any:
 
     auto_class = getattr(transformers, case.auto_class)
     dtype = getattr(torch, case.compute)
-    with torch.device("meta"), undrawn():
+    trusted = case.code is not None
+    with torch.device("meta"), undrawn(), unasked(trusted):
         return auto_class.from_config(
-            config, dtype=dtype, attn_implementation=_attention(case), **_trusted(case)
+            config, dtype=dtype, attn_implementation=_attention(case), trust_remote_code=trusted
         )
 
 
@@ -145,10 +146,6 @@ def undrawn() -> contextlib.AbstractContextManager[None]:
 
 def _as_it_is(tensor: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
     return tensor
-
-
-def _trusted(case: Case) -> dict[str, bool]:
-    return {"trust_remote_code": True} if case.code else {}
 
 
 def _attention(case: Case) -> str | None:
@@ -355,19 +352,21 @@ def _real_weights(case: Case, config: Any, device: str) -> Any:
     if kind.quantized:
         skipped = _skipped_modules(case, meta_model(case, config))
         quantization = bitsandbytes_config(kind, skipped, case.compute)
-    model, found = getattr(transformers, case.auto_class).from_pretrained(
-        case.weights,
-        config=config,
-        dtype=getattr(torch, case.compute),
-        attn_implementation=_attention(case),
-        quantization_config=quantization,
-        device_map={"": device},
-        local_files_only=True,
-        use_safetensors=True,  # a pickle could execute anything
-        output_loading_info=True,
-        # transformers looks for one beside the weights, and fails where no config.json is there.
-        generation_config=transformers.GenerationConfig(),
-        **_trusted(case),
-    )
+    trusted = case.code is not None
+    with unasked(trusted):
+        model, found = getattr(transformers, case.auto_class).from_pretrained(
+            case.weights,
+            config=config,
+            dtype=getattr(torch, case.compute),
+            attn_implementation=_attention(case),
+            quantization_config=quantization,
+            device_map={"": device},
+            local_files_only=True,
+            use_safetensors=True,  # a pickle could execute anything
+            output_loading_info=True,
+            # Else transformers looks for one beside the weights, and fails without a config.json.
+            generation_config=transformers.GenerationConfig(),
+            trust_remote_code=trusted,
+        )
     check_loaded(case, model, found["missing_keys"], found["unexpected_keys"])
     return model
