@@ -134,3 +134,31 @@ def test_a_name_of_two_meanings_has_the_one_of_its_neighbours(
     """Meta's own Llama has wq, wk, wv, wo for attention (llama/model.py); T5 has wi and wo."""
     entries = ledger_of({"target_modules": [*beside, "wo"]}).entries
     assert entries[-1].suggestion == offered
+
+
+@pytest.mark.parametrize(
+    ("layers", "also", "offer"),
+    [
+        ([99], "; the model's layers are 0 to 3", ""),
+        ([1, 99], "", 'layers_pattern="layers" beside layers_to_transform'),
+    ],
+)
+def test_a_pattern_of_layers_is_offered_where_it_reaches_something(
+    layers: list[int], also: str, offer: str
+) -> None:
+    asked = {"target_modules": ["gate_proj"], "layers_to_transform": layers, "layers_pattern": "h"}
+    (entry,) = dead(ledger_of(asked))
+    unread = "4 modules whose layer number cannot be read, for layers_to_transform"
+    assert (entry.cause, entry.suggestion) == (unread + also, offer)
+    reached = ledger_of({**asked, "layers_pattern": "layers"}).adapted
+    assert bool(reached) == bool(offer)
+
+
+def test_layers_that_hold_none_of_the_modules_are_told() -> None:
+    """The first layer has no router."""
+    asked = {"target_modules": ["mlp.gate"], "layers_to_transform": [0], "layers_pattern": "h"}
+    config = {**QWEN_MOE, "model_type": "qwen2_moe", "shared_expert_intermediate_size": 8}
+    (entry,) = dead(ledger_of(asked, config))
+    assert not entry.suggestion
+    assert entry.cause.startswith("3 modules whose layer number cannot be read")
+    assert entry.cause.endswith("; the layers that layers_to_transform names hold none of them")

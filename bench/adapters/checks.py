@@ -87,7 +87,7 @@ def check_fields(given: Mapping[str, Any]) -> None:
     """Raise BenchError, naming the fields, for values that cannot be. `given` holds every field."""
     if not fits(given, _ALL) or not _in_order(given["layer_replication"]):
         wrong = [
-            f"{name} must be {in_words(kind)}, not {_plain(given[name])!r}"
+            f"{name} must be {in_words(kind)}, {_fault(given[name], kind)}"
             for name, kind in _TYPES.items()
             if not fits(given[name], kind)
             or (name == "layer_replication" and not _in_order(given[name]))
@@ -119,6 +119,13 @@ def check_fields(given: Mapping[str, Any]) -> None:
     _check_together(given)
     _check_counts(given["monteclora_config"], "monteclora_config", "num_samples")
     _check_counts(given["use_bdlora"], "use_bdlora", "nblocks")
+
+
+def _fault(value: Any, kind: Any) -> str:
+    """What is wrong with a value that does not fit: an empty name among others is hard to see."""
+    named = tuple(each for each in value if each != "") if isinstance(value, tuple) else value
+    fault = "and one is empty:" if named != value and fits(named, kind) else "not"
+    return f"{fault} {_plain(value)!r}"
 
 
 def check_given(given: Mapping[str, Any]) -> None:

@@ -108,11 +108,16 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         )
     subjects = config.stash[SUBJECTS].measured
     step = step_from(config.option)
-    for subject in {subjects[key].model.label: subjects[key] for key in keys}.values():
+    one_of_each = {subjects[key].model.label: subjects[key] for key in keys}
+    try:
+        cases = [subject.case(step) for subject in one_of_each.values()]
+    except BenchError as error:
+        pytest.exit(harmless(f"error: {error}"), returncode=2)
+    for case in cases:
         from bench.training.limits import check_case_length
 
         try:
-            check_case_length(subject.case(step))
+            check_case_length(case)
         except BenchError as error:
             pytest.exit(harmless(f"error: --seq-len: {error}"), returncode=2)
     if keys and (cluster := config.stash.get(CLUSTER, None)) is not None:

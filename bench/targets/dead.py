@@ -9,6 +9,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from string import whitespace
 
 from bench.adapters.config import ALL_LINEAR, AdapterConfig
@@ -281,7 +282,7 @@ def _held_back(table: ModuleTable, adapter: AdapterConfig, named: list[str]) -> 
     """What keeps an adapter from each of the modules that the entry names."""
     inside = Filter(adapter)
     reasons: Counter[str] = Counter()
-    instead = ""
+    unread: list[str] = []
     for name in named:
         if inside.excluded(name):
             reasons["held out by exclude_modules"] += 1
@@ -293,15 +294,28 @@ def _held_back(table: ModuleTable, adapter: AdapterConfig, named: list[str]) -> 
         elif not inside.in_layers(name):
             if inside.layer_index(name) is None:
                 reasons["whose layer number cannot be read, for layers_to_transform"] += 1
-                instead = instead or _layers_pattern(table, name)
+                unread.append(name)
             else:
                 reasons["in a layer that layers_to_transform does not name"] += 1
     why = ", ".join(f"{n} modules {reason}" for reason, n in reasons.items())
-    return why, instead
+    also, instead = _layers_pattern(table, adapter, unread)
+    return why + also, instead
 
 
-def _layers_pattern(table: ModuleTable, name: str) -> str:
-    """The layers_pattern by which PEFT reads the number of the layer that holds a module."""
-    layer = table.stack_of(name).layer_of(name)
-    listed = layer.rpartition(".")[0].rpartition(".")[2]
-    return f"layers_pattern={json.dumps(listed)} beside layers_to_transform" if listed else ""
+def _layers_pattern(table: ModuleTable, adapter: AdapterConfig, unread: list[str]) -> Cause:
+    """The layers_pattern by which PEFT reads the numbers of the layers that hold these modules,
+    where they are then reached; else what else keeps the adapter from them, to follow the cause."""
+    layers = dict.fromkeys(table.stack_of(name).layer_of(name) for name in unread)
+    numbers: set[int] = set()
+    for listed in dict.fromkeys(each.rpartition(".")[0].rpartition(".")[2] for each in layers):
+        if not listed:
+            continue
+        inside = Filter(replace(adapter, layers_pattern=listed))
+        if any(map(inside.in_layers, unread)):
+            return "", f"layers_pattern={json.dumps(listed)} beside layers_to_transform"
+        numbers |= {n for n in map(inside.layer_index, table.by_name) if n is not None}
+    if not numbers:
+        return "", ""
+    if numbers.isdisjoint(Filter(adapter).indices or ()):
+        return f"; the model's layers are {min(numbers)} to {max(numbers)}", ""
+    return "; the layers that layers_to_transform names hold none of them", ""

@@ -317,7 +317,9 @@ def test_wrong_adapter(llama: Path, refused, adapter: dict, said: str) -> None:
     [
         ("target_modules", [1], "a list of names"),
         ("target_modules", {"q_proj": 1}, "a list of names"),
-        ("target_modules", [""], "a list of names"),
+        ("target_modules", ["q_proj", ""], "expression, and one is empty: ['q_proj', '']"),
+        ("target_modules", ["", 1], "expression, not ['', 1]"),
+        ("modules_to_save", [""], "must be a list of names, and one is empty: ['']"),
         ("modules_to_save", "lm_head", "a list of names"),
         ("modules_to_save", ["["], "'[' is not a regular expression"),
         ("target_parameters", [3], "a list of names"),

@@ -123,6 +123,18 @@ def test_sequences_beyond_the_models_positions_are_refused_before_anything_is_me
     assert fits.ret == pytest.ExitCode.OK
 
 
+def test_a_model_that_needs_its_own_code_is_no_fault_of_the_length(
+    run, pytester: pytest.Pytester
+) -> None:
+    own = {"AutoConfig": "code_of_mine.Config"}
+    write_model(pytester.path / "mine", model_type="mine", auto_map=own)
+    refused = run("--precision", "fp32", "--target-modules", "q_proj")
+    assert refused.ret == 2
+    output = refused.stdout.str() + refused.stderr.str()
+    assert "error: mine: needs code from its own repository" in output
+    assert "--seq-len" not in output
+
+
 @pytest.mark.parametrize(
     ("options", "on_gpu", "limit"),
     [
