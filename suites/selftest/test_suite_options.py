@@ -179,7 +179,7 @@ def test_a_benchmark_json_that_cannot_be_written_costs_no_measurement(
     run, pytester: pytest.Pytester
 ) -> None:
     """What can be known is told before anything is measured; else the run is stored, and fails."""
-    saved = ("--benchmark-save", "x", *STEPS)
+    saved = ("--benchmark-save", "x", "--model", "mine", *STEPS)
     absent = run(*saved, "--benchmark-json=no/such/x.json", apart=True)
     assert absent.ret == 2
     assert "error: --benchmark-json no/such/x.json: there is no folder" in absent.stderr.str()
