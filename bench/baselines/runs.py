@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
+from bench.baselines.content import check_numbers, check_words
 from bench.baselines.metrics import EXACT, LOSS, TIME, Metric, metric_named
 from bench.errors import BenchError, UnknownName, check_known
 from bench.files import check_readable, finite, malformed, parse, strict_json, unreadable
@@ -38,7 +39,6 @@ Value = int | float | str | tuple[float, ...]
 MOST_COUNTED = 10**18
 """More bytes, seconds and counts than there are: a greater figure is a slip, and its square or its
 ratio to another would be no number."""
-_TOO_GREAT = 10**308
 _Count = Annotated[int, Meta(ge=0, le=MOST_COUNTED)]
 _Number = Annotated[float, Meta(ge=0, le=MOST_COUNTED)]
 _Rounds = Annotated[
@@ -251,7 +251,7 @@ def parse_run(document: Any, where: str, path: Path | None = None) -> StoredRun:
         datetime=_text(document.get("datetime"), f"{where}: datetime"),
         options=parse(detail.get("options", {}), dict[str, Any], f"{where}: detail: options"),
         models=_tables(detail, "models", where),
-        subjects=_tables(detail, "subjects", where),
+        subjects=_subjects(detail, where),
         places=parse(detail.get("places", {}), dict[str, str], f"{where}: detail: places"),
         path=path,
     )
@@ -259,6 +259,17 @@ def parse_run(document: Any, where: str, path: Path | None = None) -> StoredRun:
 
 def _tables(detail: Mapping[str, Any], name: str, where: str) -> dict[str, dict[str, Any]]:
     return parse(detail.get(name, {}), dict[str, dict[str, Any]], f"{where}: detail: {name}")
+
+
+def _subjects(detail: Mapping[str, Any], where: str) -> dict[str, dict[str, Any]]:
+    found = _tables(detail, "subjects", where)
+    for key, facts in found.items():
+        inside = f"{where}: detail: subjects: {key}"
+        parse(facts.get("model"), str, f"{inside}: model")
+        parse(facts.get("adapter", {}), dict[str, Any], f"{inside}: adapter")
+        for name in facts.keys() - {"model", "adapter"}:
+            parse(facts[name], str | None, f"{inside}: {name}")  # type: ignore[arg-type]
+    return found
 
 
 @dataclass(frozen=True)
@@ -305,15 +316,15 @@ def _body(document: Any, where: str) -> _Body:
         body = MIGRATIONS[version](body)
     if "machine" in body:
         body = {**body, "machine": _with_processor(body["machine"], document.get("machine_info"))}
-    _check_words({k: v for k, v in body.items() if k not in ("records", "detail")}, where)
-    _check_numbers(body.get("machine"), f"{where}: machine")
+    check_words({k: v for k, v in body.items() if k not in ("records", "detail")}, where)
+    check_numbers(body.get("machine"), f"{where}: machine")
     return parse(body, _Body, f"{where}: {KEY}")
 
 
 def parse_machine(data: Any, where: str) -> Machine:
     """The machine of a document; BenchError, naming `where`."""
-    _check_words(data, where)
-    _check_numbers(data, where)
+    check_words(data, where)
+    check_numbers(data, where)
     return parse(data, Machine, where)
 
 
@@ -337,17 +348,17 @@ def _with_processor(machine: Any, info: Any) -> Any:
 
 def parse_record(key: str, data: Any, file: str) -> Record:
     """One record of a document; BenchError, naming `file` and `key`, as `load_run`."""
-    _check_words(key, f"{file}: records")
+    check_words(key, f"{file}: records")
     where = f"{file}: {key}"
     given = {"rank": None, "precision": None, **data} if isinstance(data, dict) else data
     record = parse(given, Record, where, id=key)
-    _check_words({k: v for k, v in data.items() if k != "detail"}, where)
+    check_words({k: v for k, v in data.items() if k != "detail"}, where)
     check_known(f"outcome in {where}:", record.outcome, OUTCOMES)
     metrics = {
         name: _value(metric_named(name, where), value, f"{where}: {name}")
         for name, value in record.metrics.items()
     }
-    _check_numbers(record.detail, where)
+    check_numbers(record.detail, where)
     return replace(record, metrics=metrics)
 
 
@@ -365,33 +376,5 @@ def _value(metric: Metric, value: Any, where: str) -> Value:
 
 
 def _text(value: Any, where: str) -> str | None:
-    _check_words(value, where)
+    check_words(value, where)
     return None if value is None else parse(value, str, where)
-
-
-def _check_numbers(table: Any, where: str) -> None:
-    """BenchError for a whole number within that is greater than every float: in no unit can it be
-    told, and a detail has no type that refuses it."""
-    rest = [(where, table)]
-    while rest:
-        where, value = rest.pop()
-        if isinstance(value, dict):
-            rest += [(f"{where}: {key}", inner) for key, inner in value.items()]
-        elif isinstance(value, list):
-            rest += [(where, inner) for inner in value]
-        elif isinstance(value, int) and abs(value) >= _TOO_GREAT:
-            raise BenchError(f"{where}: expected at most 308 digits, found {value!r:.80}")
-
-
-def _check_words(value: Any, where: str) -> None:
-    """BenchError unless every text within is fit for a table and a terminal: no control
-    characters."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            _check_words(key, where)
-            _check_words(inner, f"{where}: {key}")
-    elif isinstance(value, list):
-        for inner in value:
-            _check_words(inner, where)
-    elif isinstance(value, str) and not value.isprintable():
-        raise BenchError(f"{where}: expected printable text, found {value!r:.80}")

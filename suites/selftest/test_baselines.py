@@ -215,6 +215,10 @@ def _metric(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return edit
 
 
+def _subject(**facts: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda body: body.update(detail={"subjects": {"a": facts}})
+
+
 def _detail(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return lambda body: body["records"][STEP]["detail"].update({name: value})
 
@@ -241,6 +245,10 @@ def _detail(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
             "expected a table, found '\\ud800'",
         ),
         (lambda body: body.update(detail={"subjects": "\ud800"}), "subjects: expected a table"),
+        (_subject(digest="x"), "subjects: a: model: expected text"),
+        (_subject(model=["m"]), "subjects: a: model: expected text"),
+        (_subject(model="m", adapter="x"), "subjects: a: adapter: expected a table"),
+        (_subject(model="m", code=["x"]), "subjects: a: code: expected text"),
         (lambda body: body["records"][STEP].update(rank="\ud800"), "rank: expected"),
         (_metric("ledger_digest", "a\x1b[31m"), "printable"),
         (lambda body: body["records"][STEP].update(outcome="fine"), "outcome"),
