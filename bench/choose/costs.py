@@ -69,6 +69,7 @@ def cost(asked: CostAsked) -> Cost:
     predicted, and the next larger value too.
     """
     from bench.predict.evidence import interval
+    from bench.predict.journal import Untraceable
     from bench.predict.result import device_of
     from bench.predict.stretch import Stretched
 
@@ -88,7 +89,10 @@ def cost(asked: CostAsked) -> Cost:
         largest = min(LARGEST[what], (what == SEQ_LEN and asked.length_limit) or LARGEST[what])
 
         def estimate(value: int) -> int:
-            return held(step.estimated(what, value)).margin_bytes
+            try:
+                return held(step.estimated(what, value)).margin_bytes
+            except Untraceable:  # too long, as `fits` finds
+                return -1
 
         untraced: list[int] = []
 

@@ -44,8 +44,13 @@ _EMPTY_LIKE = torch.ops.aten.empty_like.default
 _READ = torch.ops.aten._local_scalar_dense.default
 
 
+MOST_OPERATIONS = 4_000_000
+"""Of one trace: five minutes of it, and 3 GiB for what it writes down."""
+
+
 class Untraceable(BenchError):
-    """The step holds an operation that cannot be accounted for without running it."""
+    """The step holds an operation that cannot be accounted for without running it, or more of them
+    than there is time and memory for."""
 
 
 class Journal(_DispatchMode):  # type: ignore[misc, valid-type]  # torch is seen untyped
@@ -72,6 +77,7 @@ class Journal(_DispatchMode):  # type: ignore[misc, valid-type]  # torch is seen
         self._numbers: dict[int, int] = {}
         self._device = device
         self._within = 0
+        self._dispatched = 0
         self._operation = ""
         self._kept: set[str] = set()
         """Whose memory of cuBLAS is there by now: the main thread's, the backward pass's, and
@@ -102,6 +108,12 @@ class Journal(_DispatchMode):  # type: ignore[misc, valid-type]  # torch is seen
         if func is _READ and args[0].device.type == "meta":
             return self._read(args[0])
         name = name_of(func)
+        self._dispatched += 1
+        if self._dispatched > MOST_OPERATIONS:
+            raise Untraceable(
+                f"it has more than {MOST_OPERATIONS:,} operations, as of a model that goes through "
+                "a sequence token by token: take a shorter one (--seq-len)"
+            )
         nested = self._within > 0
         if not nested and func.namespace != "profiler":  # marks a place in a profile, and is none
             self._operation = name

@@ -18,10 +18,26 @@ LARGEST = {BATCH_SIZE: 1 << 16, SEQ_LEN: 1 << 20, RANK: 1 << 12}
 """Where the search ends, if the memory does not end it before."""
 
 
+MOST_WALKED = 300_000
+"""Operations of a step, beyond which no longer sequence is tried of a model that goes through it
+token by token: half a minute's trace."""
+
+
+def walks_beyond(known: Mapping[int, int], value: int, most: int) -> bool:
+    """Whether a step at a larger value has more than `most` operations, on the line through the two
+    largest that are known (value: operations); False of a model that has as many at each."""
+    if len(known) < 2 or value <= max(known):
+        return False
+    low, high = sorted(known)[-2:]
+    each = (known[high] - known[low]) / (high - low)
+    return each * high > known[high] / 4 and known[high] + each * (value - high) > most
+
+
 @dataclass(frozen=True)
 class Solution:
     """The largest value that fits, and the prediction at it; `bounded` where the search ended for
-    another reason than memory: the model's position limit, or the largest value tried."""
+    another reason than memory: the model's position limit, the largest value tried, or that more
+    take too many operations to trace."""
 
     what: str
     value: int
@@ -43,8 +59,13 @@ def solve(
         other = case.step.seq_len if what == BATCH_SIZE else case.step.batch_size
         largest = min(largest, MOST_TOKENS // other)
     done: dict[int, Prediction] = {}
+    walked: list[int] = []
 
     def margin(value: int) -> int:
+        operations = {tried: found.operations for tried, found in done.items()}
+        if what == SEQ_LEN and walks_beyond(operations, value, MOST_WALKED):
+            walked.append(value)
+            return -1
         found = done[value] = predict(with_value(case, what, value))
         if found.fit is None:
             raise BenchError("--solve needs --gpu or --gpu-memory: there is nothing to fit")
@@ -59,7 +80,7 @@ def solve(
             f"{-first.fit.margin_bytes:,} bytes are missing"
         )
     value, bounded = found
-    return Solution(what, value, done[value], bounded)
+    return Solution(what, value, done[value], bounded or value + 1 in walked)
 
 
 def largest_fitting(

@@ -18,6 +18,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from bench.predict.alike import layers_alike, shallow
+from bench.predict.largest import walks_beyond
 from bench.predict.repeats import Piece, pieces_of, stretched_events
 from bench.training.cases import SEQ_LEN, value_of, with_value
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from bench.predict.trace import Trace
     from bench.training.cases import Case
 
+MOST_EVENTS = 30_000
+"""Of a trace, beyond which none of a longer sequence is made where each token adds to them."""
 FEW = 3
 """Layers, or accumulated batches, of the shorter trace: a first one, a last, and one between."""
 
@@ -97,7 +100,7 @@ class Stretched:
             what, value = "", 0
         if (what, value) not in self._replays:
             if what and (what, value) not in self._at and not self._follows(what, value):
-                self._at[what, value] = self._traced(with_value(self.case, what, value))
+                self._trace_at(what, value)
             self._replays[what, value] = self._replay(what, value)
         return self._replays[what, value]
 
@@ -113,6 +116,18 @@ class Stretched:
         """Values that were traced."""
         found = {value: traced for (name, value), traced in self._at.items() if name == what}
         return {value_of(self.case, what): self._own, **found}
+
+    def _trace_at(self, what: str, value: int) -> tuple[Trace, _Layout | None]:
+        """The step at another value. Untraceable where that is a longer sequence, through which the
+        model goes token by token: a search tries many."""
+        if what == SEQ_LEN:
+            events = {each: len(trace.events) for each, (trace, _) in self._known(what).items()}
+            if walks_beyond(events, value, MOST_EVENTS):
+                from bench.predict.journal import Untraceable
+
+                raise Untraceable(f"{self.case.id}: {value} tokens are too many to go through")
+        self._at[what, value] = self._traced(with_value(self.case, what, value))
+        return self._at[what, value]
 
     def _follows(self, what: str, value: int) -> bool:
         """Whether the sizes at a value follow from traces on both sides of it: the same events,
@@ -146,8 +161,10 @@ class Stretched:
         known = self._known(what)
         if len(known) == 1:
             start = value_of(self.case, what)
-            other = 2 * start if value > start else start // 2 if what == SEQ_LEN else value
-            self._at[what, other] = known[other] = self._traced(with_value(self.case, what, other))
+            many = len(self._own[0].events) > MOST_EVENTS
+            up = value > start and not (what == SEQ_LEN and many)
+            other = 2 * start if up else start // 2 if what == SEQ_LEN else value
+            known[other] = self._trace_at(what, other)
             if value == other:
                 return known[other]
         near = sorted(known, key=lambda v: abs(v - value))
@@ -159,8 +176,7 @@ class Stretched:
                     for a, b in zip(one.sizes, two.sizes, strict=True)
                 ]
                 return replace(one, sizes=tuple(sizes)), layout
-        self._at[what, value] = self._traced(with_value(self.case, what, value))
-        return self._at[what, value]
+        return self._trace_at(what, value)
 
 
 def _on_line(x: int, a: int, y: int, b: int, value: int) -> int:

@@ -115,11 +115,9 @@ def _codes_read(case: Case, error: Exception) -> str:
     Mamba does of `dt_proj` (transformers 5.23)."""
     if not precision(case.precision).quantized or not re.search(r"torch\.u?int8", str(error)):
         return ""
-    return (
-        f": the model takes the weight of a layer by itself, and in {case.precision} that layer "
-        "holds codes. A real step fails, too, unless llm_int8_skip_modules leaves the layer as it "
-        "is; here take a precision that is not quantized"
-    )
+    skipped = "unless llm_int8_skip_modules leaves it as it is: take another precision here"
+    codes = f"the model takes the weight of a layer by itself, which in {case.precision} is codes"
+    return f": {codes}. A real step fails, too, {skipped}"
 
 
 def _skeleton(case: Case) -> tuple[Any, Any]:

@@ -71,6 +71,32 @@ def test_a_row_says_what_a_prediction_of_whole_traces_says(
                 assert held.fits == fits, (what, value)
 
 
+def test_a_sequence_that_takes_too_long_to_go_through_is_not_searched_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Mamba adds operations with every token: a search up to 2**20 of them took all memory."""
+    from measure_support import recurrence
+
+    from bench.predict import trace
+
+    lengths = []
+    original = trace.trace
+
+    def noted(case: Case, *more: Any) -> Any:
+        lengths.append(case.step.seq_len)
+        return original(case, *more)
+
+    monkeypatch.setattr(trace, "trace", noted)
+    monkeypatch.setattr("bench.predict.stretch.MOST_EVENTS", 3000)
+    case = recurrence("mamba", seq_len=8)
+    told = costs.cost(costs.CostAsked(case, gpu_with_memory("24GiB"), None))
+    limit = told.limits["seq-len"]
+    assert limit is not None
+    assert limit.bounded
+    assert 8 <= limit.value < 128
+    assert max(lengths) <= limit.value
+
+
 def _killed(asked: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 

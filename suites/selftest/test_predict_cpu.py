@@ -174,7 +174,7 @@ def test_there_are_enough_configurations() -> None:
 
 @pytest.mark.parametrize("precision", ["nf4", "int8"])
 def test_a_model_that_reads_the_codes_of_a_layer_is_told(precision: str) -> None:
-    with pytest.raises(BenchError, match="takes the weight of a layer by itself, and in"):
+    with pytest.raises(BenchError, match="takes the weight of a layer by itself, which in"):
         predicted(recurrence("mamba", precision))
 
 

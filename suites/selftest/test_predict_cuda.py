@@ -22,6 +22,7 @@ from bench.predict.gpus import (
     load_gpus,
     step_seconds,
 )
+from bench.predict.largest import MOST_WALKED
 from bench.predict.result import LIMITS
 from bench.training.cases import Case
 
@@ -328,6 +329,33 @@ def test_the_largest_batch_is_found_in_few_trials(largest: int) -> None:
 def test_the_search_ends_at_the_models_limit() -> None:
     found = solve(tiny_case("opt"), "batch-size", _linear(10**9, []), limit=100)
     assert (found.value, found.bounded) == (100, True)
+
+
+def test_no_sequence_is_tried_that_takes_too_long_to_go_through() -> None:
+    """A model that goes through it token by token: 200 operations each. Any other is searched on,
+    whatever its operations are."""
+    tried: list[int] = []
+
+    def step(each: int) -> Callable[[Case], Prediction]:
+        def prediction(case: Case) -> Prediction:
+            length = case.step.seq_len
+            tried.append(length)
+            found = _linear(10**9, [])(case)
+            return replace(found, operations=900_000 if not each else 1000 + each * length)
+
+        return prediction
+
+    found = solve(tiny_case("opt", seq_len=16), "seq-len", step(200), limit=4096)
+    assert (found.value, found.bounded) == ((MOST_WALKED - 1000) // 200, True)
+    assert max(tried) == found.value
+    other = solve(tiny_case("opt", seq_len=16), "seq-len", step(0), limit=4096)
+    assert (other.value, other.bounded) == (4096, True)
+
+
+def test_a_trace_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.predict.journal.MOST_OPERATIONS", 50)
+    with pytest.raises(BenchError, match=r"more than 50 operations, .* shorter one \(--seq-len\)"):
+        predict(tiny_case("opt"))
 
 
 def test_a_gpu_that_is_too_small_for_anything() -> None:
