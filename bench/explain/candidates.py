@@ -23,7 +23,7 @@ from bench.models.modules import (
 )
 from bench.models.roles import FUSED, HEAD, ROUTER, role_of
 from bench.targets import match
-from bench.tasks import TASKS
+from bench.tasks import TASKS, Task
 
 _MOST_ENTRIES = 13
 
@@ -173,16 +173,15 @@ def unusual(picked: Sequence[Candidate]) -> float:
 
 def extras_of(table: ModuleTable) -> Iterator[Extra]:
     """Saved modules × task heads, with a copy's elements and the biases outside."""
-    tasks = {t.heads: t.task_type for t in reversed(TASKS) if t.heads}  # of the same, the first
-    heads = [task for names, task in tasks.items() if any(m.leaf in names for m in table.modules)]
+    heads = [*_trained_heads(table)]
     names = [n for n in (table.input_embedding, table.output_embedding) if n]
     leaves = [n.rpartition(".")[2] for n in names]
     saved = [(), *((leaf,) for leaf in leaves), *([tuple(leaves)] if len(leaves) > 1 else [])]
-    for task, kept in product((*heads, None), saved):
+    for (task, named), kept in product((*heads, (None, ())), saved):
         for tying in (False, True) if kept and table.tied else (False,):
             adapter = AdapterConfig(
                 NO_TARGETS,
-                modules_to_save=kept,
+                modules_to_save=tuple(dict.fromkeys((*named, *kept))),
                 task_type=task,
                 ensure_weight_tying=tying,
                 bias="all",
@@ -190,8 +189,26 @@ def extras_of(table: ModuleTable) -> Iterator[Extra]:
             ledger = match(table, adapter, described=False)
             elements = saved_term(ledger).trained if ledger.saved else 0
             # Without its head a task model trains on random outputs; with tied copies few do.
-            score = 1.0 * bool(heads and not task) + (2 + len(kept) % 2) * bool(kept)
+            score = 1.0 * bool(heads and not (task or named)) + (2 + len(kept) % 2) * bool(kept)
             yield Extra(
                 replace(adapter, bias="none"), elements, bias_term(ledger).trained, ledger.saved,
                 score,
             )  # fmt: skip
+
+
+def _trained_heads(table: ModuleTable) -> Iterator[tuple[str | None, tuple[str, ...]]]:
+    """(task type, modules_to_save) that train the task heads which the model has: the task type of
+    its own class. Where that trains none of them, or is not known and several would, the heads are
+    named: any task type but its own makes another model of the adapter."""
+    leaves = {m.leaf for m in table.modules}
+    endings = ((task, task.class_ending) for task in TASKS)
+    own = next((t for t, end in endings if end and table.class_name.endswith(end)), None)
+    by_heads: dict[tuple[str, ...], list[Task]] = {}
+    for task in TASKS:
+        if not leaves.isdisjoint(task.heads):
+            by_heads.setdefault(task.heads, []).append(task)
+    for heads, tasks in by_heads.items():
+        if own in tasks or (own is None and len(tasks) == 1):
+            yield (own or tasks[0]).task_type, ()
+        else:
+            yield None, tuple(name for name in heads if name in leaves)

@@ -35,7 +35,8 @@ class Found:
         if adapter.target_parameters:
             parts.append("target_parameters " + ", ".join(adapter.target_parameters))
         if isinstance(adapter.layers_to_transform, tuple):
-            parts.append(f"layers_to_transform 0 to {adapter.layers_to_transform[-1]}")
+            last = adapter.layers_to_transform[-1]
+            parts.append("layers_to_transform 0" + f" to {last}" * bool(last))
         if adapter.use_dora:
             parts.append("DoRA")
         if adapter.bias != "none":
@@ -55,8 +56,10 @@ class Explanation:
     all that was tried, and the nearest of the popular sets.
 
     `remark` says what a total that was given tells; `full`, that the number is the model's own;
-    `tried` is how many configurations were tried, each at every rank; `more`, how many beside
-    those in `exact` give the number by their closed form, some of which may adapt the same.
+    `tried` is how many configurations were tried, each at every rank; `some_layers`, the most
+    plausible of those of some layers only, where `exact` has likelier ones of all layers; `more`,
+    how many beside those in `exact` and `some_layers` give the number by their closed form, some of
+    which may adapt the same, and `more_some_layers`, how many of these are of some layers only.
     """
 
     trainable: int
@@ -68,3 +71,5 @@ class Explanation:
     tried: int = 0
     nearest_popular: tuple[Found, ...] = ()
     more: int = 0
+    some_layers: tuple[Found, ...] = ()
+    more_some_layers: int = 0

@@ -6,9 +6,9 @@ is linear in the rank,
     trainable  =  r · Σ_S (in + out)  +  bias(S)  +  magnitudes(S)  +  saved copies,
 
 so every set of entries × bias × DoRA × saved modules is tried, the popular ones first, and the rank
-follows by division. Where no configuration of the whole model gives the number, one of some of its
-layers may: on layers that are alike, k of them train k times what one does. What is shown is
-computed again by the match ledger and the formulas.
+follows by division. One of some of the layers may give the number too: on layers that are alike, k
+of them train k times what one does; those come after the likely ones of the whole model. What is
+shown is computed again by the match ledger and the formulas.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from bench.errors import BenchError
 from bench.explain.candidates import EntrySets, Extra, extras_of, model_entries, unusual
 from bench.explain.found import Explanation, Found
 from bench.explain.popular import Popular, popular
+from bench.explain.totals import packed_total, remark
 from bench.formulas.lora import lora_parameters
-from bench.models.modules import CONV1D, LINEAR, ModuleTable
+from bench.models.modules import ModuleTable
 from bench.targets import match
 
 SEARCHED_RANK = 1024
@@ -40,6 +41,8 @@ SEARCHED = (
 )
 """What `explain` tries, in words."""
 _SHOWN = 10
+_SHOWN_BESIDE = 3
+"""So many of some layers only stand beside the likely ones of all layers."""
 _COMMON_RANKS = {8: 0, 16: 0, 32: 0.2, 64: 0.2}
 _UNLIKELY = 5
 """From this score on, some of the layers are likelier than what all of them give."""
@@ -57,9 +60,9 @@ def check_counts(trainable: int, total: int | None) -> None:
 def explain(table: ModuleTable, trainable: int, total: int | None = None) -> Explanation:
     """Every LoRA configuration on the model with exactly `trainable` trained parameters.
 
-    Tried: what SEARCHED says; some of the layers only where nothing on all of them fits. With
-    `total`, the others are left out where a configuration gives it too. Raises BenchError for a
-    count below 1 or a total below the count.
+    Tried: what SEARCHED says; some of the layers stand apart where all of them give the number at
+    a likely configuration. With `total`, the others are left out where a configuration gives it
+    too. Raises BenchError for a count below 1 or a total below the count.
     """
     return Search(table).explain(trainable, total)
 
@@ -80,19 +83,27 @@ class Search:
         check_counts(trainable, total)
         base = self.table.total_parameters
         full = trainable == base
-        candidates = (*self._popular(trainable), *self._sets(trainable))
-        shown, more = self._best(candidates, trainable, total)
-        if not (full or any(f.score < _UNLIKELY for f in shown)):
-            some, further = self._best(self._layers(trainable), trainable, total)
-            shown, more = sorted((*shown, *some), key=lambda f: f.score), more + further
-        every, packed = shown, packed_total(self.table) - base
-        shown = [f for f in every if total in (f.total, f.total + packed)] or every
-        more += max(0, len(shown) - _SHOWN)
-        missed = not (shown or full)
+        packed = packed_total(self.table) - base
+        everywhere = (*self._popular(trainable), *self._sets(trainable))
+        whole, more = self._best(everywhere, trainable, total)
+        some, some_more = self._best(self._layers(trainable), trainable, total)
+        every = [*whole, *some]
+        if fitting := [f for f in every if total in (f.total, f.total + packed)]:
+            # What was counted beyond those looked at is of a total that another has.
+            whole, some = ([f for f in found if f in fitting] for found in (whole, some))
+            more, some_more = more * bool(whole), some_more * bool(some)
+        left = [*whole, *some]
+        told = remark(self.table, trainable, total, left, len(every))
+        shown, beside = whole[:_SHOWN], some[:_SHOWN_BESIDE]
+        if not (full or any(f.score < _UNLIKELY for f in whole)):
+            shown, beside = sorted(left, key=lambda f: f.score)[:_SHOWN], []
+        partly = sum(bool(f.adapter.layers_to_transform) for f in (*shown, *beside))
+        missed = not (left or full)
         return Explanation(
-            trainable, base, tuple(shown[:_SHOWN]), self._nearest(trainable) if missed else (),
-            _remark(self.table, trainable, total, shown, len(every)), full, self.tried,
-            self._nearest_usual(trainable) if missed else (), more,
+            trainable, base, tuple(shown), self._nearest(trainable) if missed else (), told, full,
+            self.tried, self._nearest_usual(trainable) if missed else (),
+            len(left) + more + some_more - len(shown) - len(beside),
+            tuple(beside), len(some) + some_more - partly,
         )  # fmt: skip
 
     @property
@@ -354,45 +365,3 @@ def _verified(table: ModuleTable, found: Found) -> tuple[Found, object] | None:
         found.adapter.use_dora, found.adapter.ensure_weight_tying,
     )  # fmt: skip
     return replace(found, trainable=counted.trainable, total=counted.total), same
-
-
-def packed_total(table: ModuleTable) -> int:
-    """The elements that a model in 4 bits stores: two of a linear layer's in one byte, the output
-    embedding's not. What PEFT up to 0.10 printed as the total on such a model had the adapter's
-    added."""
-    halved = sum(
-        m.weight_elements // 2
-        for m in table.modules
-        if m.kind in (LINEAR, CONV1D) and m.name != table.output_embedding
-    )
-    return table.total_parameters - halved
-
-
-def _remark(
-    table: ModuleTable, trainable: int, total: int | None, exact: list[Found], every: int
-) -> str:
-    base, packed = table.total_parameters, packed_total(table)
-    if total is None:
-        return ""
-    left_out = f"; with another total: {every - len(exact)}, left out" * (every > len(exact))
-    if any(f.total == total for f in exact):
-        return f"the total fits{left_out}"
-    if any(f.total - base + packed == total for f in exact):
-        return (
-            f"the total fits a model in 4 bits, whose stored elements were counted: {packed:,} "
-            f"(packed, two weights in one) and {total - packed:,}; unpacked it is "
-            f"{exact[0].total:,}{left_out}"
-        )
-    if total == base:
-        return f"the total {total:,} is the base model's: the adapter is not in it"
-    if total == packed:
-        return f"the total {total:,} is the base model's in 4 bits, packed: no adapter is in it"
-    if exact:
-        return (
-            f"the total {total:,} does not fit: it would be {exact[0].total:,} "
-            f"({total - exact[0].total:+,})"
-        )
-    return (
-        f"total less trainable is {total - trainable:,}, the base model has {base:,} "
-        f"({packed:,} stored elements in 4 bits)"
-    )

@@ -24,7 +24,9 @@ def explanation_json(label: str, answer: Explanation) -> dict[str, object]:
         "searched": SEARCHED,
         "tried": answer.tried,
         "exact": [row(f) for f in answer.exact],
+        "some_layers": [row(f) for f in answer.some_layers],
         "not_shown": answer.more,
+        "not_shown_some_layers": answer.more_some_layers,
         "nearest": [row(f) for f in answer.nearest],
         "nearest_popular": [row(f) for f in answer.nearest_popular],
     }
@@ -42,12 +44,14 @@ def explanation_text(label: str, answer: Explanation) -> str:
         lines += [f"  {line}" for line in rest]
         if len(answer.exact) > 1:
             lines.append("the likeliest first: what recipes and defaults say, at a usual rank")
-        if answer.more:
-            lines.append(
-                f"not shown: up to {answer.more:,} more that give it too and are less likely; "
-                "bench targets says what one of your own trains"
-            )
-    elif not answer.full:
+    if answer.some_layers:
+        total = _of(answer.some_layers[0])  # no bias is trained: they all have the same
+        known = {_of(found) for found in answer.exact} == {total}
+        lines.append("of some layers only, which give it too" + f", {total}" * (not known) + ":")
+        lines += [f"  {found.describe()}{_note(found)}" for found in answer.some_layers]
+    if answer.more:
+        lines.append(_not_shown(answer))
+    if not (answer.exact or answer.some_layers or answer.full):
         lines.append(
             f"{answer.trainable:,} trainable parameters on {label}: not found among "
             f"{answer.tried:,} configurations, each at every rank; the nearest of them:"
@@ -60,6 +64,17 @@ def explanation_text(label: str, answer: Explanation) -> str:
     if answer.remark:
         lines.append(answer.remark)
     return text_of(lines)
+
+
+def _not_shown(answer: Explanation) -> str:
+    """How many more give the number, and of them how many in some layers only."""
+    partly = answer.more_some_layers
+    kind = f" ({partly:,} of them of some layers only)" if 0 < partly < answer.more else ""
+    only = " of some layers only" if partly == answer.more else ""
+    return (
+        f"not shown: up to {answer.more:,} more{only} that give it too and are less likely{kind}; "
+        "bench targets says what one of your own trains"
+    )
 
 
 def _rows(nearest: Iterable[Found], trainable: int) -> Iterator[str]:
