@@ -188,18 +188,21 @@ def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tupl
 
 
 def unseen_changes(
-    baseline: StoredRun, contender: StoredRun, verdicts: Iterable[Verdict]
+    baseline: StoredRun,
+    contender: StoredRun,
+    verdicts: Iterable[Verdict],
+    most: int | None = None,
 ) -> tuple[str, ...]:
     """`mine-own-r8: use_rslora absent -> True`: what a case has configured otherwise than in the
     baseline and none of the verdicts' explanations says: no figure shows it, or the explanation
-    named others first."""
+    named others first. most: so many fields of each are named, and the others counted."""
     told = {verdict.explanation for verdict in verdicts}
     contender = in_words_of(baseline, contender)
     said = []
     for label, changed in _changed(vars(baseline), vars(contender)):
         unseen = [c for c in changed if not (_BOOKKEEPING.match(c) or _is_told(c, told))]
         if unseen:
-            said.append(one_line(f"{label}: {first_of(unseen)}"))
+            said.append(one_line(f"{label}: {first_of(unseen, most or len(unseen))}"))
     return tuple(dict.fromkeys(said))
 
 

@@ -209,7 +209,7 @@ def _journal(
             resumed(study, before.records, study.described)
             for arm in study.arms:
                 if (record := before.records.get(record_id(study, arm))) is not None:
-                    done[arm.name] = from_record(record, arm)
+                    done[arm.name] = from_record(record, arm, path)
         journal.begin(document_of(run_of(study, {}, options.save, interrupted=True)))
     except BaseException:
         journal.close(done=False)

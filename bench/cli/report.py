@@ -111,11 +111,13 @@ def _check_name(output: Path | None, format: str | None) -> None:
 def _text(runs: Sequence[StoredRun], baseline: StoredRun | None, format: str, to_file: bool) -> str:
     from bench.reports import HEADERS, comparison_report, comparison_rows
 
-    if format in ("csv", "json") and baseline is not None:
+    if format in ("csv", "json"):
         from bench.baselines.accepted import unproven
+        from bench.reports.tables import beside_rows
 
-        if told := unproven(baseline):
-            say(told)
+        told = unproven(baseline) if baseline is not None else ""
+        for line in filter(None, [told, *beside_rows(runs, baseline)]):
+            say(line)
     if format == "html":
         return _page(runs, baseline)
     if format == "csv":

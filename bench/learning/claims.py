@@ -82,9 +82,17 @@ def _arms(names: Sequence[str], shown: Mapping[str, Shown]) -> list[Shown]:
     return [shown[name] for name in names]
 
 
+def _common(shown: Sequence[Shown]) -> list[int]:
+    seeds = common_seeds(shown)
+    if len(seeds) < 2:
+        names = ", ".join(one.arm.name for one in shown)
+        raise _Missing(f"{names} have not been trained with two seeds in common")
+    return seeds
+
+
 def _differences(better: Shown, worse: Shown) -> list[float]:
     """By how much the loss of `worse` is above that of `better`, seed by seed."""
-    seeds = common_seeds([better, worse])
+    seeds = _common([better, worse])
     return [worse.losses[s] - better.losses[s] for s in seeds]
 
 
@@ -121,7 +129,7 @@ def _spread(claim: Claim, margin: float, shown: Mapping[str, Shown]) -> Ruling:
     """The losses of `sets` (each a choice of modules at rising ranks) spread wider between modules
     at one rank, on average, than between ranks for one choice."""
     sets = [_arms(names, shown) for names in claim.arms["sets"]]
-    seeds = common_seeds([one for arms in sets for one in arms])
+    seeds = _common([one for arms in sets for one in arms])
 
     def spread(values: list[float]) -> float:
         return max(values) - min(values)
@@ -198,7 +206,10 @@ def _cost(claim: Claim, margin: float, shown: Mapping[str, Shown]) -> Ruling:
         compared.append(
             _Compared(sign, f"{names}: peak memory {ratio:+.1%} ({peaks[0]:,} to {peaks[1]:,} B)")
         )
-        seeds = common_seeds([less, more])
+        seeds = _common([less, more])
+        for one in (less, more):
+            if not all(one.fitted[seed].step_seconds for seed in seeds):
+                raise _Missing(f"the steps of {one.arm.name} were not timed")
         logs = [math.log(more.fitted[s].step_seconds / less.fitted[s].step_seconds) for s in seeds]
         found = interval_of(logs)
         ratios = [math.exp(value) - 1 for value in (found.mean, found.low, found.high)]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bench.baselines.runs import KEY, Record, Selection, StoredRun
 from bench.errors import BenchError
 from bench.learning.arms import Arm
+from bench.learning.stored import Detail, Fit, read_detail
 from bench.training.machine import MEASURING_THREADS, machine, versions
 
 if TYPE_CHECKING:
@@ -141,40 +142,44 @@ def _plain(one: Fitted) -> dict[str, Any]:
     return values
 
 
-def from_record(record: Record, arm: Arm | None = None) -> Shown:
-    """What `to_record` wrote, of `arm` or of what the record tells of it. BenchError where the
-    record is no such one."""
-    try:
-        detail = record.detail
-        arm = arm or _arm_of(record)
-        tuned = {
-            int(seed): Tuned(
-                values["rate"],
-                {
-                    float(rate): {int(s): _read(loss) for s, loss in by_step.items()}
-                    for rate, by_step in values["losses"].items()
-                },
-            )
-            for seed, values in detail["tuning"].items()
-        }
-        fits = [
-            Fitted(**{**v, "losses": {int(s): _read(loss) for s, loss in v["losses"].items()}})
-            for v in detail["fits"]
-        ]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BenchError(f"{record.id}: not a record of the learning suite: {error}") from None
-    return Shown(arm, tuned, {one.seed: one for one in fits})
+def from_record(record: Record, arm: Arm | None = None, file: str = "") -> Shown:
+    """What `to_record` wrote, of `arm` or of what the record tells of it. BenchError, with the
+    place in `file`, where the record is no such one."""
+    detail = read_detail(record, file)
+    tuned = {
+        int(seed): Tuned(
+            one.rate,
+            {
+                float(rate): {int(s): _read(loss) for s, loss in by_step.items()}
+                for rate, by_step in one.losses.items()
+            },
+        )
+        for seed, one in detail.tuning.items()
+    }
+    fitted = {one.seed: _fitted(one) for one in detail.fits}
+    return Shown(arm or _arm_of(record, detail, file), tuned, fitted)
 
 
-def _arm_of(record: Record) -> Arm:
-    counts = {name: record.metrics[name] for name in ("trainable_parameters", "total_parameters")}
-    trainable, total = (int(str(value)) for value in counts.values())
-    detail = record.detail
+def _fitted(one: Fit) -> Fitted:
+    norms = {role: float(norm) for role, norm in one.gradient_norms.items()}
+    return Fitted(
+        one.seed, one.rate, {int(s): _read(loss) for s, loss in one.losses.items()},
+        None if one.forgetting is None else float(one.forgetting), one.tokens, norms,
+        one.step_seconds, one.peak_allocated_bytes, one.flops, one.diverged,
+    )  # fmt: skip
+
+
+def _arm_of(record: Record, detail: Detail, file: str) -> Arm:
+    names = ("trainable_parameters", "total_parameters")
+    trainable, total = (record.metrics.get(name) for name in names)
+    if not isinstance(trainable, int) or not isinstance(total, int):
+        where = f"{file}: {record.id}" if file else record.id
+        raise BenchError(f"{where}: a record of the learning suite has {' and '.join(names)}")
     return Arm(
         record.scenario, "", None, trainable, total,
-        rank=record.rank, ranks=detail["ranks"], budget=detail["matched"],
-        precision=record.precision or "", shift=detail["shifted"], seeds=len(detail["fits"]),
-        reached=detail["reached"],
+        rank=record.rank, ranks=detail.ranks, budget=detail.matched,
+        precision=record.precision or "", shift=detail.shifted, seeds=len(detail.fits),
+        reached=detail.reached,
     )  # fmt: skip
 
 
@@ -182,7 +187,8 @@ def shown_in(run: StoredRun) -> dict[str, Shown]:
     """Every arm of a stored run, by name. BenchError for a run of another suite."""
     if not all(record.suite == SUITE for record in run.records.values()):
         raise BenchError(f"{run.label}: not a run of the learning suite (bench learn --save NAME)")
-    found = (from_record(record) for record in run.records.values())
+    file = str(run.path or "")
+    found = (from_record(record, file=file) for record in run.records.values())
     return {one.arm.name: one for one in found}
 
 

@@ -70,16 +70,16 @@ def _shortened(
     told = [v for v in ranked(verdicts) if v.verdict != UNCHANGED]
     ordered = [v for v in told if v in failed] + [v for v in told if v not in failed]
     unchanged = [v for v in verdicts if v.verdict == UNCHANGED]
+    how = "" if run.path else "of a run that is stored (--benchmark-save=NAME) "
     whole = verdict_report(
         [*ordered, *unchanged], failing, baseline, run, save_command=save_command, allow=allow,
-        failed_beside=failed_beside,
+        failed_beside=failed_beside, whole=f"{how}bench compare",
     )  # fmt: skip
     if not whole.tables or len(whole.tables[0].rows) <= most:
         return replace(whole, title="")
     table: Table = whole.tables[0]
     short = replace(table, rows=table.rows[:most], styles=table.styles[:most])
     left = counted(len(table.rows) - most, "more line")
-    how = "" if run.path else "of a run that is stored (--benchmark-save=NAME) "
     more = f"{left}: {how}bench compare prints them all."
     return replace(whole, title="", tables=(short,) if most else (), notes=(more, *whole.notes))
 

@@ -8,8 +8,9 @@ from bench.baselines import FAILING, StoredRun, Verdict
 from bench.baselines.accepted import unproven
 from bench.baselines.verdicts import UNCHANGED
 from bench.reports.layout import Report, Table, markdown_cell, markdown_table
+from bench.reports.otherwise import unseen_line
 from bench.reports.tables import describe
-from bench.reports.verdicts import ranked, summary, unseen_line, verdict_report
+from bench.reports.verdicts import ranked, summary, verdict_report
 from bench.units import counted, one_line
 
 MARKER = "<!-- lora-target-bench: verdicts -->"
@@ -32,7 +33,7 @@ def comment(
     lines = [MARKER, f"### {mark}", "", summary(verdicts), ""]
     if told := unproven(baseline):
         lines += [f"**Baseline**: {_text(told)}", ""]
-    for line in unseen_line(baseline, contender, verdicts):
+    for line in unseen_line(baseline, contender, verdicts, "bench compare"):
         lines += [_text(line), ""]
     others = [v for v in ranked(verdicts) if v.verdict != UNCHANGED and v not in failing]
     if failing:

@@ -91,6 +91,8 @@ def markdown_table(table: Table) -> str:
 def latex(report: Report) -> str:
     """One `table` environment per table; the document needs the package booktabs."""
     parts = [f"% {one_line(report.title)} (needs \\usepackage{{booktabs}})"]
+    if not report.tables:  # nothing to draw is no reason to say nothing
+        parts += [latex_text(_sentence(text)) for text in (*report.caption, *report.notes)]
     last = len(report.tables) - 1
     for i, table in enumerate(report.tables):
         rows = [[harmless_line(cell) for cell in row] for row in table.rows]

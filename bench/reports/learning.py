@@ -20,6 +20,7 @@ from bench.learning.ranking import (
 )
 from bench.learning.records import Shown, shown_in
 from bench.learning.signal import against
+from bench.learning.stored import read_norms
 from bench.reports.layout import BAD, EMPTY, GOOD, NOTED, Report, Table
 from bench.reports.plots.learning import LossPoint
 from bench.reports.tables import describe
@@ -152,10 +153,10 @@ def _norms_said(norms: Mapping[str, float]) -> str:
 
 
 def _signal_said(run: StoredRun, shown: Mapping[str, Shown]) -> list[str]:
-    norms = run.options.get(PROBE)
+    norms = read_norms(run.options.get(PROBE), str(run.path or run.label), PROBE)
     mine = [one for one in shown.values() if one.arm.budget and not one.arm.shift
             and one.arm.precision == "fp32"]  # fmt: skip
-    if not isinstance(norms, Mapping) or len(mine) < 2:
+    if not norms or len(mine) < 2:
         return []
     return [early_said(norms, mine)]
 
@@ -194,6 +195,8 @@ def published_said(said: Said, shown: Mapping[str, Shown]) -> list[str]:
             continue
         one, other = (shown[name] for name in names)
         seeds = common_seeds([one, other])
+        if len(seeds) < 2:
+            continue
         gap = interval_of([one.losses[s] - other.losses[s] for s in seeds])
         if not math.isfinite(gap.mean):
             continue
@@ -295,9 +298,8 @@ def learning_figure(run: StoredRun) -> Figure:
         )
         for place in places
     ]  # fmt: skip
-    return loss_figure(
-        f"{run.options['study']}: what each choice of modules learned", points, describe(run)
-    )
+    study = run.options.get("study", run.label)
+    return loss_figure(f"{study}: what each choice of modules learned", points, describe(run))
 
 
 def _peak(place: Place) -> int | None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from bench.baselines import StoredRun, Verdict
 from bench.errors import BenchError
+from bench.reports.otherwise import unseen_lines
 from bench.reports.reached import ModelTree
 from bench.reports.rows import Column, Row, columns_of, comparison_rows, model_title
 from bench.reports.tables import dead_line, describe, findings, row_style
@@ -96,6 +97,7 @@ def _verdicts(
         "baseline": report.caption[0],
         "header": report.tables[0].header if report.tables else (),
         "lines": lines,
+        "notes": unseen_lines(baseline, contender, verdicts),
     }
 
 

@@ -10,7 +10,7 @@ from bench.baselines.accepted import unproven
 from bench.errors import BenchError
 from bench.reports.layout import latex_text
 from bench.reports.rows import Column, Row, columns_of, comparison_rows, model_title, remark
-from bench.reports.tables import describe
+from bench.reports.tables import beside_rows, describe
 from bench.units import one_line
 
 PREAMBLE = r"""% Needs \usepackage{booktabs,siunitx} and, for bold numbers in such columns:
@@ -23,7 +23,7 @@ def paper(runs: Sequence[StoredRun], baseline: StoredRun | None = None) -> str:
 
     A number is bold where no other case of its precision is better: times of unstable cases take
     no part. Cases that were unstable or did not end well carry a letter, and a note below tells
-    why. Raises BenchError for a run without a case.
+    why; the last table's notes have what no row says. Raises BenchError for a run without a case.
     """
     rows = comparison_rows(runs, baseline)
     if not rows:
@@ -32,14 +32,23 @@ def paper(runs: Sequence[StoredRun], baseline: StoredRun | None = None) -> str:
     told = unproven(baseline) if baseline else ""
     origin = " ".join(filter(None, (*map(describe, runs), told)))
     titles = dict.fromkeys(map(model_title, shown))
+    last = [*titles][-1]
     tables = [
-        _table(title, [row for row in shown if model_title(row) == title], len(runs) > 1, origin)
+        _table(
+            title,
+            [row for row in shown if model_title(row) == title],
+            len(runs) > 1,
+            origin,
+            beside_rows(runs, baseline) if title == last else (),
+        )
         for title in titles
     ]
     return "\n\n".join([PREAMBLE, *tables]) + "\n"
 
 
-def _table(title: str, rows: Sequence[Row], several: bool, origin: str) -> str:
+def _table(
+    title: str, rows: Sequence[Row], several: bool, origin: str, beside: Sequence[str]
+) -> str:
     columns = [c for c in columns_of(rows, several) if c.header not in _LEFT_OUT]
     reasons = list(dict.fromkeys(filter(None, map(remark, rows))))
     letters = dict(zip(reasons, _letters(len(reasons)), strict=True))
@@ -50,6 +59,7 @@ def _table(title: str, rows: Sequence[Row], several: bool, origin: str) -> str:
     if any(row.step_median_seconds is not None for row in rows):
         notes.insert(0, "Step time: forward, backward and optimizer; median, IQR: interquartile "
                      "range of the rounds. Bold: best of its precision.")  # fmt: skip
+    notes += map(latex_text, beside)
     return "\n".join(
         [
             r"\begin{table}[htbp]",

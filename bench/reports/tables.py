@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from bench.baselines import Machine, StoredRun, compare
+from bench.baselines import Machine, StoredRun, Verdict, compare
 from bench.baselines.accepted import FAILED, unproven
 from bench.baselines.verdicts import CASE, VANISHED
 from bench.reports.layout import BAD, EMPTY, GOOD, NOTED, Report, Table
+from bench.reports.otherwise import unseen_lines
 from bench.reports.reached import dead_entries
 from bench.reports.rows import OUTCOME_WORDS, Row, comparison_rows
 from bench.training.options import PHASES
@@ -57,8 +58,7 @@ def comparison_report(runs: Sequence[StoredRun], baseline: StoredRun | None = No
         )
     if baseline:
         notes.append(f"Δ: change against run {against(baseline)}")
-        notes += [line for run in runs if (line := _without_a_row(run, baseline))]
-    notes += [*_ended_badly(rows), *dead_line(runs)]
+    notes += [*_ended_badly(rows), *beside_rows(runs, baseline)]
     return Report(
         "LoRA target modules",
         tuple(f"Run {describe(run)}" for run in runs),
@@ -67,18 +67,29 @@ def comparison_report(runs: Sequence[StoredRun], baseline: StoredRun | None = No
     )
 
 
+def beside_rows(runs: Sequence[StoredRun], baseline: StoredRun | None) -> list[str]:
+    """What no row says, in whatever format the rows are: the baseline's cases that have none, what
+    is configured otherwise than there, and entries that reach nothing."""
+    told: list[str] = []
+    for run in runs:
+        if baseline is not None and not baseline.is_same(run):
+            verdicts = compare(baseline, run)
+            told += _without_a_row(run, verdicts)
+            told += unseen_lines(baseline, run, verdicts, of=run.label)
+    return [*told, *dead_line(runs)]
+
+
 def dead_line(runs: Sequence[StoredRun]) -> tuple[str, ...]:
     """The dead entries of the runs' own configurations, in a line; none where there are none."""
     dead = list(dict.fromkeys(line for run in runs for line in dead_entries(run)))
     return (f"dead: {first_of(dead)}",) if dead else ()
 
 
-def _without_a_row(run: StoredRun, baseline: StoredRun) -> str:
-    """The baseline's cases that this run was asked for and has not; "" where it has all."""
-    verdicts = () if baseline.is_same(run) else compare(baseline, run)
+def _without_a_row(run: StoredRun, verdicts: Sequence[Verdict]) -> list[str]:
+    """The baseline's cases that this run was asked for and has not; none where it has all."""
     gone = [one_line(v.record) for v in verdicts if v.metric == CASE and v.verdict == VANISHED]
     cases = counted(len(gone), "case")
-    return f"vanished in {run.label}: {cases} of the baseline: {first_of(gone)}" if gone else ""
+    return [f"vanished in {run.label}: {cases} of the baseline: {first_of(gone)}"] if gone else []
 
 
 def findings(rows: Sequence[Row]) -> tuple[str, ...]:

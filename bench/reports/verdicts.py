@@ -21,11 +21,11 @@ from bench.baselines import (
     unused,
 )
 from bench.baselines.accepted import unproven
-from bench.baselines.configuration import unseen_changes
 from bench.baselines.metrics import LOSS, TIME
 from bench.baselines.storage import SAVE_HINT, named
 from bench.baselines.verdicts import INCOMPARABLE, NEW, UNCHANGED
 from bench.reports.layout import BAD, EMPTY, GOOD, NOTED, Report, Table
+from bench.reports.otherwise import unseen_line, unseen_lines
 from bench.reports.tables import against, describe
 from bench.statistics import CONFIDENCE
 from bench.units import counted, format_change, format_quantity, one_line
@@ -98,11 +98,13 @@ def verdict_report(
     save_command: str = SAVE_HINT,
     allow: Iterable[str] = (),
     failed_beside: str = "",
+    whole: str = "",
 ) -> Report:
     """What changed, regressions first. Failing verdicts are all listed; the unchanged counted.
 
     save_command: what stores the contender's figures, where they are not stored yet; "" where they
-    are nobody's baseline. allow: what `gate` was given. failed_beside: as in `headline`.
+    are nobody's baseline. allow: what `gate` was given. failed_beside: as in `headline`. whole:
+    what names all that is configured otherwise, where this report is to have a line of it.
     """
     caption = (
         f"Baseline {against(baseline)}",
@@ -144,7 +146,10 @@ def verdict_report(
             f"{counted(len(missing), 'case')} of the baseline not compared: this run was not "
             f"asked for {'it' if len(missing) == 1 else 'them'}."
         )
-    notes += unseen_line(baseline, contender, verdicts)
+    if whole:
+        notes += unseen_line(baseline, contender, verdicts, whole)
+    else:
+        notes += unseen_lines(baseline, contender, verdicts)
     if failing and not contender.interrupted and (contender.path or save_command):
         notes.append(f"To accept the new figures: {_accepting(contender, save_command)}")
     return Report("Verdicts", caption, (table,) if lines else (), tuple(notes))
@@ -160,19 +165,8 @@ def beside_data(
     return [
         *filter(None, [unproven(baseline)]),
         *_unused(verdicts, allow),
-        *unseen_line(baseline, contender, verdicts),
+        *unseen_lines(baseline, contender, verdicts),
     ]
-
-
-def unseen_line(
-    baseline: StoredRun, contender: StoredRun, verdicts: Sequence[Verdict], most: int = 3
-) -> list[str]:
-    """In one line, or none, what is configured otherwise and no verdict says."""
-    found = unseen_changes(baseline, contender, verdicts)
-    if not found:
-        return []
-    more = f"; and {len(found) - most} more" if len(found) > most else ""
-    return [f"Configured otherwise, which no figure shows: {'; '.join(found[:most])}{more}."]
 
 
 def _unused(verdicts: Sequence[Verdict], allow: Iterable[str]) -> list[str]:

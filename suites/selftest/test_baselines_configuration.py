@@ -12,9 +12,11 @@ import pytest
 from test_baselines import QUERY, run_with
 
 from bench.adapters.config import NOT_UNDERSTOOD, AdapterConfig
-from bench.baselines import Verdict, compare, write_verdicts
+from bench.baselines import KEY, Verdict, compare, seal, write_verdicts
 from bench.baselines.configuration import decided, recorded, unseen_changes
+from bench.cli import main
 from bench.models.architectures import load_model
+from bench.reports.closing import closing
 from bench.reports.comment import comment
 from bench.reports.layout import markdown_cell
 from bench.reports.verdicts import beside_data, verdict_report
@@ -173,4 +175,83 @@ def test_what_a_verdict_says_is_not_said_twice() -> None:
     assert unseen_changes(before, after, told) == ("mine-own-r8: use_rslora False -> True",)
     assert unseen_changes(before, after, []) == (
         "mine-own-r8: r 8 -> 16, use_dora False -> True, use_rslora False -> True",
+    )
+
+
+FORMATS = ("terminal", "markdown", "latex", "html", "csv", "json")
+
+
+def stored(path: Path, monkeypatch: pytest.MonkeyPatch, many: int = 1) -> list[str]:
+    """The files of three runs, of which the last is configured as the first."""
+    files = []
+    more = {f"field{n}": True for n in range(5)}
+    for name, plain in (
+        ("one", configured("1")),
+        ("two", configured("2", **more)),
+        ("three", configured("1")),
+    ):
+        (case, record), (key, subject) = *plain.records.items(), *plain.subjects.items()
+        number = range(many)
+        run = replace(
+            plain,
+            name=name,
+            records={f"{case[:-1]}-{n}]": replace(record, id=f"{case[:-1]}-{n}]") for n in number},
+            subjects={f"{key}-{n}": {**subject, "ranked": f"mine-own{n}-r8"} for n in number},
+        )
+        file = path / f"{name}.json"
+        file.write_text(json.dumps(seal({"benchmarks": [], "machine_info": {}, KEY: run.table()})))
+        files.append(str(file))
+    monkeypatch.chdir(path)
+    monkeypatch.setenv("COLUMNS", "300")
+    return files
+
+
+def read(captured: Any, format: str) -> str:
+    """What a format that holds data alone tells beside it, or what another one says."""
+    out, err = captured
+    text = err if format in ("csv", "json") else out
+    return text.replace("\\", "").replace("textgreater{}", ">").replace("&gt;", ">")
+
+
+@pytest.mark.parametrize("many", [1, 5])
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_format_names_all_that_is_configured_otherwise(
+    format: str,
+    many: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """However many cases, and fields of a case, there are: a line each where they are many."""
+    one, two, three = stored(tmp_path, monkeypatch, many)
+    commands = [["report", two, "--baseline", one], ["report", one, two, "--baseline", one]]
+    commands += [["compare", one, two]] * (format != "html")
+    for command in commands:
+        assert main([*command, "--format", format]) == 0
+        told = read(capsys.readouterr(), format)
+        assert told.count("Configured otherwise") == 1
+        for n in range(many):
+            fields = ", ".join(f"field{f} absent -> True" for f in range(5))
+            assert told.count(f"mine-own{n}-r8: {fields}") == 1
+        assert "more" not in told.partition("Configured otherwise")[2].partition("own4-r8")[0]
+    assert main(["report", one, "--baseline", three, "--format", format]) == 0
+    assert "otherwise" not in read(capsys.readouterr(), format)
+
+
+def test_what_has_no_room_for_all_of_it_says_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two, _ = stored(tmp_path, monkeypatch, 5)
+    assert main(["compare", one, two, "--format", "comment"]) == 0
+    (line,) = (x for x in capsys.readouterr().out.splitlines() if x.startswith("Configured"))
+    assert line.endswith("and 2 more; and 2 more: bench compare names all of it.")
+    before, after = configured("1"), configured("2", **{f"field{n}": 1 for n in range(5)})
+    said = [
+        closing(run, before, compare(before, run), [], places=(), save_command="pytest", width=999)
+        for run in (after, replace(after, path=tmp_path / "0001_two.json"))
+    ]
+    assert "2 more: of a run that is stored (--benchmark-save=NAME) bench compare names" in said[0]
+    assert "2 more: bench compare names all of it." in said[1]
+    assert "bench compare" not in closing(
+        configured("3", r2=1), before, [], [], places=(), save_command="pytest", width=999
     )

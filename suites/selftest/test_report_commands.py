@@ -33,12 +33,31 @@ def test_a_report_says_what_of_its_baseline_has_no_row(
     gone = list(document["lora_bench"]["records"])[-1]
     del document["lora_bench"]["records"][gone]
     write_run(results / "linux-x86_64-cpu", "fewer", document)
-    for format in ("terminal", "markdown"):
+    for format in ("terminal", "markdown", "latex", "csv", "json"):
         assert main(["report", "fewer", "--baseline", "base", "--format", format]) == 0
-        told = " ".join(capsys.readouterr().out.replace("\\", "").split())
-        assert f"_fewer: 1 case of the baseline: {gone}" in told
+        out, err = capsys.readouterr()
+        told = err if format in ("csv", "json") else out.replace("\\", "")
+        assert f"_fewer: 1 case of the baseline: {gone}" in " ".join(told.split())
     assert main(["report", "new", "--baseline", "base"]) == 0
     assert "vanished" not in capsys.readouterr().out
+
+
+def test_dead_entries_are_told_in_every_format(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = sample("dead")
+    record = document[KEY]["records"].pop(QUERY)
+    record.update(
+        scenario="own", detail={**record["detail"], "adapter": {}, "dead_entries": ["nothing_proj"]}
+    )
+    document[KEY]["records"]["suites/test_counts.py::test_user_targets[opt-350m-own]"] = record
+    write_run(results / "linux-x86_64-cpu", "dead", document)
+    for format in ("terminal", "markdown", "latex", "html", "csv", "json"):
+        for more in ((), ("--baseline", "base")):
+            assert main(["report", "dead", "--format", format, *more]) == 0
+            out, err = capsys.readouterr()
+            told = err if format in ("csv", "json") else out.replace("\\", "")
+            assert "nothing_proj reaches nothing" in " ".join(told.split()), (format, more)
 
 
 @pytest.mark.parametrize("rounds", [[0.0], [0.0] * 5, [0.0, 0.0, 0.0, 0.1, 0.1], [5e-324] * 5])
