@@ -138,9 +138,10 @@ class PairJournal(Lines):
         }
         if self.found and self.found[0] != (now := json.loads(json.dumps(head))):
             raise BenchError(self._another(_differing(self.found[0], now)))
-        self.start(head)
-        for key, records in self.records.items():
-            self.add(key, records)
+        if self.found:
+            self.go_on()
+        else:
+            self.start(head)
 
     def add(self, key: str, records: Sequence[dict[str, Any] | None]) -> None:
         """Keep a finished case."""

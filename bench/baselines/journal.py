@@ -57,6 +57,12 @@ class Lines:
         self._digest = ""
         self._write(head)
 
+    def go_on(self) -> None:
+        """Write behind what was found, of which nothing is written anew: whoever kills the process
+        meanwhile would take it along."""
+        self._file.truncate(self._whole)
+        self._kept = True
+
     def keep(self, value: Any) -> None:
         """Write a line. Where it cannot be, `trouble` says why, and the work goes on: it is stored
         whole at its end."""
@@ -96,26 +102,28 @@ class Lines:
         self._digest = digest
 
     def _read(self) -> list[Any]:
-        """The values of the lines. The last may be torn: the process was killed while it wrote it,
-        and it is left out."""
+        """The values of the lines. The last may be torn, or have no end: the process was killed
+        while it wrote it, and it is left out."""
         self._file.seek(0)
         text = self._file.read().decode(errors="replace")
         found: list[Any] = []
+        self._whole = 0
         before, lines = "", text.splitlines()
         for number, line in enumerate(lines, 1):
+            if number == len(lines) and not text.endswith("\n"):
+                break
             try:
                 value = json.loads(line)["line"]
                 sealed, before = _sealed(value, before)
             except (ValueError, TypeError, KeyError, RecursionError):
                 sealed = ""
             if sealed.rstrip("\n") != line:
-                if number == len(lines) and not text.endswith("\n"):
-                    break
                 raise BenchError(
                     f"{self.path}: line {number} was edited, or is of another release: it does not "
                     "match its digest. Remove the file: the run is then begun anew"
                 )
             found.append(value)
+            self._digest, self._whole = before, self._whole + len(f"{line}\n".encode())
         return found
 
 

@@ -192,8 +192,8 @@ class Session:
         threads = str(self.threads)
         pools = ("OMP", "MKL", "OPENBLAS", "NUMEXPR")
         source = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-        # This folder may have a `bench` of its own: it comes last.
-        path = [source, *filter(None, [os.environ.get("PYTHONPATH")]), os.getcwd()]
+        # Not the folder that this runs in: a module of a model's repository would be run there.
+        path = [source, *filter(None, [os.environ.get("PYTHONPATH")])]
         return {
             **os.environ,
             **{f"{pool}_NUM_THREADS": threads for pool in pools},

@@ -201,6 +201,38 @@ def test_a_journal_is_of_one_comparison(tmp_path: Path) -> None:
     assert PairJournal(tmp_path, plan, resume=True).records == again.records
 
 
+def test_a_resumed_comparison_that_is_killed_at_once_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was finished is not written anew: it would be gone between."""
+    sides: list[Any] = [_side()]
+
+    def opened(*, resume: bool = True) -> PairJournal:
+        journal = PairJournal(tmp_path, Plan(Request()), resume=resume)
+        journal.begin(sides)
+        return journal
+
+    journal = opened(resume=False)
+    for key in ("one", "two"):
+        journal.add(key, [{"loss": 1.0}, None])
+    journal.close(done=False)
+    with (tmp_path / FILE).open("a") as file:
+        file.write('{"key": "three", "rec')
+    with monkeypatch.context() as patch:
+        patch.setattr(PairJournal, "_write", lambda *_: os._exit(1))
+        if (child := os.fork()) == 0:
+            opened()
+            os._exit(0)
+        os.waitpid(child, 0)
+    again = opened()
+    assert again.records.keys() == {"one", "two"}
+    again.add("three", [{"loss": 1.0}, None])
+    again.close(done=False)
+    last = opened()
+    assert last.records.keys() == {"one", "two", "three"}
+    last.close(done=True)
+
+
 def test_a_comparison_goes_on_where_the_disk_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

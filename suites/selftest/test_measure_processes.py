@@ -24,18 +24,25 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Ended:
-    """A session that is over, what it ran, and the command lines that its processes had."""
+    """A session that is over, what it ran, the command lines that its processes had, and the folder
+    that it was started in."""
 
     session: Session
     outcome: str
     pids: tuple[int, int]
     commands: tuple[list[str], list[str]]
+    folder: Path
 
 
 @pytest.fixture(scope="module")
-def ended() -> Ended:
-    """... in which something had asked CUDA how many GPUs there are before a worker was forked."""
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    """... in which something had asked CUDA how many GPUs there are before a worker was forked. It
+    is started in a folder with modules of names that libraries import."""
+    folder = tmp_path_factory.mktemp("repository")
+    for name in ("yaml", "safetensors", "configuration_opt"):
+        (folder / f"{name}.py").write_text("open('ran', 'w')\nraise ImportError(__name__)\n")
     with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
         patch.setenv("PYTHONPATH", str(HERE), prepend=os.pathsep)
         with Session(device="cpu", preload=["measure_bad_fork"]) as session:
             running = session.start(tiny_case("opt"))
@@ -43,13 +50,19 @@ def ended() -> Ended:
             pids = session.pid, running.pid
             assert all(map(psutil.pid_exists, pids))
             commands = tuple(psutil.Process(pid).cmdline() for pid in pids)
-    return Ended(session, outcome, pids, commands)
+    return Ended(session, outcome, pids, commands, folder)
 
 
 def test_a_session_ends_everything(ended: Ended) -> None:
     assert not any(map(psutil.pid_exists, ended.pids))
     with pytest.raises(BenchError, match="closed"):
         ended.session.start(tiny_case("opt"))
+
+
+def test_no_module_of_the_folder_that_it_is_started_in_is_run(ended: Ended) -> None:
+    """It may be a model's repository, whose code is run with --trust-remote-code alone."""
+    assert ended.outcome == "ok"
+    assert not (ended.folder / "ran").exists()
 
 
 def test_a_server_that_is_killed_takes_one_case_with_it(warm: Warm) -> None:
