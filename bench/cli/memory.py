@@ -41,7 +41,7 @@ from bench.training.options import (
     check_step,
 )
 from bench.training.parallel import check_parallel_step
-from bench.units import format_bytes, harmless_line
+from bench.units import first_of, format_bytes, harmless_line
 
 if TYPE_CHECKING:
     from bench.measure import Measurement, Session
@@ -136,8 +136,13 @@ def run(options: argparse.Namespace) -> int:
     one_by_one = single or options.format == "json"
     found = []
     attempt = _attempt(card, line)
-    for case in cases:
-        done = _solved(case, options.solve, attempt) if options.solve else attempt(case)
+    for number, case in enumerate(cases):
+        try:
+            done = _solved(case, options.solve, attempt) if options.solve else attempt(case)
+        except BenchError as error:
+            if found and not one_by_one:  # what is known is not kept back
+                _table(found, card, options.format or "markdown", nothing)
+            raise _ended_at(error, cases[number + 1 :]) from error
         progress("")
         if one_by_one:
             ways = _ways(case, done, options, attempt) if len(cases) == 1 else None
@@ -171,9 +176,12 @@ def _beside(
     room = here.memory_limit_bytes or here.memory_bytes
     found: list[tuple[Prediction, Measurement | None]] = []
     with Session(memory_limit_bytes=room) as session:
-        for case in cases:
+        for number, case in enumerate(cases):
             line.begin(case.id)
-            said = predict(case, device=_device(session, case), progress=line.phase)
+            try:
+                said = predict(case, device=_device(session, case), progress=line.phase)
+            except BenchError as error:
+                raise _ended_at(error, cases[number + 1 :]) from error
             line.phase("measuring")
             measured, why_not = _measured(session, case, said, room)
             progress("")
@@ -196,6 +204,13 @@ def _beside(
 
         save_figure(predictions_figure(found), options.plot)
     return int(any(measured is None for _, measured in found))
+
+
+def _ended_at(error: BenchError, rest: Sequence[Case]) -> BenchError:
+    """The error of a case, with those after it, which were not looked at."""
+    after = [case.id for case in rest]
+    left = f"; not looked at after it: {first_of(after)}" if after else ""
+    return BenchError(f"{error}{left}")
 
 
 def _append(case: Case, said: Prediction, measured: Measurement, file: Path) -> None:

@@ -58,6 +58,22 @@ def test_json_has_an_object_a_line(said) -> None:
         assert one["peak_reserved_bytes"] >= one["peak_allocated_bytes"]
 
 
+def test_a_case_that_cannot_be_predicted_keeps_nothing_back(tmp_path: Path, capsys) -> None:
+    """What came before it is printed, what would have come after it is named."""
+    mamba = {"model_type": "mamba", "architectures": ["MambaForCausalLM"], "hidden_size": 32,
+             "num_hidden_layers": 2, "state_size": 4, "vocab_size": 64}  # fmt: skip
+    write_model(tmp_path, mamba)
+    asked = ["memory", str(tmp_path), "--target-modules", "in_proj", "--seq-len", "8"]
+    asked += [word for name in ("bf16", "int8", "nf4") for word in ("--precision", name)]
+    assert main([*asked, "--format", "csv"]) == 2
+    said = capsys.readouterr()
+    assert "-own-r8-bf16-b1-s8," in said.out
+    assert "int8-b1-s8: the step cannot be traced" in said.err
+    assert said.err.rstrip().endswith(
+        "; not looked at after it: " + f"{tmp_path.name}-own-r8-nf4-b1-s8"
+    )
+
+
 def test_a_step_is_measured_beside_its_prediction(said, tmp_path, warm) -> None:
     asked = ("--target-modules", "q_proj", "--precision", "fp32", "--precision", "bf16")
     picture = tmp_path / "beside.svg"
