@@ -134,7 +134,7 @@ def run(options: argparse.Namespace) -> int:
         return _beside(cases, options, line, unreached)
     single = options.solve or (len(cases) == 1 and not options.format)
     one_by_one = single or options.format == "json"
-    found = []
+    found: list[Prediction] = []
     attempt = _attempt(card, line)
     for number, case in enumerate(cases):
         try:
