@@ -103,7 +103,7 @@ def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def whole(adapter: Mapping[str, Any]) -> dict[str, Any]:
+def with_defaults(adapter: Mapping[str, Any]) -> dict[str, Any]:
     """What `recorded` keeps of an adapter, with the plain values that PEFT has for what it leaves
     out; {} where nothing of it is known."""
     return {**_PLAIN_DEFAULTS, **adapter} if adapter else {}
@@ -180,7 +180,7 @@ def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tupl
             *differing({"class": old.get("class")}, {"class": new.get("class")}),
             *(f"other {what}" for what in ("weights", "code") if old.get(what) != new.get(what)),
         ]
-        of_adapter = differing(*(whole(each.get("adapter", {})) for each in (old, new)))
+        of_adapter = differing(*(with_defaults(each.get("adapter", {})) for each in (old, new)))
         if of_model or not of_adapter:
             yield label, of_model
         if of_adapter:
@@ -193,7 +193,7 @@ def unseen_changes(
     verdicts: Iterable[Verdict],
     most: int | None = None,
 ) -> tuple[str, ...]:
-    """`mine-own-r8: use_rslora absent -> True`: what a case has configured otherwise than in the
+    """`mine-own-r8: use_rslora False -> True`: what a case has configured otherwise than in the
     baseline and none of the verdicts' explanations says: no figure shows it, or the explanation
     named others first. most: so many fields of each are named, and the others counted."""
     told = {verdict.explanation for verdict in verdicts}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from bench.baselines.configuration import COUNTED, changes, other_weights, whole
+from bench.baselines.configuration import COUNTED, changes, other_weights, with_defaults
 from bench.baselines.metrics import ALLOCATED, RESERVED, TIME, Metric
 from bench.baselines.runs import Record, StoredRun
 from bench.units import format_count, one_line
@@ -64,7 +64,7 @@ def _configuration(
     if isinstance(mine, dict) and isinstance(theirs, dict):
         if before.rank != after.rank:  # told among the facts
             mine, theirs = ({**fields, "r": None} for fields in (mine, theirs))
-        found += changes(whole(mine), whole(theirs), metric)
+        found += changes(with_defaults(mine), with_defaults(theirs), metric)
     return [*found[:CLUES], f"and {len(found) - CLUES} more"] if len(found) > CLUES else found
 
 

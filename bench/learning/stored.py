@@ -78,24 +78,24 @@ def read_detail(record: Record, file: str = "") -> Detail:
         place = f"{where}: fits {number}"
         if fit.seed in seeds[: number - 1]:
             raise BenchError(f"{place}: seed: {fit.seed} stands there twice")
-        whole(fit.losses, f"{place}: losses")
+        check_whole_keys(fit.losses, f"{place}: losses")
         if 0 < fit.step_seconds < _LEAST_SECONDS:
             raise BenchError(
                 f"{place}: step_seconds: expected 0 (no step was timed) or {_LEAST_SECONDS:g} or "
                 f"more, found {fit.step_seconds!r}"
             )
-    whole(found.tuning, f"{where}: tuning")
+    check_whole_keys(found.tuning, f"{where}: tuning")
     for seed, tuned in found.tuning.items():
         place = f"{where}: tuning: {seed}: losses"
         if not tuned.losses:
             raise BenchError(f"{place}: expected the losses of a rate, found none")
         for rate, losses in tuned.losses.items():
             _rate(rate, place)
-            whole(losses, f"{place}: {rate}")
+            check_whole_keys(losses, f"{place}: {rate}")
     return found
 
 
-def whole(table: Mapping[str, Any], where: str) -> None:
+def check_whole_keys(table: Mapping[str, Any], where: str) -> None:
     """BenchError for a key that is no whole number (a seed or a step), or stands there twice."""
     for key in table:
         if not (key.isascii() and key.isdigit() and len(key) <= len(str(MOST_COUNTED))):
